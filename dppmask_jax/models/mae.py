@@ -1,0 +1,105 @@
+"""Masked autoencoder (MAE, arXiv 2111.06377): ViT encoder on visible patches, light decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from dppmask_jax import patches
+from dppmask_jax.models.vit import Blocks, Encoder, Size, dense, layer_norm
+
+
+class Decoder(nn.Module):
+    """Predicts the pixels of every patch from the latents of the visible ones."""
+
+    size: Size
+    grid: tuple[int, int]
+    patch_values: int
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, latent, order):
+        """
+        Args:
+          latent: (B, 1 + K, D) encoder output, class token first, then patches order[:, :K].
+          order: (B, N) int32 permutation of the patches, visible ones first.
+
+        Returns:
+          (B, N, P) float32 predictions in the original order of the patches.
+        """
+        tokens = dense(self.size.width, self.dtype, "embed")(latent)
+        mask_token = self.param(
+            "mask_token", nn.initializers.normal(0.02), (1, 1, self.size.width), jnp.float32
+        ).astype(tokens.dtype)
+        batch, num_visible = tokens.shape[0], tokens.shape[1] - 1
+        num_patches = self.grid[0] * self.grid[1]
+        hidden = jnp.broadcast_to(
+            mask_token, (batch, num_patches - num_visible, self.size.width)
+        )
+        in_drawn_order = jnp.concatenate([tokens[:, 1:], hidden], axis=1)
+        in_place = patches.gather(in_drawn_order, jnp.argsort(order, axis=1))
+        positions = patches.sincos_positions(self.grid, self.size.width)
+        in_place = in_place + jnp.asarray(positions, tokens.dtype)
+        x = jnp.concatenate([tokens[:, :1], in_place], axis=1)
+        x = Blocks(
+            self.size.depth, self.size.heads, remat=self.remat, dtype=self.dtype, name="blocks"
+        )(x)
+        x = layer_norm("norm")(x)[:, 1:]
+        return dense(self.patch_values, self.dtype, "pred")(x).astype(jnp.float32)
+
+
+class MAE(nn.Module):
+    """Encoder and decoder. Masks are drawn outside, from the tokens that `embed` returns."""
+
+    encoder_size: Size
+    decoder_size: Size
+    image_size: tuple[int, int]
+    patch_size: int
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.encoder = Encoder(
+            self.encoder_size,
+            self.image_size,
+            self.patch_size,
+            self.drop_path_rate,
+            self.remat,
+            self.dtype,
+        )
+        self.decoder = Decoder(
+            self.decoder_size,
+            patches.grid_shape(self.image_size, self.patch_size),
+            3 * self.patch_size**2,
+            self.remat,
+            self.dtype,
+        )
+
+    def embed(self, images):
+        """(B, H, W, 3) -> (B, N, D): the tokens that are about to be masked."""
+        return self.encoder.embed(images)
+
+    def encode(self, tokens):
+        """All tokens (B, N, D) -> (latent, prenorm), both (B, 1 + N, D); no masking."""
+        return self.encoder(tokens)
+
+    def predict(self, tokens, order, num_keep: int, keys=None):
+        """
+        Args:
+          tokens: (B, N, D) from `embed`.
+          order: (B, N) int32, visible patches first.
+          num_keep: number of visible patches, static.
+          keys: (B,) keys for drop-path, or None.
+
+        Returns:
+          (B, N, P) float32 predicted patches, in the original order.
+        """
+        latent, _ = self.encoder(patches.gather(tokens, order[:, :num_keep]), keys)
+        return self.decoder(latent, order)
+
+    def __call__(self, images, order, num_keep: int):
+        return self.predict(self.embed(images), order, num_keep)

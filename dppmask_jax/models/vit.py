@@ -1,0 +1,234 @@
+"""Vision transformer blocks and encoder (ViT as used by MAE, arXiv 2111.06377, appendix A.1).
+
+Parameters are float32; matrix products run in `dtype`; softmax and layer norms run in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dppmask_jax import patches
+
+NORM_EPSILON = 1e-6
+
+
+class Size(NamedTuple):
+    """Width D, number of blocks and number of attention heads of an encoder."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+SIZES = {
+    "Pi": Size(96, 4, 3),
+    "Mu": Size(128, 6, 4),
+    "Ti": Size(192, 12, 3),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+    "H": Size(1280, 32, 16),
+}
+
+
+def _uniform(bound: float):
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def dense(features: int, dtype, name: str) -> nn.Dense:
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=nn.initializers.xavier_uniform(),
+        name=name,
+    )
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=NORM_EPSILON,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+def drop_path(x, rate: float, keys):
+    """Stochastic depth: drops the whole residual branch of an example with probability `rate`.
+
+    Args:
+      x: (B, ...) residual branch.
+      rate: 0 to below 1.
+      keys: (B,) keys, one an example; None keeps every branch (evaluation).
+    """
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
+    keep = keep.reshape(keep.shape + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def _branch_keys(keys, branch: int):
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, branch))(keys)
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of patches: the convolution with kernel and stride `patch_size`.
+
+    The kernel is (P, D) with P in the order of `patches.patchify`. Xavier-uniform kernel; the
+    bias keeps a convolution's usual U(±1/sqrt(P)).
+    """
+
+    width: int
+    patch_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        values = self.patch_size * self.patch_size * images.shape[-1]
+        return nn.Dense(
+            self.width,
+            dtype=self.dtype,
+            param_dtype=jnp.float32,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=_uniform(values**-0.5),
+            name="proj",
+        )(patches.patchify(images, self.patch_size))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection (order: q, k, v, then head)."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        batch, length, width = x.shape
+        head_width = width // self.heads
+        qkv = dense(3 * width, self.dtype, "qkv")(x)
+        qkv = qkv.reshape(batch, length, 3, self.heads, head_width)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        logits = jnp.einsum(
+            "bqhd,bkhd->bhqk",
+            query * jnp.asarray(head_width**-0.5, query.dtype),
+            key,
+            preferred_element_type=jnp.float32,
+        )
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return dense(width, self.dtype, "proj")(mixed.reshape(batch, length, width))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an exact (erf) GELU."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.gelu(dense(self.hidden, self.dtype, "fc1")(x), approximate=False)
+        return dense(x.shape[-1], self.dtype, "fc2")(hidden)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    heads: int
+    drop_path_rate: float = 0.0
+    mlp_ratio: int = 4
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, keys=None):
+        branch = Attention(self.heads, self.dtype, name="attn")(layer_norm("norm1")(x))
+        x = x + drop_path(branch, self.drop_path_rate, _branch_keys(keys, 0))
+        hidden = self.mlp_ratio * x.shape[-1]
+        branch = Mlp(hidden, self.dtype, name="mlp")(layer_norm("norm2")(x))
+        return x + drop_path(branch, self.drop_path_rate, _branch_keys(keys, 1))
+
+
+class Blocks(nn.Module):
+    """A stack of blocks; drop-path rises linearly from 0 to `drop_path_rate` over the depth."""
+
+    depth: int
+    heads: int
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, keys=None):
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
+            x = block(self.heads, rate, dtype=self.dtype, name=f"block_{i}")(
+                x, _branch_keys(keys, i)
+            )
+        return x
+
+
+class Encoder(nn.Module):
+    """ViT encoder with fixed sine-cosine positions and a class token.
+
+    `embed` gives the patch tokens with their positions; `__call__` runs the blocks on any subset
+    of them.
+    """
+
+    size: Size
+    image_size: tuple[int, int]
+    patch_size: int
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return patches.grid_shape(self.image_size, self.patch_size)
+
+    def setup(self):
+        self.patch_embed = PatchEmbed(self.size.width, self.patch_size, self.dtype)
+        self.cls_token = self.param(
+            "cls_token", nn.initializers.normal(0.02), (1, 1, self.size.width), jnp.float32
+        )
+        self.blocks = Blocks(
+            self.size.depth, self.size.heads, self.drop_path_rate, self.remat, self.dtype
+        )
+        self.norm = layer_norm(None)
+
+    def embed(self, images):
+        """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions."""
+        if images.shape[1:3] != tuple(self.image_size):
+            raise ValueError(
+                f"the encoder was built for images of {self.image_size[0]}x{self.image_size[1]}, "
+                f"got {images.shape[1]}x{images.shape[2]}"
+            )
+        positions = patches.sincos_positions(self.grid, self.size.width)
+        return self.patch_embed(images) + jnp.asarray(positions, self.dtype)
+
+    def __call__(self, tokens, keys=None):
+        """Runs the blocks on the class token and `tokens`.
+
+        Args:
+          tokens: (B, K, D) from `embed`, all of them or the visible ones in any order.
+          keys: (B,) keys for drop-path; None in evaluation.
+
+        Returns:
+          (latent, prenorm): both (B, 1 + K, D), class token first, after and before the final
+          layer norm; latent is float32.
+        """
+        cls = jnp.broadcast_to(
+            self.cls_token.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2])
+        )
+        prenorm = self.blocks(jnp.concatenate([cls, tokens], axis=1), keys)
+        return self.norm(prenorm), prenorm

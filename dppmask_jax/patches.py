@@ -1,0 +1,119 @@
+"""Images as sequences of patches, and where each patch is.
+
+Patches are numbered row by row: patch n of a grid with `columns` columns lies in row n // columns
+and column n % columns. Only jax and numpy are imported here.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def grid_shape(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """The (rows, columns) of patches in an image of (height, width) pixels.
+
+    Raises:
+      ValueError: the patch size is not positive or does not divide both sides.
+    """
+    height, width = image_size
+    if patch_size < 1 or height < 1 or width < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"image size {height}x{width} is not a multiple of the patch size {patch_size}; "
+            "choose a patch size that divides both sides"
+        )
+    return height // patch_size, width // patch_size
+
+
+def patchify(images, patch_size: int):
+    """Cuts images into patches.
+
+    Args:
+      images: (B, H, W, C) array of any dtype.
+      patch_size: side of a patch in pixels; divides H and W.
+
+    Returns:
+      (B, N, patch_size * patch_size * C). Within a patch the order is row, column, channel.
+
+    Raises:
+      ValueError: `images` is not 4-D, or the patch size does not divide its sides.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images must be (B, H, W, C), got shape {tuple(images.shape)}")
+    batch, height, width, channels = images.shape
+    rows, columns = grid_shape((height, width), patch_size)
+    blocks = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, rows * columns, patch_size * patch_size * channels)
+
+
+def unpatchify(patches, grid: tuple[int, int], patch_size: int):
+    """The inverse of `patchify`.
+
+    Args:
+      patches: (B, N, patch_size * patch_size * C).
+      grid: (rows, columns) with rows * columns == N.
+      patch_size: side of a patch in pixels.
+
+    Returns:
+      (B, rows * patch_size, columns * patch_size, C).
+
+    Raises:
+      ValueError: the shape of `patches` does not fit the grid and the patch size.
+    """
+    rows, columns = grid
+    batch, num_patches, values = patches.shape
+    if num_patches != rows * columns or values % (patch_size * patch_size):
+        raise ValueError(
+            f"patches of shape {tuple(patches.shape)} do not fit a {rows}x{columns} grid of "
+            f"{patch_size}x{patch_size} patches"
+        )
+    channels = values // (patch_size * patch_size)
+    blocks = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
+    blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, rows * patch_size, columns * patch_size, channels)
+
+
+def gather(tokens, indices):
+    """Picks tokens of each example.
+
+    Args:
+      tokens: (B, N, D).
+      indices: (B, K) int32 within 0..N-1; jax clamps what lies outside, silently.
+
+    Returns:
+      (B, K, D).
+    """
+    return jnp.take_along_axis(tokens, indices[..., None], axis=1)
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions of MAE (arXiv 2111.06377, appendix A.1).
+
+    The first half of the channels encodes the column and the second half the row; each half is
+    [sin(position * w), cos(position * w)] with w_t = 10000 ** (-t / (width / 4)).
+
+    Args:
+      grid: (rows, columns).
+      width: number of channels, a multiple of 4.
+
+    Returns:
+      (rows * columns, width) float32, computed in float64. Every row has norm sqrt(width / 2).
+
+    Raises:
+      ValueError: `width` is not a positive multiple of 4.
+    """
+    if width < 4 or width % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, got {width}")
+    rows, columns = grid
+    quarter = width // 4
+    frequencies = 10000.0 ** (-np.arange(quarter, dtype=np.float64) / quarter)
+
+    def encode(positions):
+        angles = positions[:, None] * frequencies[None, :]
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    row_of_patch, column_of_patch = np.divmod(np.arange(rows * columns), columns)
+    return np.concatenate([encode(column_of_patch), encode(row_of_patch)], axis=1).astype(
+        np.float32
+    )
