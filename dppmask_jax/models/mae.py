@@ -36,9 +36,7 @@ class Decoder(nn.Module):
         ).astype(tokens.dtype)
         batch, num_visible = tokens.shape[0], tokens.shape[1] - 1
         num_patches = self.grid[0] * self.grid[1]
-        hidden = jnp.broadcast_to(
-            mask_token, (batch, num_patches - num_visible, self.size.width)
-        )
+        hidden = jnp.broadcast_to(mask_token, (batch, num_patches - num_visible, self.size.width))
         in_drawn_order = jnp.concatenate([tokens[:, 1:], hidden], axis=1)
         in_place = patches.gather(in_drawn_order, jnp.argsort(order, axis=1))
         positions = patches.sincos_positions(self.grid, self.size.width)

@@ -1,0 +1,68 @@
+"""Runs a command: bad input is one line and status 2; any other fault keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+
+from absl import app, flags
+
+from dppmask_jax.errors import InputError
+
+
+def run(main) -> None:
+    """Parses the flags and calls `main(argv)`. Does not return."""
+    app.run(_answering_bad_input(main), flags_parser=_parse_flags)
+
+
+def fail(message) -> None:
+    """Ends the command with one line on stderr and status 2."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _parse_flags(argv):
+    # A config file is Python and raises what it likes while it is read as a flag.
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError) as error:
+        return fail(_unknown_field(argv, str(error).strip("'\"")) or error)
+    except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
+        # ml_collections hands on a config file's fault as the text of its traceback.
+        last_line = str(error).strip().splitlines()[-1]
+        return fail(last_line.removeprefix("ValueError: "))
+
+
+def _unknown_field(argv, leaf: str) -> str | None:
+    """What to say if `leaf` ends the name of a --config.… flag among `argv`."""
+    names = [arg.split("=")[0].removeprefix("--config.") for arg in argv if "--config." in arg]
+    unknown = next((name for name in names if name.split(".")[-1] == leaf), None)
+    if unknown is None:
+        return None
+    joined = " ".join(argv).split("--config", 1)[1].lstrip("= ").split()[0]
+    path, _, argument = joined.partition(":")
+    known = _field_names(runpy.run_path(path)["get_config"](*filter(None, [argument])))
+    leaves = {field.split(".")[-1]: field for field in known}
+    near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1)]
+    near = near or difflib.get_close_matches(unknown, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"unknown config field {unknown!r}; {hint}"
+
+
+def _field_names(config) -> list[str]:
+    names = []
+    for name, value in config.items():
+        inner = _field_names(value) if hasattr(value, "items") else None
+        names += [f"{name}.{leaf}" for leaf in inner] if inner is not None else [name]
+    return names
+
+
+def _answering_bad_input(main):
+    def answered(argv):
+        try:
+            return main(argv)
+        except InputError as error:
+            return fail(error)
+
+    return answered

@@ -1,0 +1,208 @@
+"""Checks a config before any work starts: every field's type and range, then what must fit."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dppmask_jax import patches
+from dppmask_jax.errors import InputError
+from dppmask_jax.masking import num_visible
+from dppmask_jax.models.vit import SIZES
+
+
+class Rule(NamedTuple):
+    """Whether a value is allowed, and the words that say what is."""
+
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+def _whole(low: int, high: int = 2**31 - 1) -> Rule:
+    words = f"a whole number from {low}" + (f" to {high}" if high < 2**31 - 1 else " up")
+    return Rule(lambda value: _is_whole(value) and low <= value <= high, words)
+
+
+def _number(low: float, high: float = math.inf) -> Rule:
+    words = f"a number from {low:g}" + (f" to {high:g}" if high < math.inf else " up")
+    return Rule(lambda value: _is_number(value) and low <= value <= high, words)
+
+
+def _above(low: float, below: float = math.inf) -> Rule:
+    words = f"a number above {low:g}" + (f" and below {below:g}" if below < math.inf else "")
+    return Rule(lambda value: _is_number(value) and low < value < below, words)
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(lambda value: isinstance(value, str) and value in choices, " | ".join(choices))
+
+
+def _pair(each: Rule, words: str, ordered: bool = False) -> Rule:
+    def holds(value):
+        return (
+            isinstance(value, (tuple, list))
+            and len(value) == 2
+            and all(each.holds(part) for part in value)
+            and (not ordered or value[0] <= value[1])
+        )
+
+    return Rule(holds, words)
+
+
+_TEXT = Rule(lambda value: isinstance(value, str), "a text")
+_FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
+_FRACTION_BELOW_1 = Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
+
+COMMON_RULES = {
+    "method": _one_of("mae"),
+    "seed": _whole(0),
+    "image_size": _pair(_whole(1, 16384), "(height, width) in pixels, such as (224, 224)"),
+    "batch_size": _whole(1),
+    "epochs": _above(0),
+    "log_every": _whole(1),
+    "init_from": _TEXT,
+    "data.source": Rule(
+        lambda value: (
+            isinstance(value, str)
+            and (value == "shapes" or value.startswith(("folder:", "tfds:", "shapes:")))
+        ),
+        "shapes | folder:PATH | tfds:NAME",
+    ),
+    "data.dir": _TEXT,
+    "data.val_fraction": _FRACTION_BELOW_1,
+    "data.crop_scale": _pair(
+        _above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
+    ),
+    "data.flip": _FLAG,
+    "data.workers": _whole(0, 256),
+    "data.max_bad_frac": _number(0, 1),
+    "optim.base_lr": _above(0),
+    "optim.final_lr": _number(0),
+    "optim.warmup_epochs": _number(0),
+    "optim.weight_decay": _number(0),
+    "optim.b1": _FRACTION_BELOW_1,
+    "optim.b2": _FRACTION_BELOW_1,
+    "optim.epsilon": _above(0),
+    "optim.clip_norm": _number(0),
+    "optim.accum_steps": _whole(1),
+    "optim.max_bad_steps": _whole(0),
+    "checkpoint.every": _whole(1),
+    "checkpoint.keep": _whole(1),
+    "evaluate.every_epochs": _above(0),
+    "evaluate.loss_images": _whole(0),
+    "evaluate.knn_images": _whole(0),
+    "evaluate.knn_k": _whole(1),
+    "evaluate.knn_temperature": _above(0),
+    "evaluate.knn_feature": _one_of("patches", "cls"),
+    "evaluate.figure_images": _whole(0, 64),
+}
+
+MAE_RULES = {
+    "model.size": _one_of(*SIZES),
+    "model.patch_size": _whole(1),
+    "model.decoder_width": _whole(4),
+    "model.decoder_depth": _whole(1),
+    "model.decoder_heads": _whole(1),
+    "model.drop_path": _FRACTION_BELOW_1,
+    "model.dtype": _one_of("float32", "bfloat16"),
+    "model.remat": _FLAG,
+    "mask.strategy": _one_of("dpp", "random", "block"),
+    "mask.ratio": Rule(
+        lambda v: _is_number(v) and 0 < v < 1, "a number above 0 and below 1 (share masked)"
+    ),
+    "mask.tau": _number(0, 1),
+    "mask.tau_end": Rule(
+        lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "a number from 0 to 1, or None"
+    ),
+    "mask.threshold_on": _one_of("d2", "d"),
+    "mask.kernel": _one_of("gaussian", "cosine"),
+    "mask.bandwidth": _above(0),
+    "mask.normalize": _one_of("l2", "standardize"),
+    "mask.features": _one_of("embedding", "pixels"),
+    "loss.norm_pix": _FLAG,
+}
+
+MODEL_FIELDS = (
+    "method",
+    "image_size",
+    "model.size",
+    "model.patch_size",
+    "model.decoder_width",
+    "model.decoder_depth",
+    "model.decoder_heads",
+)
+
+
+def flatten(config) -> dict[str, Any]:
+    """{"a.b": value} of a nested config."""
+    flat = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def check(config) -> None:
+    """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+    values = flatten(config)
+    rules = COMMON_RULES | MAE_RULES
+    for field in values:
+        if field not in rules:
+            near = difflib.get_close_matches(field, rules, n=1)
+            hint = f"did you mean config.{near[0]}?" if near else "remove it"
+            raise InputError(f"unknown config field config.{field}; {hint}")
+    for field, rule in rules.items():
+        if field not in values:
+            raise InputError(f"config.{field} is missing; it takes {rule.allowed}")
+        if field == "data.source" and values[field] == "":
+            raise InputError(
+                "config.data.source is empty; say where the images are: "
+                "--config.data.source=folder:PATH (or shapes, or tfds:NAME)"
+            )
+        if field == "mask.strategy" and values[field] == "attention":
+            raise InputError(
+                "config.mask.strategy='attention' needs a teacher, which MAE has not; "
+                "use dpp | random | block"
+            )
+        if not rule.holds(values[field]):
+            raise InputError(f"config.{field}={values[field]!r} is not allowed: {rule.allowed}")
+    _check_fit(config)
+
+
+def _check_fit(config) -> None:
+    model = config.model
+    try:
+        rows, columns = patches.grid_shape(tuple(config.image_size), model.patch_size)
+    except ValueError as error:
+        raise InputError(f"config.image_size, config.model.patch_size: {error}") from error
+    try:
+        num_keep = num_visible(rows * columns, config.mask.ratio)
+    except ValueError as error:
+        raise InputError(f"config.mask.ratio={config.mask.ratio}: {error}") from error
+    if num_keep == rows * columns:
+        raise InputError(
+            f"config.mask.ratio={config.mask.ratio} masks none of the {rows * columns} patches; "
+            "raise it"
+        )
+    if model.decoder_width % model.decoder_heads or model.decoder_width % 4:
+        raise InputError(
+            f"config.model.decoder_width={model.decoder_width} is not a multiple of 4 and of "
+            f"config.model.decoder_heads={model.decoder_heads}"
+        )
+    if config.optim.warmup_epochs > config.epochs:
+        raise InputError(
+            f"config.optim.warmup_epochs={config.optim.warmup_epochs:g} is longer than "
+            f"config.epochs={config.epochs:g}"
+        )

@@ -1,0 +1,219 @@
+"""The one training step and the one resumable loop. Knows no method and no task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dppmask_jax import parallel
+from dppmask_jax.methods.base import Method, TrainState
+from dppmask_jax.optim import Optimizer
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that was not finite."""
+
+
+def init_state(method: Method, optimizer: Optimizer, key) -> TrainState:
+    """The state before the first step, on the host's default device."""
+
+    def build(key):
+        params, extra = method.init(key)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.tx.init(params), extra, zero)
+
+    return jax.jit(build)(key)
+
+
+def _accumulated_gradients(method, state, batch, key, accum_steps):
+    grad_fn = jax.value_and_grad(method.loss, has_aux=True)
+
+    def of_micro_batch(micro):
+        (loss, (metrics, aux)), grads = grad_fn(state.params, state.extra, micro, key, state.step)
+        return grads, {"loss": loss, **metrics}, aux
+
+    if accum_steps == 1:
+        return of_micro_batch(batch)
+    micros = jax.tree.map(lambda x: x.reshape((accum_steps, -1, *x.shape[1:])), batch)
+    first = jax.tree.map(lambda x: x[0], micros)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_micro_batch, first)
+    )
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, of_micro_batch(micro)), None
+
+    total, _ = jax.lax.scan(add, zeros, micros)
+    return jax.tree.map(lambda x: x / accum_steps, total)
+
+
+def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> Callable:
+    """The training step, compiled for all devices.
+
+    Returns:
+      `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`.
+      Gradients, metrics and `aux` are averaged over the micro-batches and the devices, then there
+      is one update and one `after_step`. Where the loss or the gradient norm is not finite, only
+      `step` and `bad_steps` change.
+    """
+
+    def step(state: TrainState, batch, seed_key):
+        key = jax.random.fold_in(seed_key, state.step)
+        grads, metrics, aux = parallel.mean(
+            _accumulated_gradients(method, state, batch, key, accum_steps)
+        )
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+
+        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
+        lr = optimizer.learning_rate(state.step)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: lr * u, updates))
+        extra = method.after_step(params, state.extra, aux, state.step)
+        updated = (params, opt_state, extra)
+        unchanged = (state.params, state.opt_state, state.extra)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
+        bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, "bad_steps": bad_steps}
+        return TrainState(state.step + 1, *kept, bad_steps), metrics
+
+    return parallel.data_parallel_update(step)
+
+
+class Hook(NamedTuple):
+    """`run(state, step) -> values to log`, called every `every` steps, at the start and the end."""
+
+    every: int
+    run: Callable[[TrainState, int], dict[str, float]]
+
+
+class Profile(NamedTuple):
+    """Trace `steps` steps into `directory`, once the first few have compiled and settled."""
+
+    steps: int
+    directory: str
+    skip: int = 5
+
+
+def run(
+    step_fn: Callable,
+    state: TrainState,
+    batches: Iterable[dict[str, np.ndarray]],
+    *,
+    start_step: int,
+    total_steps: int,
+    seed_key,
+    batch_size: int,
+    log_every: int,
+    max_bad_steps: int,
+    save_every: int,
+    save: Callable[[int, TrainState], Any],
+    log: Callable[[int, dict[str, float]], Any],
+    progress: Callable[[int, dict[str, float]], Any],
+    hooks: tuple[Hook, ...] = (),
+    profile: Profile | None = None,
+) -> TrainState:
+    """Trains from `start_step` to `total_steps`.
+
+    Args:
+      batches: this process's share of the batch of step `start_step`, `start_step + 1`, …
+      batch_size: images of all processes in a step, for the throughput.
+      save: called with the step and the state every `save_every` steps and at the end, after
+        everything of that step is logged.
+      log: called with a step and the values to write down.
+      progress: called after each logged step.
+      profile: which steps to trace; None traces none.
+
+    Raises:
+      TrainingDiverged: more than `max_bad_steps` steps in a row were not finite.
+    """
+
+    def due(step, every):
+        return step % every == 0 or step == total_steps
+
+    if start_step == 0:
+        for hook in hooks:
+            log(0, hook.run(state, 0))
+    stream = iter(batches)
+    clock = _Clock(start_step)
+    in_flight = None
+    trace_from, trace_to = _traced_steps(profile, start_step, total_steps)
+    for step in range(start_step + 1, total_steps + 1):
+        if step == trace_from:
+            jax.profiler.start_trace(profile.directory)
+        batch = clock.timed_wait(lambda: next(stream))
+        state, metrics = step_fn(state, parallel.split_batch(batch), seed_key)
+        # The host runs at most one step ahead of the devices: batches must not pile up.
+        if in_flight is not None:
+            jax.block_until_ready(in_flight)
+        in_flight = metrics["loss"]
+        if step == start_step + 1 and not due(step, log_every):
+            # Keeps the compilation out of the first logged throughput.
+            jax.block_until_ready(in_flight)
+            clock.restart(step)
+        if due(step, log_every):
+            values = {name: value.item() for name, value in parallel.to_host(metrics).items()}
+            bad_steps = int(values.pop("bad_steps"))
+            values.update(clock.lap(step, batch_size))
+            if bad_steps:
+                values["bad_steps"] = bad_steps
+            log(step, values)
+            progress(step, values)
+            if bad_steps > max_bad_steps:
+                raise TrainingDiverged(
+                    f"{bad_steps} steps in a row up to step {step} had a loss or gradient that "
+                    "is not finite; lower optim.base_lr, lengthen optim.warmup_epochs, set "
+                    "optim.clip_norm=1.0 or model.dtype=float32, and run again to resume from "
+                    "the last checkpoint"
+                )
+        if step == trace_to:
+            jax.block_until_ready(in_flight)
+            jax.profiler.stop_trace()
+        evaluated = False
+        for hook in hooks:
+            if due(step, hook.every):
+                log(step, hook.run(state, step))
+                evaluated = True
+        if due(step, save_every):
+            save(step, state)
+            evaluated = True
+        if evaluated:
+            clock.restart(step)
+    return state
+
+
+def _traced_steps(profile, start_step, total_steps):
+    if profile is None or start_step == total_steps:
+        return None, None
+    first = min(start_step + 1 + profile.skip, total_steps)
+    return first, min(first + profile.steps - 1, total_steps)
+
+
+class _Clock:
+    """Throughput and the share of time that the loop waits for data, between logged steps."""
+
+    def __init__(self, step: int):
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+
+    def timed_wait(self, call):
+        start = time.perf_counter()
+        result = call()
+        self._waited += time.perf_counter() - start
+        return result
+
+    def lap(self, step: int, batch_size: int) -> dict[str, float]:
+        elapsed = time.perf_counter() - self._start
+        rates = {
+            "images_per_sec": (step - self._step) * batch_size / elapsed,
+            "data_wait_frac": self._waited / elapsed,
+        }
+        self.restart(step)
+        return rates

@@ -1,0 +1,46 @@
+"""What a training method is, and the state that training carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Method(NamedTuple):
+    """A record of pure functions; `loop.make_step` trains any of them.
+
+    Shapes: B examples; `batch` holds "image" uint8 (B, H, W, 3), "label" int32 (B,) and "index"
+    int32 (B,), the position of each example in the stream.
+    """
+
+    init: Callable[[Any], tuple[Any, Any]]
+    """key -> (params, extra); `extra` is what training updates without gradients."""
+
+    loss: Callable[..., tuple[Any, tuple[dict[str, Any], Any]]]
+    """(params, extra, batch, key, step) -> (loss, (metrics, aux)); `key` is the step's key."""
+
+    after_step: Callable[..., Any]
+    """(params, extra, aux, step) -> extra, with the parameters after the optimiser's step."""
+
+    encode: Callable[..., dict[str, Any]]
+    """(params, extra, images) -> {"cls": (B, D), "patches": (B, N, D), "patches_prenorm"}."""
+
+    features: Callable[..., Any] | None = None
+    """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
+
+    reconstruct: Callable[..., Any] | None = None
+    """(params, extra, images, order) -> (B, H, W, 3) float32 in [0, 1]."""
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes; a plain pytree.
+
+    `step` counts optimiser steps, skipped ones included; `bad_steps` counts the skipped steps
+    since the last good one.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    extra: Any
+    bad_steps: Any

@@ -1,0 +1,160 @@
+"""Masked autoencoding with visible patches chosen at random, by blocks or by DPPMask.
+
+MAE: arXiv 2111.06377. DPPMask: arXiv 2303.12736.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dppmask_jax import losses, masking, patches
+from dppmask_jax.data import augment
+from dppmask_jax.methods.base import Method
+from dppmask_jax.models.mae import MAE
+from dppmask_jax.models.vit import SIZES, Size
+
+
+def build(config, *, total_steps: int) -> Method:
+    """The MAE of a checked config.
+
+    Args:
+      config: see configs/mae.py; already through `config.check`.
+      total_steps: length of the run, for `mask.tau_end`.
+    """
+    model = model_from(config)
+    patch_size = config.model.patch_size
+    grid = patches.grid_shape(tuple(config.image_size), patch_size)
+    num_keep = visible_count(config)
+
+    def init(key):
+        images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
+        order = jnp.arange(grid[0] * grid[1])[None]
+        return model.init(key, images, order, num_keep)["params"], {}
+
+    def kernel_features(images, tokens):
+        features = tokens
+        if config.mask.features == "pixels":
+            features = patches.patchify(images, patch_size)
+        features = jax.lax.stop_gradient(features).astype(jnp.float32)
+        if config.mask.normalize == "standardize":
+            features = features - jnp.mean(features, axis=-1, keepdims=True)
+        return features
+
+    def loss(params, extra, batch, key, step):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        split = jax.vmap(lambda example_key: jax.random.split(example_key, 3))(keys)
+        flip_keys, mask_keys, drop_keys = split[:, 0], split[:, 1], split[:, 2]
+        images = augment.flip_and_normalize(batch["image"], flip_keys, flip=config.data.flip)
+        tokens = model.apply({"params": params}, images, method="embed")
+        mask, metrics = draw_masks(
+            config, mask_keys, kernel_features(images, tokens), grid, num_keep, tau_at(step)
+        )
+        pred = model.apply(
+            {"params": params}, tokens, mask.order, num_keep, drop_keys, method="predict"
+        )
+        target = losses.pixel_target(patches.patchify(images, patch_size), config.loss.norm_pix)
+        return losses.masked_pixel_loss(pred, target, mask.mask), (metrics, {})
+
+    def tau_at(step):
+        if config.mask.tau_end is None:
+            return config.mask.tau
+        progress = jnp.minimum(step / max(total_steps - 1, 1), 1.0)
+        return config.mask.tau + (config.mask.tau_end - config.mask.tau) * progress
+
+    def encode(params, extra, images):
+        tokens = model.apply({"params": params}, augment.normalize(images), method="embed")
+        latent, prenorm = model.apply({"params": params}, tokens, method="encode")
+        return {
+            "cls": latent[:, 0],
+            "patches": latent[:, 1:],
+            "patches_prenorm": prenorm[:, 1:].astype(jnp.float32),
+        }
+
+    def features(params, extra, images):
+        images = augment.normalize(images)
+        tokens = model.apply({"params": params}, images, method="embed")
+        return kernel_features(images, tokens)
+
+    def reconstruct(params, extra, images, order):
+        images = augment.normalize(images)
+        pred = model.apply({"params": params}, images, order, num_keep)
+        original = patches.patchify(images, patch_size)
+        if config.loss.norm_pix:
+            mean, deviation = losses.patch_statistics(original)
+            pred = pred * deviation + mean
+        rank = jnp.argsort(order, axis=1)
+        shown = jnp.where((rank < num_keep)[..., None], original, pred)
+        pixels = augment.denormalize(patches.unpatchify(shown, grid, patch_size))
+        return jnp.clip(pixels, 0.0, 1.0)
+
+    return Method(
+        init=init,
+        loss=loss,
+        after_step=lambda params, extra, aux, step: extra,
+        encode=encode,
+        features=features,
+        reconstruct=reconstruct,
+    )
+
+
+def model_from(config) -> MAE:
+    """The model of a checked config."""
+    model = config.model
+    return MAE(
+        encoder_size=SIZES[model.size],
+        decoder_size=Size(model.decoder_width, model.decoder_depth, model.decoder_heads),
+        image_size=tuple(config.image_size),
+        patch_size=model.patch_size,
+        drop_path_rate=model.drop_path,
+        remat=model.remat,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def visible_count(config) -> int:
+    """Number of visible patches of every image."""
+    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    return masking.num_visible(rows * columns, config.mask.ratio)
+
+
+def selection_settings(config) -> dict:
+    """The kernel, bandwidth and threshold of `dpp.select` for what `Method.features` returns.
+
+    Patches standardised to mean 0 and variance 1 are sqrt(D) times the L2-normalised centred ones,
+    so their squared distances are those of the latter under a bandwidth D times smaller.
+    """
+    mask = config.mask
+    bandwidth = mask.bandwidth
+    if mask.normalize == "standardize":
+        pixels = 3 * config.model.patch_size**2
+        width = SIZES[config.model.size].width if mask.features == "embedding" else pixels
+        bandwidth = bandwidth / width
+    return {"kernel": mask.kernel, "bandwidth": bandwidth, "threshold_on": mask.threshold_on}
+
+
+def draw_masks(config, keys, features, grid, num_keep: int, tau):
+    """One mask an image.
+
+    Args:
+      config: a checked config; `config.mask` says how to draw.
+      keys: (B,) keys.
+      features: (B, N, D) what the selection kernel sees.
+      grid: (rows, columns) of patches.
+      num_keep: visible patches of each image.
+      tau: scalar threshold, may be traced.
+
+    Returns:
+      (Mask with a leading batch axis, metrics): for dpp the mean number of greedy picks.
+    """
+    strategy = config.mask.strategy
+    if strategy == "random":
+        num_patches = grid[0] * grid[1]
+        return jax.vmap(lambda key: masking.random(key, num_patches, num_keep))(keys), {}
+    if strategy == "block":
+        return jax.vmap(lambda key: masking.block(key, grid, num_keep))(keys), {}
+    settings = selection_settings(config)
+    mask, num_greedy = jax.vmap(
+        lambda key, image_features: masking.dpp(key, image_features, num_keep, tau, **settings)
+    )(keys, features)
+    return mask, {"num_greedy": jnp.mean(num_greedy.astype(jnp.float32))}

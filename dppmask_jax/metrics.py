@@ -1,0 +1,113 @@
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics.jsonl, in order; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_text().split("\n")
+    complete = lines[:-1]
+    for line in complete:
+        records.append(json.loads(line))
+    return records
+
+
+class MetricsLog:
+    """Appends records to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
+
+    Opening it cuts the file back to `start_step`, the step the run goes on from, so that every
+    logged step stands there once. With `workdir` None (all processes but one) nothing is written.
+    """
+
+    def __init__(self, workdir: Path | None, start_step: int):
+        self._file = self._events = None
+        if workdir is None:
+            return
+        path = workdir / "metrics.jsonl"
+        kept = [record for record in read_metrics(path) if record["step"] <= start_step]
+        partial = path.with_suffix(".jsonl.part")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
+        self._file = path.open("a")
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one record. A value that is not finite is written as null."""
+        if self._file is None or not values:
+            return
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if value is not None:
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+class Progress:
+    """A progress bar with loss, images/s and the time left; plain lines where there is no
+    terminal, about twenty in a run."""
+
+    def __init__(self, start_step: int, total_steps: int, enabled: bool = True):
+        self._total = total_steps
+        self._step = start_step
+        self._bar = None
+        self._line_every = max(1, total_steps // 20)
+        self._next_line = start_step + 1 if enabled else math.inf
+        self._began = (start_step, time.monotonic())
+        if enabled and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            )
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        loss, rate = values["loss"], values["images_per_sec"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
+            self._bar.update(step - self._step)
+        elif step >= self._next_line or step == self._total:
+            began_step, began = self._began
+            seconds_left = (time.monotonic() - began) / (step - began_step) * (self._total - step)
+            print(
+                f"step {step}/{self._total}  loss {loss:.4f}  {rate:.0f} images/s  "
+                f"ETA {tqdm.format_interval(seconds_left)}",
+                flush=True,
+            )
+            self._next_line = step + self._line_every
+        self._step = step
+
+    def say(self, line: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stdout)
+        elif self._next_line != math.inf:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,139 @@
+"""Devices and processes. No other file knows how many there are.
+
+The state is one replicated array a leaf, without a device axis; batches gain a leading axis of
+this process's devices. `jax.pmap` with `in_axes=(None, 0, None)` takes both as they are.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dppmask_jax.errors import InputError
+
+AXIS = "batch"
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of a multi-host run. Call before anything else touches JAX.
+
+    TPU pods detect themselves: pass None three times there, and on a single machine. Elsewhere
+    pass the coordinator's HOST:PORT, the number of processes and this process's number.
+
+    Raises:
+      InputError: only some of the three are given.
+    """
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if all(given):
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif any(given):
+        raise InputError(
+            "--coordinator, --num_processes and --process_id belong together: give all or none"
+        )
+    elif _on_tpu_host():
+        jax.distributed.initialize()
+
+
+def _on_tpu_host() -> bool:
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    wanted = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu")
+    return bool(chips) and wanted and importlib.util.find_spec("libtpu") is not None
+
+
+def is_main() -> bool:
+    """True in the one process that writes metrics and figures."""
+    return jax.process_index() == 0
+
+
+def process_shard() -> tuple[int, int]:
+    """(this process's number, number of processes)."""
+    return jax.process_index(), jax.process_count()
+
+
+def describe() -> str:
+    """One line on the devices: how many, of what kind, over how many processes."""
+    device = jax.devices()[0]
+    return (
+        f"{jax.device_count()} x {device.device_kind} ({device.platform}), "
+        f"{jax.process_count()} process(es)"
+    )
+
+
+def check_batch(batch_size: int, accum_steps: int, field: str) -> None:
+    """Raises InputError unless every device gets the same whole number of images."""
+    parts = jax.device_count() * accum_steps
+    if batch_size < 1 or batch_size % parts:
+        raise InputError(
+            f"{field}={batch_size} is not a positive multiple of {parts} "
+            f"({jax.device_count()} device(s) x {accum_steps} accumulation step(s)); "
+            f"the nearest larger one is {max(1, -(-batch_size // parts)) * parts}"
+        )
+
+
+def round_up(batch_size: int) -> int:
+    """The smallest batch of at least `batch_size` that splits evenly over all devices."""
+    return -(-batch_size // jax.device_count()) * jax.device_count()
+
+
+def replicate(tree):
+    """Puts a tree on every device of every process, once, without a device axis."""
+    mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_batch(batch):
+    """(b, ...) host arrays of this process -> (local devices, b / local devices, ...)."""
+    local = jax.local_device_count()
+    return jax.tree.map(lambda x: x.reshape((local, -1, *x.shape[1:])), batch)
+
+
+def data_parallel_update(step):
+    """Compiles `step(state, batch, shared) -> (state, metrics)` for all devices.
+
+    Inside, use `mean` on everything that has to agree. The old state is given up.
+    """
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)
+    )
+
+
+def data_parallel_mean(fn):
+    """Compiles `fn(state, batch, shared) -> tree`; returns the mean over devices."""
+    return jax.pmap(
+        lambda state, batch, shared: mean(fn(state, batch, shared)),
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+    )
+
+
+def data_parallel_map(fn):
+    """Compiles `fn(state, batch) -> tree of (b, ...)` for this process's devices.
+
+    The result takes host arrays (b, ...) with b a multiple of the local devices and returns host
+    arrays (b, ...) in the same order.
+    """
+    mapped = jax.pmap(fn, axis_name=AXIS, in_axes=(None, 0))
+
+    def call(state, batch):
+        out = jax.device_get(mapped(state, split_batch(batch)))
+        return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), out)
+
+    return call
+
+
+def mean(tree):
+    """Mean over all devices; only inside a function compiled here."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def to_host(tree):
+    """NumPy copies of replicated arrays."""
+    return jax.tree.map(
+        lambda x: np.asarray(x.addressable_shards[0].data) if isinstance(x, jax.Array) else x, tree
+    )

@@ -1,0 +1,147 @@
+"""Using a run after training: its encoder, its masks, its reconstructions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dppmask_jax import checkpoint
+from dppmask_jax import workdir as workdir_files
+from dppmask_jax.data import loader, sources
+from dppmask_jax.errors import InputError
+from dppmask_jax.methods import mae
+
+METHODS = {"mae": mae.build}
+
+
+class Run:
+    """A trained model with what its config says about it.
+
+    Attributes:
+      config: the run's config.
+      step: the optimiser step of the checkpoint.
+    """
+
+    def __init__(self, config, params, extra, step: int):
+        self.config = config
+        self.step = step
+        self._params, self._extra = params, extra
+        self._method = METHODS[config.method](config, total_steps=max(step, 1))
+        self._encode = jax.jit(self._method.encode)
+        self._features = jax.jit(self._method.features)
+        self._reconstruct = jax.jit(self._method.reconstruct)
+
+    def encode(self, images) -> dict[str, Any]:
+        """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
+        return self._encode(self._params, self._extra, self._checked(images))
+
+    def features(self, images):
+        """(B, N, D): what the selection kernel sees of each patch."""
+        return self._features(self._params, self._extra, self._checked(images))
+
+    def reconstruct(self, images, order):
+        """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, masked ones predicted.
+
+        Args:
+          images: as for `encode`.
+          order: (B, N) int32, visible patches first. How many are visible is the run's.
+        """
+        return self._reconstruct(
+            self._params, self._extra, self._checked(images), jnp.asarray(order)
+        )
+
+    def example_images(self, num: int) -> np.ndarray:
+        """Validation images of the run's own data (training images where there are none).
+
+        Returns:
+          (at most `num`, H, W, 3) uint8, spread evenly over the split.
+
+        Raises:
+          InputError: the data is no longer there.
+        """
+        source = open_split(self.config, "val") or open_split(self.config, "train")
+        count = min(num, len(source))
+        indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+        (batch,) = loader.eval_batches(
+            source, image_size=tuple(self.config.image_size), batch_size=count, indices=indices
+        )
+        return batch["image"][batch["valid"]]
+
+    def _checked(self, images):
+        images = jnp.asarray(images)
+        height, width = self.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (height, width, 3):
+            raise InputError(
+                f"images have shape {tuple(images.shape)}; this run takes (B, {height}, {width}, 3)"
+                ", uint8, or float from 0 to 1"
+            )
+        return images
+
+
+def load_run(workdir: str | Path) -> Run:
+    """Loads the newest checkpoint of a run.
+
+    Raises:
+      InputError: there is no checkpoint in `workdir`.
+    """
+    meta, state, step = checkpoint.read_newest(workdir)
+    config = workdir_files.from_json(meta["config"])
+    return Run(config, state["params"], state.get("extra", {}), step)
+
+
+def open_split(config, split: str):
+    """The source of a config's "train" or "val" images; None where there is no "val".
+
+    Raises:
+      InputError: a missing, empty or unprepared source.
+    """
+    return sources.open_source(
+        config.data.source,
+        split,
+        data_dir=config.data.dir or None,
+        val_fraction=config.data.val_fraction,
+    )
+
+
+class Encoder:
+    """A trained encoder. Call it with images.
+
+    Attributes:
+      image_size: (height, width) it takes.
+      grid: (rows, columns) of patches.
+      width: number of channels D of its outputs.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self.image_size = tuple(run.config.image_size)
+        self.grid = tuple(side // run.config.model.patch_size for side in self.image_size)
+        self.width = mae.model_from(run.config).encoder_size.width
+
+    def __call__(self, images) -> dict[str, Any]:
+        """
+        Args:
+          images: (B, H, W, 3) uint8, or float from 0 to 1, of the run's image size.
+
+        Returns:
+          {"cls": (B, D), "patches": (B, N, D)} float32, after the final layer norm, all patches
+          visible; patches row by row.
+
+        Raises:
+          InputError: another shape.
+        """
+        out = self._run.encode(images)
+        return {"cls": out["cls"], "patches": out["patches"]}
+
+
+def load_encoder(workdir: str | Path) -> Encoder:
+    """The encoder of a run's newest checkpoint.
+
+    Raises:
+      InputError: there is no checkpoint in `workdir`.
+    """
+    return Encoder(load_run(workdir))

@@ -1,0 +1,279 @@
+"""Composes a pre-training run from its config: data, method, loop, probes and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dppmask_jax import checkpoint, figures, loop, metrics, optim, parallel, workdir
+from dppmask_jax.config import check
+from dppmask_jax.data import loader
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import probe
+from dppmask_jax.methods import mae
+from dppmask_jax.patches import grid_shape
+from dppmask_jax.pretrained import METHODS, Run, open_split
+
+
+class Plan(NamedTuple):
+    """What a config and the size of its data set imply."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    evaluate_every: int
+    peak_lr: float
+
+
+def plan_from(config, num_images: int) -> Plan:
+    """Steps of a run: an epoch is as many whole batches as the images fill, at least one."""
+    steps_per_epoch = max(1, num_images // config.batch_size)
+
+    def steps(epochs):
+        return max(1, round(epochs * steps_per_epoch))
+
+    total = steps(config.epochs)
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=min(round(config.optim.warmup_epochs * steps_per_epoch), total),
+        evaluate_every=steps(config.evaluate.every_epochs),
+        peak_lr=optim.scaled_learning_rate(config.optim.base_lr, config.batch_size),
+    )
+
+
+def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
+    """Runs a config in a workdir, from the start or from its newest checkpoint.
+
+    Args:
+      config: a config such as `configs/mae.py` makes.
+      folder: the workdir; receives config.json, metrics.jsonl, checkpoints/, figures/ and
+        tensorboard/.
+      profile_steps: number of steps to trace into the workdir's profile/; 0 traces none.
+
+    Raises:
+      InputError: the config, the data or the workdir will not do; nothing was changed.
+      loop.TrainingDiverged: too many steps in a row were not finite.
+    """
+    folder = Path(folder)
+    check(config)
+    parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
+    changed = workdir.check_resumable(config, folder)
+    train_source, val_source = open_split(config, "train"), open_split(config, "val")
+    plan = plan_from(config, len(train_source))
+
+    method = METHODS[config.method](config, total_steps=plan.total_steps)
+    optimizer = optimizer_from(config.optim, plan)
+    init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
+    encoder = _encoder_of(config.init_from, method) if config.init_from else None
+    state = loop.init_state(method, optimizer, init_key)
+    if encoder is not None:
+        state = state._replace(params={**state.params, "encoder": encoder})
+    state = parallel.replicate(state)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
+    state, start_step = checkpoints.restore(state) or (state, 0)
+    if parallel.is_main():
+        workdir.write_config(config, folder)
+    _announce(config, folder, plan, start_step, changed, state, train_source, val_source)
+
+    writer = metrics.MetricsLog(folder if parallel.is_main() else None, start_step)
+    progress = metrics.Progress(start_step, plan.total_steps, parallel.is_main())
+    hook = loop.Hook(
+        plan.evaluate_every, _probes(config, train_source, val_source, plan, probe_key, progress)
+    )
+    meta = {"config": workdir.to_json(config)}
+    try:
+        with _stream(config, train_source, start_step) as batches:
+            state = loop.run(
+                loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
+                state,
+                batches,
+                start_step=start_step,
+                total_steps=plan.total_steps,
+                seed_key=seed_key,
+                batch_size=config.batch_size,
+                log_every=config.log_every,
+                max_bad_steps=config.optim.max_bad_steps,
+                save_every=config.checkpoint.every,
+                save=lambda step, state: checkpoints.save(step, state, meta),
+                log=writer.write,
+                progress=progress.update,
+                hooks=(hook,),
+                profile=(
+                    loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
+                ),
+            )
+    finally:
+        progress.close()
+        checkpoints.close()
+        writer.close()
+    if parallel.is_main():
+        _finish(config, folder, state, train_source, val_source, plan)
+
+
+def optimizer_from(settings, plan: Plan) -> optim.Optimizer:
+    """The optimiser of `config.optim`."""
+    return optim.adamw(
+        peak=plan.peak_lr,
+        final=settings.final_lr,
+        warmup_steps=plan.warmup_steps,
+        total_steps=plan.total_steps,
+        b1=settings.b1,
+        b2=settings.b2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+
+
+def _encoder_of(run: str, method):
+    meta, state, _ = checkpoint.read_newest(run)
+    encoder = state["params"]["encoder"]
+    wanted = jax.eval_shape(method.init, jax.random.key(0))[0]["encoder"]
+    shapes = jax.tree.map(lambda x: x.shape, encoder)
+    if shapes != jax.tree.map(lambda x: x.shape, wanted):
+        size = meta["config"]["model"]["size"]
+        patch_size = meta["config"]["model"]["patch_size"]
+        raise InputError(
+            f"config.init_from={run} has an encoder of size {size} with {patch_size} px patches, "
+            "which does not fit this config; set config.model.size and patch_size to match"
+        )
+    return encoder
+
+
+def _stream(config, source, start_step: int):
+    shard, num_shards = parallel.process_shard()
+    return loader.train_stream(
+        source,
+        image_size=tuple(config.image_size),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        scale=tuple(config.data.crop_scale),
+        workers=config.data.workers,
+        shard=shard,
+        num_shards=num_shards,
+        max_bad_frac=config.data.max_bad_frac,
+    )
+
+
+def _batches(config, source, limit: int):
+    """A function that reads up to `limit` images, spread evenly over a source, in order."""
+    batch_size = parallel.round_up(min(config.batch_size, 256))
+    count = min(limit, len(source))
+    indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+
+    def read():
+        return loader.eval_batches(
+            source, image_size=tuple(config.image_size), batch_size=batch_size, indices=indices
+        )
+
+    return read
+
+
+def _knn_splits(config, train_source, val_source):
+    """(training batches, validation batches), or None where k-NN cannot be measured."""
+    limit = config.evaluate.knn_images
+    if not limit or val_source is None or not (train_source.labelled and val_source.labelled):
+        return None
+    return _batches(config, train_source, limit), _batches(config, val_source, limit)
+
+
+def _probes(config, train_source, val_source, plan, key, progress):
+    # Drop-path and flips belong to training: the probes run the same method without them.
+    still = config.copy_and_resolve_references()
+    still.model.drop_path = 0.0
+    still.data.flip = False
+    method = METHODS[config.method](still, total_steps=plan.total_steps)
+    measures = {}
+    if val_source is not None and config.evaluate.loss_images:
+        batches = _batches(config, val_source, config.evaluate.loss_images)
+        measures["val_loss"] = probe.validation_loss(method, batches, key)
+    splits = _knn_splits(config, train_source, val_source)
+    if splits:
+        measures["knn"] = probe.knn_accuracy(
+            method, *splits, config.evaluate, train_source.num_classes
+        )
+
+    def run(state, step):
+        values = {name: measure(state) for name, measure in measures.items()}
+        if values:
+            shown = "  ".join(
+                f"k-NN {value:.1%}" if name == "knn" else f"validation loss {value:.4f}"
+                for name, value in values.items()
+            )
+            progress.say(f"step {step}/{plan.total_steps}  {shown}")
+        return values
+
+    return run
+
+
+def _announce(config, folder, plan, start_step, changed, state, train_source, val_source):
+    if not parallel.is_main():
+        return
+    rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
+    num_keep = mae.visible_count(config)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    split = "none" if val_source is None else f"{len(val_source):,}"
+    lines = [
+        f"devices     {parallel.describe()}",
+        f"data        {config.data.source}: {len(train_source):,} training images, "
+        f"{split} for validation"
+        + ("" if train_source.labelled else "; no labels, so no k-NN probe"),
+        f"model       {config.method} {config.model.size}/{config.model.patch_size}, "
+        f"{config.image_size[0]}x{config.image_size[1]} px, {count:,} parameters, "
+        f"{config.model.dtype}",
+        f"masks       {config.mask.strategy}"
+        + (f" (tau {config.mask.tau:g})" if config.mask.strategy == "dpp" else "")
+        + f": {num_keep} visible, {rows * columns - num_keep} masked of {rows * columns} patches",
+        f"steps       {plan.total_steps:,} of {config.batch_size} images "
+        f"({plan.steps_per_epoch:,} an epoch, {config.epochs:g} epochs)",
+        f"rate        {plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x "
+        f"{config.batch_size}/256), {plan.warmup_steps:,} steps of warm-up",
+        f"workdir     {folder}, "
+        + (f"resuming at step {start_step:,}" if start_step else "starting at step 0"),
+    ]
+    lines += [f"changed     {words}" for words in changed]
+    print("\n".join(lines), flush=True)
+
+
+def _finish(config, folder, state, train_source, val_source, plan):
+    drawn = _draw(config, folder, state)
+    records = metrics.read_metrics(folder / "metrics.jsonl")
+    accuracies = {r["step"]: r["knn"] for r in records if r.get("knn") is not None}
+    print()
+    splits = _knn_splits(config, train_source, val_source)
+    if splits:
+        floor = probe.raw_pixel_accuracy(*splits, config.evaluate, train_source.num_classes)
+        chance = 1 / train_source.num_classes
+        print(f"k-NN accuracy (k={config.evaluate.knn_k}, {train_source.num_classes} classes)")
+        print(f"  trained encoder    {accuracies[plan.total_steps]:6.1%}")
+        if 0 in accuracies:
+            print(f"  untrained encoder  {accuracies[0]:6.1%}")
+        print(f"  raw pixels         {floor:6.1%}")
+        print(f"  chance             {chance:6.1%}")
+    print(f"checkpoint  {folder / checkpoint.FOLDER}/{plan.total_steps}")
+    for path in drawn:
+        print(f"figure      {path}")
+    print(
+        f"next        python -m dppmask_jax.figures --workdir={folder}\n"
+        "            or train with --config=configs/mae.py:mask=random and compare;\n"
+        "            your own images: --config=configs/mae.py:dataset=small "
+        "--config.data.source=folder:PATH"
+    )
+
+
+def _draw(config, folder, state) -> list[Path]:
+    if not config.evaluate.figure_images:
+        return []
+    run = Run(config, *parallel.to_host((state.params, state.extra)), int(state.step))
+    out = folder / "figures"
+    return [
+        *figures.write_run_figures(out, run, run.example_images(config.evaluate.figure_images)),
+        figures.write_curves(out, folder / "metrics.jsonl"),
+    ]

@@ -1,0 +1,65 @@
+"""The folder of a run: its config.json, and whether a config may go on in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from dppmask_jax import checkpoint
+from dppmask_jax.config import MODEL_FIELDS, flatten
+from dppmask_jax.errors import InputError
+
+
+def check_resumable(config, workdir: Path) -> list[str]:
+    """Checks that the newest checkpoint of `workdir`, if there is one, fits a config.
+
+    Returns:
+      The fields, "name: old -> new", that differ from the run so far without changing its model.
+
+    Raises:
+      InputError: the workdir is not a folder, or holds checkpoints of another model.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file; name a folder")
+    meta = checkpoint.newest_meta(workdir)
+    if meta is None:
+        return []
+    old, new = flatten(from_json(meta["config"])), flatten(config)
+    changed = {
+        field: f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    }
+    foreign = [words for field, words in changed.items() if field in MODEL_FIELDS]
+    if foreign:
+        raise InputError(
+            f"--workdir={workdir} holds checkpoints of another model ({'; '.join(foreign)}); "
+            "name another folder, or go back to that config"
+        )
+    return list(changed.values())
+
+
+def write_config(config, workdir: Path) -> None:
+    """Writes WORKDIR/config.json, replacing the old one at once."""
+    partial = workdir / "config.json.part"
+    partial.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    partial.replace(workdir / "config.json")
+
+
+def to_json(config) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(values: dict[str, Any]) -> config_dict.ConfigDict:
+    """A config from `to_json`, with JSON's lists back as tuples."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {name: tuples(inner) for name, inner in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return config_dict.ConfigDict(tuples(values))

@@ -1,0 +1,8 @@
+import os
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
+).strip()
+os.environ.setdefault("DPPMASK_CACHE", os.path.join(tempfile.gettempdir(), "dppmask_jax_tests"))

@@ -1,0 +1,178 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dppmask_jax import loop, parallel
+from dppmask_jax.methods.base import Method
+from dppmask_jax.optim import Optimizer
+
+KEY = jax.random.key(0)
+
+
+def toy_method():
+    """Least squares with a running mean of the inputs as `extra`."""
+
+    def init(key):
+        return {"w": jnp.ones((3,))}, {"mean": jnp.zeros(())}
+
+    def loss(params, extra, batch, key, step):
+        error = batch["image"] @ params["w"] - batch["label"]
+        return jnp.mean(error**2), ({"largest": jnp.max(error)}, {"mean": jnp.mean(batch["image"])})
+
+    def after_step(params, extra, aux, step):
+        return {"mean": 0.5 * extra["mean"] + 0.5 * aux["mean"]}
+
+    return Method(init=init, loss=loss, after_step=after_step, encode=None)
+
+
+def sgd(rate=0.1):
+    return Optimizer(optax.sgd(1.0, momentum=0.9), lambda step: rate / (1.0 + step))
+
+
+def toy_batch(seed, size=8):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(size, 3)).astype(np.float32)
+    return {"image": x, "label": x @ np.array([1.0, -2.0, 0.5], np.float32)}
+
+
+def start(method, optimizer):
+    return parallel.replicate(loop.init_state(method, optimizer, KEY))
+
+
+def test_step_equals_the_update_written_out():
+    method, optimizer = toy_method(), sgd()
+    state = start(method, optimizer)
+    step = loop.make_step(method, optimizer)
+    w, velocity, mean = np.ones(3), np.zeros(3), 0.0
+    for i in range(3):
+        batch = toy_batch(i)
+        state, metrics = step(state, parallel.split_batch(batch), KEY)
+        x, y = batch["image"].astype(np.float64), batch["label"].astype(np.float64)
+        grad = 2 * x.T @ (x @ w - y) / len(x)
+        np.testing.assert_allclose(metrics["loss"], np.mean((x @ w - y) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(grad), rtol=1e-5)
+        velocity = 0.9 * velocity + grad
+        w = w - 0.1 / (1 + i) * velocity
+        mean = 0.5 * mean + 0.5 * x.mean()
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+        np.testing.assert_allclose(state.extra["mean"], mean, rtol=1e-4, atol=1e-6)
+    assert int(state.step) == 3
+
+
+def test_accumulated_micro_batches_equal_one_batch():
+    method, optimizer = toy_method(), sgd()
+    results = []
+    for accum_steps in (1, 2):
+        step = loop.make_step(method, optimizer, accum_steps=accum_steps)
+        state = start(method, optimizer)
+        for i in range(3):
+            state, metrics = step(state, parallel.split_batch(toy_batch(i, 16)), KEY)
+        results.append((state.params["w"], state.extra["mean"], metrics["loss"]))
+    for one, several in zip(*results, strict=True):
+        np.testing.assert_allclose(one, several, rtol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(poison):
+    method, optimizer = toy_method(), sgd()
+    step = loop.make_step(method, optimizer)
+    state, _ = step(start(method, optimizer), parallel.split_batch(toy_batch(0)), KEY)
+    before = parallel.to_host(state)
+    bad = toy_batch(1)
+    bad["image"][5, 1] = poison
+    for count in (1, 2):
+        state, metrics = step(state, parallel.split_batch(bad), KEY)
+        assert int(state.bad_steps) == int(metrics["bad_steps"]) == count
+    after = parallel.to_host(state)
+    for name in ("params", "opt_state", "extra"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
+    assert int(state.step) == 3
+    state, _ = step(state, parallel.split_batch(toy_batch(2)), KEY)
+    assert int(state.bad_steps) == 0
+    assert not np.array_equal(state.params["w"], before.params["w"])
+
+
+class Recorder:
+    def __init__(self):
+        self.logged, self.saved, self.shown = [], [], []
+
+    def arguments(self):
+        return {
+            "save": lambda step, state: self.saved.append(step),
+            "log": lambda step, values: self.logged.append((step, values)),
+            "progress": lambda step, values: self.shown.append(step),
+        }
+
+
+def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
+    method, optimizer = toy_method(), sgd()
+    arguments = {
+        "log_every": 2,
+        "save_every": 3,
+        "max_bad_steps": 1,
+        "batch_size": 8,
+        "seed_key": KEY,
+    } | changes
+    return loop.run(
+        loop.make_step(method, optimizer),
+        start(method, optimizer),
+        batches,
+        start_step=start_step,
+        total_steps=total_steps,
+        **arguments,
+        **recorder.arguments(),
+    )
+
+
+def test_loop_logs_probes_and_saves_when_due():
+    recorder = Recorder()
+    hook = loop.Hook(4, lambda state, step: {"probe": float(state.step)})
+    state = run_toy((toy_batch(i) for i in range(99)), recorder, total_steps=7, hooks=(hook,))
+    assert int(state.step) == 7
+    training = [step for step, values in recorder.logged if "loss" in values]
+    assert training == [2, 4, 6, 7] == recorder.shown
+    # Before the first step, every fourth, and at the end; the state is the one of that step.
+    probes = [(step, values["probe"]) for step, values in recorder.logged if "probe" in values]
+    assert probes == [(0, 0.0), (4, 4.0), (7, 7.0)]
+    assert recorder.saved == [3, 6, 7]
+    values = dict(recorder.logged)[6]
+    assert {"loss", "lr", "grad_norm", "images_per_sec", "data_wait_frac"} <= values.keys()
+    assert 0 <= values["data_wait_frac"] <= 1 and values["images_per_sec"] > 0
+
+
+def test_loop_goes_on_from_where_it_was():
+    recorder = Recorder()
+    hook = loop.Hook(4, lambda state, step: {"probe": 1.0})
+    run_toy((toy_batch(i) for i in range(4, 9)), recorder, total_steps=8, start_step=4,
+            hooks=(hook,))  # fmt: skip
+    assert [step for step, values in recorder.logged if "probe" in values] == [8]
+    assert recorder.saved == [6, 8]
+
+
+def test_loop_stops_after_too_many_bad_steps_in_a_row():
+    def batches():
+        for i in range(99):
+            batch = toy_batch(i)
+            if i >= 3:
+                batch["image"][0] = np.nan
+            yield batch
+
+    recorder = Recorder()
+    with pytest.raises(loop.TrainingDiverged, match="optim.base_lr"):
+        run_toy(batches(), recorder, total_steps=50, log_every=1)
+    assert recorder.logged[-1][0] == 5 and recorder.logged[-1][1]["bad_steps"] == 2
+
+
+def test_waiting_for_data_is_seen():
+    import time
+
+    def slow():
+        for i in range(99):
+            time.sleep(0.05)
+            yield toy_batch(i)
+
+    recorder = Recorder()
+    run_toy(slow(), recorder, total_steps=6)
+    assert recorder.logged[-1][1]["data_wait_frac"] > 0.5

@@ -1,0 +1,216 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference_mae import predict
+
+from dppmask_jax.models.mae import MAE
+from dppmask_jax.models.vit import SIZES, Encoder, Size, drop_path
+
+TINY = {"encoder_size": Size(32, 3, 4), "decoder_size": Size(16, 2, 2)}
+
+
+def tiny(image_size=(12, 20), **changes):
+    return MAE(image_size=image_size, patch_size=4, **(TINY | changes))
+
+
+def tiny_inputs(model, batch=3, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(batch, *model.image_size, 3)).astype(np.float32)
+    num_patches = (model.image_size[0] // 4) * (model.image_size[1] // 4)
+    order = np.stack([rng.permutation(num_patches) for _ in range(batch)]).astype(np.int32)
+    return images, order
+
+
+def noisy_params(model, images, order, num_keep):
+    """Initial parameters with noise on all of them: zeros hide mistakes."""
+    params = model.init(jax.random.key(1), images, order, num_keep)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def count(tree):
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def abstract_params(size, patch_size, decoder=Size(512, 8, 16)):
+    model = MAE(SIZES[size], decoder, (224, 224), patch_size)
+    num_patches = (224 // patch_size) ** 2
+    return jax.eval_shape(
+        lambda key: model.init(
+            key, jnp.zeros((1, 224, 224, 3)), jnp.zeros((1, num_patches), jnp.int32), 49
+        )["params"],
+        jax.random.key(0),
+    )
+
+
+def formula(width, depth, patch_size):
+    """Patch projection, class token, blocks (qkv, proj, two MLP layers, two norms), final norm."""
+    patch = 3 * patch_size**2
+    block = 12 * width**2 + 13 * width
+    return (patch + 1) * width + width + depth * block + 2 * width
+
+
+@pytest.mark.parametrize("size", ["Ti", "S", "B", "L", "H"])
+def test_encoder_parameter_counts(size):
+    patch_size = 14 if size == "H" else 16
+    params = abstract_params(size, patch_size)
+    width, depth, _ = SIZES[size]
+    assert count(params["encoder"]) == formula(width, depth, patch_size)
+
+
+def test_published_parameter_counts_of_vit_b():
+    params = abstract_params("B", 16)
+    assert count(params["encoder"]) == 85_647_360
+    assert count(params["decoder"]) == 26_008_320
+    # With the fixed positions of 196 patches and a zero row for the class token.
+    assert count(params) + 197 * 768 + 197 * 512 == 111_907_840
+
+
+def test_vit_s_has_the_published_backbone_size():
+    # 21,665,664 in the reference counts 197 learned positions of width 384, fixed here.
+    assert count(abstract_params("S", 16)["encoder"]) + 197 * 384 == 21_665_664
+
+
+@pytest.mark.parametrize("image_size", [(16, 16), (12, 20), (20, 8)])
+def test_prediction_equals_a_float64_restatement(image_size):
+    model = tiny(image_size)
+    images, order = tiny_inputs(model)
+    num_keep = 3
+    params = noisy_params(model, images, order, num_keep)
+    pred = jax.jit(lambda p: model.apply({"params": p}, images, order, num_keep))(params)
+    reference = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    for b in range(len(images)):
+        expected = predict(
+            reference,
+            images[b].astype(np.float64),
+            order[b],
+            num_keep,
+            patch_size=4,
+            encoder=TINY["encoder_size"],
+            decoder=TINY["decoder_size"],
+        )
+        np.testing.assert_allclose(pred[b], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_masked_pixels_do_not_reach_the_prediction():
+    model = tiny()
+    images, order = tiny_inputs(model)
+    params = noisy_params(model, images, order, 4)
+    apply = jax.jit(lambda x: model.apply({"params": params}, x, order, 4))
+    pred = apply(images)
+    changed = images.copy()
+    hidden, seen = order[0, 10], order[0, 1]
+    row, column = divmod(int(hidden), 5)
+    changed[0, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 5.0
+    np.testing.assert_array_equal(apply(changed), pred)
+    row, column = divmod(int(seen), 5)
+    changed[0, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 5.0
+    assert not np.allclose(apply(changed)[0], pred[0])
+    np.testing.assert_array_equal(apply(changed)[1:], pred[1:])
+
+
+def test_order_among_visible_patches_does_not_matter():
+    model = tiny()
+    images, order = tiny_inputs(model)
+    params = noisy_params(model, images, order, 4)
+    shuffled = np.concatenate([order[:, [2, 0, 3, 1]], order[:, :3:-1]], axis=1)
+    a = model.apply({"params": params}, images, order, 4)
+    b = model.apply({"params": params}, images, shuffled, 4)
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_initialisation():
+    params = MAE(SIZES["S"], Size(128, 1, 4), (32, 32), 16).init(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.arange(4)[None], 1
+    )["params"]
+    encoder = params["encoder"]
+    block = encoder["blocks"]["block_0"]
+    for kernel in (block["attn"]["qkv"]["kernel"], block["mlp"]["fc1"]["kernel"],
+                   encoder["patch_embed"]["proj"]["kernel"]):  # fmt: skip
+        bound = np.sqrt(6 / sum(kernel.shape))
+        assert np.abs(kernel).max() <= bound
+        np.testing.assert_allclose(np.std(kernel), bound / np.sqrt(3), rtol=0.02)
+    bias = np.asarray(encoder["patch_embed"]["proj"]["bias"])
+    assert 0.9 / np.sqrt(768) < np.abs(bias).max() <= 1 / np.sqrt(768)
+    assert not np.any(block["attn"]["qkv"]["bias"]) and not np.any(block["mlp"]["fc2"]["bias"])
+    np.testing.assert_allclose(np.std(encoder["cls_token"]), 0.02, rtol=0.15)
+    np.testing.assert_allclose(np.std(params["decoder"]["mask_token"]), 0.02, rtol=0.25)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_gradients_reach_every_parameter(remat):
+    model = tiny(remat=remat)
+    images, order = tiny_inputs(model)
+    params = noisy_params(model, images, order, 4)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def loss(params):
+        tokens = model.apply({"params": params}, images, method="embed")
+        pred = model.apply({"params": params}, tokens, order, 4, keys, method="predict")
+        return jnp.mean(pred**2)
+
+    grads = jax.jit(jax.grad(loss))(params)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.any(np.asarray(grad) != 0), jax.tree_util.keystr(path)
+
+
+def test_remat_changes_no_value():
+    images, order = tiny_inputs(tiny())
+    params = noisy_params(tiny(), images, order, 4)
+    plain = tiny().apply({"params": params}, images, order, 4)
+    np.testing.assert_allclose(
+        tiny(remat=True).apply({"params": params}, images, order, 4), plain, atol=1e-6
+    )
+
+
+def test_bfloat16_keeps_parameters_and_norms_in_float32():
+    model = tiny(dtype=jnp.bfloat16)
+    images, order = tiny_inputs(model)
+    params = noisy_params(model, images, order, 4)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    exact = tiny().apply({"params": params}, images, order, 4)
+    rough = model.apply({"params": params}, images, order, 4)
+    assert rough.dtype == jnp.float32
+    error = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 3e-2
+
+    jaxpr = str(jax.make_jaxpr(lambda p: model.apply({"params": p}, images, order, 4))(params))
+    assert "exp" in jaxpr
+    exponentials = [line for line in jaxpr.splitlines() if "= exp " in line]
+    assert exponentials and all(":f32" in line.split("=")[0] for line in exponentials)
+
+
+def test_drop_path_drops_whole_examples_at_its_rate():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    out = np.asarray(drop_path(jnp.ones((4000, 2, 3)), 0.25, keys))
+    flat = out.reshape(4000, -1)
+    assert np.all((flat == flat[:, :1]).all(axis=1))
+    values, counts = np.unique(flat[:, 0], return_counts=True)
+    np.testing.assert_allclose(values, [0.0, 1 / 0.75], rtol=1e-6)
+    assert abs(counts[0] / 4000 - 0.25) < 0.03
+    np.testing.assert_array_equal(drop_path(jnp.ones((2, 3)), 0.9, None), np.ones((2, 3)))
+
+
+def test_drop_path_of_an_example_does_not_depend_on_its_neighbours():
+    model = tiny(drop_path_rate=0.5)
+    images, order = tiny_inputs(model)
+    params = noisy_params(model, images, order, 4)
+    keys = jax.random.split(jax.random.key(3), 3)
+
+    def predict_with(rows):
+        tokens = model.apply({"params": params}, images[rows], method="embed")
+        return model.apply({"params": params}, tokens, order[rows], 4, keys[rows], method="predict")
+
+    rows = np.array([2, 0, 1])
+    np.testing.assert_allclose(predict_with(rows), predict_with(np.arange(3))[rows], atol=1e-5)
+    still = tiny().apply({"params": params}, images, order, 4)
+    assert not np.allclose(predict_with(np.arange(3)), still, atol=1e-3)
+
+
+def test_wrong_image_size_is_named():
+    model = Encoder(Size(16, 1, 1), (16, 16), 4)
+    with pytest.raises(ValueError, match="16x16"):
+        model.init(jax.random.key(0), jnp.zeros((1, 16, 20, 3)), method="embed")

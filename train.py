@@ -1,0 +1,34 @@
+"""Pre-train: python train.py --config=configs/mae.py:mask=dpp --workdir=runs/mine"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from dppmask_jax import command
+from dppmask_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:key=value,...]", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written; resumed if it exists.")
+_PROFILE = flags.DEFINE_integer(
+    "profile", 0, "Trace this many steps into WORKDIR/profile.", lower_bound=0
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (not on TPU pods).")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in the run.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.", lower_bound=0)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
+    if _CONFIG.value is None:
+        raise InputError("--config is missing: name a config file, such as configs/mae.py")
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
+
+    from dppmask_jax import parallel, trainer
+
+    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    trainer.train(_CONFIG.value, _WORKDIR.value, profile_steps=_PROFILE.value)
+
+
+if __name__ == "__main__":
+    command.run(main)
