@@ -70,12 +70,12 @@ class Progress:
     terminal, about twenty in a run."""
 
     def __init__(self, start_step: int, total_steps: int, enabled: bool = True):
-        self._total = total_steps
-        self._step = start_step
-        self._bar = None
+        self._enabled = enabled
+        self._step, self._total = start_step, total_steps
         self._line_every = max(1, total_steps // 20)
-        self._next_line = start_step + 1 if enabled else math.inf
+        self._next_line = start_step + 1
         self._began = (start_step, time.monotonic())
+        self._bar = None
         if enabled and sys.stderr.isatty():
             self._bar = tqdm(
                 total=total_steps,
@@ -86,11 +86,12 @@ class Progress:
             )
 
     def update(self, step: int, values: dict[str, float]) -> None:
+        """Shows the `loss` and `images_per_sec` of a step."""
         loss, rate = values["loss"], values["images_per_sec"]
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
             self._bar.update(step - self._step)
-        elif step >= self._next_line or step == self._total:
+        elif self._enabled and (step >= self._next_line or step == self._total):
             began_step, began = self._began
             seconds_left = (time.monotonic() - began) / (step - began_step) * (self._total - step)
             print(
@@ -105,7 +106,7 @@ class Progress:
         """Prints a line without tearing the bar."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stdout)
-        elif self._next_line != math.inf:
+        elif self._enabled:
             print(line, flush=True)
 
     def close(self) -> None:

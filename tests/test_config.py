@@ -1,0 +1,141 @@
+import difflib
+
+import pytest
+from ml_collections import config_dict
+
+from configs import common, mae
+from dppmask_jax import config as config_checks
+from dppmask_jax.errors import InputError
+
+
+def changed(**fields):
+    config = mae.get_config()
+    with config.ignore_type():
+        for name, value in fields.items():
+            *path, leaf = name.split("__")
+            node = config
+            for part in path:
+                node = node[part]
+            node[leaf] = value
+    return config
+
+
+ARGUMENTS = [
+    f"dataset={dataset},mask={mask},size={size}"
+    for dataset in mae.ARGUMENTS["dataset"]
+    for mask in mae.ARGUMENTS["mask"]
+    for size in ("", "Pi", "Mu", "Ti", "S", "B", "L")
+    if size or mask == "dpp"
+]
+
+
+def test_every_preset_passes_the_checks():
+    for argument in ARGUMENTS:
+        config = mae.get_config(argument.removesuffix(",size="))
+        config.data.source = config.data.source or "folder:somewhere"
+        config_checks.check(config)
+
+
+def test_presets_are_the_papers():
+    for dataset in ("imagenet100", "imagenet1k"):
+        config = mae.get_config(f"dataset={dataset}")
+        assert (config.model.size, config.model.patch_size, config.image_size) == (
+            "B",
+            16,
+            (224, 224),
+        )
+        assert (config.epochs, config.mask.ratio, config.batch_size) == (400, 0.75, 4096)
+        assert (config.optim.base_lr, config.optim.b2, config.optim.weight_decay) == (
+            1.5e-4,
+            0.95,
+            0.05,
+        )
+        assert config.optim.warmup_epochs == 40 and config.data.crop_scale == (0.2, 1.0)
+
+
+def test_arguments_choose():
+    config = mae.get_config("mask=random,size=Ti,epochs=7")
+    assert (config.mask.strategy, config.model.size, config.epochs) == ("random", "Ti", 7.0)
+
+
+@pytest.mark.parametrize(
+    "argument,words",
+    [
+        ("maks=dpp", "did you mean mask"),
+        ("mask=dppp", "dpp | random | block"),
+        ("epochs=0", "epochs=0"),
+        ("epochs=ten", "whole number"),
+        ("mask", "mask"),
+        ("zzz=1", "known: dataset"),
+    ],
+)
+def test_wrong_arguments_are_named(argument, words):
+    with pytest.raises(ValueError, match=words.replace("|", r"\|")) as error:
+        mae.get_config(argument)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields,words",
+    [
+        ({"mask__tau": 1.5}, "config.mask.tau=1.5"),
+        ({"mask__tau": -0.1}, "a number from 0 to 1"),
+        ({"mask__tau": float("nan")}, "config.mask.tau=nan"),
+        ({"mask__tau_end": 2.0}, "config.mask.tau_end"),
+        ({"mask__ratio": 1.0}, "config.mask.ratio=1.0"),
+        ({"mask__ratio": 0.0}, "config.mask.ratio=0.0"),
+        ({"mask__ratio": 0.999}, "config.mask.ratio=0.999"),
+        ({"mask__ratio": 1e-18}, "masks none"),
+        ({"mask__strategy": "attention"}, "needs a teacher"),
+        ({"mask__strategy": "dppp"}, "dpp | random | block"),
+        ({"image_size": (65, 64)}, "65x64 is not a multiple of the patch size 8"),
+        ({"image_size": (64,)}, "config.image_size"),
+        ({"image_size": 64}, "config.image_size"),
+        ({"batch_size": 0}, "config.batch_size=0"),
+        ({"batch_size": 12.5}, "config.batch_size=12.5"),
+        ({"epochs": True}, "config.epochs=True"),
+        ({"model__size": "XL"}, "Pi | Mu | Ti | S | B | L | H"),
+        ({"model__decoder_heads": 5}, "config.model.decoder_heads=5"),
+        ({"model__dtype": "float16"}, "float32 | bfloat16"),
+        ({"optim__warmup_epochs": 1e6}, "longer than config.epochs"),
+        ({"data__source": ""}, "--config.data.source=folder:PATH"),
+        ({"data__source": "imagenet"}, "folder:PATH | tfds:NAME"),
+        ({"data__crop_scale": (0.9, 0.2)}, "config.data.crop_scale"),
+        ({"data__crop_scale": (0.2, 1.2)}, "config.data.crop_scale"),
+        ({"data__max_bad_frac": "some"}, "config.data.max_bad_frac='some'"),
+    ],
+)
+def test_wrong_values_are_one_line_that_names_the_field(fields, words):
+    with pytest.raises(InputError) as error:
+        config_checks.check(changed(**fields))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_and_missing_fields_are_named():
+    config = config_dict.ConfigDict(mae.get_config().to_dict())
+    config.mask.tua = 0.5
+    with pytest.raises(InputError, match="config.mask.tua; did you mean config.mask.tau"):
+        config_checks.check(config)
+    config = config_dict.ConfigDict(mae.get_config().to_dict())
+    del config.optim["b2"]
+    with pytest.raises(InputError, match="config.optim.b2 is missing"):
+        config_checks.check(config)
+
+
+def test_nonsense_in_any_field_is_an_input_error_that_names_it():
+    fields = config_checks.flatten(mae.get_config())
+    texts = {"init_from", "data.dir"}
+    for field in fields:
+        for value in (float("nan"), object(), ("a", "b", "c"), -1e9, b"x"):
+            with pytest.raises(InputError) as error:
+                config_checks.check(changed(**{field.replace(".", "__"): value}))
+            assert field in str(error.value)
+        if field not in texts:
+            with pytest.raises(InputError, match=field):
+                config_checks.check(changed(**{field.replace(".", "__"): "nonsense"}))
+
+
+def test_every_field_of_a_config_has_a_rule_and_every_rule_a_field():
+    rules = config_checks.COMMON_RULES | config_checks.MAE_RULES
+    assert set(config_checks.flatten(mae.get_config())) == set(rules)
+    assert difflib.get_close_matches("mask.tua", rules) and common.base().seed == 0

@@ -1,0 +1,77 @@
+import json
+
+import numpy as np
+
+from dppmask_jax import metrics
+
+
+def steps(folder):
+    return [record["step"] for record in metrics.read_metrics(folder / "metrics.jsonl")]
+
+
+def test_reopening_cuts_back_to_the_restored_step(tmp_path):
+    log = metrics.MetricsLog(tmp_path, 0)
+    for step in (0, 10, 20, 30):
+        log.write(step, {"loss": step / 10})
+    log.close()
+    log = metrics.MetricsLog(tmp_path, 20)
+    assert steps(tmp_path) == [0, 10, 20]
+    log.write(30, {"loss": 7.0})
+    log.close()
+    records = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    assert steps(tmp_path) == [0, 10, 20, 30] and records[-1] == {"step": 30, "loss": 7.0}
+
+
+def test_half_written_last_line_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert metrics.read_metrics(path) == [{"step": 1, "loss": 0.5}]
+    metrics.MetricsLog(tmp_path, 5).close()
+    assert path.read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
+def test_values_that_are_not_finite_stay_valid_json(tmp_path):
+    log = metrics.MetricsLog(tmp_path, 0)
+    log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    log.write(2, {})
+    log.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=lambda name: 1 / 0) == {
+        "step": 1,
+        "loss": None,
+        "grad_norm": None,
+        "lr": 0.1,
+    }
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    log = metrics.MetricsLog(tmp_path, 0)
+    log.write(1, {"loss": 0.25})
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes() and np.float32(0.25).tobytes() in events.read_bytes()
+
+
+def test_other_processes_write_nothing(tmp_path):
+    log = metrics.MetricsLog(None, 0)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_without_a_terminal_is_about_twenty_lines(capsys):
+    progress = metrics.Progress(0, 1000)
+    for step in range(1, 1001):
+        progress.update(step, {"loss": 0.5, "images_per_sec": 123.4})
+    progress.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert 18 <= len(lines) <= 22
+    assert lines[-1].startswith("step 1000/1000  loss 0.5000  123 images/s  ETA 00:00")
+
+
+def test_progress_of_other_processes_is_silent(capsys):
+    progress = metrics.Progress(0, 10, enabled=False)
+    progress.update(10, {"loss": 0.5, "images_per_sec": 1.0})
+    progress.say("hello")
+    progress.close()
+    assert capsys.readouterr() == ("", "")
