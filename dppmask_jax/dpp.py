@@ -1,0 +1,392 @@
+"""Choose k patches of one image that differ from each other: greedy MAP of a DPP.
+
+    keys = jax.random.split(jax.random.key(0), batch)
+    choose = jax.jit(jax.vmap(lambda key, features: dpp.select(key, features, 49, tau=0.9)))
+    order, num_greedy = choose(keys, features)  # features (B, N, D): visible = order[:, :49]
+
+Everything here takes one image; put `jax.vmap` outside. A plain `jit(vmap(...))` is the fast form
+on every platform. Nothing is differentiated: gradients stop at the inputs.
+
+Sources: DPPMask, arXiv 2303.12736, Algorithm 1 (the selector) and section 3 (the kernel);
+Chen, Zhang and Zhou, NeurIPS 2018, arXiv 1709.05135 (the incremental Cholesky factor).
+Only jax is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Shaped
+
+# Float32 and full precision whatever the model computes in: in bfloat16 a kernel entry of 0.9997
+# rounds to 1, and the matrix stops being positive semi-definite.
+_PRECISION = lax.Precision.HIGHEST
+
+
+def gaussian_kernel(
+    features: Shaped[Array, "N D"], bandwidth: float | Float[Array, ""] = 1.0
+) -> Float[Array, "N N"]:
+    """L_ij = exp(-|s_i - s_j|^2 / bandwidth) of the L2-normalised rows s of `features`.
+
+    Args:
+      features: any real dtype, computed in float32. A row of zeros stays zero, at squared distance
+        1 from any other. The row and the column of a patch that holds NaN or infinity (or whose
+        squared norm overflows) are NaN, its diagonal entry too; the others are untouched.
+      bandwidth: positive; may be traced.
+
+    Returns:
+      (N, N) float32, symmetric, diagonal exactly 1, entries in [exp(-4 / bandwidth), 1].
+
+    Raises:
+      ValueError: `features` is not (N, D), or `bandwidth` is not positive.
+    """
+    return _kernel_matrix(features, bandwidth, "gaussian")
+
+
+def cosine_kernel(features: Shaped[Array, "N D"]) -> Float[Array, "N N"]:
+    """L_ij = cosine of rows i and j of `features`; see `gaussian_kernel`.
+
+    Returns:
+      (N, N) float32 of rank at most D, symmetric, entries in [-1, 1], diagonal exactly 1.
+
+    Raises:
+      ValueError: `features` is not (N, D).
+    """
+    return _kernel_matrix(features, 1.0, "cosine")
+
+
+def greedy_order(
+    kernel: Float[Array, "N N"],
+    noise: Float[Array, " N"],
+    num_keep: int,
+    tau: float | Float[Array, ""],
+    *,
+    threshold_on: str = "d2",
+) -> tuple[Int[Array, " N"], Int[Array, ""]]:
+    """Greedily maximises log det of the kept patches' kernel, then fills at random.
+
+    Each pick takes the patch with the largest gain d^2 = det L[Y + i] / det L[Y]; ties go to the
+    smallest `noise`. Once the largest gain is below `tau` the remaining places are filled with
+    unselected patches by ascending `noise`. Gains never grow, so the first failure is final.
+
+    Args:
+      kernel: symmetric positive semi-definite with unit diagonal. NaN is allowed: a patch whose
+        gain is NaN counts as below any tau and is only ever a random pick.
+      noise: finite and independent of the kernel, uniform draws say.
+      num_keep: 1..N, a Python int: bind it (`functools.partial`, a lambda) before jit or vmap.
+      tau: below 0 acts like 0 (always greedy). From 1 on, no pick is greedy and `order` equals
+        `argsort(noise)` bit for bit. May be traced and batched; NaN acts like 1.
+      threshold_on: "d2" compares tau with the gain, "d" with its square root. The paper's symbol
+        allows both readings.
+
+    Returns:
+      order: (N,) int32, a permutation. The first `num_keep` are kept: greedy picks in the order
+        they were made, then random ones by ascending `noise`. The rest by ascending `noise`. The
+        kept set for a smaller `num_keep` is a prefix of the kept set for a larger one.
+      num_greedy: () int32 in 0..num_keep.
+
+    Raises:
+      ValueError: wrong shapes, `num_keep` not an int in 1..N, or an unknown `threshold_on`.
+    """
+    kernel, noise = jnp.asarray(kernel), jnp.asarray(noise)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"kernel must be (N, N), got {kernel.shape}; use jax.vmap for a batch")
+    if noise.shape != kernel.shape[:1]:
+        raise ValueError(f"noise must be ({kernel.shape[0]},), got {noise.shape}")
+    num_keep = _checked_num_keep(num_keep, kernel.shape[0])
+    run = _batchable(_order_from_kernel, _orders_from_kernels, num_keep)
+    return run(*_constants(kernel, noise, _limit(tau, threshold_on)))
+
+
+def select(
+    key: Array,
+    features: Shaped[Array, "N D"],
+    num_keep: int,
+    tau: float | Float[Array, ""] = 0.9,
+    *,
+    kernel: str = "gaussian",
+    bandwidth: float | Float[Array, ""] = 1.0,
+    threshold_on: str = "d2",
+) -> tuple[Int[Array, " N"], Int[Array, ""]]:
+    """Chooses `num_keep` patches of one image; the noise is `jax.random.uniform(key, (N,))`.
+
+    The same as the kernel followed by `greedy_order`, up to float32 rounding, but kernel rows are
+    computed only where a pick needs them.
+
+    Args:
+      key: a JAX key of this image alone; images that share a key share their random picks.
+      features: (N, D) of any real dtype; gradients stop here. See `gaussian_kernel` for NaN.
+      num_keep, tau, threshold_on: see `greedy_order`.
+      kernel: "gaussian" or "cosine".
+      bandwidth: of the gaussian kernel.
+
+    Returns:
+      (order, num_greedy) of `greedy_order`.
+
+    Raises:
+      ValueError: as `greedy_order`, `gaussian_kernel`, or an unknown `kernel`.
+    """
+    features = _checked_features(features)
+    bandwidth = _checked_bandwidth(bandwidth)
+    if kernel not in ("gaussian", "cosine"):
+        raise ValueError(f"kernel must be 'gaussian' or 'cosine', got {kernel!r}")
+    num_keep = _checked_num_keep(num_keep, features.shape[0])
+    noise = jax.random.uniform(key, features.shape[:1], jnp.float32)
+    run = _batchable(_order_from_features, _orders_from_features, num_keep, kernel)
+    return run(*_constants(noise, _limit(tau, threshold_on), features, bandwidth))
+
+
+# The greedy loop.
+
+
+class _State(NamedTuple):
+    best: Float[Array, ""]  # largest entry of gains
+    gains: Float[Array, " N"]  # d^2 of each patch, -inf for those that cannot be picked
+    factor: Float[Array, "k N"]  # row m holds the Cholesky row written by pick m, 0 before
+    place: Int[Array, " N"]  # m for pick m, k for patches not picked
+
+
+def _start(diagonal, num_keep):
+    gains = jnp.where(jnp.isnan(diagonal), -jnp.inf, diagonal)
+    zeros = jnp.zeros_like(gains)
+    factor = jnp.broadcast_to(zeros, (num_keep, gains.shape[0]))
+    return _State(jnp.max(gains), gains, factor, jnp.full_like(gains, num_keep, jnp.int32))
+
+
+def _pick(m, state: _State, noise, limit, row_of, column_of) -> _State:
+    """Pick m of one image, or nothing where no gain reaches `limit`.
+
+    `row_of(j)` is row j of the kernel and `column_of(factor, j)` is column j of the factor.
+    """
+    best, gains, factor, place = state
+    going = best >= limit
+    # Ties (all patches at first, duplicates later) go to the smallest noise, not the first index:
+    # this is the shuffle of Algorithm 1.
+    pick = jnp.argmin(jnp.where(gains == best, noise, jnp.inf))
+    picked = going & (lax.iota(jnp.int32, gains.shape[0]) == pick)
+    # Rows m.. of the factor are still zero, so the product over all k rows is the one over m.
+    known = jnp.matmul(column_of(factor, pick), factor, precision=_PRECISION)
+    update = (row_of(pick) - known) / jnp.sqrt(jnp.maximum(best, 1e-10))
+    lower = gains - jnp.square(update)
+    gone = picked | jnp.isneginf(gains) | jnp.isnan(lower)
+    update = jnp.where(going & ~gone, update, 0.0)
+    gains = jnp.where(going, jnp.where(gone, -jnp.inf, jnp.maximum(lower, 0.0)), gains)
+    factor = lax.dynamic_update_index_in_dim(factor, update, m, 0)
+    return _State(jnp.max(gains), gains, factor, jnp.where(picked, m, place))
+
+
+def _loop(first, last, state, noise, limit, row_of):
+    """Picks first..last-1 of one image."""
+
+    def column_of(factor, pick):
+        return lax.dynamic_index_in_dim(factor, pick, 1, keepdims=False)
+
+    def body(m, state):
+        return lax.cond(
+            state.best >= limit,
+            lambda state: _pick(m, state, noise, limit, row_of, column_of),
+            lambda state: state,
+            state,
+        )
+
+    return lax.fori_loop(first, last, body, state)
+
+
+def _finish(state, noise, num_keep):
+    num_greedy = jnp.sum(state.place < num_keep, dtype=jnp.int32)
+    index = lax.iota(jnp.int32, noise.shape[0])
+    _, _, order = lax.sort((state.place, noise, index), num_keys=2)
+    return order, num_greedy
+
+
+def _order_from_kernel(num_keep, kernel, noise, limit):
+    state = _start(jnp.diagonal(kernel), num_keep)
+    state = _loop(0, num_keep, state, noise, limit, lambda pick: kernel[pick])
+    return _finish(state, noise, num_keep)
+
+
+def _orders_from_kernels(num_keep, kernels, noise, limits):
+    """A whole batch at once, for accelerators: one loop that goes on while any image does."""
+
+    def column_of(factor, pick):  # a one-hot sum: gathers of columns are slow there
+        return jnp.sum(jnp.where(lax.iota(jnp.int32, factor.shape[1]) == pick, factor, 0.0), axis=1)
+
+    def pick_one(m, state, noise, limit, kernel):
+        return _pick(m, state, noise, limit, lambda pick: kernel[pick], column_of)
+
+    def body(m, states):
+        # A scalar condition stays a branch; a batched one would become a select that runs always.
+        return lax.cond(
+            jnp.any(states.best >= limits),
+            lambda states: jax.vmap(functools.partial(pick_one, m))(states, noise, limits, kernels),
+            lambda states: states,
+            states,
+        )
+
+    diagonals = jnp.diagonal(kernels, axis1=1, axis2=2)
+    states = jax.vmap(functools.partial(_start, num_keep=num_keep))(diagonals)
+    states = lax.fori_loop(0, num_keep, body, states)
+    return jax.vmap(functools.partial(_finish, num_keep=num_keep))(states, noise)
+
+
+# The kernel.
+
+
+def _norms(features):
+    """What turns dot products of raw rows into similarities: (1 / norm, squared unit norm).
+
+    Scaling the Gram matrix of the raw rows is several times faster than normalising them first.
+    """
+    squared = jnp.sum(jnp.square(features), axis=-1)
+    norm = jnp.sqrt(squared)
+    inverse = jnp.where(jnp.isfinite(squared), 1.0 / jnp.maximum(norm, 1e-12), jnp.nan)
+    return inverse, jnp.where(norm >= 1e-12, 1.0, jnp.square(norm * inverse))
+
+
+def _similarity(dots, scale, squares, bandwidth, kernel):
+    """Kernel entries from dot products; `scale` = 1 / (norm norm'), `squares` = |s|^2 + |s'|^2."""
+    cosine = dots * scale
+    if kernel == "cosine":
+        return jnp.clip(cosine, -1.0, 1.0)
+    return jnp.exp(-jnp.maximum(squares - 2.0 * cosine, 0.0) / bandwidth)
+
+
+def _kernel_matrix(features, bandwidth, kernel):
+    features, bandwidth = _constants(_checked_features(features), _checked_bandwidth(bandwidth))
+    dots = jnp.matmul(features, features.T, precision=_PRECISION)
+    inverse, square = _norms(features)
+    similarity = _similarity(
+        0.5 * (dots + dots.T),
+        inverse[:, None] * inverse,
+        square[:, None] + square,
+        bandwidth,
+        kernel,
+    )
+    index = lax.iota(jnp.int32, features.shape[0])
+    diagonal = (index[:, None] == index) & ~jnp.isnan(inverse)
+    return jnp.where(diagonal, 1.0, similarity)
+
+
+def _order_from_features(num_keep, kernel, noise, limit, features, bandwidth):
+    inverse, square = _norms(features)
+    index = lax.iota(jnp.int32, features.shape[0])
+
+    def similarity(dots, pick):
+        row = _similarity(dots, inverse[pick] * inverse, square[pick] + square, bandwidth, kernel)
+        return jnp.where(index == pick, 1.0, row)
+
+    def row_on_demand(pick):
+        return similarity(jnp.matmul(features, features[pick], precision=_PRECISION), pick)
+
+    def gram(features):
+        return jnp.matmul(features, features.T, precision=_PRECISION)
+
+    # A row on demand costs about a fifteenth of the Gram matrix. Where tau stops the loop after a
+    # few picks that is a bargain; where it does not, it is lost time.
+    few = jnp.where(limit > _FEW_PICKS_ABOVE, min(_FEW_PICKS, num_keep), 0)
+    state = _start(jnp.where(jnp.isnan(inverse), jnp.nan, 1.0), num_keep)
+    state = _loop(0, few, state, noise, limit, row_on_demand)
+    dots = lax.cond(
+        (state.best >= limit) & (few < num_keep),
+        gram,
+        lambda features: jnp.broadcast_to(
+            jnp.zeros_like(features[:, :1]), (features.shape[0],) * 2
+        ),
+        features,
+    )
+    state = _loop(few, num_keep, state, noise, limit, lambda pick: similarity(dots[pick], pick))
+    return _finish(state, noise, num_keep)
+
+
+def _orders_from_features(num_keep, kernel, noise, limits, features, bandwidths):
+    kernels = jax.vmap(functools.partial(_kernel_matrix, kernel=kernel))(features, bandwidths)
+    return _orders_from_kernels(num_keep, kernels, noise, limits)
+
+
+_FEW_PICKS = 8
+_FEW_PICKS_ABOVE = 0.7
+
+
+# Batching and arguments.
+
+
+@functools.cache
+def _batchable(one, many, *static):
+    """`one(*static, ...)` of one image, which under vmap becomes the form its platform runs best.
+
+    On a CPU that is one image after another (a batch would stream every factor through the cache
+    at each pick, and go on until the last image stops); elsewhere `many` takes the whole batch.
+    """
+    one, many = functools.partial(one, *static), functools.partial(many, *static)
+
+    def over_images(*args):
+        return lax.platform_dependent(
+            *args, cpu=lambda *args: lax.map(lambda image: one(*image), args), default=many
+        )
+
+    def batched(axis_size, in_batched, args):
+        return [
+            arg if is_batched else jnp.broadcast_to(arg, (axis_size, *arg.shape))
+            for arg, is_batched in zip(args, in_batched, strict=True)
+        ]
+
+    run_one = jax.custom_batching.custom_vmap(one)
+    run_many = jax.custom_batching.custom_vmap(over_images)
+
+    @run_one.def_vmap
+    def _(axis_size, in_batched, *args):
+        return run_many(*batched(axis_size, in_batched, args)), (True, True)
+
+    @run_many.def_vmap
+    def _(axis_size, in_batched, *args):  # vmap of vmap: one longer batch
+        args = batched(axis_size, in_batched, args)
+        images = axis_size * args[0].shape[1]
+        out = run_many(*(arg.reshape(images, *arg.shape[2:]) for arg in args))
+        unflatten = lambda leaf: leaf.reshape(axis_size, -1, *leaf.shape[1:])  # noqa: E731
+        return jax.tree.map(unflatten, out), (True, True)
+
+    return run_one
+
+
+def _constants(*arrays):
+    """Float32, and constant to autodiff."""
+    return [lax.stop_gradient(jnp.asarray(array).astype(jnp.float32)) for array in arrays]
+
+
+def _limit(tau, threshold_on):
+    """The smallest d^2 that is still picked greedily."""
+    if threshold_on not in ("d2", "d"):
+        raise ValueError(f"threshold_on must be 'd2' or 'd', got {threshold_on!r}")
+    tau = jnp.asarray(tau, jnp.float32)
+    if tau.ndim:
+        raise ValueError(f"tau must be a scalar for each image, got {tau.shape}; vmap over it")
+    limit = jnp.maximum(tau, 0.0)
+    # Explicit, because gains of exactly 1 after the first pick occur with orthogonal patches.
+    return jnp.where(tau < 1.0, limit if threshold_on == "d2" else jnp.square(limit), jnp.inf)
+
+
+def _checked_features(features):
+    features = jnp.asarray(features)
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"features must be (N, D), got {features.shape}; use jax.vmap for a batch")
+    return features
+
+
+def _checked_bandwidth(bandwidth):
+    if isinstance(bandwidth, (int, float)) and not bandwidth > 0:
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+    return bandwidth
+
+
+def _checked_num_keep(num_keep, num_patches):
+    if isinstance(num_keep, jax.core.Tracer):
+        raise ValueError("num_keep is static: bind it with functools.partial before jit or vmap")
+    if int(num_keep) != num_keep or not 1 <= num_keep <= num_patches:
+        raise ValueError(f"num_keep must be an int in 1..{num_patches}, got {num_keep}")
+    return int(num_keep)
