@@ -1,0 +1,108 @@
+"""Encoded image bytes to upright 8-bit RGB.
+
+What becomes of unusual files: greyscale is repeated over the channels; 16-bit and float greyscale
+is scaled to 8 bits; CMYK goes through Pillow's own conversion; palettes are looked up; whatever
+is transparent is laid over white; the EXIF orientation is applied; of an animation the first frame
+counts. A file that ends early is unreadable, not grey at the bottom.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 89_478_485  # refused beyond this, before decoding; where Pillow starts to warn
+_ORIENTATION = 0x0112
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DecodeError(ValueError):
+    """The bytes are no readable image."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Reads the header; the pixels stay encoded.
+
+    Raises:
+      DecodeError: not an image, or one of more than MAX_PIXELS pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
+        raise DecodeError(_words(error)) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes the pixels of an image from `open_image`.
+
+    Returns:
+      An upright image of mode RGB.
+
+    Raises:
+      DecodeError: the file is broken or cut short.
+    """
+    try:
+        image.load()
+        turn = _TO_UPRIGHT.get(orientation(image))
+        image = _rgb(image)
+        return image if turn is None else image.transpose(turn)
+    except Exception as error:
+        raise DecodeError(_words(error)) from error
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes a whole image.
+
+    Returns:
+      (H, W, 3) uint8.
+
+    Raises:
+      DecodeError: the bytes are no readable image.
+    """
+    return np.asarray(to_rgb(open_image(data)))
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where there is none or it is broken."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # getexif would decode the pixels to look for a chunk behind them
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata does not make the pixels unreadable
+        return 1
+
+
+def _rgb(image):
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _from_grey(np.asarray(image, np.float32) / 257.0)
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        return _from_grey(values * (255.0 if values.max() <= 1.0 else 1.0))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_grey(values):
+    grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
