@@ -1,0 +1,341 @@
+"""Which patches are masked: at random, by blocks, or by DPPMask.
+
+The strategies take one image and an explicit key, and are put under `jax.vmap`, jit, pmap or
+shard_map as they are. `export_masks` takes a batch of images and answers in NumPy, for those who
+want masks and nothing else. Only jax and numpy are imported.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dppmask_jax import patches
+from dppmask_jax.dpp import select
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Int, Shaped
+
+
+class Mask(NamedTuple):
+    """A mask of one image; with a leading axis B, of a batch.
+
+    Where the count is static, `visible = order[:count]` and `masked = order[count:]`.
+    """
+
+    order: Int[Array, " N"]  # a permutation of the patches, visible ones first
+    mask: Bool[Array, " N"]  # True = masked, in the order of the image
+    count: Int[Array, ""]  # number of visible patches
+
+
+def num_visible(num_patches: int, ratio: float) -> int:
+    """How many patches stay visible: int(num_patches * (1 - ratio)), as in MAE's code.
+
+    Of 196 patches 49 at 0.75, 58 at 0.7, 78 at 0.6, 98 at 0.5, 39 at 0.8. The number masked is
+    the rest, never rounded by itself.
+
+    Raises:
+      ValueError: `ratio` is not in [0, 1), or no patch would stay visible.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"mask ratio must be in [0, 1), got {ratio}")
+    count = int(num_patches * (1 - ratio))
+    if count < 1:
+        raise ValueError(f"mask ratio {ratio} leaves no visible patch of {num_patches}")
+    return count
+
+
+def random(key: Array, num_patches: int, count: int | Int[Array, ""]) -> Mask:
+    """Visible patches drawn uniformly (MAE, arXiv 2111.06377, section 3).
+
+    Bit-identical to `dpp` with tau >= 1 and the same key.
+
+    Args:
+      key: a JAX key of this image alone.
+      num_patches: static.
+      count: number of visible patches; may be traced, then 0..num_patches is not checked.
+
+    Raises:
+      ValueError: a static `count` outside 0..num_patches.
+    """
+    _check_count(count, 0, num_patches)
+    noise = jax.random.uniform(key, (num_patches,), jnp.float32)
+    return _mask(jnp.argsort(noise).astype(jnp.int32), count)
+
+
+def dpp(
+    key: Array,
+    features: Shaped[Array, "N D"],
+    count: int | Int[Array, ""],
+    tau=0.9,
+    *,
+    num_keep: int | None = None,
+    kernel: str = "gaussian",
+    bandwidth=1.0,
+    threshold_on: str = "d2",
+) -> tuple[Mask, Int[Array, ""]]:
+    """Visible patches chosen by `dpp.select` (DPPMask, arXiv 2303.12736, Algorithm 1).
+
+    Args:
+      key: a JAX key of this image alone.
+      features: what the kernel compares; gradients stop here.
+      count: number of visible patches, an int; with `num_keep` it may be traced and differ from
+        image to image, because the choice for a smaller count is a prefix of that for a larger.
+      tau, kernel, bandwidth, threshold_on: see `dpp.select`.
+      num_keep: static upper bound of a traced `count`, which is not checked against it: what a
+        count asks for beyond `num_keep` is filled at random.
+
+    Returns:
+      (Mask, num_greedy): the latter () int32, how many of the visible patches were greedy picks.
+
+    Raises:
+      ValueError: as `dpp.select`, or a static `count` outside 1..num_keep.
+    """
+    if num_keep is None:
+        if isinstance(count, jax.core.Tracer):
+            raise ValueError("a traced count needs num_keep, its static upper bound")
+        num_keep = count
+    order, num_greedy = select(
+        key,
+        features,
+        num_keep,
+        tau,
+        kernel=kernel,
+        bandwidth=bandwidth,
+        threshold_on=threshold_on,
+    )
+    _check_count(count, 1, num_keep)
+    mask = _mask(order, count)
+    return mask, jnp.minimum(num_greedy, mask.count)
+
+
+def block(key: Array, grid: tuple[int, int], count: int | Int[Array, ""]) -> Mask:
+    """Masks rectangles (BEiT, arXiv 2106.08254, Algorithm 1; iBOT's code) to an exact count.
+
+    Rectangles of random area and of aspect 0.3 to 1 / 0.3 are added as long as one in 10 tries
+    fits into what is still to be masked; the remainder is masked at random.
+
+    Args:
+      key: a JAX key of this image alone.
+      grid: (rows, columns) of patches; static.
+      count: number of visible patches; may be traced, then 0..rows * columns is not checked.
+
+    Raises:
+      ValueError: a static `count` outside 0..rows * columns.
+    """
+    rows, columns = grid
+    num_patches = rows * columns
+    _check_count(count, 0, num_patches)
+    block_key, noise_key = jax.random.split(key)
+    index = lax.iota(jnp.int32, num_patches)
+    row, column = index // columns, index % columns
+    wanted = num_patches - jnp.asarray(count, jnp.int32)
+    smallest_area = float((min(grid) // 3) ** 2)
+
+    def unfinished(state):
+        covered, _, tries = state
+        return (jnp.sum(covered) < wanted) & (tries < 10)
+
+    def add_rectangle(state):
+        covered, draw, tries = state
+        left = wanted - jnp.sum(covered, dtype=jnp.int32)
+        u = jax.random.uniform(jax.random.fold_in(block_key, draw), (4,), jnp.float32)
+        area = smallest_area + u[0] * (left - smallest_area)
+        root_aspect = jnp.exp((u[1] - 0.5) * np.float32(np.log(1 / 0.3)))  # sqrt of 0.3 to 1 / 0.3
+        height = jnp.round(jnp.sqrt(area) * root_aspect).astype(jnp.int32)
+        width = jnp.round(jnp.sqrt(area) / root_aspect).astype(jnp.int32)
+        top = jnp.floor(u[2] * (rows - height + 1)).astype(jnp.int32)
+        leftmost = jnp.floor(u[3] * (columns - width + 1)).astype(jnp.int32)
+        inside = (row >= top) & (row < top + height)
+        inside &= (column >= leftmost) & (column < leftmost + width)
+        new = jnp.sum(inside & ~covered, dtype=jnp.int32)
+        accept = (height < rows) & (width < columns) & (new > 0) & (new <= left)
+        return covered | (inside & accept), draw + 1, jnp.where(accept, 0, tries + 1)
+
+    noise = jax.random.uniform(noise_key, (num_patches,), jnp.float32)
+    inputs = noise + wanted  # under shard_map a carry must start as varying as it ends
+    none, zero = jnp.zeros_like(inputs, bool), jnp.zeros_like(inputs[0], jnp.int32)
+    covered, _, _ = lax.while_loop(unfinished, add_rectangle, (none, zero, zero))
+    order = lax.sort((covered.astype(jnp.int32), noise, index), num_keys=2)[2]
+    return _mask(order, count)
+
+
+def _mask(order, count) -> Mask:
+    count = jnp.asarray(count, jnp.int32)
+    return Mask(order, jnp.argsort(order) >= count, count)
+
+
+def _check_count(count, lowest, highest):
+    if isinstance(count, (int, np.integer)) and not lowest <= count <= highest:
+        raise ValueError(f"visible count must be in {lowest}..{highest}, got {count}")
+
+
+# Masks for other people's pipelines.
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_WIDTH = 768  # of the untrained embedding: ViT-B
+_CHUNK = 64  # images on the device at a time
+
+
+def export_masks(
+    images,
+    *,
+    patch_size: int = 16,
+    ratio: float = 0.75,
+    strategy: str = "dpp",
+    tau: float = 0.9,
+    seed: int = 0,
+    features=None,
+    start_index: int = 0,
+    kernel: str = "gaussian",
+    bandwidth: float = 1.0,
+    threshold_on: str = "d2",
+) -> Mask:
+    """Masks of a batch of images, as NumPy arrays.
+
+    Image i is masked with a key made of `seed` and `start_index` + i, so a data set done in pieces
+    (each with its own `start_index`) has the same masks as one done in one call.
+
+    Args:
+      images: (B, H, W, 3) uint8, or float in [0, 1]; both sides multiples of `patch_size`.
+      patch_size: side of a patch in pixels.
+      ratio: share of masked patches, in [0, 1); see `num_visible`.
+      strategy: "dpp", "random" or "block".
+      tau: threshold of the greedy selection, for "dpp": 0 never stops, 1 is random masking.
+      seed: of the masks and of the untrained embedding.
+      features: what "dpp" compares. None: what an untrained MAE sees, a random projection of the
+        normalised patches to width 768 plus 2-D sin-cos positions. "pixels": the normalised
+        patches. Or an array (B, N, D) of your own, patches numbered row by row.
+      start_index: index of the first image in the data set.
+      kernel, bandwidth, threshold_on: see `dpp.select`.
+
+    Returns:
+      Mask of NumPy arrays: order (B, N) int32, mask (B, N) bool with True = masked, count (B,)
+      int32.
+
+    Raises:
+      ValueError: an argument is out of range or does not fit the others.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise ValueError(f"images must be (B, H, W, 3) with B >= 1, got {images.shape}")
+    if images.dtype == np.uint8:
+        scale = 1 / 255
+    elif jnp.issubdtype(images.dtype, jnp.floating):
+        scale = 1.0
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError("float images must lie in [0, 1]; undo any normalisation first")
+    else:
+        raise ValueError(f"images must be uint8 or float, got {images.dtype}")
+    grid = patches.grid_shape(images.shape[1:3], patch_size)
+    count = num_visible(grid[0] * grid[1], ratio)
+    if strategy not in ("dpp", "random", "block"):
+        raise ValueError(f"strategy must be 'dpp', 'random' or 'block', got {strategy!r}")
+    if np.ndim(tau) or np.isnan(tau):
+        raise ValueError(f"tau must be a number, got {tau}")
+    if not 0 <= start_index <= 2**32 - 1 - len(images):
+        raise ValueError(f"start_index must be in 0..2**32 - 1 - B, got {start_index}")
+    source = "embedding"
+    if isinstance(features, str):
+        if features != "pixels":
+            raise ValueError(f"features must be None, 'pixels' or an array, got {features!r}")
+        source = "pixels"
+    elif features is not None:
+        source, features = "given", np.asarray(features)
+        if features.ndim != 3 or features.shape[:2] != (len(images), grid[0] * grid[1]):
+            expected = f"({len(images)}, {grid[0] * grid[1]}, D)"
+            raise ValueError(f"features must be {expected}, got {features.shape}")
+
+    draw = functools.partial(
+        _draw,
+        grid=grid,
+        count=count,
+        patch_size=patch_size,
+        strategy=strategy,
+        source=source,
+        kernel=kernel,
+        threshold_on=threshold_on,
+    )
+    inputs = features if source == "given" else images
+    pieces = []
+    for first in range(0, len(images), _CHUNK):
+        index = np.arange(first, min(first + _CHUNK, len(images)))
+        # The last piece is filled up with copies, so that there is one shape to compile for.
+        padded = np.resize(index, min(_CHUNK, len(images)))
+        keys = (start_index + padded).astype(np.uint32)
+        pieces.append(jax.device_get(draw(seed, keys, inputs[padded], scale, tau, bandwidth)))
+    return Mask(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*pieces, strict=True)))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "grid",
+        "count",
+        "patch_size",
+        "strategy",
+        "source",
+        "kernel",
+        "threshold_on",
+    ),
+)
+def _draw(
+    seed,
+    index,
+    inputs,
+    scale,
+    tau,
+    bandwidth,
+    *,
+    grid,
+    count,
+    patch_size,
+    strategy,
+    source,
+    kernel,
+    threshold_on,
+):
+    root = jax.random.key(seed)
+    keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
+    if strategy == "random":
+        return jax.vmap(lambda key: random(key, grid[0] * grid[1], count))(keys)
+    if strategy == "block":
+        return jax.vmap(lambda key: block(key, grid, count))(keys)
+
+    values = 3 * patch_size**2
+    kernel_key, bias_key = jax.random.split(jax.random.fold_in(root, np.uint32(2**32 - 1)))
+    bound = (6 / (values + _WIDTH)) ** 0.5  # Xavier-uniform, and a convolution's usual bias
+    weights = jax.random.uniform(kernel_key, (values, _WIDTH), minval=-bound, maxval=bound)
+    bias = jax.random.uniform(bias_key, (_WIDTH,), minval=-(values**-0.5), maxval=values**-0.5)
+    bias += patches.sincos_positions(grid, _WIDTH)
+
+    def features_of(image):
+        if source == "given":
+            return image
+        image = (image.astype(jnp.float32) * scale - np.float32(_IMAGENET_MEAN)) / np.float32(
+            _IMAGENET_STD
+        )
+        pixels = patches.patchify(image[None], patch_size)[0]
+        if source == "pixels":
+            return pixels
+        return jnp.matmul(pixels, weights, precision=lax.Precision.HIGHEST) + bias
+
+    def choose(key, features):
+        return dpp(
+            key,
+            features,
+            count,
+            tau,
+            kernel=kernel,
+            bandwidth=bandwidth,
+            threshold_on=threshold_on,
+        )[0]
+
+    # One image at a time: a product over a whole batch may round differently for another batch.
+    return jax.vmap(choose)(keys, lax.map(features_of, inputs))
