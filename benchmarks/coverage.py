@@ -1,0 +1,498 @@
+"""Does the DPP leave more of the object visible than random masking? Measured without training.
+
+    python benchmarks/coverage.py --source=shapes
+    python benchmarks/coverage.py --source=FOLDER      (FOLDER/images/* and FOLDER/masks/*.png)
+
+For images whose foreground is known, masks are drawn from the features of a freshly initialised
+ViT-B (patch embedding plus position, what pre-training uses at its first step) and compared with
+random masks of the same noise. Definitions:
+
+- an object is the whole foreground of an image, or, with `--pieces` (the default for shapes), each
+  connected piece of it;
+- an object patch is a patch of which at least half the pixels are the object's; an object too
+  small to have one consists of the single patch that holds most of it;
+- none: no object patch is visible;
+- almost none: fewer than a quarter (`--almost`) of the object's fair share of the visible patches,
+  object patches * visible patches / all patches; at ratio 0.75, under 6.25 % of the object;
+- on object: object patches among the visible ones / visible patches;
+- object kept: visible object patches / object patches;
+- log det: of the kernel of the visible patches, in float64.
+
+Each image is masked once for every seed; a seed changes the noise and the initialisation. Random
+rows: mean over objects of the mean over seeds, ± the standard error over images. DPP rows: the
+mean and, in brackets, the paired difference from random (same image, same noise) ± its standard
+error. The row `random, exact` is what the hypergeometric distribution says, no noise left.
+docs/coverage.md holds the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from scipy.stats import hypergeom
+
+from dppmask_jax import command, dpp, patches
+from dppmask_jax.data import shapes
+from dppmask_jax.errors import InputError
+from dppmask_jax.models import vit
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+TAUS = (0.0, 0.6, 0.8, 0.85, 0.9, 0.95)
+STATISTICS = ("none", "almost", "kept", "on_object", "num_greedy", "log_det")
+
+
+# Pure statistics.
+
+
+def object_patches(foreground: np.ndarray, patch_size: int) -> np.ndarray:
+    """Which patches belong to the object.
+
+    Args:
+      foreground: (B, H, W) bool.
+      patch_size: side of a patch in pixels.
+
+    Returns:
+      (B, N) bool: patches of which at least half the pixels are foreground; where an image has
+      none, the one patch with most foreground (the first of equals); all False where there is no
+      foreground at all.
+    """
+    pixels = np.asarray(patches.patchify(np.asarray(foreground)[..., None], patch_size))
+    count = pixels.sum(axis=2, dtype=np.int64)
+    chosen = 2 * count >= patch_size * patch_size
+    tiny = ~chosen.any(axis=1) & (count.max(axis=1) > 0)
+    chosen[tiny, count[tiny].argmax(axis=1)] = True
+    return chosen
+
+
+def pieces(foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The connected pieces of each image's foreground (pixels that touch at an edge or corner).
+
+    Args:
+      foreground: (B, H, W) bool.
+
+    Returns:
+      (M, H, W) bool, one piece each, and (M,) int, the image it lies in, ascending.
+    """
+    found, owner = [], []
+    for index, image in enumerate(foreground):
+        labels, count = ndimage.label(image, np.ones((3, 3)))
+        found += [labels == piece for piece in range(1, count + 1)]
+        owner += [index] * count
+    return np.array(found, bool).reshape(-1, *foreground.shape[1:]), np.array(owner, int)
+
+
+def coverage(visible: np.ndarray, objects: np.ndarray, almost: float) -> dict[str, np.ndarray]:
+    """Statistics of one mask an image.
+
+    Args:
+      visible: (B, N) bool, True = kept.
+      objects: (B, N) bool from `object_patches`, at least one True in each row.
+      almost: part of its fair share of the visible patches below which almost none of the object
+        is visible.
+
+    Returns:
+      (B,) float arrays: none, almost (0 or 1), kept and on_object (0 to 1).
+    """
+    seen = (visible & objects).sum(axis=1)
+    size = objects.sum(axis=1)
+    fair = size * visible.sum(axis=1) / visible.shape[1]
+    return {
+        "none": (seen == 0).astype(float),
+        "almost": (seen < almost * fair).astype(float),
+        "kept": seen / size,
+        "on_object": seen / visible.sum(axis=1),
+    }
+
+
+def exact_random(objects: np.ndarray, num_keep: int, almost: float) -> dict[str, np.ndarray]:
+    """What `coverage` gives on average for uniformly random masks, image by image.
+
+    Args:
+      objects: (B, N) bool.
+      num_keep: number of visible patches.
+      almost: as in `coverage`.
+
+    Returns:
+      (B,) float arrays: none, almost, kept, on_object.
+    """
+    total, size = objects.shape[1], objects.sum(axis=1)
+    # the greatest whole number below the bound
+    few = np.ceil(almost * (size * num_keep / total)) - 1
+    return {
+        "none": hypergeom.pmf(0, total, size, num_keep),
+        "almost": hypergeom.cdf(few, total, size, num_keep),
+        "kept": np.full(len(size), num_keep / total),
+        "on_object": size / total,
+    }
+
+
+def log_det(features: np.ndarray, kept: np.ndarray, bandwidth: float = 1.0) -> np.ndarray:
+    """log det of the Gaussian kernel of the kept patches, in float64.
+
+    Args:
+      features: (B, N, D).
+      kept: (B, K) int.
+      bandwidth: of the kernel.
+
+    Returns:
+      (B,) float64; -inf where kept patches are exact duplicates.
+    """
+    x = np.take_along_axis(np.asarray(features, np.float64), kept[..., None], axis=1)
+    x /= np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    square = np.sum(x * x, axis=-1)
+    distance = square[:, :, None] + square[:, None, :] - 2 * x @ x.transpose(0, 2, 1)
+    sign, value = np.linalg.slogdet(np.exp(-np.maximum(distance, 0.0) / bandwidth))
+    return np.where(sign > 0, value, -np.inf)
+
+
+def mean_and_error(values: np.ndarray, owner: np.ndarray) -> tuple[float, float]:
+    """Mean of (M,) values and its standard error, where values of one image are not independent.
+
+    Args:
+      values: (M,) float.
+      owner: (M,) int, the image of each value.
+    """
+    mean = values.mean()
+    _, image = np.unique(owner, return_inverse=True)
+    sums = np.bincount(image, values - mean)
+    if len(sums) < 2:
+        return float(mean), float("nan")
+    error = np.sqrt(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(values)
+    return float(mean), float(error)
+
+
+def terciles(size: np.ndarray) -> list[np.ndarray]:
+    """Splits objects into thirds by size.
+
+    Args:
+      size: (M,) int.
+
+    Returns:
+      Three (M,) bool arrays, small to large; objects of one size stay together, so that thirds may
+      differ in number.
+    """
+    low, high = np.quantile(size, [1 / 3, 2 / 3])
+    return [size <= low, (size > low) & (size <= high), size > high]
+
+
+# Images.
+
+
+class Images(NamedTuple):
+    """images (B, H, W, 3) uint8, foreground (B, H, W) bool, and a word on what they are."""
+
+    images: np.ndarray
+    foreground: np.ndarray
+    name: str
+
+
+def square(image: Image.Image, size: int, resample) -> np.ndarray:
+    """Resizes so that the short side is `size`, and crops the centre."""
+    width, height = image.size
+    scale = size / min(width, height)
+    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(
+        image.resize((width, height), resample).crop((left, top, left + size, top + size))
+    )
+
+
+def read_folder(folder: Path, size: int, limit: int) -> Images:
+    """Reads FOLDER/images/* with FOLDER/masks/NAME.png (255 foreground, else not).
+
+    Raises:
+      InputError: there is no image, or an image without a mask.
+    """
+    images, foreground = [], []
+    paths = sorted(path for path in (folder / "images").glob("*") if path.is_file())
+    if not paths:
+        raise InputError(f"no image in {folder / 'images'}: --source wants images/ and masks/")
+    for path in paths[: limit or None]:
+        mask_path = folder / "masks" / f"{path.stem}.png"
+        try:
+            with Image.open(path) as image, Image.open(mask_path) as mask:
+                if image.size != mask.size:
+                    raise InputError(f"{mask_path} is not as large as {path}")
+                images.append(square(image.convert("RGB"), size, Image.Resampling.BICUBIC))
+                mask = square(mask.convert("L"), size, Image.Resampling.NEAREST)
+                foreground.append(mask == 255)
+        except OSError as error:
+            raise InputError(f"cannot read {path} and its mask {mask_path}: {error}") from error
+    return Images(np.stack(images), np.stack(foreground), f"{folder.name} at {size} px")
+
+
+def read_shapes(size: int, limit: int) -> Images:
+    """The validation scenes of the embedded data set."""
+    options = shapes.Options(size=size)
+    scenes = [shapes.draw(options, "val", i) for i in range(min(limit or options.val, options.val))]
+    return Images(
+        np.stack([scene.image for scene in scenes]),
+        np.stack([scene.mask == 255 for scene in scenes]),
+        f"shapes at {size} px",
+    )
+
+
+# The measurement.
+
+
+def embedder(kind: str, image_size: tuple[int, int], patch_size: int, key):
+    """images (B, H, W, 3) uint8 -> features (B, N, D), jitted."""
+
+    def normalise(images):
+        return (images.astype(jnp.float32) / 255.0 - MEAN) / STD
+
+    if kind == "pixels":
+        return jax.jit(lambda images: patches.patchify(normalise(images), patch_size))
+    encoder = vit.Encoder(vit.SIZES["B"], image_size, patch_size)
+    blank = jnp.zeros((1, *image_size, 3))
+    params = jax.jit(lambda key: encoder.init(key, blank, method="embed"))(key)
+    return jax.jit(lambda images: encoder.apply(params, normalise(images), method="embed"))
+
+
+def measure(
+    images: np.ndarray,
+    objects: np.ndarray,
+    owner: np.ndarray,
+    patch_size: int,
+    ratios: list[float],
+    taus: list[float],
+    seeds: int,
+    kind: str,
+    threshold_on: str,
+    almost: float,
+    batch: int = 50,
+) -> dict:
+    """Draws the masks and measures them.
+
+    Returns:
+      ratio -> (strategy -> (statistic -> (seeds, M) array)), a column an object; strategies are
+      "random" and the taus.
+    """
+    total = objects.shape[1]
+    strategies = {"random": 1.0} | {f"{tau:g}": tau for tau in taus}
+    keeps = {ratio: int(total * (1 - ratio)) for ratio in ratios}
+    results = {
+        ratio: {
+            name: {s: np.zeros((seeds, len(objects))) for s in STATISTICS} for name in strategies
+        }
+        for ratio in ratios
+    }
+
+    def draw(kernel, noise, tau, num_keep):
+        return dpp.greedy_order(kernel, noise, num_keep, tau, threshold_on=threshold_on)
+
+    draws = {
+        ratio: jax.jit(
+            jax.vmap(lambda kernel, noise, tau, k=k: draw(kernel, noise, tau, k), (0, 0, None))
+        )
+        for ratio, k in keeps.items()
+    }
+    kernels = jax.jit(jax.vmap(dpp.gaussian_kernel))
+    for seed in range(seeds):
+        init_key, noise_key = jax.random.split(jax.random.key(seed))
+        embed = embedder(kind, images.shape[1:3], patch_size, init_key)
+        noise = jax.random.uniform(noise_key, (len(images), total))
+        for start in range(0, len(images), batch):
+            rows = slice(start, min(start + batch, len(images)))
+            mine = np.flatnonzero((owner >= rows.start) & (owner < rows.stop))
+            place = owner[mine] - start
+            features = embed(images[rows])
+            kernel = kernels(features)
+            wide = np.asarray(features, np.float64)
+            for ratio, k in keeps.items():
+                for name, tau in strategies.items():
+                    order, picks = draws[ratio](kernel, noise[rows], jnp.float32(tau))
+                    order = np.asarray(order)
+                    visible = np.zeros(order.shape, bool)
+                    np.put_along_axis(visible, order[:, :k], True, axis=1)
+                    found = coverage(visible[place], objects[mine], almost)
+                    found["num_greedy"] = np.asarray(picks)[place]
+                    found["log_det"] = log_det(wide, order[:, :k])[place]
+                    for statistic, values in found.items():
+                        results[ratio][name][statistic][seed, mine] = values
+    return results
+
+
+def summarise(found: dict, objects, owner, num_keep: int, almost: float, chosen) -> list[dict]:
+    """One dict a strategy, over the objects `chosen` ((M,) bool)."""
+    owner = owner[chosen]
+    exact = exact_random(objects[chosen], num_keep, almost)
+    rows = [
+        {"strategy": "random, exact"}
+        | {name: mean_and_error(v, owner) for name, v in exact.items()}
+    ]
+    base = {name: values[:, chosen].mean(axis=0) for name, values in found["random"].items()}
+    for strategy, statistics in found.items():
+        row = {"strategy": strategy if strategy == "random" else f"DPP tau {strategy}"}
+        for name, values in statistics.items():
+            mean = values[:, chosen].mean(axis=0)
+            finite = np.isfinite(mean) & np.isfinite(base[name])
+            row[name] = mean_and_error(mean[finite], owner[finite])
+            if not finite.all():
+                row["singular"] = int((~finite).sum())
+            if strategy != "random":
+                change = mean[finite] - base[name][finite]
+                row[f"{name}_vs_random"] = mean_and_error(change, owner[finite])
+        row["num_greedy_max"] = int(statistics["num_greedy"][:, chosen].max())
+        rows.append(row)
+    return rows
+
+
+COLUMNS = (
+    ("none", "none, %", 100, 2),
+    ("almost", "almost none, %", 100, 2),
+    ("kept", "object kept, %", 100, 2),
+    ("on_object", "on object, %", 100, 2),
+    ("num_greedy", "DPP picks (most)", 1, 1),
+    ("log_det", "log det", 1, 2),
+)
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    lines = [["mask", *(title for _, title, _, _ in COLUMNS)]]
+    for row in rows:
+        cells = [row["strategy"]]
+        for name, _, factor, digits in COLUMNS:
+            if name not in row:
+                cells.append("")
+                continue
+            mean, error = (factor * value for value in row[name])
+            if name == "num_greedy":
+                cells.append(f"{mean:.{digits}f} ({row['num_greedy_max']})")
+            elif f"{name}_vs_random" in row:
+                change, error = (factor * value for value in row[f"{name}_vs_random"])
+                change = f"{change:+.{digits}f} ± {error:.{digits}f}"
+                cells.append(f"{mean:.{digits}f} ({change})")
+            elif row["strategy"] == "random":
+                cells.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
+            else:
+                cells.append(f"{mean:.{digits}f}")
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", default="shapes", help="shapes, or a folder (see above)")
+    parser.add_argument("--size", type=int, help="pixels; default: 64 for shapes, else 224")
+    parser.add_argument("--patch", type=int, help="pixels; default: 8 for shapes, else 16")
+    parser.add_argument(
+        "--pieces",
+        action=argparse.BooleanOptionalAction,
+        help="each connected piece of the foreground is an object; default: for shapes",
+    )
+    parser.add_argument("--ratio", type=float, nargs="+", default=[0.75])
+    parser.add_argument("--tau", type=float, nargs="+", default=list(TAUS))
+    parser.add_argument("--features", choices=("embedding", "pixels"), default="embedding")
+    parser.add_argument("--threshold_on", choices=("d2", "d"), default="d2")
+    parser.add_argument("--almost", type=float, default=0.25)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--limit", type=int, default=0, help="first images only; 0: all")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    args = parser.parse_args(argv)
+    for ratio in args.ratio:
+        if not 0 < ratio < 1:
+            raise InputError(f"--ratio must lie between 0 and 1, got {ratio:g}")
+    is_shapes = args.source == "shapes"
+    size = args.size or (64 if is_shapes else 224)
+    patch_size = args.patch or (8 if is_shapes else 16)
+    in_pieces = is_shapes if args.pieces is None else args.pieces
+    try:
+        total = math.prod(patches.grid_shape((size, size), patch_size))
+    except ValueError as error:
+        raise InputError(f"--size={size}, --patch={patch_size}: {error}") from error
+    if is_shapes:
+        data = read_shapes(size, args.limit)
+    else:
+        data = read_folder(Path(args.source), size, args.limit)
+    filled = data.foreground.any(axis=(1, 2))
+    images, foreground = data.images[filled], data.foreground[filled]
+    if not len(images):
+        raise InputError(f"no image of {args.source} has any foreground")
+    owner = np.arange(len(images))
+    if in_pieces:
+        foreground, owner = pieces(foreground)
+    objects = object_patches(foreground, patch_size)
+    size = objects.sum(axis=1)
+    found = measure(
+        images,
+        objects,
+        owner,
+        patch_size,
+        args.ratio,
+        args.tau,
+        args.seeds,
+        args.features,
+        args.threshold_on,
+        args.almost,
+    )
+    print(
+        f"{data.name}: {len(images)} images ({(~filled).sum()} without foreground left out), "
+        f"{len(objects)} objects, {total} patches of {patch_size} px, {args.features}, "
+        f"{args.seeds} seeds; patches an object: {size.mean():.1f} on average, {size.min()} to "
+        f"{size.max()}"
+    )
+    groups = {"all": np.ones(len(size), bool)}
+    smallest = size <= np.quantile(size, 0.1)
+    thirds = terciles(size)
+    if smallest.sum() < thirds[0].sum():
+        groups[f"smallest tenth (up to {size[smallest].max()} patches)"] = smallest
+    for name, chosen in zip(("small", "medium", "large"), thirds, strict=True):
+        if chosen.any():
+            groups[f"{name} ({size[chosen].min()} to {size[chosen].max()} patches)"] = chosen
+    report = {
+        "source": data.name,
+        "images": len(images),
+        "without_foreground": int((~filled).sum()),
+        "objects": len(objects),
+        "in_pieces": in_pieces,
+        "patch_size": patch_size,
+        "patches": total,
+        "features": args.features,
+        "threshold_on": args.threshold_on,
+        "almost": args.almost,
+        "seeds": args.seeds,
+        "results": [],
+    }
+    for ratio, strategies in found.items():
+        num_keep = int(total * (1 - ratio))
+        for name, chosen in groups.items():
+            rows = summarise(strategies, objects, owner, num_keep, args.almost, chosen)
+            print(f"\nratio {ratio:g}, {num_keep} visible, objects: {name}, {chosen.sum()}")
+            print(table(rows))
+            report["results"].append(
+                {
+                    "ratio": ratio,
+                    "visible": num_keep,
+                    "group": name,
+                    "objects": int(chosen.sum()),
+                    "rows": rows,
+                }
+            )
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        command.fail(error)
