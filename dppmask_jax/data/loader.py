@@ -1,0 +1,266 @@
+"""Batches of images: an endless training stream and one pass for evaluation.
+
+Batch s of the training stream is a function of (seed, s) alone: resuming means starting at
+another s, and nothing is stored. The images of an epoch are a permutation of the source; batches
+run across the border of two epochs. Neither the number of workers or threads nor the number of
+shards changes which image stands where or how it is cropped: shard k of n gets the k-th n-th of
+each batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from dppmask_jax.data import crops, decode
+from dppmask_jax.data.sources import Source
+from dppmask_jax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+# Encoded image and random numbers -> the arrays of one example; DecodeError if it is unreadable.
+Example = Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]
+
+_CHUNK = 32  # images that a thread or worker loads at a time, at most
+_MAX_REPLACEMENTS = 1000  # unreadable images in a row before giving up
+
+
+class TrainStream:
+    """An endless iterator over batches; close it, or use it as a context manager."""
+
+    def __init__(self, batches: grain.DatasetIterator, tally: _Tally):
+        self._batches = batches
+        self._tally = tally
+
+    def __iter__(self) -> TrainStream:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._tally.count(batch.pop("wanted")[batch["bad"]])
+        return batch
+
+    def __enter__(self) -> TrainStream:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends threads and worker processes."""
+        self._batches.close()
+
+
+def train_stream(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = crops.RATIO,
+    workers: int = 0,
+    shard: int = 0,
+    num_shards: int = 1,
+    max_bad_frac: float = 0.01,
+    log: Callable[[str], None] = logging.warning,
+) -> TrainStream:
+    """Shuffled, randomly cropped training batches, from batch `start_step` on, for ever.
+
+    Args:
+      image_size: (H, W) in pixels.
+      batch_size: images in a batch of all shards together; a multiple of num_shards.
+      seed: 0 to 2**32 - 1.
+      scale, ratio: of the random resized crop, see crops.random_crop.
+      workers: processes that load; 0 loads in threads of this one.
+      shard: which part of each batch to yield, 0 to num_shards - 1.
+      max_bad_frac: share of the source's images, 0 to 1, that may be unreadable.
+      log: called with one line for each unreadable image, once.
+
+    Yields:
+      "image" (b, H, W, 3) uint8; "label" (b,) int32, -1 where there is none; "index" (b,) int32,
+      the example's position in the stream (step * batch_size + place in the batch, modulo 2**31);
+      "bad" (b,) bool, whether another image stands here because the one drawn is unreadable (the
+      next readable one in the source's order). b = batch_size / num_shards.
+
+    Raises:
+      InputError: while iterating, as soon as more than max_bad_frac of the images are known to be
+        unreadable.
+    """
+    example = functools.partial(
+        _cropped, image_size=tuple(image_size), scale=tuple(scale), ratio=tuple(ratio)
+    )
+    share = _share(batch_size, shard, num_shards)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    load = functools.partial(_load_drawn, source, order, example, share, seed)
+    first = start_step * share.size
+    # The length of a grain data set must fit into a word.
+    positions = grain.MapDataset.range(first, sys.maxsize // 2)
+    batches = _iterate(positions.map(load), share.size, workers)
+    return TrainStream(batches, _Tally(source, max_bad_frac, log))
+
+
+def eval_batches(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    indices: np.ndarray | None = None,
+    workers: int = 0,
+    shard: int = 0,
+    num_shards: int = 1,
+    log: Callable[[str], None] = logging.warning,
+) -> Iterator[Batch]:
+    """One pass over a source, in order, with the evaluation crop.
+
+    Args:
+      image_size: (H, W) in pixels.
+      batch_size: images in a batch of all shards together; a multiple of num_shards.
+      indices: which images of the source, in which order; None for all.
+      workers, shard, num_shards, log: as for train_stream. Every shard gets the same number of
+        batches.
+
+    Yields:
+      "image" (b, H, W, 3) uint8; "label" (b,) int32; "index" (b,) int32, the image's number in the
+      source; "valid" (b,) bool, False for unreadable images and for those that fill up the last
+      batch (black, label -1). b = batch_size / num_shards.
+    """
+    indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+    share = _share(batch_size, shard, num_shards)
+    load = functools.partial(_load_listed, source, indices, tuple(image_size), share)
+    length = math.ceil(len(indices) / batch_size) * share.size
+    batches = _iterate(grain.MapDataset.range(length).map(load), share.size, workers)
+    tally = _Tally(source, 1.0, log)
+    try:
+        for batch in batches:
+            tally.count(batch["index"][batch.pop("bad")])
+            yield batch
+    finally:
+        batches.close()
+
+
+class _Share(NamedTuple):
+    """The part of each batch that one shard loads."""
+
+    batch_size: int
+    size: int
+    offset: int
+
+    def position(self, local: int) -> int:
+        step, place = divmod(local, self.size)
+        return step * self.batch_size + self.offset + place
+
+
+def _share(batch_size: int, shard: int, num_shards: int) -> _Share:
+    if batch_size % num_shards:
+        raise InputError(f"a batch of {batch_size} does not split over {num_shards} processes")
+    size = batch_size // num_shards
+    return _Share(batch_size, size, shard * size)
+
+
+def _iterate(examples: grain.MapDataset, batch_size: int, workers: int) -> grain.DatasetIterator:
+    # Threads and workers load chunks, which are put together here: a whole batch each would
+    # multiply the memory, and single images the overhead. Workers must deal out whole chunks in
+    # turn, so the batch is put together after them.
+    chunk = max(size for size in range(1, _CHUNK + 1) if batch_size % size == 0)
+    per_batch = batch_size // chunk
+    threads = 1 if workers else _cores()
+    options = grain.ReadOptions(threads, 2 * threads + (0 if workers else per_batch))
+    chunks = examples.batch(chunk).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read flags, which only absl.app parses
+            flags.FLAGS.mark_as_parsed()
+        ahead = max(1, 2 * per_batch // workers)
+        chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
+    return iter(chunks.batch(per_batch, batch_fn=_concatenate))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _concatenate(chunks: list[Batch]) -> Batch:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+# One example. These run in threads and in worker processes.
+
+
+def _cropped(data, rng, *, image_size, scale, ratio):
+    return {"image": crops.random_crop(data, rng, image_size=image_size, scale=scale, ratio=ratio)}
+
+
+def _load_drawn(source, order, example: Example, share: _Share, seed: int, local: int):
+    position = share.position(local)
+    wanted = order[position]
+    for step in range(min(len(source), _MAX_REPLACEMENTS)):
+        index = (wanted + step) % len(source)
+        rng = np.random.default_rng((seed, position))
+        try:
+            data, label = source.read(index)
+            arrays = example(data, rng)
+        except (OSError, decode.DecodeError):
+            continue
+        return {
+            **arrays,
+            "label": np.int32(label),
+            "index": np.int32(position % 2**31),
+            "bad": np.bool_(step > 0),
+            "wanted": np.int64(wanted),
+        }
+    raise InputError(
+        f"{step + 1} images in a row are unreadable, from {source.name(wanted)} on; "
+        "check data.source"
+    )
+
+
+def _load_listed(source, indices, image_size, share: _Share, local: int):
+    position = share.position(local)
+    index = int(indices[position]) if position < len(indices) else 0
+    image, label, valid = np.zeros((*image_size, 3), np.uint8), -1, position < len(indices)
+    bad = False
+    if valid:
+        try:
+            data, label = source.read(index)
+            image = crops.center_crop(data, image_size=image_size)
+        except (OSError, decode.DecodeError):
+            valid, bad = False, True
+    return {
+        "image": image,
+        "label": np.int32(label),
+        "index": np.int32(index),
+        "valid": np.bool_(valid),
+        "bad": np.bool_(bad),
+    }
+
+
+class _Tally:
+    """Names unreadable images and stops at too many."""
+
+    def __init__(self, source: Source, max_bad_frac: float, log: Callable[[str], None]):
+        self._source = source
+        self._max_bad_frac = max_bad_frac
+        self._log = log
+        self._known = set()
+
+    def count(self, indices: np.ndarray) -> None:
+        for index in indices.tolist():
+            if index not in self._known:
+                self._known.add(index)
+                self._log(f"unreadable image: {self._source.name(index)}")
+        # Counting files against all files is exact: no unlucky start of an epoch ends a run.
+        if len(self._known) > self._max_bad_frac * len(self._source):
+            raise InputError(
+                f"{len(self._known)} of {len(self._source)} images are unreadable so far, "
+                f"more than data.max_bad_frac={self._max_bad_frac:g}; the last one is "
+                f"{self._source.name(max(indices.tolist()))}; "
+                "mend or remove them, or raise data.max_bad_frac"
+            )

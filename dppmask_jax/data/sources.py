@@ -1,0 +1,387 @@
+"""Where images come from: random access to encoded images and their labels.
+
+`open_source` knows three kinds:
+
+  shapes            the embedded data set (shapes.py); `shapes:size=96,train=2000,val=500,seed=1`
+                    changes its options.
+  folder:PATH       image files. If PATH/train is a folder, the training images are those below it
+                    and the validation images those below PATH/val. Otherwise they are all those
+                    below PATH, and `val_fraction` of them is held out.
+  tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
+                    validation (or val, or test); without one of those, `val_fraction` is held out.
+
+Files count as images by their extension (EXTENSIONS, in upper or lower case); hidden files and
+folders do not count. A folder split is labelled if each of its images lies exactly one folder
+below the split's root and there are at least two such folders: these are the classes, in
+alphabetical order. Otherwise it is unlabelled. What is held out depends on the relative paths
+alone; of each class it is `val_fraction`, rounded up, but never all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dppmask_jax.data import decode
+from dppmask_jax.errors import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+TFDS_VALIDATION = ("validation", "val", "test")
+_READABLE_SAMPLE = 64  # images tried before a folder counts as unreadable
+
+
+def _no_extras(i: int) -> dict:
+    return {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set. `len(source)` images; can be pickled.
+
+    Attributes:
+      size: number of images.
+      read: i -> (encoded image, label); the label is -1 where there is none. Raises OSError where
+        the file cannot be read.
+      name: i -> what to call image i in a message.
+      class_names: of the labels, in order; empty where there are none.
+      extras: i -> what else the data set knows of image i; for shapes "mask" (H, W) uint8 of 0
+        and 255, "attributes" (24,) uint8 and "background" int. Else an empty dict.
+      unlabelled_because: why there are no labels, in words; "" where there are some.
+    """
+
+    size: int
+    read: Callable[[int], tuple[bytes, int]]
+    name: Callable[[int], str]
+    class_names: tuple[str, ...] = ()
+    extras: Callable[[int], dict] = _no_extras
+    unlabelled_because: str = ""
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def open_source(
+    spec: str, split: str, *, data_dir: str | None = None, val_fraction: float = 0.1
+) -> Source | None:
+    """Opens one split of a data set.
+
+    Args:
+      spec: shapes | folder:PATH | tfds:NAME, see the module's docstring.
+      split: "train" or "val".
+      data_dir: where TFDS data sets lie, or where shapes is cached; None for the usual places.
+      val_fraction: share, 0 to below 1, held out where the data set has no validation split.
+
+    Returns:
+      The split; None for "val" where there is no validation split and nothing is held out.
+
+    Raises:
+      InputError: an unknown spec, or a missing, empty, unreadable or unprepared data set.
+    """
+    train, val = open_splits(spec, data_dir=data_dir, val_fraction=val_fraction)
+    return {"train": train, "val": val}[split]
+
+
+def open_splits(
+    spec: str, *, data_dir: str | None = None, val_fraction: float = 0.1
+) -> tuple[Source, Source | None]:
+    """(training split, validation split or None), as `open_source`; scans a folder once only."""
+    kind, _, rest = spec.partition(":")
+    if kind == "shapes":
+        return _open_shapes(rest, data_dir)
+    if kind == "folder" and rest:
+        return _open_folder(os.path.expanduser(rest), val_fraction)
+    if kind == "tfds" and rest:
+        return _open_tfds(rest, data_dir, val_fraction)
+    raise InputError(f"unknown data source {spec!r}; use shapes, folder:PATH or tfds:NAME")
+
+
+def _held_out(keys: list[bytes], labels: np.ndarray, fraction: float) -> np.ndarray:
+    """(n,) bool: the `fraction` of each label whose keys have the smallest hashes."""
+    digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
+    order = np.lexsort((np.frombuffer(digests, np.uint64), labels))
+    ordered = labels[order]
+    _, first, count = np.unique(ordered, return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(first, count)
+    quota = np.minimum(np.ceil(count * fraction - 1e-9), count - 1)
+    out = np.empty(len(order), bool)
+    out[order] = rank < np.repeat(quota, count)
+    return out
+
+
+# Folders.
+
+
+class _Files(NamedTuple):
+    """File names in a few flat arrays: a million of them is a few dozen MB, also when pickled."""
+
+    root: str
+    folders: tuple[str, ...]  # relative to the root; "" is the root itself
+    folder_of: np.ndarray  # (n,) int32
+    names: bytes  # all file names in one piece
+    ends: np.ndarray  # (n,) int64, where each name ends in it
+
+    def relative(self, i: int) -> str:
+        start = self.ends[i - 1] if i else 0
+        name = os.fsdecode(self.names[start : self.ends[i]])
+        return os.path.join(self.folders[self.folder_of[i]], name)
+
+
+def _scan(root: str) -> _Files:
+    """All images below a folder, ordered by folder, then by name."""
+    folders, folder_of, names = [], [], []
+
+    def visit(relative: str, above: frozenset) -> None:
+        path = os.path.join(root, relative) if relative else root
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return  # a symbolic link back to a folder that we are in
+        inner, images = [], []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    inner.append(entry.name)
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    images.append(entry.name)
+        if images:
+            folder_of.append((len(folders), len(images)))
+            folders.append(relative)
+            names.extend(os.fsencode(name) for name in sorted(images))
+        for name in sorted(inner):
+            visit(os.path.join(relative, name), above | {identity})
+
+    try:
+        visit("", frozenset())
+    except OSError as error:
+        raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
+    numbers = np.array([number for number, _ in folder_of], np.int32)
+    return _Files(
+        root,
+        tuple(folders),
+        np.repeat(numbers, [count for _, count in folder_of]),
+        b"".join(names),
+        np.cumsum([len(name) for name in names], dtype=np.int64),
+    )
+
+
+def _read_file(files: _Files, rows, labels, i: int) -> tuple[bytes, int]:
+    with open(_file_name(files, rows, i), "rb") as file:
+        return file.read(), int(labels[i])
+
+
+def _file_name(files: _Files, rows, i: int) -> str:
+    return os.path.join(files.root, files.relative(int(rows[i])))
+
+
+def _open_folder(path: str, val_fraction: float) -> tuple[Source, Source | None]:
+    if not os.path.isdir(path):
+        raise InputError(f"there is no folder {path}; give data.source=folder:PATH an existing one")
+    train_path, val_path = os.path.join(path, "train"), os.path.join(path, "val")
+    if not os.path.isdir(train_path):
+        if os.path.isdir(val_path):
+            raise InputError(f"{path} has a folder val but no folder train; add it")
+        return _held_out_folder(path, val_fraction)
+    if not os.path.isdir(val_path):
+        return _held_out_folder(train_path, val_fraction)
+
+    train_files, val_files = _scan_images(train_path), _scan_images(val_path)
+    classes, because = _classes(train_files, least=2)
+    train = _folder_source(train_files, slice(None), classes, because)
+    val_classes, val_because = _classes(val_files, least=1)
+    if not classes or not val_classes:
+        val_because = val_because or f"the training images have no labels: {because}"
+        return train, _folder_source(val_files, slice(None), (), val_because)
+    unknown = sorted(set(val_classes) - set(classes))
+    if unknown:
+        raise InputError(
+            f"class {unknown[0]!r} is in {val_path} but not in {train_path}; "
+            "both need the same class folders"
+        )
+    return train, _folder_source(val_files, slice(None), classes, "")
+
+
+def _held_out_folder(root: str, val_fraction: float) -> tuple[Source, Source | None]:
+    files = _scan_images(root)
+    classes, because = _classes(files, least=2)
+    labels = files.folder_of if classes else np.zeros_like(files.folder_of)
+    keys = [os.fsencode(files.relative(i)) for i in range(len(files.ends))]
+    out = _held_out(keys, labels, val_fraction)
+    train = _folder_source(files, ~out, classes, because)
+    return train, _folder_source(files, out, classes, because) if out.any() else None
+
+
+def _scan_images(root: str) -> _Files:
+    files = _scan(root)
+    count = len(files.ends)
+    if not count:
+        raise InputError(f"there is no image below {root}; known are {' '.join(EXTENSIONS)}")
+    reason = ""
+    for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
+        path = os.path.join(root, files.relative(int(i)))
+        try:
+            with open(path, "rb") as file:
+                decode.decode(file.read())
+            return files
+        except (OSError, decode.DecodeError) as error:
+            reason = reason or f"{path}: {error}"
+    tried = "none of the" if count <= _READABLE_SAMPLE else f"none of {_READABLE_SAMPLE} tried of"
+    raise InputError(f"{tried} {count} images below {root} can be read; {reason}")
+
+
+def _classes(files: _Files, least: int) -> tuple[tuple[str, ...], str]:
+    """Class names, or none and the reason."""
+    for number, folder in enumerate(files.folders):
+        if not folder or os.sep in folder:
+            example = files.relative(int(np.argmax(files.folder_of == number)))
+            return (), f"{example} does not lie exactly one folder below {files.root}"
+    if len(files.folders) < least:
+        return (), f"{files.root} has one folder of images only"
+    return files.folders, ""
+
+
+def _folder_source(files: _Files, chosen, classes: tuple[str, ...], because: str) -> Source:
+    rows = np.arange(len(files.ends), dtype=np.int32)[chosen]
+    labels = np.full(len(rows), -1, np.int32)
+    if classes:
+        number_of = {name: number for number, name in enumerate(classes)}
+        labels = np.array([number_of[name] for name in files.folders], np.int32)
+        labels = labels[files.folder_of[rows]]
+    return Source(
+        size=len(rows),
+        read=functools.partial(_read_file, files, rows, labels),
+        name=functools.partial(_file_name, files, rows),
+        class_names=classes,
+        unlabelled_because=because,
+    )
+
+
+# TFDS data sets, the embedded one among them. TFDS is imported only where it is used: it takes
+# half a second, and folders do without.
+
+
+def _open_shapes(options_text: str, cache: str | None) -> tuple[Source, Source]:
+    import tensorflow_datasets as tfds
+
+    from dppmask_jax.data import shapes
+
+    folder = shapes.prepare(_shapes_options(options_text), cache)
+    builder = tfds.builder_from_directory(folder)
+    decoders = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+
+    def source(split):
+        records = builder.as_data_source(split, decoders=decoders)
+        return Source(
+            size=len(records),
+            read=functools.partial(_read_record, records, "image", "label", None),
+            name=functools.partial(_record_name, f"shapes {split}", None),
+            class_names=shapes.CLASSES,
+            extras=functools.partial(_shapes_extras, records),
+        )
+
+    return source("train"), source("val")
+
+
+def _shapes_options(text: str):
+    from dppmask_jax.data import shapes
+
+    values = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in shapes.Options._fields or not value.isdecimal():
+            raise InputError(
+                f"unknown option {part!r} in the data source shapes:{text}; "
+                "use shapes:size=64,train=4000,val=1000,seed=0 or some of these"
+            )
+        values[name] = int(value)
+    return shapes.Options(**values)
+
+
+def _open_tfds(
+    name: str, data_dir: str | None, val_fraction: float
+) -> tuple[Source, Source | None]:
+    import tensorflow_datasets as tfds
+
+    builder = _tfds_builder(tfds, name, data_dir)
+    features = builder.info.features
+    images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+    if not images:
+        raise InputError(f"tfds:{name} has no image feature, only {', '.join(features)}")
+    image = "image" if "image" in images else images[0]
+    label, class_names = None, ()
+    if isinstance(features.get("label"), tfds.features.ClassLabel):
+        label, class_names = "label", tuple(features["label"].names)
+    because = "" if class_names else f"tfds:{name} has no feature 'label' with class names"
+    if "train" not in builder.info.splits:
+        raise InputError(
+            f"tfds:{name} has no split train, only {', '.join(builder.info.splits) or 'none'}"
+        )
+
+    def source(split, rows):
+        records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+        return Source(
+            size=len(records) if rows is None else len(rows),
+            read=functools.partial(_read_record, records, image, label, rows),
+            name=functools.partial(_record_name, f"tfds:{name} {split}", rows),
+            class_names=class_names,
+            unlabelled_because=because,
+        )
+
+    for split in TFDS_VALIDATION:
+        if split in builder.info.splits:
+            return source("train", None), source(split, None)
+    count = builder.info.splits["train"].num_examples
+    keys = [str(i).encode() for i in range(count)]
+    out = _held_out(keys, np.zeros(count, np.int32), val_fraction)
+    val_rows = np.flatnonzero(out)
+    return source("train", np.flatnonzero(~out)), source("train", val_rows) if out.any() else None
+
+
+def _tfds_builder(tfds, name: str, data_dir: str | None):
+    how = (
+        'prepare it with: pip install "dppmask-jax[prepare]" && '
+        f"tfds build {name.partition('/')[0]} --file_format=array_record"
+        + (f" --data_dir={data_dir}" if data_dir else "")
+    )
+    where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]  # a list of all known names follows
+        raise InputError(f"cannot open tfds:{name} in {where}: {reason} {how}") from error
+    if not builder.is_prepared():
+        raise InputError(f"tfds:{name} is not prepared as array_record in {where}; {how}")
+    return builder
+
+
+def _read_record(records, image: str, label: str | None, rows, i: int) -> tuple[bytes, int]:
+    example = records[int(i if rows is None else rows[i])]
+    return example[image], int(example[label]) if label else -1
+
+
+def _record_name(prefix: str, rows, i: int) -> str:
+    return f"{prefix} record {i if rows is None else rows[i]}"
+
+
+def _shapes_extras(records, i: int) -> dict:
+    example = records[int(i)]
+    return {
+        "mask": decode.decode(example["mask"])[..., 0],
+        "attributes": example["attributes"],
+        "background": int(example["background"]),
+    }
