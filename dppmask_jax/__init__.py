@@ -1,1 +1,11 @@
-"""Masked image modelling in JAX, with visible patches chosen by a determinantal point process."""
+"""Masked image modelling in JAX, with visible patches chosen by a determinantal point process.
+
+`dppmask_jax.dpp` and `dppmask_jax.masking` need jax alone; `load_encoder` needs the extra [train].
+"""
+
+
+def load_encoder(workdir):
+    """The trained encoder of a run; see `dppmask_jax.pretrained.load_encoder`."""
+    from dppmask_jax import pretrained
+
+    return pretrained.load_encoder(workdir)

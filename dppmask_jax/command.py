@@ -6,7 +6,7 @@ import difflib
 import runpy
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from dppmask_jax.errors import InputError
 
@@ -60,6 +60,8 @@ def _field_names(config) -> list[str]:
 
 def _answering_bad_input(main):
     def answered(argv):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         try:
             return main(argv)
         except InputError as error:

@@ -142,11 +142,13 @@ def run(
     stream = iter(batches)
     clock = _Clock(start_step)
     in_flight = None
+    replaced = 0
     trace_from, trace_to = _traced_steps(profile, start_step, total_steps)
     for step in range(start_step + 1, total_steps + 1):
         if step == trace_from:
             jax.profiler.start_trace(profile.directory)
         batch = clock.timed_wait(lambda: next(stream))
+        replaced += int(np.sum(batch.get("bad", 0)))
         state, metrics = step_fn(state, parallel.split_batch(batch), seed_key)
         # The host runs at most one step ahead of the devices: batches must not pile up.
         if in_flight is not None:
@@ -160,8 +162,8 @@ def run(
             values = {name: value.item() for name, value in parallel.to_host(metrics).items()}
             bad_steps = int(values.pop("bad_steps"))
             values.update(clock.lap(step, batch_size))
-            if bad_steps:
-                values["bad_steps"] = bad_steps
+            values |= {"bad_steps": bad_steps} if bad_steps else {}
+            values |= {"bad_images": replaced} if replaced else {}
             log(step, values)
             progress(step, values)
             if bad_steps > max_bad_steps:

@@ -74,7 +74,7 @@ class Progress:
         self._step, self._total = start_step, total_steps
         self._line_every = max(1, total_steps // 20)
         self._next_line = start_step + 1
-        self._began = (start_step, time.monotonic())
+        self._began = None
         self._bar = None
         if enabled and sys.stderr.isatty():
             self._bar = tqdm(
@@ -88,15 +88,18 @@ class Progress:
     def update(self, step: int, values: dict[str, float]) -> None:
         """Shows the `loss` and `images_per_sec` of a step."""
         loss, rate = values["loss"], values["images_per_sec"]
+        # The time before the first call went into compilation, which does not come again.
+        self._began = self._began or (step, time.monotonic())
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
             self._bar.update(step - self._step)
         elif self._enabled and (step >= self._next_line or step == self._total):
             began_step, began = self._began
-            seconds_left = (time.monotonic() - began) / (step - began_step) * (self._total - step)
+            per_step = (time.monotonic() - began) / max(step - began_step, 1)
+            left = tqdm.format_interval(per_step * (self._total - step))
+            eta = left if step > began_step else "--:--"
             print(
-                f"step {step}/{self._total}  loss {loss:.4f}  {rate:.0f} images/s  "
-                f"ETA {tqdm.format_interval(seconds_left)}",
+                f"step {step}/{self._total}  loss {loss:.4f}  {rate:.0f} images/s  ETA {eta}",
                 flush=True,
             )
             self._next_line = step + self._line_every

@@ -63,7 +63,8 @@ class Run:
         Raises:
           InputError: the data is no longer there.
         """
-        source = open_split(self.config, "val") or open_split(self.config, "train")
+        train_source, val_source = open_data(self.config)
+        source = val_source or train_source
         count = min(num, len(source))
         indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
         (batch,) = loader.eval_batches(
@@ -93,17 +94,14 @@ def load_run(workdir: str | Path) -> Run:
     return Run(config, state["params"], state.get("extra", {}), step)
 
 
-def open_split(config, split: str):
-    """The source of a config's "train" or "val" images; None where there is no "val".
+def open_data(config):
+    """(training source, validation source or None) of a config's data.
 
     Raises:
       InputError: a missing, empty or unprepared source.
     """
-    return sources.open_source(
-        config.data.source,
-        split,
-        data_dir=config.data.dir or None,
-        val_fraction=config.data.val_fraction,
+    return sources.open_splits(
+        config.data.source, data_dir=config.data.dir or None, val_fraction=config.data.val_fraction
     )
 
 

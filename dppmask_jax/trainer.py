@@ -15,7 +15,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
 from dppmask_jax.methods import mae
 from dppmask_jax.patches import grid_shape
-from dppmask_jax.pretrained import METHODS, Run, open_split
+from dppmask_jax.pretrained import METHODS, Run, open_data
 
 
 class Plan(NamedTuple):
@@ -62,7 +62,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     check(config)
     parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
     changed = workdir.check_resumable(config, folder)
-    train_source, val_source = open_split(config, "train"), open_split(config, "val")
+    train_source, val_source = open_data(config)
     plan = plan_from(config, len(train_source))
 
     method = METHODS[config.method](config, total_steps=plan.total_steps)
@@ -88,7 +88,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     )
     meta = {"config": workdir.to_json(config)}
     try:
-        with _stream(config, train_source, start_step) as batches:
+        with _stream(config, train_source, start_step, progress.say) as batches:
             state = loop.run(
                 loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
                 state,
@@ -146,7 +146,7 @@ def _encoder_of(run: str, method):
     return encoder
 
 
-def _stream(config, source, start_step: int):
+def _stream(config, source, start_step: int, say):
     shard, num_shards = parallel.process_shard()
     return loader.train_stream(
         source,
@@ -159,6 +159,7 @@ def _stream(config, source, start_step: int):
         shard=shard,
         num_shards=num_shards,
         max_bad_frac=config.data.max_bad_frac,
+        log=say,
     )
 
 
@@ -224,7 +225,7 @@ def _announce(config, folder, plan, start_step, changed, state, train_source, va
         f"devices     {parallel.describe()}",
         f"data        {config.data.source}: {len(train_source):,} training images, "
         f"{split} for validation"
-        + ("" if train_source.labelled else "; no labels, so no k-NN probe"),
+        + ("" if train_source.labelled else f"; no k-NN probe: {train_source.unlabelled_because}"),
         f"model       {config.method} {config.model.size}/{config.model.patch_size}, "
         f"{config.image_size[0]}x{config.image_size[1]} px, {count:,} parameters, "
         f"{config.model.dtype}",
