@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dppmask_jax import command, dpp, metrics, patches, pretrained
 from dppmask_jax.data import crops
@@ -326,6 +326,8 @@ def draw_tau(
 
 # Curves.
 
+KNN, PICKS = "k-NN accuracy", "Patches picked by the DPP, per image"
+
 
 def _series(records: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
     points = [
@@ -366,8 +368,8 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
     runs = records if isinstance(records, Mapping) else {"": records}
     panels = [
         ("Loss", (("loss", "train"), ("val_loss", "validation"))),
-        ("k-NN accuracy", (("knn", ""),)),
-        ("Patches picked by the DPP", (("num_greedy", ""),)),
+        (KNN, (("knn", ""),)),
+        (PICKS, (("num_greedy", ""),)),
     ]
     panels = [
         (title, names)
@@ -412,6 +414,10 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
         axes.grid(color="#e4e4e4", linewidth=0.7)
         axes.set_axisbelow(True)
+        if title == KNN:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        elif title == PICKS:
+            axes.set_ylim(0, 1.12 * axes.dataLim.ymax or 1)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         for side in ("left", "bottom"):
