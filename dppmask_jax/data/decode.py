@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 89_478_485  # refused beyond this, before decoding; where Pillow starts to warn
+# Not all that Pillow knows: some formats start other programs or are documents.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,7 +39,7 @@ def open_image(data: bytes) -> Image.Image:
       DecodeError: not an image, or one of more than MAX_PIXELS pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
         raise DecodeError(_words(error)) from error
     width, height = image.size

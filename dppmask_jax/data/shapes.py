@@ -112,10 +112,7 @@ def draw(options: Options, split: str, index: int) -> Scene:
     size = options.size
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = np.meshgrid(centres, centres)
-    low, high = rng.uniform(30, 105, 3), rng.uniform(110, 200, 3)
-    low, high = (0.6 * c.mean() + 0.4 * c for c in (low, high))  # muted: objects are saturated
-    texture = _texture(rng, background, x, y)[..., None]
-    image = (low + (high - low) * texture).astype(np.float32)
+    image = _background(rng, background, x, y)
 
     covered = np.zeros((size, size), np.float32)
     attributes = np.zeros(len(ATTRIBUTES), np.uint8)
@@ -174,7 +171,7 @@ def _paint(rng, thing: _Object, x, y):
         slope = np.sqrt(3) / 2 * np.abs(u) - v / 2
         outside = np.maximum(slope, v) - half / np.sqrt(3)
 
-    bright = _PALETTE[thing.color] * rng.uniform(0.75, 1.05) + rng.normal(0, 6, 3)
+    bright = _PALETTE[thing.color] * rng.uniform(0.85, 1.05) + rng.normal(0, 6, 3)
     period = rng.uniform(0.085, 0.105)
     shift = rng.uniform(0, 1, 2)
     if PATTERNS[thing.pattern] == "striped":
@@ -182,11 +179,12 @@ def _paint(rng, thing: _Object, x, y):
     elif PATTERNS[thing.pattern] == "dotted":
         period *= 1.2
         inside = 0.33 - np.hypot(_wave(u / period + shift[0]), _wave(v / period + shift[1]))
+    if PATTERNS[thing.pattern] == "plain":
+        amount = np.full_like(u, rng.uniform(0.3, 0.7))  # as bright as a pattern on average
     else:
-        inside = np.ones_like(u)
-    amount = _edge(inside * period, x.shape[0])[..., None]
+        amount = _edge(inside * period * rng.choice((-1, 1)), x.shape[0])
     dark = 0.25 * bright
-    return dark + (bright - dark) * amount, _edge(-outside, x.shape[0])
+    return dark + (bright - dark) * amount[..., None], _edge(-outside, x.shape[0])
 
 
 def _edge(distance, size: int):
@@ -199,12 +197,25 @@ def _wave(t):
     return np.abs(t - np.rint(t))
 
 
+def _background(rng, family: int, x, y):
+    """(size, size, 3) float32, 0 to 255."""
+    texture = _texture(rng, family, x, y)
+    # Every family has the same mean, contrast and polarity, so that brightness does not tell it.
+    texture = (texture - texture.mean()) / texture.std() * rng.choice((-1, 1))
+    middle, swing = rng.uniform(85, 155, 3), rng.uniform(15, 40, 3)
+    middle = 0.6 * middle.mean() + 0.4 * middle  # muted: objects are saturated
+    return (middle + swing * np.clip(texture, -2, 2)[..., None]).astype(np.float32)
+
+
 def _texture(rng, family: int, x, y):
     """A field (size, size) of 0 to 1."""
     name = BACKGROUNDS[family]
     size = x.shape[0]
     period = rng.uniform(0.11, 0.15)
     shift = rng.uniform(0, 1, 2)
+    # Bent, so that two images of a family do not match pixel by pixel.
+    x = x + 0.12 * (_smooth_noise(rng, 4, size) - 0.5)
+    y = y + 0.12 * (_smooth_noise(rng, 4, size) - 0.5)
     u, v = x / period + shift[0], y / period + shift[1]
     if name == "speckle":
         cells = max(2, round(size / max(1, size / 64)))
@@ -231,7 +242,7 @@ def _texture(rng, family: int, x, y):
 
 def _smooth_noise(rng, cells: int, size: int):
     noise = rng.uniform(0, 1, (cells, cells)).astype(np.float32)
-    image = Image.fromarray(noise).resize((size, size), Image.Resampling.BILINEAR)
+    image = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
