@@ -324,7 +324,7 @@ def _open_tfds(
         raise InputError(f"tfds:{name} has no image feature, only {', '.join(features)}")
     image = "image" if "image" in images else images[0]
     label, class_names = None, ()
-    if isinstance(features.get("label"), tfds.features.ClassLabel):
+    if "label" in features and isinstance(features["label"], tfds.features.ClassLabel):
         label, class_names = "label", tuple(features["label"].names)
     because = "" if class_names else f"tfds:{name} has no feature 'label' with class names"
     if "train" not in builder.info.splits:
@@ -332,8 +332,10 @@ def _open_tfds(
             f"tfds:{name} has no split train, only {', '.join(builder.info.splits) or 'none'}"
         )
 
+    decoders = {key: tfds.decode.SkipDecoding() for key in images}
+
     def source(split, rows):
-        records = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+        records = builder.as_data_source(split, decoders=decoders)
         return Source(
             size=len(records) if rows is None else len(rows),
             read=functools.partial(_read_record, records, image, label, rows),

@@ -1,0 +1,362 @@
+import collections
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dppmask_jax.data import decode, shapes, sources
+from dppmask_jax.errors import InputError
+
+REAL = os.environ.get("DPPMASK_TEST_DATA", "")
+
+
+def write(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (value % 256, 0, 0)).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+def names(source, root):
+    return [os.path.relpath(source.name(i), root) for i in range(len(source))]
+
+
+def open_both(path, **options):
+    return sources.open_splits(f"folder:{path}", **options)
+
+
+def test_train_and_val_folders(tmp_path):
+    for i, name in enumerate(["train/cat/b", "train/cat/a", "train/dog/c", "val/dog/d"]):
+        write(tmp_path / f"{name}.png", i)
+    train, val = open_both(tmp_path)
+    assert names(train, tmp_path) == ["train/cat/a.png", "train/cat/b.png", "train/dog/c.png"]
+    assert train.labelled and val.labelled and train.num_classes == 2
+    assert train.class_names == val.class_names == ("cat", "dog")
+    assert [train.read(i)[1] for i in range(3)] == [0, 0, 1]
+    data, label = val.read(0)
+    assert label == 1 and decode.decode(data)[0, 0, 0] == 3
+    assert names(val, tmp_path) == ["val/dog/d.png"]
+    assert train.unlabelled_because == "" and train.extras(0) == {}
+
+
+def test_one_split_alone(tmp_path):
+    for name in ("train/a/1", "train/b/2", "val/a/3"):
+        write(tmp_path / f"{name}.png")
+    train = sources.open_source(f"folder:{tmp_path}", "train")
+    val = sources.open_source(f"folder:{tmp_path}", "val")
+    assert (len(train), len(val)) == (2, 1)
+
+
+def test_classes_without_splits_hold_out_a_share_of_each(tmp_path):
+    for i in range(40):
+        write(tmp_path / f"{'cat' if i < 30 else 'dog'}/{i:02d}.png")
+    train, val = open_both(tmp_path)
+    assert train.labelled and val.labelled
+    labels = [val.read(i)[1] for i in range(len(val))]
+    assert collections.Counter(labels) == {0: 3, 1: 1}
+    both = names(train, tmp_path) + names(val, tmp_path)
+    assert len(both) == 40 and len(set(both)) == 40
+    assert names(val, tmp_path) != sorted(both)[:4]  # spread, not the first ones
+    for i in range(len(train)):
+        assert train.class_names[train.read(i)[1]] == names(train, tmp_path)[i].split(os.sep)[0]
+
+
+def test_held_out_images_depend_on_relative_paths_alone(tmp_path):
+    for root in ("one", "two"):
+        for i in range(30):
+            write(tmp_path / root / f"{i}.png")
+    one, two = (names(open_both(tmp_path / root)[1], tmp_path / root) for root in ("one", "two"))
+    assert one == two and len(one) == 3
+
+
+def test_class_of_one_image_stays_in_training(tmp_path):
+    for name in ("a/1", "b/1", "b/2"):
+        write(tmp_path / f"{name}.png")
+    train, val = open_both(tmp_path)
+    assert {train.read(i)[1] for i in range(len(train))} == {0, 1}
+    assert [val.read(i)[1] for i in range(len(val))] == [1]
+
+
+def test_nothing_held_out(tmp_path):
+    write(tmp_path / "a.png")
+    write(tmp_path / "b.png")
+    train, val = open_both(tmp_path, val_fraction=0.0)
+    assert len(train) == 2 and val is None
+    assert sources.open_source(f"folder:{tmp_path}", "val", val_fraction=0.0) is None
+
+
+def test_train_folder_without_val_holds_out_of_it(tmp_path):
+    for i in range(20):
+        write(tmp_path / f"train/{'ab'[i % 2]}/{i}.png")
+    write(tmp_path / "other/x.png")
+    train, val = open_both(tmp_path)
+    assert (len(train), len(val)) == (18, 2) and train.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "layout, culprit",
+    [
+        (["1.png", "2.png"], "1.png"),
+        (["a/1.png", "b/2.png", "3.png"], "3.png"),
+        (["a/1.png", "b/c/2.png"], "b/c/2.png"),
+        (["a/1.png", "a/2.png"], "one folder"),
+    ],
+)
+def test_irregular_folders_are_unlabelled(layout, culprit, tmp_path):
+    for name in layout:
+        write(tmp_path / name)
+    train, val = open_both(tmp_path, val_fraction=0.4)
+    assert len(train) + len(val) == len(layout)
+    for source in (train, val):
+        assert not source.labelled and source.num_classes == 0
+        assert source.read(0)[1] == -1 and culprit in source.unlabelled_because
+
+
+def test_unlabelled_training_makes_validation_unlabelled(tmp_path):
+    for name in ("train/1", "val/a/1", "val/b/2"):
+        write(tmp_path / f"{name}.png")
+    train, val = open_both(tmp_path)
+    assert not train.labelled and not val.labelled and val.read(0)[1] == -1
+
+
+def test_class_only_in_val(tmp_path):
+    for name in ("train/a/1", "train/b/2", "val/a/3", "val/lion/4"):
+        write(tmp_path / f"{name}.png")
+    with pytest.raises(InputError, match="'lion' is in"):
+        open_both(tmp_path)
+
+
+def test_what_counts_as_an_image(tmp_path):
+    for name in ("A.PNG", "b.JpEg", "c.webp", ".hidden.png", ".folder/d.png", "noextension"):
+        write(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    train, _ = open_both(tmp_path, val_fraction=0.0)
+    assert names(train, tmp_path) == ["A.PNG", "b.JpEg", "c.webp"]
+
+
+def test_symbolic_links(tmp_path):
+    real = tmp_path / "real"
+    write(real / "a/1.png")
+    write(real / "b/2.png")
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    (subset / "a").symlink_to(real / "a")
+    (subset / "b").symlink_to(real / "b")
+    (real / "a/loop").symlink_to(real / "a")
+    (real / "b/up").symlink_to(tmp_path)
+    (subset / "c").symlink_to(subset)
+    train, _ = open_both(subset, val_fraction=0.0)
+    found = names(train, subset)
+    assert len(found) < 20 and found[0] == "a/1.png" and "b/2.png" in found
+
+
+def test_linked_class_folders_are_classes(tmp_path):
+    write(tmp_path / "real/a/1.png")
+    write(tmp_path / "real/b/2.png")
+    for split in ("train", "val"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for name in "ab":
+            (tmp_path / "set" / split / name).symlink_to(tmp_path / "real" / name)
+    train, val = open_both(tmp_path / "set")
+    assert train.labelled and val.labelled and len(train) == len(val) == 2
+
+
+def test_dangling_link_is_an_unreadable_image(tmp_path):
+    write(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    train, _ = open_both(tmp_path, val_fraction=0.0)
+    assert names(train, tmp_path) == ["a.png", "b.png"]
+    with pytest.raises(OSError):
+        train.read(1)
+
+
+def test_unusual_names(tmp_path):
+    for name in ("ä ö.png", "日本/图 像.png", "a=b,c.png"):
+        write(tmp_path / name)
+    write(tmp_path / os.fsdecode(b"bad\xff.png"))
+    train, _ = open_both(tmp_path, val_fraction=0.0)
+    assert sorted(os.fsencode(name) for name in names(train, tmp_path)) == sorted(
+        os.fsencode(name) for name in ("ä ö.png", "日本/图 像.png", "a=b,c.png", "bad\udcff.png")
+    )
+    assert all(train.read(i)[0][:4] == b"\x89PNG" for i in range(4))
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "pictures/a.png")
+    assert len(sources.open_source("folder:~/pictures", "train")) == 1
+
+
+def test_folder_source_can_be_pickled(tmp_path):
+    for name in ("a/1", "b/2", "b/3"):
+        write(tmp_path / f"{name}.png")
+    train, _ = open_both(tmp_path, val_fraction=0.0)
+    copy = pickle.loads(pickle.dumps(train))
+    assert [copy.read(i) for i in range(3)] == [train.read(i) for i in range(3)]
+    assert names(copy, tmp_path) == names(train, tmp_path)
+
+
+def test_many_files_stay_compact(tmp_path):
+    for folder in range(10):
+        (tmp_path / f"{folder}").mkdir()
+        for i in range(300):
+            (tmp_path / f"{folder}/some_name_{i:06d}.jpg").touch()
+    write(tmp_path / "0/some_name_000000.jpg")
+    train, _ = open_both(tmp_path)
+    assert len(pickle.dumps(train)) < 60 * 3000
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(InputError, match=r"no folder .*gone"):
+        open_both(tmp_path / "gone")
+    with pytest.raises(InputError, match="no folder"):
+        open_both(write(tmp_path / "file.png"))
+    (tmp_path / "empty/inner").mkdir(parents=True)
+    (tmp_path / "empty/readme.txt").write_text("")
+    with pytest.raises(InputError, match=r"no image below .*empty"):
+        open_both(tmp_path / "empty")
+    write(tmp_path / "half/val/a/1.png")
+    with pytest.raises(InputError, match="no folder train"):
+        open_both(tmp_path / "half")
+    write(tmp_path / "other/train/1.png")
+    (tmp_path / "other/val").mkdir()
+    with pytest.raises(InputError, match=r"no image below .*other/val"):
+        open_both(tmp_path / "other")
+
+
+def test_folder_that_may_not_be_listed(tmp_path, monkeypatch):
+    write(tmp_path / "a/1.png")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"cannot list .*Permission denied"):
+        open_both(tmp_path)
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_folder_without_a_readable_image(count, tmp_path):
+    for i in range(count):
+        (tmp_path / f"{i:03d}.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"none of .*000\.jpg"):
+        open_both(tmp_path)
+
+
+def test_some_readable_image_is_enough(tmp_path):
+    for i in range(50):
+        (tmp_path / f"{i:03d}.jpg").write_bytes(b"no image")
+    write(tmp_path / "049.jpg")
+    assert len(open_both(tmp_path, val_fraction=0.0)[0]) == 50
+
+
+@pytest.mark.parametrize("spec", ["", "folder", "folder:", "tfds:", "shape", "webdataset:x"])
+def test_unknown_spec(spec):
+    with pytest.raises(InputError, match=r"shapes, folder:PATH or tfds:NAME"):
+        sources.open_source(spec, "train")
+
+
+# Shapes and TFDS.
+
+OPTIONS = "size=16,train=12,val=5,seed=1"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    sources.open_source(f"shapes:{OPTIONS}", "train", data_dir=str(folder))
+    return str(folder)
+
+
+def test_shapes(cache):
+    train, val = sources.open_splits(f"shapes:{OPTIONS}", data_dir=cache)
+    assert (len(train), len(val)) == (12, 5) and train.class_names == shapes.CLASSES
+    scene = shapes.draw(shapes.Options(16, 12, 5, 1), "val", 3)
+    data, label = val.read(3)
+    assert label == scene.label
+    np.testing.assert_array_equal(decode.decode(data), scene.image)
+    extras = val.extras(3)
+    np.testing.assert_array_equal(extras["mask"], scene.mask)
+    np.testing.assert_array_equal(extras["attributes"], scene.attributes)
+    assert extras["background"] == scene.background
+    assert val.name(3) == "shapes val record 3"
+    copy = pickle.loads(pickle.dumps(val))
+    assert copy.read(3) == val.read(3)
+
+
+@pytest.mark.parametrize("options", ["sise=16", "size", "size=x", "size=-3", "size=64;train=3"])
+def test_wrong_shapes_options(options):
+    with pytest.raises(InputError, match="unknown option"):
+        sources.open_source(f"shapes:{options}", "train")
+    with pytest.raises(InputError, match="size=1 is out of range"):
+        sources.open_source("shapes:size=1", "train")
+
+
+def tfds_name():
+    return "shapes/" + OPTIONS.replace("=", "").replace(",", "-")
+
+
+def test_prepared_tfds_data_set(cache):
+    train, val = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    assert (len(train), len(val)) == (12, 5)
+    ours = sources.open_source(f"shapes:{OPTIONS}", "val", data_dir=cache)
+    assert [val.read(i) for i in range(5)] == [ours.read(i) for i in range(5)]
+    assert val.class_names == shapes.CLASSES and val.labelled
+    copy = pickle.loads(pickle.dumps(train))
+    assert copy.read(2) == train.read(2)
+
+
+def test_tfds_data_set_without_validation_split(cache, monkeypatch):
+    monkeypatch.setattr(sources, "TFDS_VALIDATION", ())
+    whole, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.0)
+    train, val = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
+    assert _ is None and (len(whole), len(train), len(val)) == (12, 9, 3)
+    parts = [source.read(i) for source in (train, val) for i in range(len(source))]
+    assert sorted(parts) == sorted(whole.read(i) for i in range(12))
+    number = int(val.name(0).rsplit(" ", 1)[1])
+    assert whole.read(number) == val.read(0)
+
+
+def test_unprepared_tfds_data_set(tmp_path):
+    with pytest.raises(InputError) as caught:
+        sources.open_source("tfds:cifar10", "train", data_dir=str(tmp_path))
+    message = str(caught.value)
+    assert "tfds build cifar10 --file_format=array_record" in message
+    assert "dppmask-jax[prepare]" in message and str(tmp_path) in message
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_unknown_tfds_data_set(tmp_path):
+    with pytest.raises(InputError, match="no_such_set") as caught:
+        sources.open_source("tfds:no_such_set", "train", data_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_tensorflow():
+    code = (
+        "import sys; from dppmask_jax.data import augment, crops, decode, loader, shapes, sources;"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REAL, reason="DPPMASK_TEST_DATA names no folder of real images")
+@pytest.mark.parametrize("name, labelled", [("imagenette128", True), ("photos", False)])
+def test_real_folders(name, labelled):
+    path = os.path.join(REAL, name)
+    if not os.path.isdir(path):
+        pytest.skip(f"no folder {path}")
+    train, val = open_both(path)
+    assert train.labelled == val.labelled == labelled and len(train) > len(val) > 0
+    for i in range(0, len(train), max(1, len(train) // 20)):
+        data, label = train.read(i)
+        assert decode.decode(data).shape[2] == 3
+        assert label == -1 or train.class_names[label] in train.name(i)
