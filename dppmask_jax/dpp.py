@@ -9,7 +9,7 @@ on every platform. Nothing is differentiated: gradients stop at the inputs.
 
 Sources: DPPMask, arXiv 2303.12736, Algorithm 1 (the selector) and section 3 (the kernel);
 Chen, Zhang and Zhou, NeurIPS 2018, arXiv 1709.05135 (the incremental Cholesky factor).
-Only jax is imported.
+Only jax and numpy are imported.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 # Float32 and full precision whatever the model computes in: in bfloat16 a kernel entry of 0.9997
 # rounds to 1, and the matrix stops being positive semi-definite.
 _PRECISION = lax.Precision.HIGHEST
+
+# Above this d^2 threshold kernel rows are computed one by one, at most so many of them, before the
+# whole Gram matrix is. Only time depends on it.
+_ROWS_ABOVE = 0.7
+_MAX_ROWS = 16
 
 
 def gaussian_kernel(
@@ -167,12 +173,19 @@ def _pick(m, state: _State, noise, limit, row_of, column_of) -> _State:
     best, gains, factor, place = state
     going = best >= limit
     # Ties (all patches at first, duplicates later) go to the smallest noise, not the first index:
-    # this is the shuffle of Algorithm 1.
-    pick = jnp.argmin(jnp.where(gains == best, noise, jnp.inf))
-    picked = going & (lax.iota(jnp.int32, gains.shape[0]) == pick)
+    # this is the shuffle of Algorithm 1. Minima because XLA's arg-min is slow on a CPU.
+    index = lax.iota(jnp.int32, gains.shape[0])
+    tied = gains == best
+    lowest = jnp.min(jnp.where(tied, noise, jnp.inf))
+    pick = jnp.min(jnp.where(tied & (noise == lowest), index, gains.shape[0] - 1))
+    picked = going & (index == pick)
     # Rows m.. of the factor are still zero, so the product over all k rows is the one over m.
     known = jnp.matmul(column_of(factor, pick), factor, precision=_PRECISION)
     update = (row_of(pick) - known) / jnp.sqrt(jnp.maximum(best, 1e-10))
+    # |update| <= d by Cauchy-Schwarz. Rounding breaks that once a singular kernel is used up (best
+    # is near 0), and without the bound each further pick would multiply the error.
+    bound = jnp.sqrt(jnp.maximum(gains, 0.0))
+    update = jnp.clip(update, -bound, bound)
     lower = gains - jnp.square(update)
     gone = picked | jnp.isneginf(gains) | jnp.isnan(lower)
     update = jnp.where(going & ~gone, update, 0.0)
@@ -287,9 +300,9 @@ def _order_from_features(num_keep, kernel, noise, limit, features, bandwidth):
     def gram(features):
         return jnp.matmul(features, features.T, precision=_PRECISION)
 
-    # A row on demand costs about a fifteenth of the Gram matrix. Where tau stops the loop after a
-    # few picks that is a bargain; where it does not, it is lost time.
-    few = jnp.where(limit > _FEW_PICKS_ABOVE, min(_FEW_PICKS, num_keep), 0)
+    # A row costs about a twentieth of the Gram matrix. Where tau stops the loop after a few picks
+    # that is a bargain; where it does not, the rows are lost time.
+    few = jnp.where(limit > _ROWS_ABOVE, min(_MAX_ROWS, num_keep), 0)
     state = _start(jnp.where(jnp.isnan(inverse), jnp.nan, 1.0), num_keep)
     state = _loop(0, few, state, noise, limit, row_on_demand)
     dots = lax.cond(
@@ -309,8 +322,8 @@ def _orders_from_features(num_keep, kernel, noise, limits, features, bandwidths)
     return _orders_from_kernels(num_keep, kernels, noise, limits)
 
 
-_FEW_PICKS = 8
-_FEW_PICKS_ABOVE = 0.7
+_MAX_ROWS = 16
+_ROWS_ABOVE = 0.7
 
 
 # Batching and arguments.
@@ -336,8 +349,9 @@ def _batchable(one, many, *static):
             for arg, is_batched in zip(args, in_batched, strict=True)
         ]
 
-    run_one = jax.custom_batching.custom_vmap(one)
-    run_many = jax.custom_batching.custom_vmap(over_images)
+    # The jit is for callers without one: it keeps what was compiled from call to call.
+    run_one = jax.custom_batching.custom_vmap(jax.jit(one))
+    run_many = jax.custom_batching.custom_vmap(jax.jit(over_images))
 
     @run_one.def_vmap
     def _(axis_size, in_batched, *args):
@@ -387,6 +401,7 @@ def _checked_bandwidth(bandwidth):
 def _checked_num_keep(num_keep, num_patches):
     if isinstance(num_keep, jax.core.Tracer):
         raise ValueError("num_keep is static: bind it with functools.partial before jit or vmap")
-    if int(num_keep) != num_keep or not 1 <= num_keep <= num_patches:
+    is_int = isinstance(num_keep, (int, np.integer))
+    if not is_int or not 1 <= num_keep <= num_patches:
         raise ValueError(f"num_keep must be an int in 1..{num_patches}, got {num_keep}")
     return int(num_keep)
