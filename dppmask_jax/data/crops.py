@@ -82,17 +82,21 @@ def random_crop(
     left, top, box_width, box_height = random_box(
         rng, full_width, full_height, scale=scale, ratio=ratio
     )
+    shrink = 1.0
     if image.format == "JPEG":
         # The JPEG decoder can halve an image on its way, much faster than resampling. Only down to
         # twice the size wanted: the rest is left to the bicubic filter, so that it still decides
         # what the result looks like.
         enlarge = 2 * max(width / box_width, height / box_height)
-        image.draft(None, (math.ceil(full_width * enlarge), math.ceil(full_height * enlarge)))
+        least = (math.ceil(full_width * enlarge), math.ceil(full_height * enlarge))
+        drafted = image.draft(None, least)
+        if drafted is not None:
+            shrink = drafted[1][2] / full_width  # exact; the new width is rounded up
         image = decode.to_rgb(image)
-    x, y = image.width / full_width, image.height / full_height
-    right = min((left + box_width) * x, image.width)  # rounding must not lead outside
-    lower = min((top + box_height) * y, image.height)
-    box = (left * x, top * y, right, lower)
+    left, top, right, lower = (
+        shrink * edge for edge in (left, top, left + box_width, top + box_height)
+    )
+    box = (left, top, min(right, image.width), min(lower, image.height))  # rounding errors
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 

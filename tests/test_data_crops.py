@@ -1,0 +1,200 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, JpegImagePlugin
+
+from dppmask_jax.data import crops, decode
+
+RATIO = (3 / 4, 4 / 3)
+
+
+def encode(pixels, kind="PNG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def smooth(height, width):
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack(
+        [127 + 120 * np.sin(x / 40), 127 + 120 * np.cos(y / 55), (x + y) % 256 * 0 + 90], axis=-1
+    ).astype(np.uint8)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (37, 90), (500, 3), (3, 500), (1, 1), (2, 1)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (1.0, 1.0), (0.01, 0.02)])
+def test_box_lies_in_the_image(size, scale, rng):
+    for _ in range(200):
+        left, top, width, height = crops.random_box(rng, *size, scale=scale)
+        assert width >= 1 and height >= 1 and left >= 0 and top >= 0
+        assert left + width <= size[0] and top + height <= size[1]
+
+
+def test_box_area_and_ratio_are_distributed_as_asked(rng):
+    # So small a share always fits at the first try: area uniform, ratio log-uniform.
+    boxes = np.array([crops.random_box(rng, 1000, 800, scale=(0.1, 0.3)) for _ in range(4000)])
+    share = boxes[:, 2] * boxes[:, 3] / 800_000
+    ratio = np.log(boxes[:, 2] / boxes[:, 3])
+    for values, low, high in ((share, 0.1, 0.3), (ratio, np.log(3 / 4), np.log(4 / 3))):
+        uniform = (values - low) / (high - low)
+        assert uniform.min() > -0.02 and uniform.max() < 1.02
+        for q in (0.1, 0.25, 0.5, 0.75, 0.9):
+            assert np.quantile(uniform, q) == pytest.approx(q, abs=0.03)
+    # Places are uniform over where the box fits.
+    for start, length, whole in ((0, 2, 1000), (1, 3, 800)):
+        place = boxes[:, start] / (whole - boxes[:, length])
+        assert place.min() >= 0 and place.max() <= 1
+        for q in (0.1, 0.5, 0.9):
+            assert np.quantile(place, q) == pytest.approx(q, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((1000, 10), (493, 0, 13, 10)),  # too wide: 4/3 of the height, centred
+        ((10, 1000), (0, 493, 10, 13)),  # too high
+    ],
+)
+def test_centred_box_where_nothing_fits(size, expected, rng):
+    assert crops.random_box(rng, *size, scale=(1.0, 1.0)) == expected
+
+
+def test_whole_image_where_no_try_fits_but_the_ratio_does():
+    class Unlucky:
+        def uniform(self, low, high):
+            return high  # area 1 at ratio 4/3 does not fit into a square
+
+    assert crops.random_box(Unlucky(), 50, 50, scale=(1.0, 1.0)) == (0, 0, 50, 50)
+
+
+@pytest.mark.parametrize("image_size", [(16, 16), (12, 40), (40, 12)])
+def test_crop_is_the_bicubic_resize_of_its_box(image_size, rng):
+    pixels = noise(60, 90)
+    out = crops.random_crop(
+        encode(pixels), np.random.default_rng(7), image_size=image_size, scale=(0.2, 1.0)
+    )
+    assert out.shape == (*image_size, 3) and out.dtype == np.uint8
+    height, width = image_size
+    ratio = (RATIO[0] * width / height, RATIO[1] * width / height)
+    left, top, box_width, box_height = crops.random_box(
+        np.random.default_rng(7), 90, 60, scale=(0.2, 1.0), ratio=ratio
+    )
+    cut = Image.fromarray(pixels[top : top + box_height, left : left + box_width])
+    expected = cut.resize((width, height), Image.Resampling.BICUBIC)
+    # The filter may look past the box, but only by its radius.
+    inner = slice(2, -2)
+    np.testing.assert_allclose(
+        out[inner, inner].astype(int), np.asarray(expected)[inner, inner].astype(int), atol=40
+    )
+    box = (left, top, left + box_width, top + box_height)
+    exact = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, box=box)
+    np.testing.assert_array_equal(out, exact)
+
+
+def test_ratio_is_relative_to_the_output(rng):
+    for _ in range(50):
+        out = crops.random_crop(
+            encode(smooth(80, 80)),
+            rng,
+            image_size=(8, 16),
+            scale=(0.2, 0.3),
+            ratio=(1.0, 1.0),
+        )
+        assert out.shape == (8, 16, 3)
+    boxes = [crops.random_box(rng, 80, 80, scale=(0.2, 0.3), ratio=(2.0, 2.0)) for _ in range(50)]
+    assert all(abs(width / height - 2) < 0.1 for _, _, width, height in boxes)
+
+
+def test_crop_depends_on_the_generator_alone():
+    data = encode(noise(50, 50))
+
+    def crop(seed):
+        return crops.random_crop(
+            data, np.random.default_rng(seed), image_size=(8, 8), scale=(0.2, 0.5)
+        )
+
+    np.testing.assert_array_equal(crop(1), crop(1))
+    assert np.any(crop(1) != crop(2))
+
+
+def test_whole_image_at_its_own_size_is_untouched(rng):
+    pixels = noise(32, 32)
+    out = crops.random_crop(
+        encode(pixels), rng, image_size=(32, 32), scale=(1.0, 1.0), ratio=(1.0, 1.0)
+    )
+    np.testing.assert_array_equal(out, pixels)
+
+
+@pytest.mark.parametrize("kind", ["L", "RGB", "CMYK"])
+def test_reduced_jpeg_decoding_changes_little(kind, monkeypatch):
+    image = Image.fromarray(smooth(1500, 2001)).convert(kind)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    reductions = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+
+    def watched(self, mode, size):
+        reductions.append(draft(self, mode, size))
+        return reductions[-1]
+
+    def crop():
+        rng = np.random.default_rng(3)
+        return crops.random_crop(buffer.getvalue(), rng, image_size=(64, 96), scale=(0.4, 0.6))
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", watched)
+    reduced = crop()
+    assert reductions[0] is not None
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda self, mode, size: None)
+    np.testing.assert_allclose(reduced.astype(int), crop().astype(int), atol=3)
+
+
+def test_rotated_jpeg_is_cropped_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, turned = (encode(smooth(60, 100), "JPEG", **options) for options in ({}, {"exif": exif}))
+    rng = np.random.default_rng(0)
+    out = crops.random_crop(turned, rng, image_size=(100, 60), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    np.testing.assert_array_equal(out, np.rot90(decode.decode(plain), -1))
+
+
+def test_center_crop_of_the_right_size_is_plain():
+    pixels = noise(20, 30)
+    np.testing.assert_array_equal(crops.center_crop(encode(pixels), image_size=(20, 30)), pixels)
+
+
+@pytest.mark.parametrize("height, width", [(300, 300), (300, 451), (451, 300), (100, 120)])
+def test_center_crop_is_resize_then_cut(height, width):
+    pixels = noise(height, width)
+    out = crops.center_crop(encode(pixels), image_size=(224, 224))
+    enlarge = 256 / min(height, width)
+    size = round(width * enlarge), round(height * enlarge)
+    assert min(size) == 256
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    top, left = (size[1] - 224) // 2, (size[0] - 224) // 2
+    np.testing.assert_array_equal(out, resized[top : top + 224, left : left + 224])
+
+
+@pytest.mark.parametrize("height, width", [(50, 50), (10, 200), (200, 10), (1, 1)])
+def test_center_crop_to_a_non_square(height, width):
+    out = crops.center_crop(encode(noise(height, width)), image_size=(16, 48))
+    assert out.shape == (16, 48, 3) and out.dtype == np.uint8
+
+
+def test_unreadable_bytes(rng):
+    for crop in (
+        lambda data: crops.random_crop(data, rng, image_size=(8, 8), scale=(0.2, 1.0)),
+        lambda data: crops.center_crop(data, image_size=(8, 8)),
+    ):
+        for data in (b"", b"text", encode(noise(99, 99), "JPEG")[:-3000]):
+            with pytest.raises(decode.DecodeError):
+                crop(data)
