@@ -239,6 +239,8 @@ def export_masks(
         raise ValueError(f"strategy must be 'dpp', 'random' or 'block', got {strategy!r}")
     if np.ndim(tau) or np.isnan(tau):
         raise ValueError(f"tau must be a number, got {tau}")
+    if np.ndim(bandwidth) or not bandwidth > 0:
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     if not 0 <= start_index <= 2**32 - 1 - len(images):
         raise ValueError(f"start_index must be in 0..2**32 - 1 - B, got {start_index}")
     source = "embedding"

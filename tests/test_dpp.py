@@ -23,16 +23,10 @@ KERNELS = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("num_keep", "kernel", "threshold_on"))
-def select(key, features, num_keep, tau, kernel="gaussian", bandwidth=1.0, threshold_on="d2"):
-    return dpp.select(
-        key, features, num_keep, tau, kernel=kernel, bandwidth=bandwidth, threshold_on=threshold_on
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("num_keep", "threshold_on"))
-def greedy_order(kernel, noise, num_keep, tau, threshold_on="d2"):
-    return dpp.greedy_order(kernel, noise, num_keep, tau, threshold_on=threshold_on)
+# Called without jit here: what is compiled is kept per shape and count, so that tests share it. The
+# tests of transformations call them under jit.
+select, greedy_order = dpp.select, dpp.greedy_order
+orders_from_kernels = jax.jit(dpp._orders_from_kernels, static_argnums=0)
 
 
 def noise_of(key, num_patches):
@@ -101,9 +95,9 @@ def test_orthogonal_patches_have_the_gains_of_the_closed_form():
             assert (int(num_greedy) > m) == more
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.uint8, jnp.int32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.uint8])
 def test_any_dtype_is_computed_in_float32(dtype):
-    values = np.random.default_rng(2).integers(0, 256, (40, 12))
+    values = np.random.default_rng(2).integers(0, 256, (24, 6))
     features = jnp.asarray(values, dtype)
     as_float32 = features.astype(jnp.float32)
     kernel = dpp.gaussian_kernel(features)
@@ -145,12 +139,12 @@ def test_matches_brute_force_in_float64(tau, threshold_on):
 
 
 def test_every_pick_is_the_brute_force_argmax_of_log_det():
-    keys, features = make_batch(5, num_patches=12)
+    keys, features = make_batch(5)
     for key, image in zip(keys, features, strict=True):
         kernel = reference.kernel_matrix(image)
-        order = np.asarray(select(key, image, 8, 0.0)[0])
-        for m in range(1, 8):
-            rest = [i for i in range(12) if i not in order[:m]]
+        order = np.asarray(select(key, image, 10, 0.0)[0])
+        for m in range(1, 10):
+            rest = [i for i in range(24) if i not in order[:m]]
             values = [reference.log_det(kernel, [*order[:m], i]) for i in rest]
             assert rest[int(np.argmax(values))] == order[m]
 
@@ -206,10 +200,10 @@ def test_greedy_reaches_the_guarantee_of_shifted_submodular_maximisation():
 
 
 def test_second_pick_is_the_least_similar_patch():
-    keys, features = make_batch(9, num_patches=40)
+    keys, features = make_batch(9)
     for key, image in zip(keys, features, strict=True):
-        order = np.asarray(select(key, image, 5, 0.0)[0])
-        assert order[0] == np.argmin(noise_of(key, 40))
+        order = np.asarray(select(key, image, 10, 0.0)[0])
+        assert order[0] == np.argmin(noise_of(key, 24))
         assert order[1] == np.argmin(reference.kernel_matrix(image)[order[0]])
 
 
@@ -218,9 +212,9 @@ def test_permuting_patches_and_noise_together_permutes_the_answer():
     noise = noise_of(jax.random.key(10), 24)
     permutation = np.random.default_rng(10).permutation(24)
     for tau in (0.0, 0.7, 1.0):
-        order, num_greedy = greedy_order(dpp.gaussian_kernel(features), noise, 9, tau)
+        order, num_greedy = greedy_order(dpp.gaussian_kernel(features), noise, 10, tau)
         moved, moved_greedy = greedy_order(
-            dpp.gaussian_kernel(features[permutation]), noise[permutation], 9, tau
+            dpp.gaussian_kernel(features[permutation]), noise[permutation], 10, tau
         )
         assert num_greedy == moved_greedy
         assert np.array_equal(permutation[np.asarray(moved)], order)
@@ -245,7 +239,7 @@ def test_scale_of_the_features_does_not_matter(factor):
 def test_tau_from_one_on_is_argsort_of_the_noise_bit_for_bit(tau, bandwidth):
     # With a tiny bandwidth L is exactly the identity: later gains are exactly 1, and only an
     # explicit test of tau keeps them from being greedy picks.
-    keys, features = make_batch(12, batch=20)
+    keys, features = make_batch(12)
     order, num_greedy = jax.vmap(
         lambda key, image: select(key, image, 10, tau, bandwidth=bandwidth)
     )(keys, features)
@@ -272,9 +266,9 @@ def test_tau_zero_picks_everything_greedily_even_when_the_kernel_is_singular(ker
 
 
 def test_higher_tau_stops_earlier_on_the_same_path():
-    keys, features = make_batch(14, num_patches=60, width=20)
+    keys, features = make_batch(14, num_patches=60, width=30)
     taus = [0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0]
-    results = [jax.vmap(lambda k, x, t=t: select(k, x, 25, t))(keys, features) for t in taus]
+    results = [jax.vmap(lambda k, x, t=t: select(k, x, 20, t))(keys, features) for t in taus]
     greedy = np.stack([num for _, num in results])
     assert np.all(np.diff(greedy, axis=0) <= 0)
     assert len(set(greedy.mean(axis=1))) >= 5
@@ -284,10 +278,10 @@ def test_higher_tau_stops_earlier_on_the_same_path():
 
 
 def test_fewer_patches_are_a_prefix_of_more():
-    keys, features = make_batch(15, num_patches=40)
+    keys, features = make_batch(15, num_patches=60, width=30)
     for tau in (0.0, 0.6, 0.9):
-        long, long_greedy = jax.vmap(lambda k, x, t=tau: select(k, x, 30, t))(keys, features)
-        for num_keep in (1, 9):
+        long, long_greedy = jax.vmap(lambda k, x, t=tau: select(k, x, 20, t))(keys, features)
+        for num_keep in (1, 10):
             short, short_greedy = jax.vmap(lambda k, x, t=tau, n=num_keep: select(k, x, n, t))(
                 keys, features
             )
@@ -323,44 +317,47 @@ def test_tau_can_follow_a_traced_schedule_and_differ_between_images():
 # Ties, duplicates and other degenerate images.
 
 
-def test_all_ties_follow_the_noise_and_the_first_pick_is_uniform():
-    noise = noise_of(jax.random.key(17), 30)
-    order, num_greedy = greedy_order(np.eye(30, dtype=np.float32), noise, 12, 0.5)
-    assert num_greedy == 12 and np.array_equal(order, np.argsort(noise))
-    # Equal noise falls back on the index, as a stable argsort does.
-    order, _ = greedy_order(np.eye(30, dtype=np.float32), np.zeros(30, np.float32), 12, 0.5)
-    assert np.array_equal(order, np.arange(30))
+def many_masks(seed, features, tau, draws=3000):
+    """Masks of one image under many keys."""
+    keys = jax.random.split(jax.random.key(seed), draws)
+    order, num_greedy = jax.vmap(lambda key: select(key, features, 10, tau))(keys)
+    return np.asarray(order), np.asarray(num_greedy)
 
-    keys = jax.random.split(jax.random.key(18), 4000)
-    features = make_features(18, 1, 8, 5)[0]
-    first = jax.jit(jax.vmap(lambda key: dpp.select(key, features, 3, 0.0)[0][0]))(keys)
-    counts = np.bincount(first, minlength=8)
-    assert np.abs(counts - 500).max() < 5 * np.sqrt(500 * 7 / 8), counts
+
+def test_all_ties_follow_the_noise_and_the_first_pick_is_uniform():
+    noise = noise_of(jax.random.key(17), 24)
+    order, num_greedy = greedy_order(np.eye(24, dtype=np.float32), noise, 10, 0.5)
+    assert num_greedy == 10 and np.array_equal(order, np.argsort(noise))
+    # Equal noise falls back on the index, as a stable argsort does.
+    order, _ = greedy_order(np.eye(24, dtype=np.float32), np.zeros(24, np.float32), 10, 0.5)
+    assert np.array_equal(order, np.arange(24))
+
+    order, _ = many_masks(18, make_features(18, 1, 24, 6)[0], 0.0)
+    counts = np.bincount(order[:, 0], minlength=24)
+    assert np.abs(counts - 125).max() < 5 * np.sqrt(125), counts
 
 
 def test_a_duplicate_of_a_selected_patch_is_picked_last():
-    features = make_features(19, 1, 16, 8)[0]
-    features[8:] = features[:8]
-    order = np.asarray(select(jax.random.key(19), features, 16, 0.0)[0])
-    assert sorted(order[:8] % 8) == list(range(8))
+    features = make_features(19, 1, 24, 6)[0]
+    features[12:] = features[:12]
+    order = np.asarray(select(jax.random.key(19), features, 24, 0.0)[0])
+    assert sorted(order[:12] % 12) == list(range(12))
     # Picked just after its twin, a duplicate would have a gain of 0.
-    assert reference.gains(reference.kernel_matrix(features), order[:8]).max() < 1e-6
+    assert reference.gains(reference.kernel_matrix(features), order[:12]).max() < 1e-6
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_an_image_of_one_colour_has_one_greedy_pick(value):
-    features = np.full((30, 8), value, np.float32)
+    features = np.full((24, 6), value, np.float32)
     if value == 0.0:  # zero patches are at distance 0 from each other
         assert np.all(np.asarray(dpp.gaussian_kernel(features)) == 1.0)
     for tau in (0.01, 0.5, 0.99):
         order, num_greedy = select(jax.random.key(20), features, 10, tau)
         assert num_greedy == 1
-        assert np.array_equal(order, np.argsort(noise_of(jax.random.key(20), 30)))
+        assert np.array_equal(order, np.argsort(noise_of(jax.random.key(20), 24)))
 
 
-@pytest.mark.parametrize(
-    "num_patches,num_keep", [(1, 1), (2, 1), (2, 2), (24, 1), (24, 24), (24, 23)]
-)
+@pytest.mark.parametrize("num_patches,num_keep", [(1, 1), (2, 2), (24, 1), (24, 24)])
 def test_extreme_counts(num_patches, num_keep):
     features = make_features(21, 1, num_patches, 6, 0.5)[0]
     kernel = reference.kernel_matrix(features)
@@ -374,7 +371,7 @@ def test_extreme_counts(num_patches, num_keep):
 @given(
     values=st.lists(st.integers(-2, 2), min_size=30, max_size=30),
     seed=st.integers(0, 2**31),
-    num_keep=st.sampled_from([1, 4, 10]),
+    num_keep=st.sampled_from([4, 10]),
     tau=st.one_of(st.sampled_from([-1.0, 0.0, 1.0, 2.0]), st.floats(0.0, 1.0, width=32)),
     threshold_on=st.sampled_from(["d2", "d"]),
 )
@@ -402,24 +399,23 @@ def test_non_finite_patches_are_never_greedy_picks_and_leave_the_others_alone(ba
     features[spoilt, 2] = bad
     healthy = np.setdiff1d(np.arange(24), spoilt)
     key = jax.random.key(22)
-    order, num_greedy = select(key, features, 12, tau)
+    order, num_greedy = select(key, features, 10, tau)
     assert sorted(np.asarray(order)) == list(range(24))
     noise = noise_of(key, 24)
     want, want_greedy = reference.brute_force_order(
-        reference.kernel_matrix(features[healthy]), noise[healthy], 12, tau
+        reference.kernel_matrix(features[healthy]), noise[healthy], 10, tau
     )
     assert num_greedy == want_greedy
     assert np.array_equal(order[:num_greedy], healthy[want[:want_greedy]])
-    for form in (dpp._order_from_kernel, dpp._orders_from_kernels):
-        args = dpp.gaussian_kernel(features), jnp.asarray(noise), dpp._limit(tau, "d2")
-        if form is dpp._orders_from_kernels:
-            args = [arg[None] for arg in args]
-        got = form(12, *args)
-        assert np.array_equal(np.ravel(got[0]), order) and np.ravel(got[1]) == num_greedy
+    kernel = dpp.gaussian_kernel(features)
+    one = greedy_order(kernel, noise, 10, tau)
+    many = orders_from_kernels(10, kernel[None], noise[None], dpp._limit(tau, "d2")[None])
+    for got in (one, [leaf[0] for leaf in many]):
+        assert np.array_equal(got[0], order) and got[1] == num_greedy
 
 
 def test_an_image_of_nan_is_masked_at_random():
-    order, num_greedy = select(jax.random.key(23), np.full((24, 6), np.nan, np.float32), 9, 0.0)
+    order, num_greedy = select(jax.random.key(23), np.full((24, 6), np.nan, np.float32), 10, 0.0)
     assert num_greedy == 0
     assert np.array_equal(order, np.argsort(noise_of(jax.random.key(23), 24)))
 
@@ -428,36 +424,34 @@ def test_an_image_of_nan_is_masked_at_random():
 
 
 def test_random_masking_keeps_every_patch_equally_often():
-    keys = jax.random.split(jax.random.key(24), 2000)
-    features = make_features(24, 1, 20, 5)[0]
-    order, _ = jax.jit(jax.vmap(lambda key: dpp.select(key, features, 5, 1.0)))(keys)
-    counts = np.bincount(np.ravel(order[:, :5]), minlength=20)
-    assert np.abs(counts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75), counts
+    order, _ = many_masks(24, make_features(24, 1, 24, 6)[0], 1.0)
+    counts = np.bincount(np.ravel(order[:, :10]), minlength=24)
+    p = 10 / 24
+    assert np.abs(counts - 3000 * p).max() < 5 * np.sqrt(3000 * p * (1 - p)), counts
 
 
 def test_the_fill_after_an_early_stop_is_uniform():
-    # One patch unlike all the others: two greedy picks, then 3 of the 18 others at random.
-    features = np.ones((20, 6), np.float32)
+    # One patch unlike all the others: two greedy picks, then 8 of the 22 others at random.
+    features = np.ones((24, 6), np.float32)
     features[7] = [1, -1, 1, -1, 1, -1]
-    keys = jax.random.split(jax.random.key(25), 3000)
-    order, num_greedy = jax.jit(jax.vmap(lambda key: dpp.select(key, features, 5, 0.5)))(keys)
-    assert np.all(np.asarray(num_greedy) == 2)
-    counts = np.bincount(np.ravel(order[:, :5]), minlength=20)
+    order, num_greedy = many_masks(25, features, 0.5)
+    assert np.all(num_greedy == 2)
+    counts = np.bincount(np.ravel(order[:, :10]), minlength=24)
     assert counts[7] == 3000
-    others = np.delete(counts, 7)
-    share = 4 / 19
-    assert np.abs(others - 3000 * share).max() < 5 * np.sqrt(3000 * share * (1 - share)), counts
+    p = 9 / 23
+    deviation = np.abs(np.delete(counts, 7) - 3000 * p)
+    assert deviation.max() < 5 * np.sqrt(3000 * p * (1 - p)), counts
 
 
 def test_images_and_keys_have_masks_of_their_own():
-    features = np.tile(make_features(26, 1, 40, 8), (16, 1, 1))
-    keys = jax.random.split(jax.random.key(26), 16)
-    for tau in (0.0, 0.8, 1.0):
+    features = np.tile(make_features(26, 1, 24, 6), (12, 1, 1))
+    keys = jax.random.split(jax.random.key(26), 12)
+    for tau, least in [(0.0, 4), (0.8, 5), (1.0, 12)]:
         same_image = jax.vmap(lambda k, x, t=tau: select(k, x, 10, t))(keys, features)[0]
-        assert len({tuple(sorted(row)) for row in np.asarray(same_image)[:, :10]}) >= 12
-    other = make_features(27, 16, 40, 8)
+        assert len({tuple(sorted(row)) for row in np.asarray(same_image)[:, :10]}) >= least
+    other = make_features(27, 12, 24, 6)
     same_key = jax.vmap(lambda x: select(keys[0], x, 10, 0.0))(other)[0]
-    assert len({tuple(sorted(row)) for row in np.asarray(same_key)[:, :10]}) == 16
+    assert len({tuple(sorted(row)) for row in np.asarray(same_key)[:, :10]}) == 12
 
 
 def test_the_minority_of_a_two_cluster_image_stays_visible():
@@ -484,20 +478,19 @@ def test_the_minority_of_a_two_cluster_image_stays_visible():
 
 def test_greedy_beats_exact_sampling_which_beats_random_in_log_det():
     rng = np.random.default_rng(29)
-    keys, features = make_batch(29, batch=32, num_patches=60, width=8, common=1.5)
+    keys, features = make_batch(29, num_patches=60, width=30, common=3.0)
     log_dets = {"greedy": [], "k-dpp": [], "random": []}
     for key, image in zip(keys, features, strict=True):
         kernel = reference.kernel_matrix(image)
-        sample = reference.sample_k_dpp(*reference.eigendecompose(kernel), 15, rng)
-        assert len(set(sample)) == 15
-        for name, chosen in [
-            ("greedy", select(key, image, 15, 0.0)[0][:15]),
-            ("k-dpp", sample),
-            ("random", select(key, image, 15, 1.0)[0][:15]),
-        ]:
-            log_dets[name].append(reference.log_det(kernel, chosen))
+        decomposition = reference.eigendecompose(kernel)
+        samples = [reference.sample_k_dpp(*decomposition, 20, rng) for _ in range(10)]
+        assert all(len(set(sample)) == 20 for sample in samples)
+        shuffles = [rng.permutation(60)[:20] for _ in range(10)]
+        greedy = select(key, image, 20, 0.0)[0][:20]
+        for name, sets in [("greedy", [greedy]), ("k-dpp", samples), ("random", shuffles)]:
+            log_dets[name] += [reference.log_det(kernel, chosen) for chosen in sets]
     means = {name: np.mean(values) for name, values in log_dets.items()}
-    assert means["greedy"] > means["k-dpp"] > means["random"], means
+    assert means["greedy"] > means["k-dpp"] + 0.3 > means["random"] + 0.6, means
 
 
 def test_exact_sampling_has_the_probabilities_of_the_definition():
@@ -545,8 +538,10 @@ def test_jit_vmap_equals_the_reference_and_the_form_for_accelerators(known):
     for order, num_greedy in [
         jax.jit(jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6)))(keys, features),
         jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6))(keys, features),
-        dpp._orders_from_features(10, "gaussian", noise, limit, features, ones),
-        dpp._orders_from_kernels(10, jax.vmap(dpp.gaussian_kernel)(features), noise, limit),
+        jax.jit(dpp._orders_from_features, static_argnums=(0, 1))(
+            10, "gaussian", noise, limit, features, ones
+        ),
+        orders_from_kernels(10, jax.vmap(dpp.gaussian_kernel)(features), noise, limit),
     ]:
         assert np.array_equal(order, want_order) and np.array_equal(num_greedy, want_greedy)
 
@@ -566,10 +561,9 @@ def test_nested_vmap_with_any_argument_batched(known):
     choose = lambda key, image, tau: dpp.select(key, image, 10, tau)  # noqa: E731
 
     outer_tau = jax.vmap(jax.vmap(choose, (0, 0, None)), (None, None, 0))
-    for form in (outer_tau, jax.jit(outer_tau)):
-        order, num_greedy = form(keys, features, taus)
-        assert np.array_equal(order, np.stack([want_order, noise_order]))
-        assert num_greedy.shape == (2, 12) and np.all(np.asarray(num_greedy[1]) == 0)
+    order, num_greedy = jax.jit(outer_tau)(keys, features, taus)
+    assert np.array_equal(order, np.stack([want_order, noise_order]))
+    assert num_greedy.shape == (2, 12) and np.all(np.asarray(num_greedy[1]) == 0)
 
     two_axes = jax.vmap(jax.vmap(choose, (0, 0, None)), (0, 0, None))
     order, _ = two_axes(keys.reshape(3, 4), features.reshape(3, 4, 24, 6), 0.6)
