@@ -13,7 +13,8 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import grain
@@ -32,30 +33,45 @@ _CHUNK = 32  # images that a thread or worker loads at a time, at most
 _MAX_REPLACEMENTS = 1000  # unreadable images in a row before giving up
 
 
-class TrainStream:
-    """An endless iterator over batches; close it, or use it as a context manager."""
+class Batches:
+    """An iterator over batches that owns threads or processes.
 
-    def __init__(self, batches: grain.DatasetIterator, tally: _Tally):
-        self._batches = batches
-        self._tally = tally
+    Close it, or use it as a context manager; at its end it closes itself.
+    """
 
-    def __iter__(self) -> TrainStream:
+    def __init__(self, batches: grain.DatasetIterator, finish: Callable[[Batch], Batch]):
+        # Grain prints errors if the interpreter ends while one of its iterators is around, even a
+        # closed one. So the only reference is in a cell that can be emptied, at the latest at exit.
+        self._cell = [batches]
+        self._finish = finish
+        self._finalizer = weakref.finalize(self, _close, self._cell)
+
+    def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self._tally.count(batch.pop("wanted")[batch["bad"]])
-        return batch
+        if not self._cell:
+            raise StopIteration
+        try:
+            return self._finish(next(self._cell[0]))
+        except BaseException:
+            self.close()
+            raise
 
-    def __enter__(self) -> TrainStream:
+    def __enter__(self) -> Batches:
         return self
 
     def __exit__(self, *error) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends threads and worker processes."""
-        self._batches.close()
+        """Ends the threads and processes; there are no batches after that."""
+        self._finalizer()
+
+
+def _close(cell: list) -> None:
+    while cell:
+        cell.pop().close()
 
 
 def train_stream(
@@ -72,7 +88,7 @@ def train_stream(
     num_shards: int = 1,
     max_bad_frac: float = 0.01,
     log: Callable[[str], None] = logging.warning,
-) -> TrainStream:
+) -> Batches:
     """Shuffled, randomly cropped training batches, from batch `start_step` on, for ever.
 
     Args:
@@ -105,7 +121,13 @@ def train_stream(
     # The length of a grain data set must fit into a word.
     positions = grain.MapDataset.range(first, sys.maxsize // 2)
     batches = _iterate(positions.map(load), share.size, workers)
-    return TrainStream(batches, _Tally(source, max_bad_frac, log))
+    tally = _Tally(source, max_bad_frac, log)
+
+    def finish(batch):
+        tally.count(batch.pop("wanted")[batch["bad"]])
+        return batch
+
+    return Batches(batches, finish)
 
 
 def eval_batches(
@@ -118,7 +140,7 @@ def eval_batches(
     shard: int = 0,
     num_shards: int = 1,
     log: Callable[[str], None] = logging.warning,
-) -> Iterator[Batch]:
+) -> Batches:
     """One pass over a source, in order, with the evaluation crop.
 
     Args:
@@ -139,12 +161,12 @@ def eval_batches(
     length = math.ceil(len(indices) / batch_size) * share.size
     batches = _iterate(grain.MapDataset.range(length).map(load), share.size, workers)
     tally = _Tally(source, 1.0, log)
-    try:
-        for batch in batches:
-            tally.count(batch["index"][batch.pop("bad")])
-            yield batch
-    finally:
-        batches.close()
+
+    def finish(batch):
+        tally.count(batch["index"][batch.pop("bad")])
+        return batch
+
+    return Batches(batches, finish)
 
 
 class _Share(NamedTuple):

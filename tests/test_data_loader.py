@@ -1,0 +1,354 @@
+import functools
+import io
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dppmask_jax.data import crops, loader, sources
+from dppmask_jax.errors import InputError
+
+REAL = os.environ.get("DPPMASK_TEST_DATA", "")
+COUNT = 22
+
+
+def png(value):
+    """A gradient of its own colour, so that crops of it differ as well."""
+    pixels = np.zeros((12, 12, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = value, np.arange(12) * 20, 7
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _read(contents, i):
+    if contents[i] is None:
+        raise FileNotFoundError(f"file {i}")
+    return contents[i], i % 3
+
+
+def _name(i):
+    return f"file {i}"
+
+
+def make_source(count=COUNT, bad=(), missing=()):
+    """Image i has red = i, so that a batch shows which images it holds."""
+    contents = [b"broken" if i in bad else None if i in missing else png(i) for i in range(count)]
+    return sources.Source(
+        count, functools.partial(_read, contents), _name, class_names=("a", "b", "c")
+    )
+
+
+def stream(source, steps, **options):
+    defaults = {"image_size": (8, 8), "batch_size": 6, "seed": 1, "max_bad_frac": 1.0}
+    options = {"log": lambda line: None} | defaults | options
+    with loader.train_stream(source, **options) as batches:
+        return list(itertools.islice(batches, steps))
+
+
+def same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def drawn(batches):
+    return np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches])
+
+
+def test_batches_have_the_promised_arrays():
+    source = make_source()
+    first, second = stream(source, 2, image_size=(8, 10))
+    assert set(first) == {"image", "label", "index", "bad"}
+    assert first["image"].shape == (6, 8, 10, 3) and first["image"].dtype == np.uint8
+    assert first["label"].dtype == first["index"].dtype == np.int32
+    assert first["bad"].dtype == np.bool_ and not first["bad"].any()
+    np.testing.assert_array_equal(first["index"], np.arange(6))
+    np.testing.assert_array_equal(second["index"], np.arange(6, 12))
+    np.testing.assert_array_equal(first["label"], drawn([first]) % 3)
+
+
+def test_every_epoch_is_another_permutation():
+    order = drawn(stream(make_source(), 11))  # 66 images: three epochs, across batches
+    epochs = order.reshape(3, COUNT)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(COUNT))
+        assert np.any(epoch != np.arange(COUNT))
+    assert np.any(epochs[0] != epochs[1]) and np.any(epochs[1] != epochs[2])
+
+
+def test_order_and_crops_depend_on_the_seed():
+    source = make_source()
+    one, other = stream(source, 4, seed=1), stream(source, 4, seed=2)
+    assert np.any(drawn(one) != drawn(other))
+    same(one, stream(source, 4, seed=1))
+    # Seeds in a row are no shifted copies of each other.
+    second_epoch = drawn(stream(source, 8, seed=1))[COUNT : 2 * COUNT]
+    assert np.any(second_epoch != drawn(stream(source, 4, seed=2))[:COUNT])
+
+
+def test_crops_of_an_image_differ_between_epochs():
+    batches = stream(make_source(count=1), 2, batch_size=4, scale=(0.3, 0.9))
+    images = np.concatenate([batch["image"] for batch in batches])
+    assert len(np.unique(images.reshape(8, -1), axis=0)) >= 5
+
+
+def test_crop_is_that_of_the_position():
+    source = make_source()
+    batch = stream(source, 3)[2]
+    for i, position in enumerate(batch["index"]):
+        expected = crops.random_crop(
+            source.read(int(batch["image"][i, 0, 0, 0]))[0],
+            np.random.default_rng((1, int(position))),
+            image_size=(8, 8),
+            scale=(0.2, 1.0),
+        )
+        np.testing.assert_array_equal(batch["image"][i], expected)
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 9])
+def test_starting_in_the_middle(start):
+    source = make_source()
+    same(stream(source, 3, start_step=start), stream(source, start + 3)[start:])
+
+
+def test_far_into_the_stream():
+    step = 2**31 // 6 + 5
+    (batch,) = stream(make_source(), 1, start_step=step)
+    positions = step * 6 + np.arange(6)
+    np.testing.assert_array_equal(batch["index"], positions % 2**31)
+    assert (batch["index"] >= 0).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_are_parts_of_the_batch(workers):
+    source = make_source(bad=[4])
+    whole = stream(source, 5, batch_size=8, start_step=2)
+    parts = [
+        stream(source, 5, batch_size=8, start_step=2, shard=shard, num_shards=2, workers=workers)
+        for shard in range(2)
+    ]
+    joined = [
+        {name: np.concatenate([a[name], b[name]]) for name in a}
+        for a, b in zip(*parts, strict=True)
+    ]
+    same(whole, joined)
+
+
+def test_workers_and_threads_change_nothing(monkeypatch):
+    source = make_source(bad=[5])
+    # A batch of 96 is read in several chunks, dealt out to the workers in turn.
+    options = {"batch_size": 96, "start_step": 1}
+    expected = stream(source, 4, **options)
+    same(expected, stream(source, 4, workers=3, **options))
+    monkeypatch.setattr(loader, "_cores", lambda: 7)
+    same(expected, stream(source, 4, **options))
+
+
+@pytest.mark.parametrize("batch_size", [1, 31, 64, 37 * 2])
+def test_any_batch_size(batch_size):
+    batches = stream(make_source(), 2, batch_size=batch_size)
+    index = np.concatenate([batch["index"] for batch in batches])
+    np.testing.assert_array_equal(index, np.arange(2 * batch_size))
+
+
+def test_batch_that_does_not_split():
+    with pytest.raises(InputError, match="7"):
+        loader.train_stream(make_source(), image_size=(8, 8), batch_size=7, seed=0, num_shards=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_is_replaced_flagged_and_named_once(workers):
+    lines = []
+    options = {"max_bad_frac": 0.5, "log": lines.append, "workers": workers}
+    batches = stream(make_source(bad=[3, 4], missing=[21]), 11, **options)
+    clean = stream(make_source(), 11)
+    red, expected = drawn(batches), drawn(clean)
+    bad = np.concatenate([batch["bad"] for batch in batches])
+    np.testing.assert_array_equal(bad, np.isin(expected, [3, 4, 21]))
+    assert bad.sum() == 9  # three epochs
+    for wanted, instead in ((3, 5), (4, 5), (21, 0)):  # the next readable one, around the end
+        assert set(red[expected == wanted]) == {instead}
+    np.testing.assert_array_equal(red[~bad], expected[~bad])
+    for batch, other in zip(batches, clean, strict=True):
+        np.testing.assert_array_equal(batch["index"], other["index"])
+        np.testing.assert_array_equal(batch["label"], drawn([batch]) % 3)
+        keep = ~batch["bad"]
+        np.testing.assert_array_equal(batch["image"][keep], other["image"][keep])
+    assert sorted(lines) == [
+        "unreadable image: file 21",
+        "unreadable image: file 3",
+        "unreadable image: file 4",
+    ]
+
+
+def test_too_many_unreadable_images_stop_the_stream():
+    source = make_source(bad=[2, 9, 16])
+    stream(source, 12, max_bad_frac=3 / COUNT)
+    with pytest.raises(InputError, match=r"of 22 images.*data\.max_bad_frac=0\.1;.*file") as error:
+        stream(source, 12, max_bad_frac=0.1)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"of 22 images.*data\.max_bad_frac=0;"):
+        stream(source, 12, max_bad_frac=0.0)
+
+
+def test_unreadable_images_are_counted_once():
+    source = make_source(bad=[2, 9])
+    stream(source, 40, max_bad_frac=2 / COUNT)  # ten epochs
+
+
+def test_the_last_unreadable_images_are_named_before_the_stop():
+    lines = []
+    with pytest.raises(InputError):
+        stream(make_source(bad=range(5, 20)), 9, max_bad_frac=0.1, log=lines.append)
+    assert lines
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_at_all(workers):
+    source = make_source(bad=range(COUNT))
+    with pytest.raises(InputError, match=r"22 images in a row are unreadable"):
+        stream(source, 1, max_bad_frac=1.0, workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_closing_ends_threads_and_processes(workers):
+    before = threading.active_count()
+    batches = loader.train_stream(
+        make_source(), image_size=(8, 8), batch_size=6, seed=0, workers=workers
+    )
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    batches.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
+SCRIPT = """
+import functools, sys
+sys.path.insert(0, {tests!r})
+from test_data_loader import make_source
+from dppmask_jax.data import loader
+
+if __name__ == "__main__":
+    batches = loader.train_stream(
+        make_source(), image_size=(8, 8), batch_size=6, seed=0, workers={workers}
+    )
+    print(next(batches)["index"].sum())
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    "workers, end", [(0, "pass"), (1, "pass"), (1, "batches.close()"), (1, "raise SystemExit(0)")]
+)
+def test_program_ends_without_a_word(workers, end, tmp_path):
+    script = tmp_path / "script.py"
+    tests = os.path.dirname(__file__)
+    script.write_text(SCRIPT.format(tests=tests, workers=workers, end=end))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "15\n", "")
+
+
+# Evaluation.
+
+
+def evaluate(source, **options):
+    defaults = {"image_size": (8, 8), "batch_size": 8, "log": lambda line: None}
+    return list(loader.eval_batches(source, **(defaults | options)))
+
+
+def test_one_pass_in_order_with_a_filled_up_end():
+    batches = evaluate(make_source())
+    assert [len(batch["valid"]) for batch in batches] == [8, 8, 8]
+    assert set(batches[0]) == {"image", "label", "index", "valid"}
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    np.testing.assert_array_equal(valid, np.arange(24) < COUNT)
+    np.testing.assert_array_equal(drawn(batches)[valid], np.arange(COUNT))
+    index, label = (np.concatenate([b[name] for b in batches]) for name in ("index", "label"))
+    assert index.dtype == label.dtype == np.int32
+    np.testing.assert_array_equal(index[valid], np.arange(COUNT))
+    np.testing.assert_array_equal(label[valid], np.arange(COUNT) % 3)
+    assert (batches[-1]["image"][~batches[-1]["valid"]] == 0).all()
+    assert (label[~valid] == -1).all() and (index >= 0).all()
+    expected = crops.center_crop(make_source().read(9)[0], image_size=(8, 8))
+    np.testing.assert_array_equal(batches[1]["image"][1], expected)
+
+
+def test_chosen_images():
+    chosen = np.array([5, 0, 21, 5])
+    (batch,) = evaluate(make_source(), indices=chosen, batch_size=4)
+    np.testing.assert_array_equal(batch["index"], chosen)
+    np.testing.assert_array_equal(drawn([batch]), chosen)
+    assert batch["valid"].all()
+    assert evaluate(make_source(), indices=[]) == []
+
+
+def test_unreadable_images_are_not_valid_and_named():
+    lines = []
+    batches = evaluate(make_source(bad=[6], missing=[9]), log=lines.append)
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    np.testing.assert_array_equal(np.flatnonzero(~valid[:COUNT]), [6, 9])
+    assert lines == ["unreadable image: file 6", "unreadable image: file 9"]
+
+
+def test_evaluation_shards_and_workers():
+    source = make_source(bad=[6])
+    whole = evaluate(source)
+    parts = [
+        evaluate(source, shard=shard, num_shards=2, workers=workers)
+        for shard, workers in ((0, 0), (1, 2))
+    ]
+    assert len(parts[0]) == len(parts[1]) == len(whole)  # also where one has padding only
+    joined = [
+        {name: np.concatenate([a[name], b[name]]) for name in a}
+        for a, b in zip(*parts, strict=True)
+    ]
+    same(whole, joined)
+    same(whole, evaluate(source, workers=2))
+
+
+def test_batches_after_the_end():
+    batches = loader.eval_batches(make_source(count=2), image_size=(8, 8), batch_size=2)
+    assert len(list(batches)) == 1 and list(batches) == []
+
+
+def test_leaving_an_evaluation_early_ends_its_threads():
+    before = threading.active_count()
+    batches = loader.eval_batches(make_source(), image_size=(8, 8), batch_size=2)
+    next(batches)
+    batches.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
+# Real files.
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REAL, reason="DPPMASK_TEST_DATA names no folder of real images")
+def test_real_photographs():
+    path = os.path.join(REAL, "photos")
+    if not os.path.isdir(path):
+        pytest.skip(f"no folder {path}")
+    source = sources.open_source(f"folder:{path}", "train")
+    options = {"image_size": (64, 96), "batch_size": 32}
+    one = stream(source, 3, **options)
+    same(one, stream(source, 3, workers=2, **options))
+    assert not any(batch["bad"].any() for batch in one)
+    assert all(batch["valid"].all() for batch in evaluate(source, indices=np.arange(16)))
