@@ -1,0 +1,247 @@
+"""How fast is the selector? jit(vmap(select)) against NumPy, exact k-DPP sampling and random masks.
+
+    DPPMASK_TEST_DATA=/data python benchmarks/selector.py           # reads /data/photos
+    python benchmarks/selector.py --images ~/photos --json out.json
+
+Features are what an untrained ViT-B/16 MAE sees of photographs: a random patch embedding plus 2-D
+sin-cos positions, N = 196 patches of width 768; 49 are kept. Kernel and loop are both counted,
+for everyone, in float32 (exact sampling: float64). All contestants are warmed up and then timed in
+turn, batch by batch; the table gives the median and the range in milliseconds an image. Run it on
+an idle machine: on a busy one NumPy's BLAS suffers more than XLA, and the ratios flatter. What
+each line does stands in docs/selector.md. Takes about a minute on 2 cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
+
+import reference_dpp as reference  # noqa: E402
+
+from dppmask_jax import dpp, patches  # noqa: E402
+
+SIZE, PATCH, WIDTH, NUM_KEEP = 224, 16, 768, 49
+TAUS = (0.0, 0.6, 0.8, 0.9)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+
+def find_images(folder):
+    """Paths of the images in a folder and below, sorted."""
+    paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
+    return sorted(path for path in paths if path.lower().endswith(SUFFIXES))
+
+
+def load_photographs(folder, batch):
+    """((batch, 224, 224, 3) uint8 centre crops, number of files); mirrored where files run out."""
+    from PIL import Image
+
+    paths = find_images(folder)
+    if not paths:
+        sys.exit(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+    crops = []
+    for path in paths[:batch]:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        scale = 256 / min(image.size)
+        width, height = (max(256, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - SIZE) // 2, (height - SIZE) // 2
+        crops.append(np.asarray(image.crop((left, top, left + SIZE, top + SIZE))))
+    crops += [crop[:, ::-1] for crop in crops]
+    return np.stack([crops[i % len(crops)] for i in range(batch)]), len(paths[:batch])
+
+
+def generate_images(batch, seed=0):
+    """(batch, 224, 224, 3) uint8 with a 1/f spectrum, as photographs have."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None])
+    frequency[0, 0] = np.inf
+    noise = np.fft.rfft2(rng.normal(size=(batch, 3, SIZE, SIZE))) / frequency
+    images = np.fft.irfft2(noise, s=(SIZE, SIZE)).transpose(0, 2, 3, 1)
+    images = images / images.std(axis=(1, 2, 3), keepdims=True)
+    return np.uint8(np.clip(118 + 60 * images, 0, 255))
+
+
+def features_of(images, seed=0):
+    """(B, N, D) float32: untrained patch embedding plus position."""
+    rng = np.random.default_rng(seed)
+    pixels = patches.patchify((images / np.float32(255) - MEAN) / STD, PATCH)
+    bound = (6 / (pixels.shape[-1] + WIDTH)) ** 0.5
+    weights = rng.uniform(-bound, bound, (pixels.shape[-1], WIDTH)).astype(np.float32)
+    grid = patches.grid_shape(images.shape[1:3], PATCH)
+    return pixels @ weights + patches.sincos_positions(grid, WIDTH)
+
+
+def contestants(features):
+    """{name: callable of a whole batch}; each returns what it chose as (B, >= k) and the picks."""
+    keys = jax.random.split(jax.random.key(0), len(features))
+    on_device = jnp.asarray(features)
+    noise = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (features.shape[1],)))(keys))
+    rng = np.random.default_rng(0)
+
+    # What a user would write, with tau as an argument: one compilation for all of them.
+    choose = jax.jit(
+        jax.vmap(lambda key, x, tau: dpp.select(key, x, NUM_KEEP, tau), in_axes=(0, 0, None))
+    )
+    gram = jax.jit(
+        lambda x: jax.lax.map(lambda x: jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST), x)
+    )
+
+    def in_numpy(tau, stop):
+        chosen = []
+        for image, u in zip(features, noise, strict=True):
+            kernel = reference.fast_kernel(image)
+            chosen.append(reference.incremental_order(kernel, u, NUM_KEEP, tau, stop=stop))
+        return np.stack([order for order, _ in chosen]), np.array([num for _, num in chosen])
+
+    def exact():
+        chosen = []
+        for image in features:
+            decomposition = reference.eigendecompose(reference.fast_kernel(image))
+            chosen.append(reference.sample_k_dpp(*decomposition, NUM_KEEP, rng))
+        return np.stack(chosen), None
+
+    decompositions = [reference.eigendecompose(reference.fast_kernel(x)) for x in features]
+
+    def exact_sampling_alone():
+        chosen = [reference.sample_k_dpp(*pair, NUM_KEEP, rng) for pair in decompositions]
+        return np.stack(chosen), None
+
+    random = jax.jit(
+        jax.vmap(lambda key: jnp.argsort(jax.random.uniform(key, (features.shape[1],))))
+    )
+    table = {}
+    for tau in TAUS:
+        table[f"select, tau {tau:g}"] = lambda tau=tau: jax.block_until_ready(
+            choose(keys, on_device, tau)
+        )
+        table[f"NumPy, tau {tau:g}"] = lambda tau=tau: in_numpy(tau, stop=False)
+        if tau > 0:
+            table[f"NumPy that stops, tau {tau:g}"] = lambda tau=tau: in_numpy(tau, stop=True)
+    table["Gram matrix alone (XLA)"] = lambda: (jax.block_until_ready(gram(on_device)), None)
+    table["Gram matrix alone (NumPy)"] = lambda: ([x @ x.T for x in features], None)
+    table["exact k-DPP, all"] = exact
+    table["exact k-DPP, sampling alone"] = exact_sampling_alone
+    table["random"] = lambda: (jax.block_until_ready(random(keys)), None)
+    return table
+
+
+def measure(table, repetitions, slow_repetitions):
+    """({name: times in s}, {name: last answer}); the contestants take turns."""
+    answers = {name: run() for name, run in table.items()}  # warm-up, and compilation
+    for name, run in table.items():
+        if not name.startswith("exact"):
+            run()
+    times = {name: [] for name in table}
+    for repetition in range(repetitions):
+        for name, run in table.items():
+            if name.startswith("exact") and repetition >= slow_repetitions:
+                continue
+            start = time.perf_counter()
+            answers[name] = run()
+            times[name].append(time.perf_counter() - start)
+    return times, answers
+
+
+def describe_cpu():
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--images", help="folder of photographs; default $DPPMASK_TEST_DATA/photos")
+    parser.add_argument("--json", help="also write the results there")
+    parser.add_argument("--batch", type=int, default=64, help="images (default 64)")
+    parser.add_argument("--repetitions", type=int, default=15, help="timed batches (default 15)")
+    args = parser.parse_args()
+    if args.batch < 1 or args.repetitions < 1:
+        parser.error("--batch and --repetitions must be at least 1")
+
+    folder = args.images
+    if folder is None and os.environ.get("DPPMASK_TEST_DATA"):
+        folder = os.path.join(os.environ["DPPMASK_TEST_DATA"], "photos")
+    if folder is None:
+        source = "generated 1/f textures (no --images, no DPPMASK_TEST_DATA)"
+        images = generate_images(args.batch)
+    else:
+        images, files = load_photographs(folder, args.batch)
+        source = f"{files} photographs" + (" and mirror images" if files < args.batch else "")
+    features = features_of(images)
+    times, answers = measure(contestants(features), args.repetitions, min(7, args.repetitions))
+
+    result = {
+        "cpu": describe_cpu(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "device": str(jax.devices()[0].device_kind),
+        "versions": {"jax": jax.__version__, "numpy": np.__version__, "python": sys.version[:6]},
+        "images": source,
+        "batch": args.batch,
+        "repetitions": args.repetitions,
+        "ms_per_image": {},
+    }
+    print(f"{source}; batch {args.batch}, N {features.shape[1]}, D {WIDTH}, k {NUM_KEEP}")
+    print(f"{result['cpu']}, {result['cores']} cores, load average ", end="")
+    print(f"{result['load_average']:.1f}; device {result['device']}; ", end="")
+    print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    print(f"\n{'':32}{'ms an image':>12}  {'(min - max)':17}")
+    for name, seconds in times.items():
+        ms = np.array(seconds) * 1e3 / args.batch
+        median, low, high = float(np.median(ms)), float(ms.min()), float(ms.max())
+        result["ms_per_image"][name] = {"median": median, "min": low, "max": high}
+        print(f"{name:32}{median:12.3f}  ({low:.3f} - {high:.3f})")
+
+    median = {name: entry["median"] for name, entry in result["ms_per_image"].items()}
+    result["times_faster"] = {}
+    print("\nhow many times faster select is, and its greedy picks")
+    print(f"{'than NumPy':>22}{'NumPy that stops':>18}{'exact k-DPP':>13}{'mean':>10}{'max':>5}")
+    result["greedy_picks"] = {}
+    for tau in TAUS:
+        mine = median[f"select, tau {tau:g}"]
+        picks = np.asarray(answers[f"select, tau {tau:g}"][1])
+        stops = median.get(f"NumPy that stops, tau {tau:g}", median[f"NumPy, tau {tau:g}"])
+        ratios = [median[f"NumPy, tau {tau:g}"], stops, median["exact k-DPP, all"]]
+        ratios = [ratio / mine for ratio in ratios]
+        result["times_faster"][f"{tau:g}"] = dict(
+            zip(("numpy", "numpy_that_stops", "exact_k_dpp"), ratios, strict=True)
+        )
+        result["greedy_picks"][f"{tau:g}"] = {"mean": picks.mean(), "max": int(picks.max())}
+        columns = "".join(f"{r:{w}.1f}x" for r, w in zip(ratios, (13, 17, 12), strict=True))
+        print(f"  tau {tau:<3g}{columns}{picks.mean():10.1f}{picks.max():5}")
+    bound = median["NumPy, tau 0"] / median["Gram matrix alone (XLA)"]
+    result["gram_bound"] = bound
+    print(f"  bound at tau 0: the Gram matrix alone is {bound:.1f}x faster than NumPy")
+
+    kernels = [reference.fast_kernel(image.astype(np.float64)) for image in features]
+    result["mean_log_det"] = {}
+    names = [f"select, tau {tau:g}" for tau in TAUS] + ["exact k-DPP, all", "random"]
+    print("\nmean log det of the kept set's kernel")
+    for name in names:
+        kept = np.asarray(answers[name][0])[:, :NUM_KEEP]
+        log_dets = [reference.log_det(k, chosen) for k, chosen in zip(kernels, kept, strict=True)]
+        result["mean_log_det"][name] = float(np.mean(log_dets))
+        print(f"  {name:30}{np.mean(log_dets):8.1f}")
+
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(result, file, indent=1)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
