@@ -575,9 +575,7 @@ def write_run_figures(out_dir: str | Path, run, images: np.ndarray, seed: int = 
         patch_size=config.model.patch_size,
         tau=config.mask.tau,
         key=jax.random.key(seed),
-        threshold_on=config.mask.threshold_on,
-        kernel=config.mask.kernel,
-        bandwidth=config.mask.bandwidth,
+        **run.selection_settings,
     )
 
 

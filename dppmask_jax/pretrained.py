@@ -24,11 +24,13 @@ class Run:
     Attributes:
       config: the run's config.
       step: the optimiser step of the checkpoint.
+      selection_settings: the keyword arguments of `dpp.select` that go with `features`.
     """
 
     def __init__(self, config, params, extra, step: int):
         self.config = config
         self.step = step
+        self.selection_settings = mae.selection_settings(config)
         self._params, self._extra = params, extra
         self._method = METHODS[config.method](config, total_steps=max(step, 1))
         self._encode = jax.jit(self._method.encode)

@@ -93,7 +93,7 @@ def test_wrong_arguments_are_named(argument, words):
         ({"image_size": 64}, "config.image_size"),
         ({"batch_size": 0}, "config.batch_size=0"),
         ({"batch_size": 12.5}, "config.batch_size=12.5"),
-        ({"epochs": True}, "config.epochs=True"),
+        ({"log_every": True}, "config.log_every=True"),
         ({"model__size": "XL"}, "Pi | Mu | Ti | S | B | L | H"),
         ({"model__decoder_heads": 5}, "config.model.decoder_heads=5"),
         ({"model__dtype": "float16"}, "float32 | bfloat16"),

@@ -1,0 +1,187 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from reference_mae import predict
+
+from dppmask_jax import loop, masking, optim, parallel, patches
+from dppmask_jax.data import augment
+from dppmask_jax.methods import mae
+from dppmask_jax.models.vit import SIZES
+
+KEY = jax.random.key(7)
+
+
+def batch_of(size=8, seed=0, first=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
+        "label": np.zeros(size, np.int32),
+        "index": np.arange(first, first + size, dtype=np.int32),
+    }
+
+
+def built(**changes):
+    config = tiny.config(**changes)
+    method = mae.build(config, total_steps=10)
+    params, extra = jax.jit(method.init)(jax.random.key(1))
+    return config, method, params, extra
+
+
+@jax.jit
+def _drawn(key, index):
+    flip_key, mask_key, _ = jax.random.split(jax.random.fold_in(key, index), 3)
+    return jax.random.bernoulli(flip_key), mask_key
+
+
+def written_out_loss(config, params, batch, key):
+    """The loss as the paper has it, image by image in float64, with the masks drawn anew."""
+    count = mae.visible_count(config)
+    reference = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    size = SIZES[config.model.size]
+    decoder = (config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads)
+    draw = {
+        "dpp": jax.jit(lambda key, x: masking.dpp(key, x, count, config.mask.tau)[0]),
+        "random": jax.jit(lambda key, x: masking.random(key, 16, count)),
+        "block": jax.jit(lambda key, x: masking.block(key, (4, 4), count)),
+    }
+    errors, orders = [], []
+    for image, index in zip(batch["image"], batch["index"], strict=True):
+        flipped, mask_key = _drawn(key, index)
+        image = image[:, ::-1] if config.data.flip and flipped else image
+        image = (image / 255.0 - np.array(augment.MEAN)) / np.array(augment.STD)
+        cut = np.asarray(patches.patchify(image[None], config.model.patch_size)[0])
+        projection = reference["encoder"]["patch_embed"]["proj"]
+        tokens = cut @ projection["kernel"] + projection["bias"]
+        tokens = tokens + patches.sincos_positions((4, 4), size.width)
+        order = np.asarray(draw[config.mask.strategy](mask_key, np.float32(tokens)).order)
+        orders.append(order)
+        pred = predict(reference, image, order, count, patch_size=4, encoder=size, decoder=decoder)
+        target = cut
+        if config.loss.norm_pix:
+            variance = cut.var(axis=1, ddof=1, keepdims=True)
+            target = (cut - cut.mean(axis=1, keepdims=True)) / np.sqrt(variance + 1e-6)
+        errors.append(((pred - target) ** 2).mean(axis=1)[order[count:]])
+    return np.mean(errors), np.stack(orders)
+
+
+@pytest.mark.parametrize(
+    "strategy,norm_pix", [("dpp", True), ("dpp", False), ("random", True), ("block", True)]
+)
+def test_loss_equals_the_method_written_out(strategy, norm_pix):
+    config, method, params, extra = built(mask__strategy=strategy, loss__norm_pix=norm_pix)
+    batch = batch_of(5, first=40)
+    loss, (metrics, _) = jax.jit(method.loss)(params, extra, batch, KEY, 0)
+    expected, orders = written_out_loss(config, params, batch, KEY)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert ("num_greedy" in metrics) == (strategy == "dpp")
+    assert len({tuple(sorted(order[:4])) for order in orders}) > 1, "every image has its own mask"
+
+
+def test_patch_embedding_is_not_trained_through_the_kernel():
+    # With tau 1 the kernel decides nothing; with tau 0 it decides everything. If gradients passed
+    # through it they would be NaN or differ from those of the same masks handed in.
+    config, method, params, extra = built(mask__tau=0.0)
+    batch = batch_of()
+    grads = jax.jit(jax.grad(method.loss, has_aux=True))(params, extra, batch, KEY, 0)[0]
+    _, orders = written_out_loss(config, params, batch, KEY)
+    model = mae.model_from(config)
+
+    def with_given_masks(params):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, batch["index"])
+        flip_keys = jax.vmap(lambda k: jax.random.split(k, 3)[0])(keys)
+        images = augment.flip_and_normalize(batch["image"], flip_keys)
+        pred = model.apply({"params": params}, images, orders, 4)
+        target = patches.patchify(images, 4)
+        mean = target.mean(axis=-1, keepdims=True)
+        target = (target - mean) / jnp.sqrt(target.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
+        error = jnp.mean((pred - target) ** 2, axis=-1)
+        return jnp.mean(jnp.take_along_axis(error, orders[:, 4:], axis=1))
+
+    expected = jax.jit(jax.grad(with_given_masks))(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6), grads, expected
+    )
+
+
+def test_masks_depend_on_index_and_step_key_not_on_place():
+    _, method, params, extra = built(mask__strategy="random", data__flip=False)
+    batch = batch_of(2)
+    same = {**batch, "image": np.stack([batch["image"][0]] * 2)}
+    loss = jax.jit(method.loss)
+    one = loss(params, extra, jax.tree.map(lambda x: x[:1], same), KEY, 0)[0]
+    other = loss(params, extra, jax.tree.map(lambda x: x[1:], same), KEY, 0)[0]
+    moved = loss(
+        params, extra, jax.tree.map(lambda x: x[1:], same) | {"index": same["index"][:1]}, KEY, 0
+    )[0]
+    assert one != other and one == moved
+    assert one != loss(params, extra, jax.tree.map(lambda x: x[:1], same), jax.random.key(8), 0)[0]
+
+
+def test_tau_can_be_scheduled():
+    _, method, params, extra = built(mask__tau=0.0, mask__tau_end=1.0)
+    loss = jax.jit(method.loss)
+    picks = [
+        float(loss(params, extra, batch_of(), KEY, step)[1][0]["num_greedy"])
+        for step in (0, 5, 9, 30)
+    ]
+    assert picks[0] == 4.0 and picks[2] == picks[3] == 0.0 and 0.0 < picks[1] <= 4.0
+
+
+def test_standardised_features_are_the_kernel_of_standardised_patches():
+    config, method, params, extra = built(mask__normalize="standardize", mask__features="pixels")
+    images = batch_of(1)["image"]
+    features = np.asarray(method.features(params, extra, images))[0].astype(np.float64)
+    bandwidth = mae.selection_settings(config)["bandwidth"]
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    ours = np.exp(-((unit[:, None] - unit) ** 2).sum(-1) / bandwidth)
+    cut = np.asarray(patches.patchify(np.asarray(augment.normalize(images)), 4))[0]
+    cut = (cut - cut.mean(1, keepdims=True)) / cut.std(1, keepdims=True)
+    expected = np.exp(-((cut[:, None] - cut) ** 2).sum(-1) / 1.0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-12)
+    assert np.median(ours) < 1e-6, "nearly the identity, unlike the L2-normalised kernel"
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_reconstruction_keeps_visible_patches(norm_pix):
+    _, method, params, extra = built(loss__norm_pix=norm_pix)
+    images = batch_of(3)["image"]
+    order = np.stack([np.random.default_rng(i).permutation(16) for i in range(3)])
+    shown = np.asarray(jax.jit(method.reconstruct)(params, extra, images, order))
+    assert shown.shape == (3, 16, 16, 3) and shown.min() >= 0 and shown.max() <= 1
+    same = np.isclose(patches.patchify(shown, 4), patches.patchify(images, 4) / 255, atol=1e-5)
+    for b in range(3):
+        assert same[b, order[b, :4]].all() and not same[b, order[b, 4:]].all(axis=-1).any()
+
+
+def test_encode_sees_every_patch_and_its_shapes():
+    _, method, params, extra = built()
+    images = batch_of(3)["image"]
+    out = jax.jit(method.encode)(params, extra, images)
+    assert out["cls"].shape == (3, 96)
+    assert out["patches"].shape == out["patches_prenorm"].shape == (3, 16, 96)
+    floats = jax.jit(method.encode)(params, extra, images.astype(np.float32) / 255)
+    np.testing.assert_allclose(out["cls"], floats["cls"], atol=1e-5)
+    changed = images.copy()
+    changed[0, 12:, 12:] ^= 255
+    assert not np.allclose(jax.jit(method.encode)(params, extra, changed)["cls"][0], out["cls"][0])
+
+
+def test_a_few_steps_lower_the_loss():
+    _, method, *_ = built()
+    optimizer = optim.adamw(
+        peak=2e-3, final=0.0, warmup_steps=3, total_steps=30, b1=0.9, b2=0.95, epsilon=1e-8,
+        weight_decay=0.05, clip_norm=0.0,
+    )  # fmt: skip
+    state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
+    step = loop.make_step(method, optimizer)
+    losses = []
+    for _ in range(30):
+        # Smooth pictures, which can be predicted, and the same ones every step.
+        batch = batch_of(8)
+        ramp = np.linspace(0, 255, 16)
+        batch["image"] = (np.zeros((8, 16, 16, 3)) + ramp[:, None, None]).astype(np.uint8)
+        state, metrics = step(state, parallel.split_batch(batch), KEY)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])

@@ -1,0 +1,220 @@
+"""Whole runs of train.py, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from dppmask_jax import checkpoint, metrics
+
+TIMING = ("images_per_sec", "data_wait_frac")
+
+
+def curve(workdir):
+    """The records of a run without what depends on the clock."""
+    records = metrics.read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in TIMING} for record in records]
+
+
+def final_params(workdir):
+    return checkpoint.read_newest(workdir)[1]["params"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on one device that was left alone, and its output."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = tiny.run(tiny.command(workdir, evaluate__figure_images=2, epochs=2.0))
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_writes_what_it_promises(finished):
+    workdir, out = finished
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["mask"]["tau"] == 0.9 and saved["image_size"] == [16, 16]
+    records = curve(workdir)
+    training = [record for record in records if "loss" in record]
+    assert [record["step"] for record in training] == list(range(1, 25))
+    assert {"lr", "grad_norm", "num_greedy"} <= training[0].keys()
+    every = metrics.read_metrics(workdir / "metrics.jsonl")
+    assert set(TIMING) <= next(record for record in every if "loss" in record).keys()
+    probes = [record["step"] for record in records if "knn" in record]
+    assert probes == [0, 6, 12, 18, 24]
+    assert all(0 <= r["knn"] <= 1 and r["val_loss"] > 0 for r in records if "knn" in r)
+    assert sorted(p.name for p in (workdir / "figures").iterdir()) == [
+        "curves.png",
+        "masks.png",
+        "tau.png",
+    ]
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_a_run_says_what_it_does(finished):
+    _, out = finished
+    for words in (
+        "1 x cpu",
+        "96 training images, 24 for validation",
+        "4 visible, 12 masked of 16 patches",
+        "24 of 8 images",
+        "6.25e-05 at its peak (0.002 x 8/256)",
+        "starting at step 0",
+        "trained encoder",
+        "untrained encoder",
+        "raw pixels",
+        "checkpoints/24",
+        "masks.png",
+    ):
+        assert words in out, words
+
+
+def test_a_killed_run_goes_on_with_the_same_numbers(finished, tmp_path):
+    workdir, _ = finished
+    victim = tmp_path / "run"
+    command = tiny.command(victim, evaluate__figure_images=2, epochs=2.0)
+    process = subprocess.Popen(
+        command, cwd=tiny.ROOT, env=tiny.environment(1), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (victim / checkpoint.FOLDER / "8").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+    resumed = tiny.run(command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming at step" in resumed.stdout and "starting" not in resumed.stdout
+    assert curve(victim) == curve(workdir)
+    jax.tree.map(np.testing.assert_array_equal, final_params(victim), final_params(workdir))
+
+
+def test_several_devices_give_the_same_run(finished, tmp_path):
+    workdir, _ = finished
+    done = tiny.run(tiny.command(tmp_path / "run", epochs=2.0), devices=4)
+    assert done.returncode == 0, done.stderr
+    assert "4 x cpu" in done.stdout
+    for one, several in zip(curve(workdir), curve(tmp_path / "run"), strict=True):
+        assert one.keys() == several.keys()
+        for name in one.keys() - {"knn", "num_greedy"}:
+            np.testing.assert_allclose(several[name], one[name], rtol=1e-5, err_msg=name)
+        # The number of greedy picks is a whole number for each image: masks agree exactly.
+        assert one.get("num_greedy") == several.get("num_greedy")
+
+
+def test_running_again_after_the_end_changes_nothing(finished):
+    workdir, _ = finished
+    before = curve(workdir)
+    again = tiny.run(tiny.command(workdir, evaluate__figure_images=2, epochs=2.0))
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step 24" in again.stdout and "trained encoder" in again.stdout
+    assert curve(workdir) == before
+
+
+def test_warm_start_takes_the_encoder(finished, tmp_path):
+    workdir, _ = finished
+    done = tiny.run(
+        tiny.command(
+            tmp_path / "warm", epochs=0.1, init_from=workdir, optim__base_lr=1e-9,
+            optim__warmup_epochs=0.0, model__decoder_depth=2,
+        )
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    warm, source = final_params(tmp_path / "warm"), final_params(workdir)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        warm["encoder"],
+        source["encoder"],
+    )
+
+
+def bad_inputs(tmp_path, finished_workdir):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jpg").write_text("not an image")
+    (tmp_path / "file").write_text("")
+    return {
+        "unknown field": (["--config.mask.tua=0.8"], "did you mean mask.tau?"),
+        "tau": (["--config.mask.tau=1.5"], "config.mask.tau=1.5"),
+        "ratio": (["--config.mask.ratio=1.0"], "config.mask.ratio=1.0"),
+        "image size": (["--config.image_size=(18, 16)"], "not a multiple of the patch size"),
+        "batch": (["--config.batch_size=6"], "config.batch_size=6 is not a positive multiple of 4"),
+        "empty folder": ([f"--config.data.source=folder:{tmp_path}/empty"], "no image below"),
+        "missing folder": (["--config.data.source=folder:/no/such"], "there is no folder"),
+        "unreadable": ([f"--config.data.source=folder:{tmp_path}/text"], "can be read"),
+        "unprepared": (["--config.data.source=tfds:mnist"], "tfds build mnist"),
+        "attention": (["--config.mask.strategy=attention"], "needs a teacher"),
+        "workdir": ([f"--workdir={tmp_path}/file"], "is a file"),
+        "init_from": ([f"--config.init_from={tmp_path}/empty"], "no checkpoint in"),
+        "other model": (
+            [f"--workdir={finished_workdir}", "--config.model.size=Mu"],
+            "model.size: 'Pi' -> 'Mu'",
+        ),
+        "stray word": (["stray"], "unexpected argument 'stray'"),
+        "no config file": (["--config=configs/none.py"], "configs/none.py"),
+    }
+
+
+def test_bad_input_is_one_line_and_status_2(finished, tmp_path):
+    workdir, _ = finished
+
+    def files():
+        return {p: p.stat().st_mtime_ns for p in sorted(workdir.rglob("*")) if p.is_file()}
+
+    before = files()
+    cases = bad_inputs(tmp_path, workdir)
+    running = {
+        name: subprocess.Popen(
+            tiny.command(tmp_path / "new", *extra, batch_size=8),
+            cwd=tiny.ROOT,
+            env=tiny.environment(4) | {"TFDS_DATA_DIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, (extra, _) in cases.items()
+    }
+    for name, process in running.items():
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 2, (name, err)
+        assert cases[name][1] in err, (name, err)
+        assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
+        assert out == "", (name, out)
+    assert not (tmp_path / "new").exists()
+    assert files() == before
+
+
+def test_unlabelled_folder_trains_without_knn(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    done = tiny.run(
+        tiny.command(
+            tmp_path / "run", data__source=f"folder:{tmp_path}/images", epochs=2.0,
+            data__val_fraction=0.3, image_size=(16, 24), optim__clip_norm=1.0,
+            optim__accum_steps=2, model__drop_path=0.2, model__remat=True,
+            model__dtype="bfloat16",
+        )
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no k-NN probe" in done.stdout
+    records = curve(tmp_path / "run")
+    assert any("val_loss" in record for record in records)
+    assert not any("knn" in record for record in records)
+    assert all(np.isfinite(record["loss"]) for record in records if "loss" in record)
+
+
+def test_profile_is_written(tmp_path):
+    done = tiny.run(tiny.command(tmp_path / "run", "--profile=2"))
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

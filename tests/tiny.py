@@ -1,0 +1,80 @@
+"""A run small enough for tests: 16 px shapes, 16 patches of 4 px, a four-block encoder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from configs import mae
+
+ROOT = Path(__file__).parent.parent
+OVERRIDES = {
+    "data.source": "shapes:size=16,train=96,val=24",
+    "image_size": (16, 16),
+    "batch_size": 8,
+    "epochs": 1.0,
+    "log_every": 1,
+    "model.size": "Pi",
+    "model.patch_size": 4,
+    "model.decoder_width": 32,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "optim.warmup_epochs": 0.5,
+    "checkpoint.every": 4,
+    "evaluate.every_epochs": 0.5,
+    "evaluate.loss_images": 24,
+    "evaluate.knn_images": 24,
+    "evaluate.knn_k": 5,
+    "evaluate.figure_images": 0,
+}
+
+
+def config(**changes):
+    """The tiny config; names of changed fields are written with __ for a dot."""
+    built = mae.get_config("dataset=shapes")
+    fields = OVERRIDES | {name.replace("__", "."): value for name, value in changes.items()}
+    for name, value in fields.items():
+        *path, leaf = name.split(".")
+        node = built
+        for part in path:
+            node = node[part]
+        node[leaf] = value
+    return built
+
+
+def command(workdir, *extra, **changes):
+    """The train.py command line of `config(**changes)`."""
+    fields = OVERRIDES | {name.replace("__", "."): value for name, value in changes.items()}
+    # A tuple given twice would be taken for one long tuple.
+    replaced = {word.split("=")[0] for word in extra}
+    overrides = [
+        f"--config.{name}={value}"
+        for name, value in fields.items()
+        if f"--config.{name}" not in replaced
+    ]
+    return [
+        sys.executable,
+        "train.py",
+        "--config=configs/mae.py:dataset=shapes",
+        f"--workdir={workdir}",
+        *overrides,
+        *extra,
+    ]
+
+
+def environment(devices):
+    """The environment of a command that is to see so many devices."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def run(arguments, devices=1):
+    """Runs a command from the project's root; returns the finished process."""
+    return subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
