@@ -112,7 +112,7 @@ def open_splits(
 def _held_out(keys: list[bytes], labels: np.ndarray, fraction: float) -> np.ndarray:
     """(n,) bool: the `fraction` of each label whose keys have the smallest hashes."""
     digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
-    order = np.lexsort((np.frombuffer(digests, np.uint64), labels))
+    order = np.lexsort((np.frombuffer(digests, "<u8"), labels))
     ordered = labels[order]
     _, first, count = np.unique(ordered, return_index=True, return_counts=True)
     rank = np.arange(len(order)) - np.repeat(first, count)
