@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 # rounds to 1, and the matrix stops being positive semi-definite.
 _PRECISION = lax.Precision.HIGHEST
 
-# Above this d^2 threshold kernel rows are computed one by one, at most so many of them, before the
-# whole Gram matrix is. Only time depends on it.
+# With a threshold above this on d^2, kernel rows are computed one by one, at most so many of them,
+# before the whole Gram matrix is (a row costs about a twentieth of it on a CPU). Where tau stops
+# the loop after a few picks that is a bargain; where it does not, rows are lost time.
 _ROWS_ABOVE = 0.7
 _MAX_ROWS = 16
 
@@ -160,8 +161,8 @@ class _State(NamedTuple):
 
 def _start(diagonal, num_keep):
     gains = jnp.where(jnp.isnan(diagonal), -jnp.inf, diagonal)
-    zeros = jnp.zeros_like(gains)
-    factor = jnp.broadcast_to(zeros, (num_keep, gains.shape[0]))
+    # `_like`, because under shard_map a carry must start as varying as it ends.
+    factor = jnp.zeros_like(gains, shape=(num_keep, len(gains)))
     return _State(jnp.max(gains), gains, factor, jnp.full_like(gains, num_keep, jnp.int32))
 
 
@@ -274,13 +275,9 @@ def _kernel_matrix(features, bandwidth, kernel):
     features, bandwidth = _constants(_checked_features(features), _checked_bandwidth(bandwidth))
     dots = jnp.matmul(features, features.T, precision=_PRECISION)
     inverse, square = _norms(features)
-    similarity = _similarity(
-        0.5 * (dots + dots.T),
-        inverse[:, None] * inverse,
-        square[:, None] + square,
-        bandwidth,
-        kernel,
-    )
+    dots = 0.5 * (dots + dots.T)
+    scale, squares = inverse[:, None] * inverse, square[:, None] + square
+    similarity = _similarity(dots, scale, squares, bandwidth, kernel)
     index = lax.iota(jnp.int32, features.shape[0])
     diagonal = (index[:, None] == index) & ~jnp.isnan(inverse)
     return jnp.where(diagonal, 1.0, similarity)
@@ -297,20 +294,13 @@ def _order_from_features(num_keep, kernel, noise, limit, features, bandwidth):
     def row_on_demand(pick):
         return similarity(jnp.matmul(features, features[pick], precision=_PRECISION), pick)
 
-    def gram(features):
-        return jnp.matmul(features, features.T, precision=_PRECISION)
-
-    # A row costs about a twentieth of the Gram matrix. Where tau stops the loop after a few picks
-    # that is a bargain; where it does not, the rows are lost time.
     few = jnp.where(limit > _ROWS_ABOVE, min(_MAX_ROWS, num_keep), 0)
     state = _start(jnp.where(jnp.isnan(inverse), jnp.nan, 1.0), num_keep)
     state = _loop(0, few, state, noise, limit, row_on_demand)
     dots = lax.cond(
         (state.best >= limit) & (few < num_keep),
-        gram,
-        lambda features: jnp.broadcast_to(
-            jnp.zeros_like(features[:, :1]), (features.shape[0],) * 2
-        ),
+        lambda features: jnp.matmul(features, features.T, precision=_PRECISION),
+        lambda features: jnp.zeros_like(features, shape=(len(features), len(features))),
         features,
     )
     state = _loop(few, num_keep, state, noise, limit, lambda pick: similarity(dots[pick], pick))
@@ -320,10 +310,6 @@ def _order_from_features(num_keep, kernel, noise, limit, features, bandwidth):
 def _orders_from_features(num_keep, kernel, noise, limits, features, bandwidths):
     kernels = jax.vmap(functools.partial(_kernel_matrix, kernel=kernel))(features, bandwidths)
     return _orders_from_kernels(num_keep, kernels, noise, limits)
-
-
-_MAX_ROWS = 16
-_ROWS_ABOVE = 0.7
 
 
 # Batching and arguments.
