@@ -132,6 +132,11 @@ def mean(tree):
     return jax.lax.pmean(tree, AXIS)
 
 
+def savable(tree):
+    """Replicated arrays as orbax takes them: it refuses what pmap returns in several processes."""
+    return tree if jax.process_count() == 1 else to_host(tree)
+
+
 def to_host(tree):
     """NumPy copies of replicated arrays."""
     return jax.tree.map(

@@ -21,7 +21,7 @@ def _gelu(x):
 
 
 def _attention(x, p, heads):
-    length, width = x.shape
+    width = x.shape[1]
     part = width // heads
     qkv = _linear(x, p["qkv"])
     out = np.zeros_like(x)

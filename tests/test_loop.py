@@ -160,7 +160,7 @@ def test_loop_stops_after_too_many_bad_steps_in_a_row():
             yield batch
 
     recorder = Recorder()
-    with pytest.raises(loop.TrainingDiverged, match="optim.base_lr"):
+    with pytest.raises(loop.TrainingDiverged, match=r"optim\.base_lr"):
         run_toy(batches(), recorder, total_steps=50, log_every=1)
     assert recorder.logged[-1][0] == 5 and recorder.logged[-1][1]["bad_steps"] == 2
 

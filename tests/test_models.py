@@ -35,8 +35,8 @@ def count(tree):
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
-def abstract_params(size, patch_size, decoder=Size(512, 8, 16)):
-    model = MAE(SIZES[size], decoder, (224, 224), patch_size)
+def abstract_params(size, patch_size):
+    model = MAE(SIZES[size], Size(512, 8, 16), (224, 224), patch_size)
     num_patches = (224 // patch_size) ** 2
     return jax.eval_shape(
         lambda key: model.init(

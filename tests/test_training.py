@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -36,7 +37,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_writes_what_it_promises(finished):
-    workdir, out = finished
+    workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["mask"]["tau"] == 0.9 and saved["image_size"] == [16, 16]
     records = curve(workdir)
@@ -218,3 +219,29 @@ def test_profile_is_written(tmp_path):
     done = tiny.run(tiny.command(tmp_path / "run", "--profile=2"))
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_run(finished, tmp_path):
+    workdir, _ = finished
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
+    processes = [
+        subprocess.Popen(
+            tiny.command(tmp_path / "run", *flags, f"--process_id={i}", epochs=2.0),
+            cwd=tiny.ROOT,
+            env=tiny.environment(2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outs = [process.communicate(timeout=280) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outs
+    assert "2 process(es)" in outs[0][0] and outs[1][0] == ""
+    for one, several in zip(curve(workdir), curve(tmp_path / "run"), strict=True):
+        for name in one.keys() - {"knn"}:
+            np.testing.assert_allclose(several[name], one[name], rtol=1e-5, err_msg=name)
