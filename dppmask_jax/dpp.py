@@ -167,19 +167,18 @@ def _start(diagonal, num_keep):
 
 
 def _pick(m, state: _State, noise, limit, row_of, column_of) -> _State:
-    """Pick m of one image, or nothing where no gain reaches `limit`.
+    """Pick m of one image; where no gain reaches `limit` it takes no place and lets none reach it.
 
     `row_of(j)` is row j of the kernel and `column_of(factor, j)` is column j of the factor.
     """
     best, gains, factor, place = state
-    going = best >= limit
     # Ties (all patches at first, duplicates later) go to the smallest noise, not the first index:
     # this is the shuffle of Algorithm 1. Minima because XLA's arg-min is slow on a CPU.
     index = lax.iota(jnp.int32, gains.shape[0])
     tied = gains == best
     lowest = jnp.min(jnp.where(tied, noise, jnp.inf))
     pick = jnp.min(jnp.where(tied & (noise == lowest), index, gains.shape[0] - 1))
-    picked = going & (index == pick)
+    picked = (best >= limit) & (index == pick)
     # Rows m.. of the factor are still zero, so the product over all k rows is the one over m.
     known = jnp.matmul(column_of(factor, pick), factor, precision=_PRECISION)
     update = (row_of(pick) - known) / jnp.sqrt(jnp.maximum(best, 1e-10))
@@ -189,9 +188,8 @@ def _pick(m, state: _State, noise, limit, row_of, column_of) -> _State:
     update = jnp.clip(update, -bound, bound)
     lower = gains - jnp.square(update)
     gone = picked | jnp.isneginf(gains) | jnp.isnan(lower)
-    update = jnp.where(going & ~gone, update, 0.0)
-    gains = jnp.where(going, jnp.where(gone, -jnp.inf, jnp.maximum(lower, 0.0)), gains)
-    factor = lax.dynamic_update_index_in_dim(factor, update, m, 0)
+    gains = jnp.where(gone, -jnp.inf, jnp.maximum(lower, 0.0))
+    factor = lax.dynamic_update_index_in_dim(factor, jnp.where(gone, 0.0, update), m, 0)
     return _State(jnp.max(gains), gains, factor, jnp.where(picked, m, place))
 
 
