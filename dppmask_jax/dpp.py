@@ -283,11 +283,10 @@ def _kernel_matrix(features, bandwidth, kernel):
 
 def _order_from_features(num_keep, kernel, noise, limit, features, bandwidth):
     inverse, square = _norms(features)
-    index = lax.iota(jnp.int32, features.shape[0])
 
     def similarity(dots, pick):
-        row = _similarity(dots, inverse[pick] * inverse, square[pick] + square, bandwidth, kernel)
-        return jnp.where(index == pick, 1.0, row)
+        scale, squares = inverse[pick] * inverse, square[pick] + square
+        return _similarity(dots, scale, squares, bandwidth, kernel)
 
     def row_on_demand(pick):
         return similarity(jnp.matmul(features, features[pick], precision=_PRECISION), pick)
