@@ -27,8 +27,8 @@ ARGUMENTS = {
     "size": ("", "Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "epochs": (0,),
 }
-SIZE_OF = {"shapes": "Mu", "small": "S", "imagenet100": "B", "imagenet1k": "B"}
-EPOCHS_OF = {"shapes": 30, "small": 200, "imagenet100": 400, "imagenet1k": 400}
+SIZE_OF = {"shapes": "Pi", "small": "S", "imagenet100": "B", "imagenet1k": "B"}
+EPOCHS_OF = {"shapes": 12, "small": 200, "imagenet100": 400, "imagenet1k": 400}
 
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
@@ -69,18 +69,18 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
 def _shapes(config):
     config.image_size = (64, 64)
-    config.batch_size = 128
-    config.log_every = 10
+    config.batch_size = 64
+    config.log_every = 31
     config.model.patch_size = 8
     config.model.decoder_width = 64
     config.model.decoder_depth = 2
     config.model.decoder_heads = 4
     config.model.dtype = "float32"
-    config.optim.base_lr = 2e-3
-    config.optim.warmup_epochs = 2.0
+    config.optim.base_lr = 4e-3
+    config.optim.warmup_epochs = 1.0
     config.data.crop_scale = (0.5, 1.0)
-    config.checkpoint.every = 200
-    config.evaluate.every_epochs = 10.0
+    config.checkpoint.every = 186
+    config.evaluate.every_epochs = 3.0
     config.evaluate.loss_images = 512
 
 
