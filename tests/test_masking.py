@@ -178,6 +178,14 @@ def test_blocks_hang_together_and_cover_the_image_evenly(count):
     assert len({row.tobytes() for row in np.asarray(blocks)}) == 400
 
 
+def test_blocks_hang_together_on_a_grid_that_is_not_square():
+    keys = jax.random.split(jax.random.key(12), 200)
+    blocks = block(keys, (6, 20), np.full(200, 60, np.int32)).mask
+    scattered = jax.vmap(lambda key: masking.random(key, 120, 60).mask)(keys)
+    at_random = masked_neighbours(scattered, (6, 20)).mean()
+    assert masked_neighbours(blocks, (6, 20)).mean() > 1.6 * at_random
+
+
 def test_a_first_block_has_the_area_and_aspect_of_the_recipe():
     # With 30 of 400 patches to mask, areas are drawn between (20 // 3)^2 = 36 and 30 and accepted
     # up to 30 after rounding, so that now and then one rectangle is the whole mask.
@@ -187,7 +195,8 @@ def test_a_first_block_has_the_area_and_aspect_of_the_recipe():
     heights = mask.any(axis=2).sum(axis=1)
     widths = mask.any(axis=1).sum(axis=1)
     exact = mask.sum(axis=(1, 2)) == heights * widths  # one rectangle and nothing else
-    assert exact.sum() > 10
+    # Accepting whatever is new and trimming it afterwards would leave one in four such.
+    assert exact.mean() > 0.5
     aspect = heights[exact] / widths[exact]
     assert aspect.min() >= 0.2 and aspect.max() <= 5
     assert (aspect < 0.7).any() and (aspect > 1.4).any()
