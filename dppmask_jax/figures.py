@@ -573,7 +573,7 @@ def write_run_figures(out_dir: str | Path, run, images: np.ndarray, seed: int = 
         reconstruct=run.reconstruct,
         num_keep=num_visible(rows * columns, config.mask.ratio),
         patch_size=config.model.patch_size,
-        tau=config.mask.tau,
+        tau=config.mask.tau if config.mask.tau_end is None else config.mask.tau_end,
         key=jax.random.key(seed),
         **run.selection_settings,
     )

@@ -113,7 +113,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
         checkpoints.close()
         writer.close()
     if parallel.is_main():
-        _finish(config, folder, state, train_source, val_source, plan)
+        _finish(config, folder, state, train_source, val_source)
 
 
 def optimizer_from(settings, plan: Plan) -> optim.Optimizer:
@@ -243,22 +243,22 @@ def _announce(config, folder, plan, start_step, changed, state, train_source, va
     print("\n".join(lines), flush=True)
 
 
-def _finish(config, folder, state, train_source, val_source, plan):
+def _finish(config, folder, state, train_source, val_source):
     drawn = _draw(config, folder, state)
     records = metrics.read_metrics(folder / "metrics.jsonl")
     accuracies = {r["step"]: r["knn"] for r in records if r.get("knn") is not None}
     print()
     splits = _knn_splits(config, train_source, val_source)
-    if splits:
+    if splits and accuracies:
         floor = probe.raw_pixel_accuracy(*splits, config.evaluate, train_source.num_classes)
         chance = 1 / train_source.num_classes
         print(f"k-NN accuracy (k={config.evaluate.knn_k}, {train_source.num_classes} classes)")
-        print(f"  trained encoder    {accuracies[plan.total_steps]:6.1%}")
+        print(f"  trained encoder    {accuracies[max(accuracies)]:6.1%}")
         if 0 in accuracies:
             print(f"  untrained encoder  {accuracies[0]:6.1%}")
         print(f"  raw pixels         {floor:6.1%}")
         print(f"  chance             {chance:6.1%}")
-    print(f"checkpoint  {folder / checkpoint.FOLDER}/{plan.total_steps}")
+    print(f"checkpoint  {folder / checkpoint.FOLDER / str(int(state.step))}")
     for path in drawn:
         print(f"figure      {path}")
     print(
