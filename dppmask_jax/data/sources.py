@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from dppmask_jax.data import decode
 from dppmask_jax.errors import InputError
@@ -361,12 +362,17 @@ def _tfds_builder(tfds, name: str, data_dir: str | None):
         + (f" --data_dir={data_dir}" if data_dir else "")
     )
     where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of folders where the error below says more
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        prepared = builder.is_prepared()
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]  # a list of all known names follows
         raise InputError(f"cannot open tfds:{name} in {where}: {reason} {how}") from error
-    if not builder.is_prepared():
+    finally:
+        logging.set_verbosity(verbosity)
+    if not prepared:
         raise InputError(f"tfds:{name} is not prepared as array_record in {where}; {how}")
     return builder
 
