@@ -74,10 +74,12 @@ def base() -> config_dict.ConfigDict:
 
     config.evaluate = config_dict.ConfigDict()
     config.evaluate.every_epochs = 10.0
-    config.evaluate.loss_images = 2048  # of the validation split; 0 is off
+    config.evaluate.loss_images = 2048  # of the validation split, in whole batches; 0 is off
     config.evaluate.knn_images = 20000  # of each split; 0 is off
     config.evaluate.knn_k = 20
     config.evaluate.knn_temperature = 0.07
-    config.evaluate.knn_feature = "patches"  # patches (their mean) | cls
+    config.evaluate.knn_feature = (
+        "patches"  # patches (their mean) | cls; centred on the training mean
+    )
     config.evaluate.figure_images = 6  # 0 draws no figures
     return config

@@ -11,10 +11,20 @@ Arguments after the colon:
            imagenet1k   the paper's ImageNet-1k runs: ViT-B/16, 224 px, 400 epochs.
   mask     dpp | random | block
   size     Pi, Mu (CPU), Ti, S, B, L, H
-  epochs   a whole number
+  epochs   a whole number; the warm-up then takes a tenth of them at most
 
 imagenet100 and small want --config.data.source=folder:PATH; imagenet1k reads tfds:imagenet2012
-unless told otherwise. What the paper does not state is marked below.
+unless told otherwise. What the paper does not state is marked below. On a CPU add
+--config.model.dtype=float32.
+
+What to expect:
+
+  shapes       two cores of a server: two minutes; validation loss 1.57 -> 0.83, k-NN accuracy
+               25.5 % untrained -> 39 % trained (raw pixels 19 %, chance 11 %).
+  small        the full recipe was not run here. A CPU-sized variant (docs/pretraining.md) took the
+               validation loss from 1.22 to 0.66 and k-NN from 32 % to 43 % in 30 epochs.
+  imagenet100  not run here. Paper, MAE fine-tuned: 89.67 % (tau 0.6, 0.8), 89.45 % (random).
+  imagenet1k   not run here. Paper, MAE fine-tuned: 83.3 % (DPPMask), 82.9 % (random).
 """
 
 from ml_collections import config_dict
@@ -46,7 +56,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.decoder_depth = 8
     config.model.decoder_heads = 16
     config.model.drop_path = 0.0
-    config.model.dtype = "bfloat16"  # of the matrix products; parameters are float32
+    config.model.dtype = "bfloat16"  # of activations; parameters, softmax, norms, loss are float32
     config.model.remat = False  # trades time for memory
 
     config.mask = config_dict.ConfigDict()
@@ -64,6 +74,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.loss.norm_pix = True  # standardised target patches (paper unclear)
 
     RECIPES[dataset](config)
+    if chosen["epochs"]:
+        config.optim.warmup_epochs = min(config.optim.warmup_epochs, config.epochs / 10)
     return config
 
 
@@ -87,6 +99,7 @@ def _shapes(config):
 def _small(config):
     config.data.source = ""
     config.image_size = (128, 128)
+    config.model.patch_size = 16
     config.batch_size = 256
     config.model.decoder_width = 192
     config.model.decoder_depth = 4
@@ -101,11 +114,13 @@ def _imagenet100(config):
     config.data.source = ""
     config.batch_size = 4096  # paper's supplement not available; MAE's value
     config.checkpoint.every = 500
+    config.evaluate.loss_images = 4096
 
 
 def _imagenet1k(config):
     config.data.source = "tfds:imagenet2012"
     config.batch_size = 4096
+    config.evaluate.loss_images = 8192
 
 
 RECIPES = {

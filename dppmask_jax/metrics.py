@@ -11,38 +11,50 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from dppmask_jax.errors import InputError
+
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl, in order; a half-written last line is left out."""
+    """The records of a metrics.jsonl, in order; a half-written last line is left out.
+
+    Raises:
+      InputError: a line in the middle is not a record.
+    """
     if not path.exists():
         return []
     records = []
     lines = path.read_text().split("\n")
-    complete = lines[:-1]
-    for line in complete:
-        records.append(json.loads(line))
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(
+                f"line {number} of {path} is damaged ({error}); remove that line"
+            ) from error
     return records
 
 
 class MetricsLog:
     """Appends records to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
 
-    Opening it cuts the file back to `start_step`, the step the run goes on from, so that every
-    logged step stands there once. With `workdir` None (all processes but one) nothing is written.
+    Opening it cuts the file back to `restored_step`, the step of the checkpoint that the run goes
+    on from (None: it starts anew and the file too), so that every logged step stands there once.
+    With `workdir` None (all processes but one) nothing is written.
     """
 
-    def __init__(self, workdir: Path | None, start_step: int):
+    def __init__(self, workdir: Path | None, restored_step: int | None):
         self._file = self._events = None
         if workdir is None:
             return
         path = workdir / "metrics.jsonl"
-        kept = [record for record in read_metrics(path) if record["step"] <= start_step]
+        last = -1 if restored_step is None else restored_step
+        kept = [record for record in read_metrics(path) if record["step"] <= last]
         partial = path.with_suffix(".jsonl.part")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(path)
         self._file = path.open("a")
         self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
+            str(workdir / "tensorboard"), purge_step=last + 1, flush_secs=10
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -106,11 +118,11 @@ class Progress:
         self._step = step
 
     def say(self, line: str) -> None:
-        """Prints a line without tearing the bar."""
+        """Prints a line without tearing the bar; on stderr where the progress is not shown."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stdout)
-        elif self._enabled:
-            print(line, flush=True)
+        else:
+            print(line, flush=True, file=sys.stdout if self._enabled else sys.stderr)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -46,11 +46,12 @@ def adamw(
     Args:
       peak: learning rate at the end of the warm-up.
       final: learning rate at `total_steps`.
-      warmup_steps: at least 0 and at most `total_steps`.
+      warmup_steps: from 0 to below `total_steps`.
       clip_norm: global gradient norm above which gradients are scaled down; 0 turns it off.
     """
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
-    parts += [
+    # The chain has the same state with and without clipping, so that a run can change its mind.
+    parts = [
+        optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
         optax.scale_by_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=decays),
         optax.scale(-1.0),

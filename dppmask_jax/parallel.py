@@ -12,6 +12,7 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dppmask_jax.errors import InputError
@@ -36,13 +37,23 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
             "--coordinator, --num_processes and --process_id belong together: give all or none"
         )
     elif _on_tpu_host():
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            # A single machine outside a pod, which JAX detects by its environment.
+            print(f"no TPU pod found ({error}); this process runs alone", flush=True)
 
 
 def _on_tpu_host() -> bool:
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     wanted = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu")
     return bool(chips) and wanted and importlib.util.find_spec("libtpu") is not None
+
+
+def wait_for_all(what: str) -> None:
+    """Returns once every process got here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def is_main() -> bool:

@@ -39,7 +39,7 @@ def plan_from(config, num_images: int) -> Plan:
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        warmup_steps=min(round(config.optim.warmup_epochs * steps_per_epoch), total),
+        warmup_steps=min(round(config.optim.warmup_epochs * steps_per_epoch), total - 1),
         evaluate_every=steps(config.evaluate.every_epochs),
         peak_lr=optim.scaled_learning_rate(config.optim.base_lr, config.batch_size),
     )
@@ -68,7 +68,8 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     method = METHODS[config.method](config, total_steps=plan.total_steps)
     optimizer = optimizer_from(config.optim, plan)
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
-    encoder = _encoder_of(config.init_from, method) if config.init_from else None
+    fresh = changed is None
+    encoder = _encoder_of(config.init_from, method) if config.init_from and fresh else None
     state = loop.init_state(method, optimizer, init_key)
     if encoder is not None:
         state = state._replace(params={**state.params, "encoder": encoder})
@@ -76,12 +77,20 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
-    state, start_step = checkpoints.restore(state) or (state, 0)
+    if not fresh:
+        state = checkpoints.restore(state)
+    start_step = int(parallel.to_host(state.step))
+    if checkpoints.damaged:
+        if parallel.is_main():
+            checkpoints.set_damaged_aside()
+        parallel.wait_for_all("damaged checkpoints set aside")
+        checkpoints.reload()
     if parallel.is_main():
         workdir.write_config(config, folder)
     _announce(config, folder, plan, start_step, changed, state, train_source, val_source)
 
-    writer = metrics.MetricsLog(folder if parallel.is_main() else None, start_step)
+    logged = None if fresh else start_step
+    writer = metrics.MetricsLog(folder if parallel.is_main() else None, logged)
     progress = metrics.Progress(start_step, plan.total_steps, parallel.is_main())
     hook = loop.Hook(
         plan.evaluate_every, _probes(config, train_source, val_source, plan, probe_key, progress)
@@ -166,8 +175,7 @@ def _stream(config, source, start_step: int, say):
 def _batches(config, source, limit: int):
     """A function that reads up to `limit` images, spread evenly over a source, in order."""
     batch_size = parallel.round_up(min(config.batch_size, 256))
-    count = min(limit, len(source))
-    indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+    indices = _spread(min(limit, len(source)), source)
 
     def read():
         return loader.eval_batches(
@@ -177,11 +185,39 @@ def _batches(config, source, limit: int):
     return read
 
 
+def _loss_batches(config, source):
+    """Whole batches of validation images, the same for any number of devices."""
+    batch_size = config.batch_size // config.optim.accum_steps
+    count = min(config.evaluate.loss_images, len(source))
+    whole = max(count // batch_size * batch_size, batch_size)
+    indices = np.resize(_spread(count, source), whole)
+
+    def read():
+        return loader.eval_batches(
+            source, image_size=tuple(config.image_size), batch_size=batch_size, indices=indices
+        )
+
+    return read
+
+
+def _spread(count: int, source) -> np.ndarray:
+    return np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+
+
+def _no_knn_because(config, train_source, val_source) -> str:
+    """Why there is no k-NN probe, in words; "" where there is one."""
+    if not config.evaluate.knn_images:
+        return "evaluate.knn_images is 0"
+    if val_source is None:
+        return "there is no validation split"
+    return train_source.unlabelled_because or val_source.unlabelled_because
+
+
 def _knn_splits(config, train_source, val_source):
     """(training batches, validation batches), or None where k-NN cannot be measured."""
-    limit = config.evaluate.knn_images
-    if not limit or val_source is None or not (train_source.labelled and val_source.labelled):
+    if _no_knn_because(config, train_source, val_source):
         return None
+    limit = config.evaluate.knn_images
     return _batches(config, train_source, limit), _batches(config, val_source, limit)
 
 
@@ -193,7 +229,7 @@ def _probes(config, train_source, val_source, plan, key, progress):
     method = METHODS[config.method](still, total_steps=plan.total_steps)
     measures = {}
     if val_source is not None and config.evaluate.loss_images:
-        batches = _batches(config, val_source, config.evaluate.loss_images)
+        batches = _loss_batches(config, val_source)
         measures["val_loss"] = probe.validation_loss(method, batches, key)
     splits = _knn_splits(config, train_source, val_source)
     if splits:
@@ -220,12 +256,12 @@ def _announce(config, folder, plan, start_step, changed, state, train_source, va
     rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
     num_keep = mae.visible_count(config)
     count = sum(x.size for x in jax.tree.leaves(state.params))
+    no_knn = _no_knn_because(config, train_source, val_source)
     split = "none" if val_source is None else f"{len(val_source):,}"
     lines = [
         f"devices     {parallel.describe()}",
         f"data        {config.data.source}: {len(train_source):,} training images, "
-        f"{split} for validation"
-        + ("" if train_source.labelled else f"; no k-NN probe: {train_source.unlabelled_because}"),
+        f"{split} for validation" + (f"; no k-NN probe: {no_knn}" if no_knn else ""),
         f"model       {config.method} {config.model.size}/{config.model.patch_size}, "
         f"{config.image_size[0]}x{config.image_size[1]} px, {count:,} parameters, "
         f"{config.model.dtype}",
@@ -239,7 +275,7 @@ def _announce(config, folder, plan, start_step, changed, state, train_source, va
         f"workdir     {folder}, "
         + (f"resuming at step {start_step:,}" if start_step else "starting at step 0"),
     ]
-    lines += [f"changed     {words}" for words in changed]
+    lines += [f"changed     {words}" for words in changed or []]
     print("\n".join(lines), flush=True)
 
 

@@ -8,25 +8,32 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from dppmask_jax import checkpoint
+from dppmask_jax import checkpoint, metrics
 from dppmask_jax.config import MODEL_FIELDS, flatten
 from dppmask_jax.errors import InputError
 
 
-def check_resumable(config, workdir: Path) -> list[str]:
+def check_resumable(config, workdir: Path) -> list[str] | None:
     """Checks that the newest checkpoint of `workdir`, if there is one, fits a config.
 
     Returns:
-      The fields, "name: old -> new", that differ from the run so far without changing its model.
+      None where there is no checkpoint to go on from; else the fields, "name: old -> new", that
+      differ from the run so far without changing its model.
 
     Raises:
-      InputError: the workdir is not a folder, or holds checkpoints of another model.
+      InputError: the workdir is not a local folder, holds checkpoints of another model, or a
+        damaged metrics.jsonl.
     """
+    if ":/" in str(workdir):
+        raise InputError(
+            f"--workdir={workdir} is not a local folder; runs are written to local or NFS folders"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; name a folder")
     meta = checkpoint.newest_meta(workdir)
+    metrics.read_metrics(workdir / "metrics.jsonl")
     if meta is None:
-        return []
+        return None
     old, new = flatten(from_json(meta["config"])), flatten(config)
     changed = {
         field: f"{field}: {old.get(field)!r} -> {new.get(field)!r}"

@@ -26,9 +26,17 @@ def save(folder, values, keep=2):
 
 def restore(folder):
     checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER)
-    found = checkpoints.restore(state_of(0))
-    checkpoints.close()
-    return found
+    try:
+        state = checkpoints.restore(state_of(0))
+    finally:
+        checkpoints.close()
+    return state, int(state.step)
+
+
+def damage(folder, step, part):
+    for path in (folder / checkpoint.FOLDER / str(step) / part).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
@@ -47,28 +55,56 @@ def test_the_newest_are_kept(tmp_path):
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert restore(tmp_path) is None
     assert checkpoint.newest_meta(tmp_path / "nowhere") is None
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_damaged_newest_falls_back_to_the_one_before(tmp_path, caplog):
+@pytest.mark.parametrize("part", ["state", "meta"])
+def test_every_reader_falls_back_from_a_damaged_checkpoint(tmp_path, caplog, part):
     save(tmp_path, [1, 2])
-    for path in (tmp_path / checkpoint.FOLDER / "2" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
+    damage(tmp_path, 2, part)
     state, step = restore(tmp_path)
     assert step == 1 and float(state.params["encoder"]["w"][0, 0]) == 1.0
     assert "checkpoint 2 cannot be read" in caplog.text
+    meta, state, step = checkpoint.read_newest(tmp_path)
+    assert step == 1 and meta == {"config": {"step": 1}}
+    if part == "meta":
+        assert checkpoint.newest_meta(tmp_path) == {"config": {"step": 1}}
 
 
-def test_all_damaged_stops_instead_of_starting_again(tmp_path):
+def test_a_damaged_checkpoint_is_kept_aside_and_its_step_saved_again(tmp_path):
+    save(tmp_path, [2, 6])
+    damage(tmp_path, 6, "state")
+    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER)
+    checkpoints.restore(state_of(0))
+    assert checkpoints.damaged == [6]
+    checkpoints.set_damaged_aside()
+    checkpoints.reload()
+    for step in (4, 6):
+        checkpoints.save(step, state_of(step), {"config": {}})
+    checkpoints.close()
+    assert restore(tmp_path)[1] == 6
+    assert (tmp_path / "checkpoints-damaged-6-0" / "state").exists()
+
+
+@pytest.mark.parametrize("part", ["state", "meta"])
+def test_all_damaged_stops_instead_of_starting_again(tmp_path, part):
     save(tmp_path, [1])
-    for path in (tmp_path / checkpoint.FOLDER / "1" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
+    damage(tmp_path, 1, part)
     with pytest.raises(InputError, match="none of the checkpoints"):
         restore(tmp_path)
+    with pytest.raises(InputError, match="none of the checkpoints"):
+        checkpoint.read_newest(tmp_path)
+
+
+def test_another_training_state_is_not_taken_for_damage(tmp_path):
+    save(tmp_path, [1])
+    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER)
+    other = state_of(0)._replace(extra={"center": jnp.zeros(4)})
+    with pytest.raises(InputError, match="another training state"):
+        checkpoints.restore(other)
+    assert checkpoints.damaged == []
+    checkpoints.close()
 
 
 def test_parameters_alone(tmp_path):

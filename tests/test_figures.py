@@ -304,6 +304,7 @@ def test_read_images_takes_files_and_folders_in_order(tmp_path):
 
 
 class _Run:
+    selection_settings = {"kernel": "gaussian", "bandwidth": 1.0, "threshold_on": "d2"}  # noqa: RUF012
     """A run as the command needs it."""
 
     config = config_dict.ConfigDict(
@@ -313,6 +314,7 @@ class _Run:
             "mask": {
                 "ratio": 0.75,
                 "tau": 0.8,
+                "tau_end": None,
                 "threshold_on": "d2",
                 "kernel": "gaussian",
                 "bandwidth": 1.0,

@@ -60,6 +60,10 @@ def test_only_parallel_knows_the_devices():
         "device_count(",
         "jax.distributed",
         "process_index(",
+        "process_count(",
+        "jax.devices(",
+        "NamedSharding(",
+        "shard_map(",
     )
     for path, parts in MODULES:
         if parts != ("parallel",):

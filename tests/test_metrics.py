@@ -1,8 +1,10 @@
 import json
 
 import numpy as np
+import pytest
 
 from dppmask_jax import metrics
+from dppmask_jax.errors import InputError
 
 
 def steps(folder):
@@ -10,7 +12,7 @@ def steps(folder):
 
 
 def test_reopening_cuts_back_to_the_restored_step(tmp_path):
-    log = metrics.MetricsLog(tmp_path, 0)
+    log = metrics.MetricsLog(tmp_path, None)
     for step in (0, 10, 20, 30):
         log.write(step, {"loss": step / 10})
     log.close()
@@ -22,6 +24,18 @@ def test_reopening_cuts_back_to_the_restored_step(tmp_path):
     assert steps(tmp_path) == [0, 10, 20, 30] and records[-1] == {"step": 30, "loss": 7.0}
 
 
+def test_a_run_that_starts_anew_keeps_no_old_record(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "knn": 0.5}\n')
+    metrics.MetricsLog(tmp_path, None).close()
+    assert steps(tmp_path) == []
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"ste\n{"step": 2}\n')
+    with pytest.raises(InputError, match="line 2 of"):
+        metrics.read_metrics(tmp_path / "metrics.jsonl")
+
+
 def test_half_written_last_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
@@ -31,7 +45,7 @@ def test_half_written_last_line_is_dropped(tmp_path):
 
 
 def test_values_that_are_not_finite_stay_valid_json(tmp_path):
-    log = metrics.MetricsLog(tmp_path, 0)
+    log = metrics.MetricsLog(tmp_path, None)
     log.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
     log.write(2, {})
     log.close()
@@ -45,7 +59,7 @@ def test_values_that_are_not_finite_stay_valid_json(tmp_path):
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    log = metrics.MetricsLog(tmp_path, 0)
+    log = metrics.MetricsLog(tmp_path, None)
     log.write(1, {"loss": 0.25})
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -53,7 +67,7 @@ def test_tensorboard_events_are_written(tmp_path):
 
 
 def test_other_processes_write_nothing(tmp_path):
-    log = metrics.MetricsLog(None, 0)
+    log = metrics.MetricsLog(None, None)
     log.write(1, {"loss": 1.0})
     log.close()
     assert not list(tmp_path.iterdir())
@@ -72,6 +86,18 @@ def test_progress_without_a_terminal_is_about_twenty_lines(capsys):
 def test_progress_of_other_processes_is_silent(capsys):
     progress = metrics.Progress(0, 10, enabled=False)
     progress.update(10, {"loss": 0.5, "images_per_sec": 1.0})
-    progress.say("hello")
-    progress.close()
     assert capsys.readouterr() == ("", "")
+    progress.say("an unreadable image")
+    progress.close()
+    assert capsys.readouterr() == ("", "an unreadable image\n")
+
+
+def test_progress_in_a_terminal_is_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = metrics.Progress(0, 10)
+    progress.update(5, {"loss": 0.5, "images_per_sec": 123.4})
+    progress.say("k-NN")
+    progress.update(10, {"loss": 0.25, "images_per_sec": 123.4})
+    progress.close()
+    out, err = capsys.readouterr()
+    assert "k-NN" in out and "10/10" in err and "loss 0.2500, 123 images/s" in err

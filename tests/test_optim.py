@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -29,6 +30,12 @@ def test_schedule_at_its_ends_and_in_the_middle():
 def test_no_warm_up_starts_at_the_peak():
     rate = optim.adamw(**SETTINGS | {"warmup_steps": 0}).learning_rate
     np.testing.assert_allclose(rate(0), 0.4, rtol=1e-6)
+
+
+def test_clipping_can_be_turned_on_between_two_runs():
+    params = {"w": jnp.ones((2, 2))}
+    states = [optim.adamw(**SETTINGS | {"clip_norm": c}).tx.init(params) for c in (0.0, 1.0)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
 def test_linear_scaling():

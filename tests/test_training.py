@@ -64,7 +64,7 @@ def test_a_run_says_what_it_does(finished):
         "96 training images, 24 for validation",
         "4 visible, 12 masked of 16 patches",
         "24 of 8 images",
-        "6.25e-05 at its peak (0.002 x 8/256)",
+        "0.000125 at its peak (0.004 x 8/256)",
         "starting at step 0",
         "trained encoder",
         "untrained encoder",
@@ -105,8 +105,32 @@ def test_several_devices_give_the_same_run(finished, tmp_path):
         assert one.keys() == several.keys()
         for name in one.keys() - {"knn", "num_greedy"}:
             np.testing.assert_allclose(several[name], one[name], rtol=1e-5, err_msg=name)
-        # The number of greedy picks is a whole number for each image: masks agree exactly.
+        # Another mask anywhere would move the loss by far more than rounding.
         assert one.get("num_greedy") == several.get("num_greedy")
+        assert abs(one.get("knn", 0) - several.get("knn", 0)) < 2.5 / 24
+
+
+def test_validation_loss_does_not_depend_on_the_devices(finished, tmp_path):
+    """20 images in batches of 12: what is left over must not follow the number of devices."""
+    losses = []
+    for devices in (1, 3):
+        done = tiny.run(
+            tiny.command(
+                tmp_path / str(devices), batch_size=12, epochs=0.125, evaluate__loss_images=20,
+                evaluate__knn_images=0,
+            ),
+            devices=devices,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        losses.append([r["val_loss"] for r in curve(tmp_path / str(devices)) if "val_loss" in r])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "knn": 0.5}\n{"step": 1, "loss": 9.0}\n')
+    done = tiny.run(tiny.command(tmp_path, epochs=0.25, evaluate__knn_images=0))
+    assert done.returncode == 0, done.stderr
+    assert [record["step"] for record in curve(tmp_path)] == [0, 1, 2, 3, 3]
 
 
 def test_running_again_after_the_end_changes_nothing(finished):
@@ -152,6 +176,7 @@ def bad_inputs(tmp_path, finished_workdir):
         "unprepared": (["--config.data.source=tfds:mnist"], "tfds build mnist"),
         "attention": (["--config.mask.strategy=attention"], "needs a teacher"),
         "workdir": ([f"--workdir={tmp_path}/file"], "is a file"),
+        "remote workdir": (["--workdir=gs://bucket/run"], "not a local folder"),
         "init_from": ([f"--config.init_from={tmp_path}/empty"], "no checkpoint in"),
         "other model": (
             [f"--workdir={finished_workdir}", "--config.model.size=Mu"],

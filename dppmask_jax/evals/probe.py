@@ -17,7 +17,7 @@ def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
     """A function of the training state: the mean of `method.loss` over the validation batches.
 
     Every call uses the same keys, so the masks of an image differ only as far as its features do.
-    Padding is replaced by further images of the same batch.
+    Batches count alike. An unreadable image is replaced by another of its batch.
     """
     mean_loss = parallel.data_parallel_mean(
         lambda state, batch, key: method.loss(*state, batch, key, 0)[0]
@@ -27,6 +27,8 @@ def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
         losses = []
         for batch in batches():
             valid = np.flatnonzero(batch["valid"])
+            if not valid.size:
+                continue
             filled = np.resize(valid, len(batch["valid"]))
             inputs = {name: batch[name][filled] for name in ("image", "label", "index")}
             loss = mean_loss((state.params, state.extra), parallel.split_batch(inputs), key)
@@ -38,6 +40,9 @@ def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
 
 def knn_accuracy(method, train: Batches, val: Batches, evaluate, num_classes: int):
     """A function of the training state: k-NN accuracy, 0 to 1, of the encoder's features.
+
+    Features are centred on the mean of the training set, as the raw pixels are: without it the
+    direction common to all images hides the rest from the cosine.
 
     Args:
       evaluate: `config.evaluate`; `knn_feature` "patches" takes the mean of the patch tokens.
