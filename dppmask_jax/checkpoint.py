@@ -171,7 +171,6 @@ def _reading(workdir):
         return
     with ocp.CheckpointManager(
         folder.resolve(),
-        options=ocp.CheckpointManagerOptions(read_only=True),
         item_names=tuple(_handlers()),
         item_handlers=_handlers(),
     ) as manager:

@@ -117,7 +117,7 @@ def test_validation_loss_does_not_depend_on_the_devices(finished, tmp_path):
         done = tiny.run(
             tiny.command(
                 tmp_path / str(devices), batch_size=12, epochs=0.125, evaluate__loss_images=20,
-                evaluate__knn_images=0,
+                evaluate__knn_images=0, optim__warmup_epochs=0.0,
             ),
             devices=devices,
         )  # fmt: skip
@@ -128,7 +128,9 @@ def test_validation_loss_does_not_depend_on_the_devices(finished, tmp_path):
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "knn": 0.5}\n{"step": 1, "loss": 9.0}\n')
-    done = tiny.run(tiny.command(tmp_path, epochs=0.25, evaluate__knn_images=0))
+    done = tiny.run(
+        tiny.command(tmp_path, epochs=0.25, evaluate__knn_images=0, optim__warmup_epochs=0.0)
+    )
     assert done.returncode == 0, done.stderr
     assert [record["step"] for record in curve(tmp_path)] == [0, 1, 2, 3, 3]
 
@@ -142,6 +144,7 @@ def test_running_again_after_the_end_changes_nothing(finished):
     assert curve(workdir) == before
 
 
+@pytest.mark.slow
 def test_warm_start_takes_the_encoder(finished, tmp_path):
     workdir, _ = finished
     done = tiny.run(
@@ -240,6 +243,7 @@ def test_unlabelled_folder_trains_without_knn(tmp_path):
     assert all(np.isfinite(record["loss"]) for record in records if "loss" in record)
 
 
+@pytest.mark.slow
 def test_profile_is_written(tmp_path):
     done = tiny.run(tiny.command(tmp_path / "run", "--profile=2"))
     assert done.returncode == 0, done.stderr
