@@ -110,6 +110,7 @@ def test_several_devices_give_the_same_run(finished, tmp_path):
         assert abs(one.get("knn", 0) - several.get("knn", 0)) < 2.5 / 24
 
 
+@pytest.mark.slow
 def test_validation_loss_does_not_depend_on_the_devices(finished, tmp_path):
     """20 images in batches of 12: what is left over must not follow the number of devices."""
     losses = []
@@ -135,6 +136,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
     assert [record["step"] for record in curve(tmp_path)] == [0, 1, 2, 3, 3]
 
 
+@pytest.mark.slow
 def test_running_again_after_the_end_changes_nothing(finished):
     workdir, _ = finished
     before = curve(workdir)
