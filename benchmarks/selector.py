@@ -32,6 +32,7 @@ from dppmask_jax import dpp, patches  # noqa: E402
 
 SIZE, PATCH, WIDTH, NUM_KEEP = 224, 16, 768, 49
 TAUS = (0.0, 0.6, 0.8, 0.9)
+SETTLE = 0.05  # s
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
@@ -162,7 +163,11 @@ def limit_blas_threads(run):
 
 
 def measure(table, repetitions, slow_repetitions):
-    """({name: times in s}, {name: last answer}); the contestants take turns."""
+    """({name: times in s}, {name: last answer}); the contestants take turns.
+
+    A turn is a pause, a batch that is not timed and one that is: BLAS threads spin on for some
+    20 ms after their work and would take a core from whoever is next.
+    """
     answers = {name: run() for name, run in table.items()}  # warm-up, and compilation
     for name, run in table.items():
         if not name.startswith("exact"):
@@ -172,6 +177,8 @@ def measure(table, repetitions, slow_repetitions):
         for name, run in table.items():
             if name.startswith("exact") and repetition >= slow_repetitions:
                 continue
+            time.sleep(SETTLE)
+            run()
             start = time.perf_counter()
             answers[name] = run()
             times[name].append(time.perf_counter() - start)

@@ -26,7 +26,7 @@ KERNELS = {
 # Called without jit here: what is compiled is kept per shape and count, so that tests share it. The
 # tests of transformations call them under jit.
 select, greedy_order = dpp.select, dpp.greedy_order
-orders_from_kernels = jax.jit(dpp._orders_from_kernels, static_argnums=0)
+orders_from_kernels = jax.jit(dpp._batched_from_kernels, static_argnums=0)
 
 
 def noise_of(key, num_patches):
@@ -246,6 +246,28 @@ def test_tau_from_one_on_is_argsort_of_the_noise_bit_for_bit(tau, bandwidth):
     noise = jax.vmap(lambda key: jax.random.uniform(key, (24,), jnp.float32))(keys)
     assert np.array_equal(order, jnp.argsort(noise, axis=1))
     assert np.all(np.asarray(num_greedy) == 0)
+
+
+@pytest.mark.parametrize("num_patches", [1, 255, 256, 257, 300])
+@pytest.mark.parametrize("draw", ["uniform", "normal", "ties", "zeros of both signs", "up to one"])
+def test_any_noise_orders_the_fill(draw, num_patches):
+    rng = np.random.default_rng(num_patches)
+    noise = {
+        "uniform": lambda: rng.integers(0, 2**23, num_patches) / 2**23,
+        "normal": lambda: rng.normal(size=num_patches) * 1e3,
+        "ties": lambda: rng.integers(0, 4, num_patches) / 4,
+        "zeros of both signs": lambda: rng.choice([0.0, -0.0], num_patches),
+        "up to one": lambda: rng.permutation(num_patches) / max(num_patches - 1, 1),
+    }[draw]()
+    noise = noise.astype(np.float32)
+    features = rng.normal(size=(num_patches, 3)).astype(np.float32)
+    num_keep = min(40, num_patches)
+    kernel = dpp.gaussian_kernel(features)
+    order, num_greedy = greedy_order(kernel, noise, num_keep, 0.3)
+    picks = np.asarray(order[:num_greedy])
+    assert 0 < num_greedy < num_keep or num_patches == 1
+    by_noise = np.argsort(noise, kind="stable")
+    assert np.array_equal(order[int(num_greedy) :], by_noise[~np.isin(by_noise, picks)])
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "cosine"])
@@ -538,7 +560,7 @@ def test_jit_vmap_equals_the_reference_and_the_form_for_accelerators(known):
     for order, num_greedy in [
         jax.jit(jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6)))(keys, features),
         jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6))(keys, features),
-        jax.jit(dpp._orders_from_features, static_argnums=(0, 1))(
+        jax.jit(dpp._batched_from_features, static_argnums=(0, 1))(
             10, "gaussian", noise, limit, features, ones
         ),
         orders_from_kernels(10, jax.vmap(dpp.gaussian_kernel)(features), noise, limit),
@@ -653,7 +675,7 @@ def test_shard_map(known, images):
 
     def for_accelerators(features, noise, tau):
         size = len(noise)
-        return dpp._orders_from_features(
+        return dpp._batched_from_features(
             10, "gaussian", noise, jnp.full(size, tau), features, jnp.ones(size)
         )
 
