@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from dppmask_jax import parallel
+from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import Method, TrainState
 from dppmask_jax.optim import Optimizer
 
@@ -26,7 +27,7 @@ def init_state(method: Method, optimizer: Optimizer, key) -> TrainState:
     def build(key):
         params, extra = method.init(key)
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.tx.init(params), extra, zero)
+        return TrainState(zero, params, optimizer.tx.init(params), extra, zero, zero)
 
     return jax.jit(build)(key)
 
@@ -60,7 +61,7 @@ def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> 
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`.
       Gradients, metrics and `aux` are averaged over the micro-batches and the devices, then there
       is one update and one `after_step`. Where the loss or the gradient norm is not finite, only
-      `step` and `bad_steps` change.
+      the counts change.
     """
 
     def step(state: TrainState, batch, seed_key):
@@ -79,8 +80,10 @@ def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> 
         unchanged = (state.params, state.opt_state, state.extra)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, "bad_steps": bad_steps}
-        return TrainState(state.step + 1, *kept, bad_steps), metrics
+        bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
+        counts = {"bad_steps": bad_steps, "bad_images": bad_images}
+        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts}
+        return TrainState(state.step + 1, *kept, **counts), metrics
 
     return parallel.data_parallel_update(step)
 
@@ -111,6 +114,8 @@ def run(
     batch_size: int,
     log_every: int,
     max_bad_steps: int,
+    max_bad_frac: float,
+    num_images: int,
     save_every: int,
     save: Callable[[int, TrainState], Any],
     log: Callable[[int, dict[str, float]], Any],
@@ -122,7 +127,9 @@ def run(
 
     Args:
       batches: this process's share of the batch of step `start_step`, `start_step + 1`, …
-      batch_size: images of all processes in a step, for the throughput.
+      batch_size: images of all processes in a step.
+      max_bad_frac: share of the images, 0 to 1, that may be unreadable.
+      num_images: images in the data set.
       save: called with the step and the state every `save_every` steps and at the end, after
         everything of that step is logged.
       log: called with a step and the values to write down.
@@ -131,6 +138,9 @@ def run(
 
     Raises:
       TrainingDiverged: more than `max_bad_steps` steps in a row were not finite.
+      InputError: more images were unreadable than `max_bad_frac` of the data set, or, from the
+        second epoch on, of all images drawn. Both are looked at when a step is logged; all
+        processes know the same counts and stop together.
     """
 
     def due(step, every):
@@ -142,13 +152,11 @@ def run(
     stream = iter(batches)
     clock = _Clock(start_step)
     in_flight = None
-    replaced = 0
     trace_from, trace_to = _traced_steps(profile, start_step, total_steps)
     for step in range(start_step + 1, total_steps + 1):
         if step == trace_from:
             jax.profiler.start_trace(profile.directory)
         batch = clock.timed_wait(lambda: next(stream))
-        replaced += int(np.sum(batch.get("bad", 0)))
         state, metrics = step_fn(state, parallel.split_batch(batch), seed_key)
         # The host runs at most one step ahead of the devices: batches must not pile up.
         if in_flight is not None:
@@ -160,10 +168,10 @@ def run(
             clock.restart(step)
         if due(step, log_every):
             values = {name: value.item() for name, value in parallel.to_host(metrics).items()}
-            bad_steps = int(values.pop("bad_steps"))
+            bad_steps, bad_images = int(values.pop("bad_steps")), int(values.pop("bad_images"))
             values.update(clock.lap(step, batch_size))
             values |= {"bad_steps": bad_steps} if bad_steps else {}
-            values |= {"bad_images": replaced} if replaced else {}
+            values |= {"bad_images": bad_images} if bad_images else {}
             log(step, values)
             progress(step, values)
             if bad_steps > max_bad_steps:
@@ -172,6 +180,15 @@ def run(
                     "is not finite; lower optim.base_lr, lengthen optim.warmup_epochs, set "
                     "optim.clip_norm=1.0 or model.dtype=float32, and run again to resume from "
                     "the last checkpoint"
+                )
+            # In the first epoch against all images: no unlucky start of it ends a run.
+            drawn = step * batch_size
+            if bad_images > max_bad_frac * max(drawn, num_images):
+                raise InputError(
+                    f"{bad_images} of the {drawn} images drawn so far, from a data set of "
+                    f"{num_images}, were unreadable, more than data.max_bad_frac="
+                    f"{max_bad_frac:g}; each was named when it was met: mend or remove them, or "
+                    "raise data.max_bad_frac"
                 )
         if step == trace_to:
             jax.block_until_ready(in_flight)

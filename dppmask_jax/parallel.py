@@ -143,6 +143,11 @@ def mean(tree):
     return jax.lax.pmean(tree, AXIS)
 
 
+def total(tree):
+    """Sum over all devices; only inside a function compiled here."""
+    return jax.lax.psum(tree, AXIS)
+
+
 def savable(tree):
     """Replicated arrays as orbax takes them: it refuses what pmap returns in several processes."""
     return tree if jax.process_count() == 1 else to_host(tree)

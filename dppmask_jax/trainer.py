@@ -108,6 +108,8 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
                 batch_size=config.batch_size,
                 log_every=config.log_every,
                 max_bad_steps=config.optim.max_bad_steps,
+                max_bad_frac=config.data.max_bad_frac,
+                num_images=len(train_source),
                 save_every=config.checkpoint.every,
                 save=lambda step, state: checkpoints.save(step, parallel.savable(state), meta),
                 log=writer.write,
@@ -167,7 +169,6 @@ def _stream(config, source, start_step: int, say):
         workers=config.data.workers,
         shard=shard,
         num_shards=num_shards,
-        max_bad_frac=config.data.max_bad_frac,
         log=say,
     )
 

@@ -46,7 +46,7 @@ def make_source(count=COUNT, bad=(), missing=()):
 
 
 def stream(source, steps, **options):
-    defaults = {"image_size": (8, 8), "batch_size": 6, "seed": 1, "max_bad_frac": 1.0}
+    defaults = {"image_size": (8, 8), "batch_size": 6, "seed": 1}
     options = {"log": lambda line: None} | defaults | options
     with loader.train_stream(source, **options) as batches:
         return list(itertools.islice(batches, steps))
@@ -173,7 +173,7 @@ def test_batch_that_does_not_split():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_image_is_replaced_flagged_and_named_once(workers):
     lines = []
-    options = {"max_bad_frac": 0.5, "log": lines.append, "workers": workers}
+    options = {"log": lines.append, "workers": workers}
     batches = stream(make_source(bad=[3, 4], missing=[21]), 11, **options)
     clean = stream(make_source(), 11)
     red, expected = drawn(batches), drawn(clean)
@@ -195,33 +195,11 @@ def test_unreadable_image_is_replaced_flagged_and_named_once(workers):
     ]
 
 
-def test_too_many_unreadable_images_stop_the_stream():
-    source = make_source(bad=[2, 9, 16])
-    stream(source, 12, max_bad_frac=3 / COUNT)
-    with pytest.raises(InputError, match=r"of 22 images.*data\.max_bad_frac=0\.1;.*file") as error:
-        stream(source, 12, max_bad_frac=0.1)
-    assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"of 22 images.*data\.max_bad_frac=0;"):
-        stream(source, 12, max_bad_frac=0.0)
-
-
-def test_unreadable_images_are_counted_once():
-    source = make_source(bad=[2, 9])
-    stream(source, 40, max_bad_frac=2 / COUNT)  # ten epochs
-
-
-def test_the_last_unreadable_images_are_named_before_the_stop():
-    lines = []
-    with pytest.raises(InputError):
-        stream(make_source(bad=range(5, 20)), 9, max_bad_frac=0.1, log=lines.append)
-    assert lines
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_readable_at_all(workers):
     source = make_source(bad=range(COUNT))
     with pytest.raises(InputError, match=r"22 images in a row are unreadable"):
-        stream(source, 1, max_bad_frac=1.0, workers=workers)
+        stream(source, 1, workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

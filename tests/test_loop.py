@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from dppmask_jax import loop, parallel
+from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import Method
 from dppmask_jax.optim import Optimizer
 
@@ -34,7 +35,8 @@ def sgd(rate=0.1):
 def toy_batch(seed, size=8):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(size, 3)).astype(np.float32)
-    return {"image": x, "label": x @ np.array([1.0, -2.0, 0.5], np.float32)}
+    label = x @ np.array([1.0, -2.0, 0.5], np.float32)
+    return {"image": x, "label": label, "bad": np.zeros(size, bool)}
 
 
 def start(method, optimizer):
@@ -112,6 +114,8 @@ def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
         "log_every": 2,
         "save_every": 3,
         "max_bad_steps": 1,
+        "max_bad_frac": 0.0,
+        "num_images": 100,
         "batch_size": 8,
         "seed_key": KEY,
     } | changes
@@ -163,6 +167,48 @@ def test_loop_stops_after_too_many_bad_steps_in_a_row():
     with pytest.raises(loop.TrainingDiverged, match=r"optim\.base_lr"):
         run_toy(batches(), recorder, total_steps=50, log_every=1)
     assert recorder.logged[-1][0] == 5 and recorder.logged[-1][1]["bad_steps"] == 2
+
+
+def unreadable_ones(every):
+    """Batches of eight with one unreadable image in each `every`-th."""
+    for i in range(99):
+        batch = toy_batch(i)
+        batch["bad"][3] = i % every == 0
+        yield batch
+
+
+def test_unreadable_images_are_counted_over_steps_and_resumes():
+    recorder = Recorder()
+    state = run_toy(unreadable_ones(2), recorder, total_steps=8, max_bad_frac=0.25, num_images=16)
+    counts = [values.get("bad_images") for _, values in recorder.logged]
+    assert counts == [1, 2, 3, 4] and int(state.bad_images) == 4
+    # 4 of 16 images are allowed in the first epoch, a quarter of all drawn from then on.
+    method, optimizer = toy_method(), sgd()
+    step = loop.make_step(method, optimizer)
+    state, metrics = step(state, parallel.split_batch(next(unreadable_ones(1))), KEY)
+    assert int(metrics["bad_images"]) == int(state.bad_images) == 5
+
+
+@pytest.mark.parametrize(
+    ("num_images", "stops_at"),
+    [
+        (100, 12),  # the sixth of 96 images drawn; five of the hundred are allowed
+        (20, 2),  # the second is more than 5 % of the twenty, and of the sixteen drawn
+    ],
+)
+def test_loop_stops_at_too_many_unreadable_images(num_images, stops_at):
+    recorder = Recorder()
+    every = 2 if num_images == 100 else 1
+    with pytest.raises(InputError, match=r"more than data\.max_bad_frac=0\.05") as error:
+        run_toy(
+            unreadable_ones(every),
+            recorder,
+            total_steps=50,
+            max_bad_frac=0.05,
+            num_images=num_images,
+        )
+    assert "\n" not in str(error.value) and f"data set of {num_images}" in str(error.value)
+    assert recorder.logged[-1][0] == stops_at
 
 
 def test_waiting_for_data_is_seen():

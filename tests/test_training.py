@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import tiny
 
@@ -252,16 +254,15 @@ def test_profile_is_written(tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_same_run(finished, tmp_path):
-    workdir, _ = finished
+def two_processes(workdir, **changes):
+    """Exit codes and (stdout, stderr) of a run on two processes with two devices each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = ["--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
     processes = [
         subprocess.Popen(
-            tiny.command(tmp_path / "run", *flags, f"--process_id={i}", epochs=2.0),
+            tiny.command(workdir, *flags, f"--process_id={i}", **changes),
             cwd=tiny.ROOT,
             env=tiny.environment(2),
             stdout=subprocess.PIPE,
@@ -271,7 +272,40 @@ def test_two_processes_give_the_same_run(finished, tmp_path):
         for i in range(2)
     ]
     outs = [process.communicate(timeout=280) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outs
+    return [process.returncode for process in processes], outs
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_at_too_many_unreadable_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        path = tmp_path / "images" / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(image).save(path)
+        if i % 8 == 0:
+            path.write_bytes(path.read_bytes()[:60])
+    codes, outs = two_processes(
+        tmp_path / "run",
+        data__source=f"folder:{tmp_path}/images",
+        data__max_bad_frac=0.05,
+        evaluate__knn_images=0,
+        epochs=4.0,
+    )
+    assert codes == [2, 2], outs
+    for _, err in outs:
+        assert re.search(r"^.*were unreadable, more than data\.max_bad_frac=0\.05", err, re.M), err
+    named = {line for out in outs for text in out for line in text.split("\n") if ".png" in line}
+    counts = [record.get("bad_images", 0) for record in curve(tmp_path / "run")]
+    limit = 0.05 * 36  # a tenth of the forty is held out
+    assert counts[-1] > limit and max(counts[:-1]) <= limit
+    assert counts[-1] <= len(named) <= 5
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_run(finished, tmp_path):
+    workdir, _ = finished
+    codes, outs = two_processes(tmp_path / "run", epochs=2.0)
+    assert codes == [0, 0], outs
     assert "2 process(es)" in outs[0][0] and "step" not in outs[1][0]
     for one, several in zip(curve(workdir), curve(tmp_path / "run"), strict=True):
         for name in one.keys() - {"knn"}:

@@ -5,7 +5,7 @@ sources.open_source("shapes" | "folder:PATH" | "tfds:NAME", "train" | "val", dat
 Source: len(s), s.read(i) -> (bytes, label), s.name(i), s.extras(i), s.labelled, s.num_classes,
     s.class_names, s.unlabelled_because.
 loader.train_stream(source, *, image_size, batch_size, seed, start_step=0, scale=(0.2, 1.0),
-    ratio=(3/4, 4/3), workers=0, shard=0, num_shards=1, max_bad_frac=0.01, log=…) -> iterator and
+    ratio=(3/4, 4/3), workers=0, shard=0, num_shards=1, log=…) -> iterator and
     context manager; batches {"image", "label", "index", "bad"}.
 loader.eval_batches(source, *, image_size, batch_size, indices=None, workers=0, shard=0,
     num_shards=1, log=…) -> iterator; batches {"image", "label", "index", "valid"}.

@@ -86,7 +86,6 @@ def train_stream(
     workers: int = 0,
     shard: int = 0,
     num_shards: int = 1,
-    max_bad_frac: float = 0.01,
     log: Callable[[str], None] = logging.warning,
 ) -> Batches:
     """Shuffled, randomly cropped training batches, from batch `start_step` on, for ever.
@@ -98,7 +97,6 @@ def train_stream(
       scale, ratio: of the random resized crop, see crops.random_crop.
       workers: processes that load; 0 loads in threads of this one.
       shard: which part of each batch to yield, 0 to num_shards - 1.
-      max_bad_frac: share of the source's images, 0 to 1, that may be unreadable.
       log: called with one line for each unreadable image, once.
 
     Yields:
@@ -108,8 +106,7 @@ def train_stream(
       next readable one in the source's order). b = batch_size / num_shards.
 
     Raises:
-      InputError: while iterating, as soon as more than max_bad_frac of the images are known to be
-        unreadable.
+      InputError: while iterating, where a thousand images in a row (or all) are unreadable.
     """
     example = functools.partial(
         _cropped, image_size=tuple(image_size), scale=tuple(scale), ratio=tuple(ratio)
@@ -121,10 +118,10 @@ def train_stream(
     # The length of a grain data set must fit into a word.
     positions = grain.MapDataset.range(first, sys.maxsize // 2)
     batches = _iterate(positions.map(load), share.size, workers)
-    tally = _Tally(source, max_bad_frac, log)
+    name = _Namer(source, log)
 
     def finish(batch):
-        tally.count(batch.pop("wanted")[batch["bad"]])
+        name(batch.pop("wanted")[batch["bad"]])
         return batch
 
     return Batches(batches, finish)
@@ -160,10 +157,10 @@ def eval_batches(
     load = functools.partial(_load_listed, source, indices, tuple(image_size), share)
     length = math.ceil(len(indices) / batch_size) * share.size
     batches = _iterate(grain.MapDataset.range(length).map(load), share.size, workers)
-    tally = _Tally(source, 1.0, log)
+    name = _Namer(source, log)
 
     def finish(batch):
-        tally.count(batch["index"][batch.pop("bad")])
+        name(batch["index"][batch.pop("bad")])
         return batch
 
     return Batches(batches, finish)
@@ -264,25 +261,16 @@ def _load_listed(source, indices, image_size, share: _Share, local: int):
     }
 
 
-class _Tally:
-    """Names unreadable images and stops at too many."""
+class _Namer:
+    """Names each unreadable image once."""
 
-    def __init__(self, source: Source, max_bad_frac: float, log: Callable[[str], None]):
+    def __init__(self, source: Source, log: Callable[[str], None]):
         self._source = source
-        self._max_bad_frac = max_bad_frac
         self._log = log
         self._known = set()
 
-    def count(self, indices: np.ndarray) -> None:
+    def __call__(self, indices: np.ndarray) -> None:
         for index in indices.tolist():
             if index not in self._known:
                 self._known.add(index)
                 self._log(f"unreadable image: {self._source.name(index)}")
-        # Counting files against all files is exact: no unlucky start of an epoch ends a run.
-        if len(self._known) > self._max_bad_frac * len(self._source):
-            raise InputError(
-                f"{len(self._known)} of {len(self._source)} images are unreadable so far, "
-                f"more than data.max_bad_frac={self._max_bad_frac:g}; the last one is "
-                f"{self._source.name(max(indices.tolist()))}; "
-                "mend or remove them, or raise data.max_bad_frac"
-            )

@@ -10,7 +10,8 @@ class Method(NamedTuple):
     """A record of pure functions; `loop.make_step` trains any of them.
 
     Shapes: B examples; `batch` holds "image" uint8 (B, H, W, 3), "label" int32 (B,) and "index"
-    int32 (B,), the position of each example in the stream.
+    int32 (B,), the position of each example in the stream, and "bad" bool (B,), whether another
+    image stands in for an unreadable one.
     """
 
     init: Callable[[Any], tuple[Any, Any]]
@@ -36,7 +37,8 @@ class TrainState(NamedTuple):
     """Everything that training changes; a plain pytree.
 
     `step` counts optimiser steps, skipped ones included; `bad_steps` counts the skipped steps
-    since the last good one.
+    since the last good one; `bad_images` counts, over all processes, the unreadable images that
+    others took the place of.
     """
 
     step: Any
@@ -44,3 +46,4 @@ class TrainState(NamedTuple):
     opt_state: Any
     extra: Any
     bad_steps: Any
+    bad_images: Any
