@@ -61,10 +61,12 @@ def base() -> config_dict.ConfigDict:
     config.optim.final_lr = 0.0
     config.optim.warmup_epochs = 40.0
     config.optim.weight_decay = 0.05
+    config.optim.weight_decay_end = config_dict.placeholder(float)  # a cosine from there to here
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
     config.optim.epsilon = 1e-8
-    config.optim.clip_norm = 0.0  # global gradient norm; 0 is off
+    config.optim.clip_norm = 0.0  # of the gradient; 0 is off
+    config.optim.clip_per_tensor = False  # each tensor by itself, or all by their global norm
     config.optim.accum_steps = 1
     config.optim.max_bad_steps = 20  # in a row, before the run stops
 
@@ -74,7 +76,6 @@ def base() -> config_dict.ConfigDict:
 
     config.evaluate = config_dict.ConfigDict()
     config.evaluate.every_epochs = 10.0
-    config.evaluate.loss_images = 2048  # of the validation split, in whole batches; 0 is off
     config.evaluate.knn_images = 20000  # of each split; 0 is off
     config.evaluate.knn_k = 20
     config.evaluate.knn_temperature = 0.07

@@ -70,6 +70,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.mask.normalize = "l2"  # l2 | standardize: of the features (paper unclear)
     config.mask.features = "embedding"  # embedding (with positions; paper) | pixels
 
+    config.evaluate.loss_images = 2048  # of the validation split, in whole batches; 0 is off
+
     config.loss = config_dict.ConfigDict()
     config.loss.norm_pix = True  # standardised target patches (paper unclear)
 

@@ -59,12 +59,24 @@ def _pair(each: Rule, words: str, ordered: bool = False) -> Rule:
     return Rule(holds, words)
 
 
+def _several(each: Rule, words: str) -> Rule:
+    return Rule(
+        lambda value: (
+            isinstance(value, (tuple, list)) and len(value) > 0 and all(map(each.holds, value))
+        ),
+        words,
+    )
+
+
 _TEXT = Rule(lambda value: isinstance(value, str), "a text")
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 _FRACTION_BELOW_1 = Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
 
+_SCALE = _pair(
+    _above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
+)
 COMMON_RULES = {
-    "method": _one_of("mae"),
+    "method": _one_of("mae", "ibot"),
     "seed": _whole(0),
     "image_size": _pair(_whole(1, 16384), "(height, width) in pixels, such as (224, 224)"),
     "batch_size": _whole(1),
@@ -80,9 +92,7 @@ COMMON_RULES = {
     ),
     "data.dir": _TEXT,
     "data.val_fraction": _FRACTION_BELOW_1,
-    "data.crop_scale": _pair(
-        _above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
-    ),
+    "data.crop_scale": _SCALE,
     "data.flip": _FLAG,
     "data.workers": _whole(0, 256),
     "data.max_bad_frac": _number(0, 1),
@@ -93,33 +103,26 @@ COMMON_RULES = {
     "optim.b1": _FRACTION_BELOW_1,
     "optim.b2": _FRACTION_BELOW_1,
     "optim.epsilon": _above(0),
+    "optim.weight_decay_end": Rule(
+        lambda v: v is None or (_is_number(v) and v >= 0), "a number from 0 up, or None"
+    ),
     "optim.clip_norm": _number(0),
+    "optim.clip_per_tensor": _FLAG,
     "optim.accum_steps": _whole(1),
     "optim.max_bad_steps": _whole(0),
     "checkpoint.every": _whole(1),
     "checkpoint.keep": _whole(1),
     "evaluate.every_epochs": _above(0),
-    "evaluate.loss_images": _whole(0),
     "evaluate.knn_images": _whole(0),
     "evaluate.knn_k": _whole(1),
     "evaluate.knn_temperature": _above(0),
     "evaluate.knn_feature": _one_of("patches", "cls"),
     "evaluate.figure_images": _whole(0, 64),
-}
-
-MAE_RULES = {
     "model.size": _one_of(*SIZES),
     "model.patch_size": _whole(1),
-    "model.decoder_width": _whole(4),
-    "model.decoder_depth": _whole(1),
-    "model.decoder_heads": _whole(1),
     "model.drop_path": _FRACTION_BELOW_1,
     "model.dtype": _one_of("float32", "bfloat16"),
     "model.remat": _FLAG,
-    "mask.strategy": _one_of("dpp", "random", "block"),
-    "mask.ratio": Rule(
-        lambda v: _is_number(v) and 0 < v < 1, "a number above 0 and below 1 (share masked)"
-    ),
     "mask.tau": _number(0, 1),
     "mask.tau_end": Rule(
         lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "a number from 0 to 1, or None"
@@ -128,9 +131,73 @@ MAE_RULES = {
     "mask.kernel": _one_of("gaussian", "cosine"),
     "mask.bandwidth": _above(0),
     "mask.normalize": _one_of("l2", "standardize"),
+}
+
+MAE_RULES = {
+    "model.decoder_width": _whole(4),
+    "model.decoder_depth": _whole(1),
+    "model.decoder_heads": _whole(1),
+    "mask.strategy": _one_of("dpp", "random", "block"),
+    "mask.ratio": Rule(
+        lambda v: _is_number(v) and 0 < v < 1, "a number above 0 and below 1 (share masked)"
+    ),
     "mask.features": _one_of("embedding", "pixels"),
     "loss.norm_pix": _FLAG,
+    "evaluate.loss_images": _whole(0),
 }
+
+_TEMPERATURE_RULES = {"start": _above(0), "end": _above(0), "warmup_epochs": _whole(0)}
+
+IBOT_RULES = {
+    "data.local_views": _whole(0, 64),
+    "data.local_size": _pair(_whole(1, 16384), "(height, width) in pixels, such as (96, 96)"),
+    "data.local_scale": _SCALE,
+    "data.jitter": Rule(
+        lambda v: (
+            isinstance(v, (tuple, list))
+            and len(v) == 4
+            and all(_is_number(x) and 0 <= x <= 1 for x in v)
+            and v[3] <= 0.5
+        ),
+        "four numbers from 0 to 1 (brightness, contrast, saturation, hue), the last to 0.5",
+    ),
+    "data.jitter_prob": _number(0, 1),
+    "data.grey_prob": _number(0, 1),
+    "data.blur_prob": Rule(
+        lambda v: (
+            isinstance(v, (tuple, list))
+            and len(v) == 3
+            and all(_is_number(x) and 0 <= x <= 1 for x in v)
+        ),
+        "three numbers from 0 to 1 (first global view, second, local views)",
+    ),
+    "data.solarize_prob": _number(0, 1),
+    "model.head_hidden": _whole(1),
+    "model.head_bottleneck": _whole(1),
+    "model.prototypes": _whole(2),
+    "model.shared_head": _FLAG,
+    "model.norm_last_layer": _FLAG,
+    "mask.strategy": _one_of("dpp", "random", "block", "attention"),
+    "mask.ratio": _several(_FRACTION_BELOW_1, "a list such as (0.0, 0.7), each from 0 to below 1"),
+    "mask.ratio_var": _several(_FRACTION_BELOW_1, "a list such as (0.0, 0.05), one a ratio"),
+    "mask.prob": _number(0, 1),
+    "mask.start_epoch": _number(0),
+    "mask.attention": _one_of("high", "low", "hint"),
+    "mask.features": _one_of("tokens", "head", "pixels"),
+    "loss.class_weight": _number(0),
+    "loss.patch_weight": _number(0),
+    "loss.student_temp": _above(0),
+    "loss.center_decay": _number(0, 1),
+    **{
+        f"loss.{which}_temp.{name}": rule
+        for which in ("class", "patch")
+        for name, rule in _TEMPERATURE_RULES.items()
+    },
+    "optim.freeze_last_layer_epochs": _number(0),
+    "teacher.ema_decay": _number(0, 1),
+}
+
+RULES = {"mae": COMMON_RULES | MAE_RULES, "ibot": COMMON_RULES | IBOT_RULES}
 
 MODEL_FIELDS = (
     "method",
@@ -140,6 +207,11 @@ MODEL_FIELDS = (
     "model.decoder_width",
     "model.decoder_depth",
     "model.decoder_heads",
+    "model.head_hidden",
+    "model.head_bottleneck",
+    "model.prototypes",
+    "model.shared_head",
+    "model.norm_last_layer",
 )
 
 
@@ -157,7 +229,8 @@ def flatten(config) -> dict[str, Any]:
 def check(config) -> None:
     """Raises InputError, in one line, for the first field that is wrong or does not fit."""
     values = flatten(config)
-    rules = COMMON_RULES | MAE_RULES
+    method = values.get("method")
+    rules = RULES[method] if method in RULES else COMMON_RULES
     for field in values:
         if field not in rules:
             near = difflib.get_close_matches(field, rules, n=1)
@@ -171,7 +244,7 @@ def check(config) -> None:
                 "config.data.source is empty; say where the images are: "
                 "--config.data.source=folder:PATH (or shapes, or tfds:NAME)"
             )
-        if field == "mask.strategy" and values[field] == "attention":
+        if field == "mask.strategy" and method == "mae" and values[field] == "attention":
             raise InputError(
                 "config.mask.strategy='attention' needs a teacher, which MAE has not; "
                 "use dpp | random | block"
@@ -182,27 +255,49 @@ def check(config) -> None:
 
 
 def _check_fit(config) -> None:
-    model = config.model
-    try:
-        rows, columns = patches.grid_shape(tuple(config.image_size), model.patch_size)
-    except ValueError as error:
-        raise InputError(f"config.image_size, config.model.patch_size: {error}") from error
-    try:
-        num_keep = num_visible(rows * columns, config.mask.ratio)
-    except ValueError as error:
-        raise InputError(f"config.mask.ratio={config.mask.ratio}: {error}") from error
-    if num_keep == rows * columns:
-        raise InputError(
-            f"config.mask.ratio={config.mask.ratio} masks none of the {rows * columns} patches; "
-            "raise it"
-        )
-    if model.decoder_width % model.decoder_heads or model.decoder_width % 4:
-        raise InputError(
-            f"config.model.decoder_width={model.decoder_width} is not a multiple of 4 and of "
-            f"config.model.decoder_heads={model.decoder_heads}"
-        )
+    num_patches = _num_patches("image_size", config.image_size, config.model.patch_size)
+    {"mae": _check_mae, "ibot": _check_ibot}[config.method](config, num_patches)
     if config.optim.warmup_epochs > config.epochs:
         raise InputError(
             f"config.optim.warmup_epochs={config.optim.warmup_epochs:g} is longer than "
             f"config.epochs={config.epochs:g}"
         )
+
+
+def _num_patches(field: str, size, patch_size: int) -> int:
+    try:
+        rows, columns = patches.grid_shape(tuple(size), patch_size)
+    except ValueError as error:
+        raise InputError(f"config.{field}, config.model.patch_size: {error}") from error
+    return rows * columns
+
+
+def _check_mae(config, num_patches: int) -> None:
+    try:
+        num_keep = num_visible(num_patches, config.mask.ratio)
+    except ValueError as error:
+        raise InputError(f"config.mask.ratio={config.mask.ratio}: {error}") from error
+    if num_keep == num_patches:
+        raise InputError(
+            f"config.mask.ratio={config.mask.ratio} masks none of the {num_patches} patches; "
+            "raise it"
+        )
+    model = config.model
+    if model.decoder_width % model.decoder_heads or model.decoder_width % 4:
+        raise InputError(
+            f"config.model.decoder_width={model.decoder_width} is not a multiple of 4 and of "
+            f"config.model.decoder_heads={model.decoder_heads}"
+        )
+
+
+def _check_ibot(config, num_patches: int) -> None:
+    if config.data.local_views:
+        _num_patches("data.local_size", config.data.local_size, config.model.patch_size)
+    ratios, variations = tuple(config.mask.ratio), tuple(config.mask.ratio_var)
+    where = f"config.mask.ratio={ratios}, config.mask.ratio_var={variations}"
+    if len(ratios) != len(variations):
+        raise InputError(f"{where}: give as many variations as ratios")
+    if any(v > r or r + v >= 1 for r, v in zip(ratios, variations, strict=True)):
+        raise InputError(f"{where}: each ratio ± its variation must stay within 0 to below 1")
+    if max(r + v for r, v in zip(ratios, variations, strict=True)) * num_patches < 1:
+        raise InputError(f"{where} masks none of the {num_patches} patches; raise the ratio")

@@ -72,10 +72,13 @@ def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = optax.with_extra_args_support(optimizer.tx).update(
+            grads, state.opt_state, state.params, train_step=state.step
+        )
         lr = optimizer.learning_rate(state.step)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: lr * u, updates))
         extra = method.after_step(params, state.extra, aux, state.step)
+        metrics = {**metrics, **method.report(extra, aux, state.step)}
         updated = (params, opt_state, extra)
         unchanged = (state.params, state.opt_state, state.extra)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)

@@ -1,4 +1,4 @@
-"""Which patches are masked: at random, by blocks, or by DPPMask.
+"""Which patches are masked: at random, by blocks, by DPPMask, or by a teacher's attention.
 
 The strategies take one image and an explicit key, and are put under `jax.vmap`, jit, pmap or
 shard_map as they are. `export_masks` takes a batch of images and answers in NumPy, for those who
@@ -19,7 +19,7 @@ from dppmask_jax import patches
 from dppmask_jax.dpp import select
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Int, Shaped
+    from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class Mask(NamedTuple):
@@ -163,6 +163,72 @@ def block(key: Array, grid: tuple[int, int], count: int | Int[Array, ""]) -> Mas
     covered, _, _ = lax.while_loop(unfinished, add_rectangle, (none, zero, zero))
     order = lax.sort((covered.astype(jnp.int32), noise, index), num_keys=2)[2]
     return _mask(order, count)
+
+
+def attention(
+    key: Array,
+    weights: Float[Array, " N"],
+    num_masked: int | Int[Array, ""],
+    *,
+    variant: str = "high",
+    num_shown: int | Int[Array, ""] = 0,
+    num_top: int = 0,
+) -> Mask:
+    """Masks by how much the class token attends to each patch (AttMask, arXiv 2203.12719).
+
+    Args:
+      key: a JAX key of this image alone, for the order and for what "hint" shows.
+      weights: attention of a teacher's class token to each patch.
+      num_masked: how many patches are masked, 0..N; may be traced.
+      variant: "high" masks the patches with the largest weights, "low" those with the smallest,
+        "hint" is "high" but shows `num_shown` of the `num_top` patches with the largest weights,
+        drawn at random.
+      num_shown: 0..num_top, may be traced; only for "hint".
+      num_top: static; only for "hint".
+
+    Raises:
+      ValueError: an unknown `variant`.
+    """
+    if variant not in ("high", "low", "hint"):
+        raise ValueError(f"variant must be 'high', 'low' or 'hint', got {variant!r}")
+    weights = lax.stop_gradient(weights)
+    noise = jax.random.uniform(key, weights.shape, jnp.float32)
+    rank = jnp.argsort(jnp.argsort(weights if variant == "low" else -weights))
+    mask = rank < num_masked
+    if variant == "hint":
+        among_top = jnp.argsort(jnp.argsort(jnp.where(rank < num_top, noise, jnp.inf)))
+        mask &= among_top >= num_shown
+    index = lax.iota(jnp.int32, weights.shape[0])
+    order = lax.sort((mask.astype(jnp.int32), noise, index), num_keys=2)[2]
+    return Mask(order, mask, jnp.sum(~mask, dtype=jnp.int32))
+
+
+def draw_ratio(key: Array, ratios: tuple[float, ...], variations: tuple[float, ...]):
+    """One mask ratio: an entry of a list, each jittered (iBOT, arXiv 2111.07832, section 4).
+
+    Args:
+      key: a JAX key.
+      ratios, variations: entry i is uniform in ratios[i] ± variations[i].
+
+    Returns:
+      () float32.
+    """
+    which_key, jitter_key = jax.random.split(key)
+    which = jax.random.randint(which_key, (), 0, len(ratios))
+    low, high = ratio_range(ratios, variations)
+    low, high = jnp.asarray(low)[which], jnp.asarray(high)[which]
+    return jnp.clip(low + (high - low) * jax.random.uniform(jitter_key), low, high)
+
+
+def ratio_range(ratios: tuple[float, ...], variations: tuple[float, ...]):
+    """(lowest, highest) ratio of each entry, both (entries,) float32."""
+    ratios, variations = np.float64(ratios), np.float64(variations)
+    return (ratios - variations).astype(np.float32), (ratios + variations).astype(np.float32)
+
+
+def num_masked(num_patches: int, ratio):
+    """How many patches a ratio masks: int(ratio * num_patches) in float32, as a draw has it."""
+    return jnp.floor(jnp.float32(ratio) * num_patches).astype(jnp.int32)
 
 
 def _mask(order, count) -> Mask:

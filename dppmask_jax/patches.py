@@ -117,3 +117,44 @@ def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     return np.concatenate([encode(column_of_patch), encode(row_of_patch)], axis=1).astype(
         np.float32
     )
+
+
+def resize_positions(positions, old_grid: tuple[int, int], new_grid: tuple[int, int]):
+    """Learned positions for another number of patches, by PyTorch's bicubic interpolation.
+
+    As DINO and iBOT do for local crops: a = -0.75, no antialiasing, borders repeated, and the
+    scale between the grids is (new + 0.1) / old along each axis.
+
+    Args:
+      positions: (1, 1 + N, D), the class token's first, then row by row.
+      old_grid: (rows, columns) with rows * columns == N.
+      new_grid: (rows, columns) wanted.
+
+    Returns:
+      (1, 1 + rows * columns, D); the class token's position is unchanged. The positions
+      themselves where the grids are the same.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return positions
+    rows, columns = (
+        jnp.asarray(_bicubic_weights(old, new), positions.dtype)
+        for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    on_grid = positions[0, 1:].reshape(*old_grid, -1)
+    resized = jnp.einsum("ir,jc,rcd->ijd", rows, columns, on_grid, precision="highest")
+    return jnp.concatenate([positions[:, :1], resized.reshape(1, -1, positions.shape[-1])], axis=1)
+
+
+def _bicubic_weights(old: int, new: int) -> np.ndarray:
+    """(new, old) float64: how much of each old position goes into each new one."""
+    a = -0.75
+    source = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
+    first = np.floor(source).astype(int)
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        t = np.abs(source - (first + tap))
+        near = ((a + 2) * t - (a + 3)) * t**2 + 1
+        far = ((t - 5) * t + 8) * t * a - 4 * a
+        column = np.clip(first + tap, 0, old - 1)
+        np.add.at(weights, (np.arange(new), column), np.where(t <= 1, near, far))
+    return weights

@@ -13,9 +13,8 @@ from dppmask_jax import checkpoint
 from dppmask_jax import workdir as workdir_files
 from dppmask_jax.data import loader, sources
 from dppmask_jax.errors import InputError
-from dppmask_jax.methods import mae
-
-METHODS = {"mae": mae.build}
+from dppmask_jax.methods import METHODS
+from dppmask_jax.models.vit import SIZES
 
 
 class Run:
@@ -24,18 +23,26 @@ class Run:
     Attributes:
       config: the run's config.
       step: the optimiser step of the checkpoint.
+      encoder: the parameters of the encoder that `encode` runs.
       selection_settings: the keyword arguments of `dpp.select` that go with `features`.
+      num_masked: (fewest, most) patches that a masked view has masked.
+      can_reconstruct, has_attention: whether the method answers to `reconstruct`, `attention`.
     """
 
     def __init__(self, config, params, extra, step: int):
         self.config = config
         self.step = step
-        self.selection_settings = mae.selection_settings(config)
         self._params, self._extra = params, extra
-        self._method = METHODS[config.method](config, total_steps=max(step, 1))
-        self._encode = jax.jit(self._method.encode)
-        self._features = jax.jit(self._method.features)
-        self._reconstruct = jax.jit(self._method.reconstruct)
+        method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
+        self.selection_settings = method.selection
+        self.num_masked = method.num_masked
+        self.can_reconstruct = method.reconstruct is not None
+        self.has_attention = method.attention is not None
+        self.encoder = method.encoder_of(params, extra)
+        self._encode = jax.jit(method.encode)
+        self._features = jax.jit(method.features)
+        self._reconstruct = jax.jit(method.reconstruct) if self.can_reconstruct else None
+        self._attention = jax.jit(method.attention) if self.has_attention else None
 
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
@@ -55,6 +62,10 @@ class Run:
         return self._reconstruct(
             self._params, self._extra, self._checked(images), jnp.asarray(order)
         )
+
+    def attention(self, images):
+        """(B, heads, N): how much the class token attends to each patch in the last block."""
+        return self._attention(self._params, self._extra, self._checked(images))
 
     def example_images(self, num: int) -> np.ndarray:
         """Validation images of the run's own data (training images where there are none).
@@ -120,7 +131,7 @@ class Encoder:
         self._run = run
         self.image_size = tuple(run.config.image_size)
         self.grid = tuple(side // run.config.model.patch_size for side in self.image_size)
-        self.width = mae.model_from(run.config).encoder_size.width
+        self.width = SIZES[run.config.model.size].width
 
     def __call__(self, images) -> dict[str, Any]:
         """

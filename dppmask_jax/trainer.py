@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dppmask_jax import checkpoint, figures, loop, metrics, optim, parallel, workdir
 from dppmask_jax.config import check
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
-from dppmask_jax.methods import mae
+from dppmask_jax.methods import METHODS
 from dppmask_jax.patches import grid_shape
-from dppmask_jax.pretrained import METHODS, Run, open_data
+from dppmask_jax.pretrained import Run, load_run, open_data
 
 
 class Plan(NamedTuple):
@@ -65,14 +67,15 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     train_source, val_source = open_data(config)
     plan = plan_from(config, len(train_source))
 
-    method = METHODS[config.method](config, total_steps=plan.total_steps)
-    optimizer = optimizer_from(config.optim, plan)
+    method = method_from(config, plan)
+    optimizer = optimizer_from(config, plan)
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
     fresh = changed is None
     encoder = _encoder_of(config.init_from, method) if config.init_from and fresh else None
     state = loop.init_state(method, optimizer, init_key)
     if encoder is not None:
-        state = state._replace(params={**state.params, "encoder": encoder})
+        params, extra = method.with_encoder(state.params, state.extra, encoder)
+        state = state._replace(params=params, extra=extra)
     state = parallel.replicate(state)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
         checkpoints.reload()
     if parallel.is_main():
         workdir.write_config(config, folder)
-    _announce(config, folder, plan, start_step, changed, state, train_source, val_source)
+    _announce(config, method, folder, plan, start_step, changed, state, train_source, val_source)
 
     logged = None if fresh else start_step
     writer = metrics.MetricsLog(folder if parallel.is_main() else None, logged)
@@ -97,7 +100,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     )
     meta = {"config": workdir.to_json(config)}
     try:
-        with _stream(config, train_source, start_step, progress.say) as batches:
+        with _stream(config, method, train_source, start_step, progress.say) as batches:
             state = loop.run(
                 loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
                 state,
@@ -113,7 +116,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
                 save_every=config.checkpoint.every,
                 save=lambda step, state: checkpoints.save(step, parallel.savable(state), meta),
                 log=writer.write,
-                progress=progress.update,
+                progress=_shown(method, progress, plan.total_steps),
                 hooks=(hook,),
                 profile=(
                     loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
@@ -127,45 +130,59 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
         _finish(config, folder, state, train_source, val_source)
 
 
-def optimizer_from(settings, plan: Plan) -> optim.Optimizer:
-    """The optimiser of `config.optim`."""
-    return optim.adamw(
-        peak=plan.peak_lr,
-        final=settings.final_lr,
-        warmup_steps=plan.warmup_steps,
-        total_steps=plan.total_steps,
-        b1=settings.b1,
-        b2=settings.b2,
-        epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
+def method_from(config, plan: Plan):
+    """The method of a config."""
+    return METHODS[config.method](
+        config, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
     )
 
 
-def _encoder_of(run: str, method):
-    meta, state, _ = checkpoint.read_newest(run)
-    encoder = state["params"]["encoder"]
-    wanted = jax.eval_shape(method.init, jax.random.key(0))[0]["encoder"]
-    shapes = jax.tree.map(lambda x: x.shape, encoder)
-    if shapes != jax.tree.map(lambda x: x.shape, wanted):
-        size = meta["config"]["model"]["size"]
-        patch_size = meta["config"]["model"]["patch_size"]
+# Each as its method's own code has it.
+_LEARNING_RATE = {"mae": optim.warmup_cosine, "ibot": optim.linspace_cosine}
+
+
+def optimizer_from(config, plan: Plan) -> optim.Optimizer:
+    """The optimiser of `config.optim`."""
+    settings = config.optim
+    clip = optim.clip_by_tensor_norm if settings.clip_per_tensor else optax.clip_by_global_norm
+    decay_end = (
+        settings.weight_decay if settings.weight_decay_end is None else (settings.weight_decay_end)
+    )
+    return optim.adamw(
+        learning_rate=_LEARNING_RATE[config.method](
+            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
+        ),
+        weight_decay=optim.cosine(settings.weight_decay, decay_end, plan.total_steps),
+        b1=settings.b1,
+        b2=settings.b2,
+        epsilon=settings.epsilon,
+        # The state is the same with and without clipping, so that a run can change its mind.
+        clip=clip(settings.clip_norm) if settings.clip_norm > 0 else optax.identity(),
+        frozen_steps=round(settings.get("freeze_last_layer_epochs", 0) * plan.steps_per_epoch),
+    )
+
+
+def _encoder_of(workdir: str, method):
+    run = load_run(workdir)
+    wanted = method.encoder_of(*jax.eval_shape(method.init, jax.random.key(0)))
+    if jax.tree.map(jnp.shape, run.encoder) != jax.tree.map(jnp.shape, wanted):
+        model = run.config.model
         raise InputError(
-            f"config.init_from={run} has an encoder of size {size} with {patch_size} px patches, "
-            "which does not fit this config; set config.model.size and patch_size to match"
+            f"config.init_from={workdir} has a {run.config.method} encoder of size {model.size} "
+            f"with {model.patch_size} px patches, which does not fit this config; "
+            "set config.method, model.size and model.patch_size to match"
         )
-    return encoder
+    return run.encoder
 
 
-def _stream(config, source, start_step: int, say):
+def _stream(config, method, source, start_step: int, say):
     shard, num_shards = parallel.process_shard()
     return loader.train_stream(
         source,
-        image_size=tuple(config.image_size),
+        example=method.example,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        scale=tuple(config.data.crop_scale),
         workers=config.data.workers,
         shard=shard,
         num_shards=num_shards,
@@ -227,9 +244,9 @@ def _probes(config, train_source, val_source, plan, key, progress):
     still = config.copy_and_resolve_references()
     still.model.drop_path = 0.0
     still.data.flip = False
-    method = METHODS[config.method](still, total_steps=plan.total_steps)
+    method = method_from(still, plan)
     measures = {}
-    if val_source is not None and config.evaluate.loss_images:
+    if val_source is not None and config.evaluate.get("loss_images"):
         batches = _loss_batches(config, val_source)
         measures["val_loss"] = probe.validation_loss(method, batches, key)
     splits = _knn_splits(config, train_source, val_source)
@@ -251,11 +268,27 @@ def _probes(config, train_source, val_source, plan, key, progress):
     return run
 
 
-def _announce(config, folder, plan, start_step, changed, state, train_source, val_source):
+def _shown(method, progress, total_steps):
+    """Shows a logged step, and says what the method finds wrong with the run, once each."""
+    said = set()
+    watch = method.watch()
+
+    def show(step, values):
+        progress.update(step, values)
+        warning = watch(step, values)
+        if warning and warning not in said:
+            said.add(warning)
+            progress.say(f"step {step}/{total_steps}  warning: {warning}")
+
+    return show
+
+
+def _announce(config, method, folder, plan, start_step, changed, state, train_source, val_source):
     if not parallel.is_main():
         return
     rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
-    num_keep = mae.visible_count(config)
+    fewest, most = method.num_masked
+    masked = f"{most}" if fewest == most else f"{fewest} to {most}"
     count = sum(x.size for x in jax.tree.leaves(state.params))
     no_knn = _no_knn_because(config, train_source, val_source)
     split = "none" if val_source is None else f"{len(val_source):,}"
@@ -268,7 +301,7 @@ def _announce(config, folder, plan, start_step, changed, state, train_source, va
         f"{config.model.dtype}",
         f"masks       {config.mask.strategy}"
         + (f" (tau {config.mask.tau:g})" if config.mask.strategy == "dpp" else "")
-        + f": {num_keep} visible, {rows * columns - num_keep} masked of {rows * columns} patches",
+        + f": {masked} of {rows * columns} patches masked",
         f"steps       {plan.total_steps:,} of {config.batch_size} images "
         f"({plan.steps_per_epoch:,} an epoch, {config.epochs:g} epochs)",
         f"rate        {plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x "
@@ -300,8 +333,8 @@ def _finish(config, folder, state, train_source, val_source):
         print(f"figure      {path}")
     print(
         f"next        python -m dppmask_jax.figures --workdir={folder}\n"
-        "            or train with --config=configs/mae.py:mask=random and compare;\n"
-        "            your own images: --config=configs/mae.py:dataset=small "
+        f"            or train with --config=configs/{config.method}.py:mask=random and compare;\n"
+        f"            your own images: --config=configs/{config.method}.py:dataset=small "
         "--config.data.source=folder:PATH"
     )
 

@@ -13,7 +13,9 @@ def state_of(value):
     params = {"encoder": {"w": jnp.full((3, 4), value, jnp.float32)}, "decoder": jnp.ones(2)}
     opt_state = optax.adam(0.1).init(params)
     return parallel.replicate(
-        TrainState(jnp.int32(value), params, opt_state, {"center": jnp.zeros(3)}, jnp.int32(0))
+        TrainState(
+            jnp.int32(value), params, opt_state, {"center": jnp.zeros(3)}, *2 * [jnp.int32(0)]
+        )
     )
 
 

@@ -40,7 +40,9 @@ def test_every_preset_can_be_built(argument):
     """Shapes only: the model, the loss and its gradient, the optimiser's state."""
     config = mae.get_config(argument)
     plan = trainer.plan_from(config, 100_000)
-    method = METHODS[config.method](config, total_steps=plan.total_steps)
+    method = METHODS[config.method](
+        config, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
+    )
     optimizer = trainer.optimizer_from(config.optim, plan)
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
     batch = {

@@ -1,4 +1,6 @@
 import io
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image, JpegImagePlugin
 from dppmask_jax.data import crops, decode
 
 RATIO = (3 / 4, 4 / 3)
+REAL = os.environ.get("DPPMASK_TEST_DATA", "")
 
 
 def encode(pixels, kind="PNG", **options):
@@ -170,6 +173,161 @@ def test_rotated_jpeg_is_cropped_upright():
     np.testing.assert_array_equal(out, np.rot90(decode.decode(plain), -1))
 
 
+def test_single_view_is_a_random_crop():
+    data, options = encode(noise(50, 40)), {"image_size": (8, 12), "scale": (0.2, 0.5)}
+    example = crops.single_view(data, np.random.default_rng(4), **options, ratio=(1.0, 1.1))
+    assert set(example) == {"image"}
+    expected = crops.random_crop(data, np.random.default_rng(4), **options, ratio=(1.0, 1.1))
+    np.testing.assert_array_equal(example["image"], expected)
+
+
+# Several crops of one image.
+
+
+def multi(data, seed=0, **options):
+    defaults = {
+        "image_size": (24, 36),
+        "scale": (0.25, 1.0),
+        "local_size": (10, 8),
+        "local_scale": (0.05, 0.25),
+        "num_local": 3,
+        "flip": False,
+    }
+    return crops.multi_crop(data, np.random.default_rng(seed), **(defaults | options))
+
+
+def views_of(example):
+    return [*example["global_views"], *example["local_views"]]
+
+
+def without_draft(patch):
+    patch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda self, mode, size: None)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_views_of_two_sizes(kind):
+    example = multi(encode(smooth(60, 90), kind))
+    assert set(example) == {"global_views", "local_views"}
+    assert example["global_views"].shape == (2, 24, 36, 3)
+    assert example["local_views"].shape == (3, 10, 8, 3)
+    assert all(views.dtype == np.uint8 for views in example.values())
+    assert set(multi(encode(smooth(60, 90), kind), num_local=0)) == {"global_views"}
+
+
+@pytest.mark.parametrize("ratio", [RATIO, (0.9, 1.0)])
+def test_views_are_the_random_crops_drawn_one_after_another(ratio):
+    data = encode(noise(60, 90))  # no JPEG: the decoder would reduce each crop by itself
+    rng = np.random.default_rng(11)
+    kinds = [((24, 36), (0.25, 1.0))] * 2 + [((10, 8), (0.05, 0.25))] * 3
+    expected = [
+        crops.random_crop(data, rng, image_size=size, scale=scale, ratio=ratio)
+        for size, scale in kinds
+    ]
+    views = views_of(multi(data, seed=11, ratio=ratio))
+    for view, other in zip(views, expected, strict=True):
+        np.testing.assert_array_equal(view, other)
+    assert np.any(views[0] != views[1])
+    assert np.any(views[2] != views[3]) and np.any(views[3] != views[4])
+
+
+def test_views_are_mirrored_each_half_of_the_time():
+    pixels = noise(12, 12)
+    whole = {"image_size": (12, 12), "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "num_local": 2}
+    whole |= {"local_size": (12, 12), "local_scale": (1.0, 1.0)}
+    mirrored = []
+    for seed in range(200):
+        for view in views_of(multi(encode(pixels), seed, flip=True, **whole)):
+            mirrored.append(np.array_equal(view, pixels[:, ::-1]))
+            assert mirrored[-1] or np.array_equal(view, pixels)
+    mirrored = np.array(mirrored).reshape(200, 4)
+    # 0.5 +- four standard errors; and any two views agree half of the time.
+    assert np.all(np.abs(mirrored.mean(0) - 0.5) < 0.15)
+    agree = (mirrored[:, :, None] == mirrored[:, None]).mean(0)
+    assert np.all(np.abs(agree[~np.eye(4, dtype=bool)] - 0.5) < 0.15)
+    for seed in range(10):
+        for view in views_of(multi(encode(pixels), seed, **whole)):
+            np.testing.assert_array_equal(view, pixels)
+
+
+def test_mirroring_leaves_the_boxes_alone():
+    data = encode(noise(60, 90))
+    for view, plain in zip(
+        views_of(multi(data, 5, flip=True)), views_of(multi(data, 5)), strict=True
+    ):
+        assert np.array_equal(view, plain) or np.array_equal(view, plain[:, ::-1])
+
+
+@pytest.mark.parametrize("kind, turn", [("PNG", 1), ("JPEG", 1), ("JPEG", 6)])
+def test_image_is_decoded_once(kind, turn, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encode(smooth(600, 900), kind, exif=exif)
+    calls = []
+    for name in ("open_image", "to_rgb"):
+
+        def counted(given, name=name, call=getattr(decode, name)):
+            calls.append(name)
+            return call(given)
+
+        monkeypatch.setattr(decode, name, counted)
+    multi(data, num_local=10)
+    assert calls == ["open_image", "to_rgb"]
+
+
+def test_reduced_decoding_leaves_enough_for_every_view(monkeypatch):
+    data = encode(smooth(1500, 2001), "JPEG", quality=90)
+    reductions = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+
+    def watched(self, mode, size):
+        reductions.append(draft(self, mode, size)[1][2])
+        return draft(self, mode, size)
+
+    needed_by = set()
+    for seed in range(12):
+        with monkeypatch.context() as patch:
+            patch.setattr(JpegImagePlugin.JpegImageFile, "draft", watched)
+            reduced = views_of(multi(data, seed))
+        rng = np.random.default_rng(seed)
+        needs = []  # width of the whole image that leaves a view twice its pixels
+        for (height, width), scale in [((24, 36), (0.25, 1.0))] * 2 + [((10, 8), (0.05, 0.25))] * 3:
+            ratio = tuple(bound * width / height for bound in RATIO)
+            box = crops.random_box(rng, 2001, 1500, scale=scale, ratio=ratio)
+            needs.append(2 * 2001 * max(width / box[2], height / box[3]))
+        assert len(reductions) == seed + 1
+        assert max(needs) <= reductions[-1]
+        # No more than that: half the size would not do, or is beyond the decoder's eighth.
+        assert reductions[-1] < 2 * max(needs) + 2 or reductions[-1] == 251
+        needed_by.add(int(np.argmax(needs)) < 2)
+        with monkeypatch.context() as patch:
+            without_draft(patch)
+            for view, other in zip(reduced, views_of(multi(data, seed)), strict=True):
+                np.testing.assert_allclose(view.astype(int), other.astype(int), atol=3)
+    assert needed_by == {True, False}  # the sizes above try both kinds of views
+    assert min(reductions) < 2001 / 2
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REAL, reason="DPPMASK_TEST_DATA names no folder of real images")
+def test_reduced_decoding_of_photographs_changes_little(monkeypatch):
+    files = sorted(pathlib.Path(REAL, "photos").glob("*.jpg"))[::4]
+    if not files:
+        pytest.skip("no photographs")
+    differences = []
+    for seed, file in enumerate(files):
+        views = views_of(multi(file.read_bytes(), seed, image_size=(32, 32)))
+        with monkeypatch.context() as patch:
+            without_draft(patch)
+            others = views_of(multi(file.read_bytes(), seed, image_size=(32, 32)))
+        differences += [
+            np.abs(view.astype(int) - other.astype(int)).mean()
+            for view, other in zip(views, others, strict=True)
+        ]
+    print("DRAFT", len(files), np.mean(differences), np.max(differences), np.mean(np.array(differences) > 0))
+    assert 0 < np.mean(differences) < 1.0
+    assert np.max(differences) < 3.0
+
+
 def test_center_crop_of_the_right_size_is_plain():
     pixels = noise(20, 30)
     np.testing.assert_array_equal(crops.center_crop(encode(pixels), image_size=(20, 30)), pixels)
@@ -197,6 +355,7 @@ def test_unreadable_bytes(rng):
     for crop in (
         lambda data: crops.random_crop(data, rng, image_size=(8, 8), scale=(0.2, 1.0)),
         lambda data: crops.center_crop(data, image_size=(8, 8)),
+        multi,
     ):
         for data in (b"", b"text", encode(noise(99, 99), "JPEG")[:-3000]):
             with pytest.raises(decode.DecodeError):

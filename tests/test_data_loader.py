@@ -45,8 +45,12 @@ def make_source(count=COUNT, bad=(), missing=()):
     )
 
 
+def single(image_size=(8, 8), scale=(0.2, 1.0)):
+    return functools.partial(crops.single_view, image_size=image_size, scale=scale)
+
+
 def stream(source, steps, **options):
-    defaults = {"image_size": (8, 8), "batch_size": 6, "seed": 1}
+    defaults = {"example": single(), "batch_size": 6, "seed": 1}
     options = {"log": lambda line: None} | defaults | options
     with loader.train_stream(source, **options) as batches:
         return list(itertools.islice(batches, steps))
@@ -74,7 +78,7 @@ def drawn(batches):
 
 def test_batches_have_the_promised_arrays():
     source = make_source()
-    first, second = stream(source, 2, image_size=(8, 10))
+    first, second = stream(source, 2, example=single((8, 10)))
     assert set(first) == {"image", "label", "index", "bad"}
     assert first["image"].shape == (6, 8, 10, 3) and first["image"].dtype == np.uint8
     assert first["label"].dtype == first["index"].dtype == np.int32
@@ -104,7 +108,7 @@ def test_order_and_crops_depend_on_the_seed():
 
 
 def test_crops_of_an_image_differ_between_epochs():
-    batches = stream(make_source(count=1), 2, batch_size=4, scale=(0.3, 0.9))
+    batches = stream(make_source(count=1), 2, batch_size=4, example=single(scale=(0.3, 0.9)))
     images = np.concatenate([batch["image"] for batch in batches])
     assert len(np.unique(images.reshape(8, -1), axis=0)) >= 5
 
@@ -158,6 +162,35 @@ def test_workers_and_threads_change_nothing(monkeypatch):
     same(expected, stream(source, 4, **options))
 
 
+def test_several_views_of_each_image():
+    example = functools.partial(
+        crops.multi_crop,
+        image_size=(8, 8),
+        scale=(0.4, 1.0),
+        local_size=(4, 4),
+        local_scale=(0.1, 0.4),
+        num_local=3,
+        flip=True,
+    )
+    source = make_source(bad=[5])
+    options = {"example": example, "batch_size": 64, "start_step": 1}
+    whole = stream(source, 3, **options)
+    batch = whole[1]
+    assert set(batch) == {"global_views", "local_views", "label", "index", "bad"}
+    assert batch["global_views"].shape == (64, 2, 8, 8, 3)
+    assert batch["local_views"].shape == (64, 3, 4, 4, 3)
+    for i, position in enumerate(batch["index"]):
+        image = int(batch["global_views"][i, 0, 0, 0, 0])
+        expected = example(source.read(image)[0], np.random.default_rng((1, int(position))))
+        for name, views in expected.items():
+            np.testing.assert_array_equal(batch[name][i], views)
+    parts = [
+        stream(source, 3, shard=shard, num_shards=2, workers=workers, **options)
+        for shard, workers in ((0, 0), (1, 2))
+    ]
+    same(whole, join(parts))
+
+
 @pytest.mark.parametrize("batch_size", [1, 31, 64, 37 * 2])
 def test_any_batch_size(batch_size):
     batches = stream(make_source(), 2, batch_size=batch_size)
@@ -167,7 +200,7 @@ def test_any_batch_size(batch_size):
 
 def test_batch_that_does_not_split():
     with pytest.raises(InputError, match="7"):
-        loader.train_stream(make_source(), image_size=(8, 8), batch_size=7, seed=0, num_shards=2)
+        loader.train_stream(make_source(), example=single(), batch_size=7, seed=0, num_shards=2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -206,7 +239,7 @@ def test_nothing_readable_at_all(workers):
 def test_closing_ends_threads_and_processes(workers):
     before = threading.active_count()
     batches = loader.train_stream(
-        make_source(), image_size=(8, 8), batch_size=6, seed=0, workers=workers
+        make_source(), example=single(), batch_size=6, seed=0, workers=workers
     )
     next(batches)
     assert threading.active_count() > before
@@ -221,12 +254,12 @@ def test_closing_ends_threads_and_processes(workers):
 SCRIPT = """
 import functools, sys
 sys.path.insert(0, {tests!r})
-from test_data_loader import make_source
+from test_data_loader import make_source, single
 from dppmask_jax.data import loader
 
 if __name__ == "__main__":
     batches = loader.train_stream(
-        make_source(), image_size=(8, 8), batch_size=6, seed=0, workers={workers}
+        make_source(), example=single(), batch_size=6, seed=0, workers={workers}
     )
     print(next(batches)["index"].sum())
     {end}
@@ -328,6 +361,6 @@ def test_real_photographs():
     if not os.path.isdir(path):
         pytest.skip(f"no folder {path}")
     source = sources.open_source(f"folder:{path}", "train")
-    batches = stream(source, 3, image_size=(64, 96), batch_size=32)
+    batches = stream(source, 3, example=single((64, 96)), batch_size=32)
     assert not any(batch["bad"].any() for batch in batches)
     assert all(batch["valid"].all() for batch in evaluate(source, indices=np.arange(16)))

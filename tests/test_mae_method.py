@@ -25,7 +25,7 @@ def batch_of(size=8, seed=0, first=0):
 
 def built(**changes):
     config = tiny.config(**changes)
-    method = mae.build(config, total_steps=10)
+    method = mae.build(config, steps_per_epoch=5, total_steps=10)
     params, extra = jax.jit(method.init)(jax.random.key(1))
     return config, method, params, extra
 

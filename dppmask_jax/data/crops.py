@@ -7,6 +7,7 @@ the device, see augment.py.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -73,26 +74,118 @@ def random_crop(
     Raises:
       decode.DecodeError: the bytes are no readable image.
     """
-    height, width = image_size
-    ratio = (ratio[0] * width / height, ratio[1] * width / height)
+    image = _open(data)
+    (view,) = _cut(image, [_draw(rng, image, image_size, scale, ratio)])
+    return view
+
+
+def single_view(
+    data: bytes,
+    rng: np.random.Generator,
+    *,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+) -> dict[str, np.ndarray]:
+    """The training example of one crop, for loader.train_stream.
+
+    Args and errors are those of random_crop.
+
+    Returns:
+      "image" (H, W, 3) uint8.
+    """
+    return {"image": random_crop(data, rng, image_size=image_size, scale=scale, ratio=ratio)}
+
+
+def multi_crop(
+    data: bytes,
+    rng: np.random.Generator,
+    *,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    local_size: tuple[int, int],
+    local_scale: tuple[float, float],
+    num_local: int,
+    flip: bool,
+    ratio: tuple[float, float] = RATIO,
+) -> dict[str, np.ndarray]:
+    """The training example of several crops of one image, for loader.train_stream.
+
+    Two large views and `num_local` small ones (arXiv 2006.09882, section 3.3; the views of DINO,
+    arXiv 2104.14294, and iBOT, arXiv 2111.07832), each a random resized crop of its own. The image
+    is decoded once for all of them.
+
+    Args:
+      image_size, scale: (H, W) in pixels of the two global views, and their share of the image's
+        area.
+      local_size, local_scale: (h, w) and share of the local views.
+      num_local: how many local views; may be 0.
+      flip: whether to mirror each view left to right with probability one half.
+      ratio: as for random_crop, of all views.
+
+    Returns:
+      "global_views" (2, H, W, 3) uint8; "local_views" (num_local, h, w, 3) uint8, left out if
+      there are none.
+
+    Raises:
+      decode.DecodeError: the bytes are no readable image.
+    """
+    image = _open(data)
+    kinds = [(image_size, scale)] * 2 + [(local_size, local_scale)] * num_local
+    drawn = [_draw(rng, image, size, share, ratio) for size, share in kinds]
+    mirrored = rng.random(len(kinds)) < (0.5 if flip else 0.0)
+    views = [
+        view[:, ::-1] if mirror else view
+        for view, mirror in zip(_cut(image, drawn), mirrored, strict=True)
+    ]
+    example = {"global_views": np.stack(views[:2])}
+    if num_local:
+        example["local_views"] = np.stack(views[2:])
+    return example
+
+
+class _View(NamedTuple):
+    box: tuple[int, int, int, int]  # left, top, width, height in the full image
+    height: int  # of the result
+    width: int
+
+
+def _open(data: bytes) -> Image.Image:
+    """An upright image of its full size; a JPEG that lies upright already stays encoded."""
     image = decode.open_image(data)
     if image.format != "JPEG" or decode.orientation(image) != 1:
         image = decode.to_rgb(image)
+    return image
+
+
+def _draw(rng, image: Image.Image, image_size, scale, ratio) -> _View:
+    height, width = image_size
+    ratio = (ratio[0] * width / height, ratio[1] * width / height)
+    return _View(random_box(rng, *image.size, scale=scale, ratio=ratio), height, width)
+
+
+def _cut(image: Image.Image, views: list[_View]) -> list[np.ndarray]:
+    """Decodes an image from `_open` once and resizes the views from it."""
     full_width, full_height = image.size
-    left, top, box_width, box_height = random_box(
-        rng, full_width, full_height, scale=scale, ratio=ratio
-    )
     shrink = 1.0
     if image.format == "JPEG":
         # The JPEG decoder can halve an image on its way, much faster than resampling. Only down to
-        # twice the size wanted: the rest is left to the bicubic filter, so that it still decides
-        # what the result looks like.
-        enlarge = 2 * max(width / box_width, height / box_height)
+        # twice the size wanted (by the view that needs most): the rest is left to the bicubic
+        # filter, so that it still decides what the result looks like.
+        enlarge = 2 * max(
+            max(width / box_width, height / box_height)
+            for (_, _, box_width, box_height), height, width in views
+        )
         least = (math.ceil(full_width * enlarge), math.ceil(full_height * enlarge))
         drafted = image.draft(None, least)
         if drafted is not None:
             shrink = drafted[1][2] / full_width  # exact; the new width is rounded up
         image = decode.to_rgb(image)
+    return [_resize(image, shrink, *view) for view in views]
+
+
+def _resize(image: Image.Image, shrink: float, box, height: int, width: int) -> np.ndarray:
+    left, top, box_width, box_height = box
     left, top, right, lower = (
         shrink * edge for edge in (left, top, left + box_width, top + box_height)
     )

@@ -3,8 +3,8 @@
 Batch s of the training stream is a function of (seed, s) alone: resuming means starting at
 another s, and nothing is stored. The images of an epoch are a permutation of the source; batches
 run across the border of two epochs. Neither the number of workers or threads nor the number of
-shards changes which image stands where or how it is cropped: shard k of n gets the k-th n-th of
-each batch.
+shards changes which image stands where or what random numbers it gets: shard k of n gets the k-th
+n-th of each batch.
 """
 
 from __future__ import annotations
@@ -77,12 +77,10 @@ def _close(cell: list) -> None:
 def train_stream(
     source: Source,
     *,
-    image_size: tuple[int, int],
+    example: Example,
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = crops.RATIO,
     workers: int = 0,
     shard: int = 0,
     num_shards: int = 1,
@@ -91,26 +89,24 @@ def train_stream(
     """Shuffled, randomly cropped training batches, from batch `start_step` on, for ever.
 
     Args:
-      image_size: (H, W) in pixels.
+      example: makes the arrays of one example from an encoded image and random numbers of its own,
+        such as a functools.partial of crops.single_view or crops.multi_crop; picklable if there
+        are workers.
       batch_size: images in a batch of all shards together; a multiple of num_shards.
       seed: 0 to 2**32 - 1.
-      scale, ratio: of the random resized crop, see crops.random_crop.
       workers: processes that load; 0 loads in threads of this one.
       shard: which part of each batch to yield, 0 to num_shards - 1.
       log: called with one line for each unreadable image, once.
 
     Yields:
-      "image" (b, H, W, 3) uint8; "label" (b,) int32, -1 where there is none; "index" (b,) int32,
-      the example's position in the stream (step * batch_size + place in the batch, modulo 2**31);
-      "bad" (b,) bool, whether another image stands here because the one drawn is unreadable (the
-      next readable one in the source's order). b = batch_size / num_shards.
+      The arrays of `example`, each with a leading axis of b = batch_size / num_shards; "label" (b,)
+      int32, -1 where there is none; "index" (b,) int32, the example's position in the stream
+      (step * batch_size + place in the batch, modulo 2**31); "bad" (b,) bool, whether another image
+      stands here because the one drawn is unreadable (the next readable one in the source's order).
 
     Raises:
       InputError: while iterating, where a thousand images in a row (or all) are unreadable.
     """
-    example = functools.partial(
-        _cropped, image_size=tuple(image_size), scale=tuple(scale), ratio=tuple(ratio)
-    )
     share = _share(batch_size, shard, num_shards)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     load = functools.partial(_load_drawn, source, order, example, share, seed)
@@ -211,10 +207,6 @@ def _concatenate(chunks: list[Batch]) -> Batch:
 
 
 # One example. These run in threads and in worker processes.
-
-
-def _cropped(data, rng, *, image_size, scale, ratio):
-    return {"image": crops.random_crop(data, rng, image_size=image_size, scale=scale, ratio=ratio)}
 
 
 def _load_drawn(source, order, example: Example, share: _Share, seed: int, local: int):

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 class Method(NamedTuple):
     """A record of pure functions; `loop.make_step` trains any of them.
 
-    Shapes: B examples; `batch` holds "image" uint8 (B, H, W, 3), "label" int32 (B,) and "index"
-    int32 (B,), the position of each example in the stream, and "bad" bool (B,), whether another
-    image stands in for an unreadable one.
+    Shapes: B examples; `batch` holds what `example` made, each array with a leading B, "label"
+    int32 (B,), "index" int32 (B,), the position of each example in the stream, and "bad" bool
+    (B,), whether another image stands in for an unreadable one.
     """
+
+    example: Callable[[bytes, Any], dict[str, Any]]
+    """(encoded image, numpy Generator) -> the uint8 arrays of one training example; on the host."""
 
     init: Callable[[Any], tuple[Any, Any]]
     """key -> (params, extra); `extra` is what training updates without gradients."""
@@ -26,8 +29,31 @@ class Method(NamedTuple):
     encode: Callable[..., dict[str, Any]]
     """(params, extra, images) -> {"cls": (B, D), "patches": (B, N, D), "patches_prenorm"}."""
 
-    features: Callable[..., Any] | None = None
+    features: Callable[..., Any]
     """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
+
+    selection: dict[str, Any]
+    """The keyword arguments of `dpp.select` that go with `features`."""
+
+    num_masked: tuple[int, int]
+    """The fewest and the most patches that a masked view has masked."""
+
+    encoder_of: Callable[..., Any]
+    """(params, extra) -> the parameters of the encoder that `encode` runs."""
+
+    with_encoder: Callable[..., tuple[Any, Any]]
+    """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
+
+    report: Callable[..., dict[str, Any]] = lambda extra, aux, step: {}
+    """(extra, aux, step) -> metrics of what all devices have in common, after `after_step`."""
+
+    watch: Callable[[], Callable[[int, dict[str, float]], str]] = lambda: lambda step, values: ""
+    """() -> a function of each logged step and its values: what looks wrong with the run, in one
+    line; "" where nothing does."""
+
+    attention: Callable[..., Any] | None = None
+    """(params, extra, images) -> (B, heads, N): how much the class token of `encode` attends to
+    each patch in its last block."""
 
     reconstruct: Callable[..., Any] | None = None
     """(params, extra, images, order) -> (B, H, W, 3) float32 in [0, 1]."""

@@ -5,23 +5,28 @@ MAE: arXiv 2111.06377. DPPMask: arXiv 2303.12736.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from dppmask_jax import losses, masking, patches
-from dppmask_jax.data import augment
+from dppmask_jax.data import augment, crops
+from dppmask_jax.methods import selection
 from dppmask_jax.methods.base import Method
 from dppmask_jax.models.mae import MAE
 from dppmask_jax.models.vit import SIZES, Size
 
 
-def build(config, *, total_steps: int) -> Method:
+def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
     """The MAE of a checked config.
 
     Args:
       config: see configs/mae.py; already through `config.check`.
+      steps_per_epoch: of no consequence here.
       total_steps: length of the run, for `mask.tau_end`.
     """
+    del steps_per_epoch
     model = model_from(config)
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
@@ -33,13 +38,9 @@ def build(config, *, total_steps: int) -> Method:
         return model.init(key, images, order, num_keep)["params"], {}
 
     def kernel_features(images, tokens):
-        features = tokens
-        if config.mask.features == "pixels":
-            features = patches.patchify(images, patch_size)
-        features = jax.lax.stop_gradient(features).astype(jnp.float32)
-        if config.mask.normalize == "standardize":
-            features = features - jnp.mean(features, axis=-1, keepdims=True)
-        return features
+        of_pixels = config.mask.features == "pixels"
+        features = patches.patchify(images, patch_size) if of_pixels else tokens
+        return selection.prepare(features, config.mask)
 
     def loss(params, extra, batch, key, step):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -48,19 +49,18 @@ def build(config, *, total_steps: int) -> Method:
         images = augment.flip_and_normalize(batch["image"], flip_keys, flip=config.data.flip)
         tokens = model.apply({"params": params}, images, method="embed")
         mask, metrics = draw_masks(
-            config, mask_keys, kernel_features(images, tokens), grid, num_keep, tau_at(step)
+            config,
+            mask_keys,
+            kernel_features(images, tokens),
+            grid,
+            num_keep,
+            selection.tau_at(config.mask, step, total_steps),
         )
         pred = model.apply(
             {"params": params}, tokens, mask.order, num_keep, drop_keys, method="predict"
         )
         target = losses.pixel_target(patches.patchify(images, patch_size), config.loss.norm_pix)
         return losses.masked_pixel_loss(pred, target, mask.mask), (metrics, {})
-
-    def tau_at(step):
-        if config.mask.tau_end is None:
-            return config.mask.tau
-        progress = jnp.minimum(step / max(total_steps - 1, 1), 1.0)
-        return config.mask.tau + (config.mask.tau_end - config.mask.tau) * progress
 
     def encode(params, extra, images):
         tokens = model.apply({"params": params}, augment.normalize(images), method="embed")
@@ -88,12 +88,22 @@ def build(config, *, total_steps: int) -> Method:
         pixels = augment.denormalize(patches.unpatchify(shown, grid, patch_size))
         return jnp.clip(pixels, 0.0, 1.0)
 
+    num_patches = grid[0] * grid[1]
     return Method(
+        example=functools.partial(
+            crops.single_view,
+            image_size=tuple(config.image_size),
+            scale=tuple(config.data.crop_scale),
+        ),
         init=init,
         loss=loss,
         after_step=lambda params, extra, aux, step: extra,
         encode=encode,
         features=features,
+        selection=selection_settings(config),
+        num_masked=(num_patches - num_keep, num_patches - num_keep),
+        encoder_of=lambda params, extra: params["encoder"],
+        with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
         reconstruct=reconstruct,
     )
 
@@ -119,18 +129,10 @@ def visible_count(config) -> int:
 
 
 def selection_settings(config) -> dict:
-    """The kernel, bandwidth and threshold of `dpp.select` for what `Method.features` returns.
-
-    Patches standardised to mean 0 and variance 1 are sqrt(D) times the L2-normalised centred ones,
-    so their squared distances are those of the latter under a bandwidth D times smaller.
-    """
-    mask = config.mask
-    bandwidth = mask.bandwidth
-    if mask.normalize == "standardize":
-        pixels = 3 * config.model.patch_size**2
-        width = SIZES[config.model.size].width if mask.features == "embedding" else pixels
-        bandwidth = bandwidth / width
-    return {"kernel": mask.kernel, "bandwidth": bandwidth, "threshold_on": mask.threshold_on}
+    """The kernel, bandwidth and threshold of `dpp.select` for what `Method.features` returns."""
+    of_pixels = config.mask.features == "pixels"
+    pixels, width = 3 * config.model.patch_size**2, SIZES[config.model.size].width
+    return selection.settings(config.mask, pixels if of_pixels else width)
 
 
 def draw_masks(config, keys, features, grid, num_keep: int, tau):

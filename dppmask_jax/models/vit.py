@@ -1,4 +1,4 @@
-"""Vision transformer blocks and encoder (ViT as used by MAE, arXiv 2111.06377, appendix A.1).
+"""Vision transformer blocks, and the encoder of MAE (arXiv 2111.06377, appendix A.1).
 
 Parameters are float32; matrix products run in `dtype`; softmax and layer norms run in float32.
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dppmask_jax import patches
 
 NORM_EPSILON = 1e-6
+XAVIER = nn.initializers.xavier_uniform()
 
 
 class Size(NamedTuple):
@@ -35,20 +36,16 @@ SIZES = {
 }
 
 
-def _uniform(bound: float):
+def uniform(bound: float):
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
-def dense(features: int, dtype, name: str) -> nn.Dense:
+def dense(features: int, dtype, name: str, kernel_init=XAVIER) -> nn.Dense:
     return nn.Dense(
-        features,
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        kernel_init=nn.initializers.xavier_uniform(),
-        name=name,
+        features, dtype=dtype, param_dtype=jnp.float32, kernel_init=kernel_init, name=name
     )
 
 
@@ -84,13 +81,14 @@ def _branch_keys(keys, branch: int):
 class PatchEmbed(nn.Module):
     """Linear projection of patches: the convolution with kernel and stride `patch_size`.
 
-    The kernel is (P, D) with P in the order of `patches.patchify`. Xavier-uniform kernel; the
-    bias keeps a convolution's usual U(±1/sqrt(P)).
+    The kernel is (P, D) with P in the order of `patches.patchify`. The bias, and the kernel where
+    `kernel_init` is None, have a convolution's usual U(±1/sqrt(P)).
     """
 
     width: int
     patch_size: int
     dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
 
     @nn.compact
     def __call__(self, images):
@@ -99,23 +97,27 @@ class PatchEmbed(nn.Module):
             self.width,
             dtype=self.dtype,
             param_dtype=jnp.float32,
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=_uniform(values**-0.5),
+            kernel_init=self.kernel_init or uniform(values**-0.5),
+            bias_init=uniform(values**-0.5),
             name="proj",
         )(patches.patchify(images, self.patch_size))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection (order: q, k, v, then head)."""
+    """Multi-head self-attention with one fused projection (order: q, k, v, then head).
+
+    Sows its weights (B, H, query, key), float32, as the intermediate "weights".
+    """
 
     heads: int
     dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
 
     @nn.compact
     def __call__(self, x):
         batch, length, width = x.shape
         head_width = width // self.heads
-        qkv = dense(3 * width, self.dtype, "qkv")(x)
+        qkv = dense(3 * width, self.dtype, "qkv", self.kernel_init)(x)
         qkv = qkv.reshape(batch, length, 3, self.heads, head_width)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         logits = jnp.einsum(
@@ -124,9 +126,11 @@ class Attention(nn.Module):
             key,
             preferred_element_type=jnp.float32,
         )
-        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return dense(width, self.dtype, "proj")(mixed.reshape(batch, length, width))
+        weights = jax.nn.softmax(logits, axis=-1)
+        self.sow("intermediates", "weights", weights)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        mixed = mixed.reshape(batch, length, width)
+        return dense(width, self.dtype, "proj", self.kernel_init)(mixed)
 
 
 class Mlp(nn.Module):
@@ -134,11 +138,13 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
 
     @nn.compact
     def __call__(self, x):
-        hidden = nn.gelu(dense(self.hidden, self.dtype, "fc1")(x), approximate=False)
-        return dense(x.shape[-1], self.dtype, "fc2")(hidden)
+        hidden = dense(self.hidden, self.dtype, "fc1", self.kernel_init)(x)
+        hidden = nn.gelu(hidden, approximate=False)
+        return dense(x.shape[-1], self.dtype, "fc2", self.kernel_init)(hidden)
 
 
 class Block(nn.Module):
@@ -148,13 +154,15 @@ class Block(nn.Module):
     drop_path_rate: float = 0.0
     mlp_ratio: int = 4
     dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
 
     @nn.compact
     def __call__(self, x, keys=None):
-        branch = Attention(self.heads, self.dtype, name="attn")(layer_norm("norm1")(x))
+        attention = Attention(self.heads, self.dtype, self.kernel_init, name="attn")
+        branch = attention(layer_norm("norm1")(x))
         x = x + drop_path(branch, self.drop_path_rate, _branch_keys(keys, 0))
         hidden = self.mlp_ratio * x.shape[-1]
-        branch = Mlp(hidden, self.dtype, name="mlp")(layer_norm("norm2")(x))
+        branch = Mlp(hidden, self.dtype, self.kernel_init, name="mlp")(layer_norm("norm2")(x))
         return x + drop_path(branch, self.drop_path_rate, _branch_keys(keys, 1))
 
 
@@ -166,15 +174,16 @@ class Blocks(nn.Module):
     drop_path_rate: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
 
     @nn.compact
     def __call__(self, x, keys=None):
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             rate = self.drop_path_rate * i / max(self.depth - 1, 1)
-            x = block(self.heads, rate, dtype=self.dtype, name=f"block_{i}")(
-                x, _branch_keys(keys, i)
-            )
+            x = block(
+                self.heads, rate, dtype=self.dtype, kernel_init=self.kernel_init, name=f"block_{i}"
+            )(x, _branch_keys(keys, i))
         return x
 
 

@@ -1,0 +1,183 @@
+"""Pre-train iBOT: masked self-distillation with masks by blocks, at random, by attention or DPPMask.
+
+python train.py --config=configs/ibot.py:dataset=small,mask=dpp,size=S,epochs=200 \\
+    --workdir=runs/mine --config.data.source=folder:/path/to/images
+
+Arguments after the colon:
+
+  dataset  shapes       generated images, 64 px, CPU-sized model and head.
+           small        about 10,000 photographs of 128 px; ViT-S/16 unless `size` says otherwise.
+           imagenet100  the paper's ImageNet-100 runs: ViT-S/16, 224 px, 100 epochs.
+           imagenet1k   ViT-S/16, 224 px, 100 epochs.
+  mask     dpp        drawn by DPPMask from the teacher's patch tokens
+           block      rectangles; iBOT's published recipe
+           random
+           attention  AttMask-High; --config.mask.attention=low or hint for its variants
+  size     Pi, Mu (CPU), Ti, S, B, L, H
+  epochs   a whole number; the warm-ups then take a tenth (learning rate) and three tenths
+           (teacher temperature) of them at most
+
+imagenet100 and small want --config.data.source=folder:PATH; imagenet1k reads tfds:imagenet2012
+unless told otherwise. Each mask brings its own ratios (see MASKS). What the paper does not state is
+marked below. On a CPU add --config.model.dtype=float32.
+
+What to expect:
+
+EXPECT
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+ARGUMENTS = {
+    "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
+    "mask": ("dpp", "block", "random", "attention"),
+    "size": ("", "Pi", "Mu", "Ti", "S", "B", "L", "H"),
+    "epochs": (0,),
+}
+SIZE_OF = {"shapes": "Pi", "small": "S", "imagenet100": "S", "imagenet1k": "S"}
+EPOCHS_OF = {"shapes": 12, "small": 200, "imagenet100": 100, "imagenet1k": 100}
+
+# (ratios, variations, share of the views that are masked at all)
+MASKS = {
+    "dpp": ((0.0, 0.7), (0.0, 0.05), 1.0),  # paper: 0.7 ± 0.05; on half of the views: not stated
+    "random": ((0.0, 0.7), (0.0, 0.05), 1.0),
+    "block": ((0.0, 0.3), (0.0, 0.2), 1.0),  # iBOT
+    "attention": ((0.3,), (0.2,), 0.5),  # AttMask
+}
+
+
+def get_config(argument: str = "") -> config_dict.ConfigDict:
+    chosen = common.parse(argument, ARGUMENTS)
+    dataset = chosen["dataset"]
+
+    config = common.base()
+    config.method = "ibot"
+    config.epochs = float(chosen["epochs"] or EPOCHS_OF[dataset])
+
+    config.data.crop_scale = (0.25, 1.0)  # of the two global views; iBOT, ViT-S
+    config.data.local_views = 10
+    config.data.local_size = (96, 96)
+    config.data.local_scale = (0.05, 0.25)
+    config.data.jitter = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    config.data.jitter_prob = 0.8
+    config.data.grey_prob = 0.2
+    config.data.blur_prob = (1.0, 0.1, 0.5)  # first global view, second, local views
+    config.data.solarize_prob = 0.2  # second global view
+
+    config.model = config_dict.ConfigDict()
+    config.model.size = chosen["size"] or SIZE_OF[dataset]
+    config.model.patch_size = 14 if config.model.size == "H" else 16
+    config.model.drop_path = 0.1  # of the student
+    config.model.dtype = "bfloat16"  # of activations; parameters, softmax, norms, loss are float32
+    config.model.remat = False  # trades time for memory
+    config.model.head_hidden = 2048
+    config.model.head_bottleneck = 256
+    config.model.prototypes = 8192
+    config.model.shared_head = True  # one last layer for class and patch tokens
+    config.model.norm_last_layer = False  # True fixes the length of each prototype
+
+    config.mask = config_dict.ConfigDict()
+    config.mask.strategy = chosen["mask"]
+    ratios, variations, prob = MASKS[chosen["mask"]]
+    config.mask.ratio = ratios  # one entry is drawn a view; (0.7,) masks every view
+    config.mask.ratio_var = variations  # each entry is uniform within ± this
+    config.mask.prob = prob  # that a view is masked at all
+    config.mask.start_epoch = 0.0  # no masks before
+    config.mask.attention = "high"  # high | low | hint: for mask=attention (paper unclear)
+    config.mask.tau = 0.9  # 0 fully greedy, 1 fully random; paper: 0.6 to 0.9
+    config.mask.tau_end = config_dict.placeholder(float)  # linear schedule from tau to here
+    config.mask.threshold_on = "d2"  # d2 | d: what tau is compared with (paper unclear)
+    config.mask.kernel = "gaussian"  # gaussian | cosine
+    config.mask.bandwidth = 1.0  # epsilon of the Gaussian; paper
+    config.mask.normalize = "l2"  # l2 | standardize: of the features (paper unclear)
+    config.mask.features = "tokens"  # tokens (teacher's patch tokens) | head (its head's) | pixels
+
+    config.loss = config_dict.ConfigDict()
+    config.loss.class_weight = 1.0
+    config.loss.patch_weight = 1.0
+    config.loss.student_temp = 0.1
+    config.loss.center_decay = 0.9
+    for which in ("class_temp", "patch_temp"):  # of the teacher
+        config.loss[which] = config_dict.ConfigDict()
+        config.loss[which].start = 0.04
+        config.loss[which].end = 0.07
+        config.loss[which].warmup_epochs = 30
+
+    config.teacher = config_dict.ConfigDict()
+    config.teacher.ema_decay = 0.996  # at the start; a cosine to 1 at the end
+
+    config.optim.base_lr = 5e-4
+    config.optim.final_lr = 1e-6
+    config.optim.warmup_epochs = 10.0
+    config.optim.weight_decay = 0.04
+    config.optim.weight_decay_end = 0.4
+    config.optim.b2 = 0.999
+    config.optim.clip_norm = 3.0
+    config.optim.clip_per_tensor = True
+    config.optim.freeze_last_layer_epochs = 1.0
+
+    config.evaluate.knn_feature = "cls"
+
+    RECIPES[dataset](config)
+    if chosen["epochs"]:
+        config.optim.warmup_epochs = min(config.optim.warmup_epochs, config.epochs / 10)
+        for temperature in (config.loss.class_temp, config.loss.patch_temp):
+            temperature.warmup_epochs = min(
+                temperature.warmup_epochs, round(3 * config.epochs / 10)
+            )
+    return config
+
+
+def _shapes(config):
+    config.image_size = (64, 64)
+    config.batch_size = 64
+    config.log_every = 31
+    config.data.local_views = 4
+    config.data.local_size = (32, 32)
+    config.model.patch_size = 8
+    config.model.drop_path = 0.0
+    config.model.dtype = "float32"
+    config.model.head_hidden = 256
+    config.model.head_bottleneck = 64
+    config.model.prototypes = 512
+    config.optim.base_lr = 4e-3
+    config.optim.warmup_epochs = 1.0
+    config.loss.class_temp.warmup_epochs = 4
+    config.loss.patch_temp.warmup_epochs = 4
+    config.checkpoint.every = 186
+    config.evaluate.every_epochs = 3.0
+
+
+def _small(config):
+    config.data.source = ""
+    config.image_size = (128, 128)
+    config.data.local_views = 6
+    config.data.local_size = (64, 64)
+    config.model.patch_size = 16
+    config.batch_size = 256
+    config.model.head_hidden = 1024
+    config.model.prototypes = 4096
+    config.optim.warmup_epochs = 10.0
+    config.checkpoint.every = 500
+    config.evaluate.every_epochs = 5.0
+
+
+def _imagenet100(config):
+    config.data.source = ""
+    config.batch_size = 1024  # paper's supplement not available; iBOT's value
+    config.checkpoint.every = 500
+
+
+def _imagenet1k(config):
+    config.data.source = "tfds:imagenet2012"
+    config.batch_size = 1024
+
+
+RECIPES = {
+    "shapes": _shapes,
+    "small": _small,
+    "imagenet100": _imagenet100,
+    "imagenet1k": _imagenet1k,
+}
