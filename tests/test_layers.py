@@ -14,7 +14,7 @@ ROWS = (
     {"masking", "models", "data", "optim"},
     {"methods", "features", "config"},
     {"loop", "workdir"},
-    {"evals", "pretrained"},
+    {"evals", "pretrained", "drawing"},
     {"figures"},
     {"trainer"},
     {""},

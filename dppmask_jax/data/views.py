@@ -166,9 +166,9 @@ def _grey(planes):
 
 
 def _blur(planes, sigma):
-    # Pillow's blur: three passes over the rows and three over the columns with a box of that
-    # variance in all (Gwosdek et al., "Theoretical Foundations of Gaussian Convolution by Extended
-    # Box Filtering", SSVM 2011). The box is 2 * whole + 1 wide, with a part of a pixel at its ends.
+    # Pillow's blur: three passes, over rows and columns, with a box of a third of the variance
+    # (Gwosdek et al., "Theoretical Foundations of Gaussian Convolution by Extended Box Filtering",
+    # SSVM 2011). The box is 2 * whole + 1 pixels wide and has a part of one more at either end.
     variance = sigma**2 / _PASSES
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
@@ -177,10 +177,12 @@ def _blur(planes, sigma):
     box = jnp.clip(whole + part + 1 - distance, 0.0, 1.0)
     box = box / box.sum()
 
-    def average_rows(_, x):  # with the edges repeated outwards, anew in each pass
-        padded = jnp.pad(x, ((0, 0), (_REACH, _REACH), (0, 0)), mode="edge")
-        return sum(box[i] * padded[:, i : i + x.shape[1]] for i in range(len(box)))
+    _, height, width = planes.shape
 
-    for _ in range(2):
-        planes = jax.lax.fori_loop(0, _PASSES, average_rows, planes).swapaxes(1, 2)
-    return planes
+    def average(_, planes):  # with the edges repeated outwards, anew in each pass
+        margin = (_REACH, _REACH)
+        padded = jnp.pad(planes, ((0, 0), margin, margin), mode="edge")
+        rows = sum(box[i] * padded[:, i : i + height] for i in range(len(box)))
+        return sum(box[i] * rows[:, :, i : i + width] for i in range(len(box)))
+
+    return jax.lax.fori_loop(0, _PASSES, average, planes)

@@ -12,18 +12,17 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dppmask_jax import losses, masking, optim, patches
-from dppmask_jax.data import augment, crops, views
-from dppmask_jax.methods import selection
+from dppmask_jax import losses, optim, patches
+from dppmask_jax.data import crops, views
+from dppmask_jax.data.augment import normalize
+from dppmask_jax.methods import ibot_masks, selection
 from dppmask_jax.methods.base import Method
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.ibot import Backbone
 from dppmask_jax.models.vit import SIZES
 
 GLOBAL_VIEWS = 2
-SHOWN_SHARE = 0.1  # of the patches, that AttMask's hints come from
 _RECENT_STEPS = 100  # in which a prototype that was some image's best counts as used
 _MANY_STEPS = 100  # that a collapse lasts before it is named
 
@@ -38,10 +37,21 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
     """
     backbone, head = model_from(config)
     patch_size = config.model.patch_size
-    grid = backbone.grid
-    num_patches = grid[0] * grid[1]
-    fewest, most = masked_range(config)
-    shared_attention = config.mask.strategy == "attention"
+    num_patches = backbone.grid[0] * backbone.grid[1]
+    data = config.data
+    num_views = GLOBAL_VIEWS + data.local_views
+    fewest, most = ibot_masks.masked_range(config)
+    settings = selection.settings(
+        config.mask,
+        {
+            "tokens": backbone.size.width,
+            "head": config.model.prototypes,
+            "pixels": 3 * patch_size**2,
+        }[config.mask.features],
+    )
+    draw_masks = ibot_masks.drawer(
+        config, settings, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+    )
 
     def init(key):
         encoder_key, head_key = jax.random.split(key)
@@ -59,11 +69,8 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         }
         return {**network, "mask_embed": jnp.zeros((1, backbone.size.width))}, extra
 
-    def encoded(encoder, images, keys=None, **masks):
-        return backbone.apply({"params": encoder}, images, keys, **masks)
-
-    def on_head(head_params, tokens, method):
-        return head.apply({"params": head_params}, tokens, method=method)
+    def on_head(network, tokens, method):
+        return head.apply({"params": network["head"]}, tokens, method=method)
 
     def attended(encoder, images):
         """(latent, prenorm, (B, heads, N) attention of the class token in the last block)."""
@@ -79,8 +86,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         if config.mask.features == "pixels":
             features = patches.patchify(images, patch_size)
         elif config.mask.features == "head":
-            projected = on_head(teacher["head"], features, "project")
-            features = on_head(teacher["head"], projected, "patch_logits")
+            features = on_head(teacher, on_head(teacher, features, "project"), "patch_logits")
         return selection.prepare(features, config.mask)
 
     def temperature(settings, step):
@@ -91,74 +97,51 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
 
     def loss(params, extra, batch, key, step):
         teacher = jax.lax.stop_gradient(extra["teacher"])
-        example_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-
-        # View after view, each with B examples; keys (views * B, 3) for augmenting, masking and
-        # dropping paths.
-        num_local = config.data.local_views
+        num = len(batch["index"])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        # Views stand one after the other, each with all examples, the two global ones first.
         keys = jnp.concatenate(
-            [
-                jax.vmap(lambda k, v=v: jax.random.split(jax.random.fold_in(k, v), 3))(example_keys)
-                for v in range(GLOBAL_VIEWS + num_local)
-            ]
+            [jax.vmap(jax.random.fold_in, (0, None))(keys, view) for view in range(num_views)]
         )
-        global_keys, local_keys = jnp.split(keys, [GLOBAL_VIEWS * len(example_keys)])
-        global_images = _augmented_globals(config.data, batch["global_views"], global_keys[:, 0])
+        keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+        view_keys, mask_keys, drop_keys = keys[:, 0], keys[: GLOBAL_VIEWS * num, 1], keys[:, 2]
+        global_images, local_images = augmented(batch, view_keys)
 
         latent, _, weights = attended(teacher["encoder"], global_images)
         masks, num_greedy = draw_masks(
-            global_keys[:, 1],
-            functools.partial(kernel_features, teacher, global_images, latent),
-            weights,
+            mask_keys,
             key,
             step,
+            lambda: kernel_features(teacher, global_images, latent),
+            jnp.mean(weights, axis=1),
         )
-        # All masked patches and, where a view masks fewer than another may, some visible ones.
+        # Every masked patch of a view and, where it has fewer than the most, some visible ones.
         chosen = masks.order[:, num_patches - most :]
-        is_masked = jnp.take_along_axis(masks.mask, chosen, axis=1)
-
-        teacher_class = on_head(
-            teacher["head"], on_head(teacher["head"], latent[:, 0], "project"), "class_logits"
-        )
-        teacher_patches = on_head(teacher["head"], latent[:, 1:], "project")
-        teacher_patch = on_head(
-            teacher["head"], patches.gather(teacher_patches, chosen), "patch_logits"
+        of_teacher = teacher_logits(teacher, latent, chosen)
+        of_student = student_logits(
+            params, global_images, local_images, masks.mask, chosen, drop_keys
         )
 
-        student_latent, _ = encoded(
-            params["encoder"],
-            global_images,
-            global_keys[:, 2],
-            mask=masks.mask,
-            mask_embed=params["mask_embed"],
-        )
-        class_tokens = student_latent[:, 0]
-        if num_local:
-            local_images = _augmented_locals(config.data, batch["local_views"], local_keys[:, 0])
-            local_latent, _ = encoded(params["encoder"], local_images, local_keys[:, 2])
-            class_tokens = jnp.concatenate([class_tokens, local_latent[:, 0]])
-        student_class = on_head(
-            params["head"], on_head(params["head"], class_tokens, "project"), "class_logits"
-        )
-        student_tokens = patches.gather(student_latent[:, 1:], chosen)
-        student_patch = on_head(
-            params["head"], on_head(params["head"], student_tokens, "project"), "patch_logits"
-        )
+        def of_views(logits):
+            return logits.reshape(-1, num, logits.shape[-1])
 
-        per_view = lambda x: x.reshape((-1, len(example_keys), x.shape[-1]))  # noqa: E731
-        class_temp = temperature(config.loss.class_temp, step)
-        patch_temp = temperature(config.loss.patch_temp, step)
         class_target = losses.teacher_probabilities(
-            per_view(teacher_class), extra["class_center"], class_temp
+            of_views(of_teacher["class"]),
+            extra["class_center"],
+            temperature(config.loss.class_temp, step),
         )
         patch_target = losses.teacher_probabilities(
-            teacher_patch, extra["patch_center"], patch_temp
+            of_teacher["patch"], extra["patch_center"], temperature(config.loss.patch_temp, step)
         )
-        student_temp = config.loss.student_temp
-        class_loss = losses.class_token_loss(class_target, per_view(student_class), student_temp)
-        patch_loss = losses.patch_token_loss(patch_target, student_patch, is_masked, student_temp)
-        total = config.loss.class_weight * class_loss + config.loss.patch_weight * patch_loss
-
+        class_loss = losses.class_token_loss(
+            class_target, of_views(of_student["class"]), config.loss.student_temp
+        )
+        patch_loss = losses.patch_token_loss(
+            patch_target,
+            of_student["patch"],
+            jnp.take_along_axis(masks.mask, chosen, axis=1),
+            config.loss.student_temp,
+        )
         entropy = jnp.mean(losses.entropy(class_target))
         metrics = {
             "loss_class": class_loss,
@@ -166,65 +149,79 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             "teacher_entropy": entropy,
             "kl": class_loss - entropy,
             "masked_share": jnp.mean(masks.mask),
-            **({} if num_greedy is None else {"num_greedy": jnp.mean(num_greedy * 1.0)}),
         }
+        if num_greedy is not None:
+            metrics["num_greedy"] = jnp.mean(num_greedy.astype(jnp.float32))
+        best = jax.nn.one_hot(jnp.argmax(class_target, axis=-1), config.model.prototypes)
         aux = {
-            "class_logits": jnp.mean(teacher_class, axis=0),
-            # The last layer is linear: the mean of its outputs is its output for the mean.
-            "patch_logits": on_head(
-                teacher["head"], jnp.mean(teacher_patches, axis=(0, 1)), "patch_logits"
-            ),
+            "class_logits": jnp.mean(of_teacher["class"], axis=0),
+            "patch_logits": of_teacher["mean_patch"],
             "class_target": jnp.mean(class_target, axis=(0, 1)),
-            "best": jnp.mean(
-                jax.nn.one_hot(jnp.argmax(class_target, -1), config.model.prototypes), axis=(0, 1)
-            ),
+            "best": jnp.mean(best, axis=(0, 1)),
         }
+        total = config.loss.class_weight * class_loss + config.loss.patch_weight * patch_loss
         return total, (metrics, jax.lax.stop_gradient(aux))
 
-    def draw_masks(keys, features, weights, step_key, step):
-        """(Mask of every global view, greedy picks (2B,) or None); `features` is called if used."""
-        split = jax.vmap(jax.random.split)(keys)
-        chance_keys, mask_keys = split[:, 0], split[:, 1]
-        list_of_ratios = tuple(config.mask.ratio), tuple(config.mask.ratio_var)
-        draw = functools.partial(
-            masking.draw_ratio, ratios=list_of_ratios[0], variations=list_of_ratios[1]
-        )
-        if shared_attention:  # one draw for the whole step
-            # No example has this number.
-            masked_key, shown_key = jax.random.split(jax.random.fold_in(step_key, 2**31))
-            ratios = jnp.broadcast_to(draw(masked_key), len(keys))
-        else:
-            ratio_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(chance_keys)
-            ratios = jax.vmap(draw)(ratio_keys)
-        chance = jax.vmap(jax.random.uniform)(chance_keys)
-        is_masked = (chance <= config.mask.prob) & (
-            step >= config.mask.start_epoch * steps_per_epoch
-        )
-        counts = jnp.where(is_masked, masking.num_masked(num_patches, ratios), 0)
-        visible = num_patches - counts
-
-        if config.mask.strategy == "random":
-            draw_one = lambda k, count: masking.random(k, num_patches, count)  # noqa: E731
-            return jax.vmap(draw_one)(mask_keys, visible), None
-        if config.mask.strategy == "block":
-            draw_one = lambda k, count: masking.block(k, grid, count)  # noqa: E731
-            return jax.vmap(draw_one)(mask_keys, visible), None
-        if config.mask.strategy == "attention":
-            num_top = int(num_patches * SHOWN_SHARE)
-            attend = functools.partial(
-                masking.attention,
-                variant=config.mask.attention,
-                num_shown=masking.num_masked(num_top, draw(shown_key)),
-                num_top=num_top,
+    def augmented(batch, keys):
+        """Images (2B, H, W, 3) and (n B, h, w, 3), or None without local views."""
+        num = len(batch["index"])
+        first, second = (
+            augment(batch["global_views"][:, view], keys[view * num : (view + 1) * num], blur, sun)
+            for view, blur, sun in (
+                (0, data.blur_prob[0], 0.0),
+                (1, data.blur_prob[1], data.solarize_prob),
             )
-            return jax.vmap(attend)(mask_keys, jnp.mean(weights, axis=1), counts), None
-        choose = functools.partial(
-            masking.dpp,
-            tau=selection.tau_at(config.mask, step, total_steps),
-            num_keep=num_patches - fewest,
-            **settings,
         )
-        return jax.vmap(choose)(mask_keys, features(), visible)
+        if not data.local_views:
+            return jnp.concatenate([first, second]), None
+        local = jnp.moveaxis(batch["local_views"], 1, 0)
+        local = local.reshape(-1, *local.shape[2:])
+        local = augment(local, keys[GLOBAL_VIEWS * num :], data.blur_prob[2], 0.0)
+        return jnp.concatenate([first, second]), local
+
+    def augment(images, keys, blur_prob, solarize_prob):
+        return views.augment_view(
+            images,
+            keys,
+            jitter=tuple(data.jitter),
+            jitter_prob=data.jitter_prob,
+            grey_prob=data.grey_prob,
+            blur_prob=blur_prob,
+            solarize_prob=solarize_prob,
+        )
+
+    def teacher_logits(teacher, latent, chosen):
+        """Of the class tokens (2B, C), of the chosen patches (2B, M, C), and the mean of those of
+        all patches (C,)."""
+        projected = on_head(teacher, latent, "project")
+        return {
+            "class": on_head(teacher, projected[:, 0], "class_logits"),
+            "patch": on_head(teacher, patches.gather(projected[:, 1:], chosen), "patch_logits"),
+            # The last layer is linear: the mean of its outputs is its output for the mean.
+            "mean_patch": on_head(teacher, jnp.mean(projected[:, 1:], axis=(0, 1)), "patch_logits"),
+        }
+
+    def student_logits(params, global_images, local_images, mask, chosen, drop_keys):
+        """Of the class tokens of all views (V B, C), and of the chosen patches (2B, M, C)."""
+        num_global = len(global_images)
+        latent, _ = backbone.apply(
+            {"params": params["encoder"]},
+            global_images,
+            drop_keys[:num_global],
+            mask=mask,
+            mask_embed=params["mask_embed"],
+        )
+        class_tokens = latent[:, 0]
+        if local_images is not None:
+            local_latent, _ = backbone.apply(
+                {"params": params["encoder"]}, local_images, drop_keys[num_global:]
+            )
+            class_tokens = jnp.concatenate([class_tokens, local_latent[:, 0]])
+        patch_tokens = patches.gather(latent[:, 1:], chosen)
+        return {
+            "class": on_head(params, on_head(params, class_tokens, "project"), "class_logits"),
+            "patch": on_head(params, on_head(params, patch_tokens, "project"), "patch_logits"),
+        }
 
     def after_step(params, extra, aux, step):
         decay = optim.cosine(config.teacher.ema_decay, 1.0, total_steps)(step)
@@ -252,8 +249,11 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             "patch_center_norm": jnp.linalg.norm(extra["patch_center"]),
         }
 
+    def encoded(extra, images):
+        return backbone.apply({"params": extra["teacher"]["encoder"]}, normalize(images))
+
     def encode(params, extra, images):
-        latent, prenorm = encoded(extra["teacher"]["encoder"], augment.normalize(images))
+        latent, prenorm = encoded(extra, images)
         return {
             "cls": latent[:, 0],
             "patches": latent[:, 1:],
@@ -261,31 +261,22 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         }
 
     def features(params, extra, images):
-        images = augment.normalize(images)
-        latent, _ = encoded(extra["teacher"]["encoder"], images)
-        return kernel_features(extra["teacher"], images, latent)
+        latent, _ = encoded(extra, images)
+        return kernel_features(extra["teacher"], normalize(images), latent)
 
     def with_encoder(params, extra, encoder):
         teacher = {**extra["teacher"], "encoder": encoder}
         return {**params, "encoder": encoder}, {**extra, "teacher": teacher}
 
-    settings = selection.settings(
-        config.mask,
-        {
-            "tokens": backbone.size.width,
-            "head": config.model.prototypes,
-            "pixels": 3 * patch_size**2,
-        }[config.mask.features],
-    )
     return Method(
         example=functools.partial(
             crops.multi_crop,
             image_size=tuple(config.image_size),
-            scale=tuple(config.data.crop_scale),
-            local_size=tuple(config.data.local_size),
-            local_scale=tuple(config.data.local_scale),
-            num_local=config.data.local_views,
-            flip=config.data.flip,
+            scale=tuple(data.crop_scale),
+            local_size=tuple(data.local_size),
+            local_scale=tuple(data.local_scale),
+            num_local=data.local_views,
+            flip=data.flip,
         ),
         init=init,
         loss=loss,
@@ -299,7 +290,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         report=report,
         watch=functools.partial(_watch_collapse, math.log(config.model.prototypes)),
         attention=lambda params, extra, images: attended(
-            extra["teacher"]["encoder"], augment.normalize(images)
+            extra["teacher"]["encoder"], normalize(images)
         )[2],
     )
 
@@ -325,47 +316,6 @@ def model_from(config) -> tuple[Backbone, ProjectionHead]:
         dtype=dtype,
     )
     return backbone, head
-
-
-def masked_range(config) -> tuple[int, int]:
-    """The fewest and the most patches that a view with any masked patch has masked."""
-    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
-    low, high = masking.ratio_range(tuple(config.mask.ratio), tuple(config.mask.ratio_var))
-    fewest = np.asarray(masking.num_masked(rows * columns, low[high > 0].min()))
-    most = np.asarray(masking.num_masked(rows * columns, high.max()))
-    return int(fewest), int(most)
-
-
-def _augmented_globals(data, images, keys):
-    """(B, 2, H, W, 3) uint8 -> (2B, H, W, 3): the two global views are not treated alike."""
-    num = images.shape[0]
-    first = views.augment_view(
-        images[:, 0], keys[:num], blur_prob=data.blur_prob[0], solarize_prob=0.0, **_colors(data)
-    )
-    second = views.augment_view(
-        images[:, 1],
-        keys[num:],
-        blur_prob=data.blur_prob[1],
-        solarize_prob=data.solarize_prob,
-        **_colors(data),
-    )
-    return jnp.concatenate([first, second])
-
-
-def _augmented_locals(data, images, keys):
-    """(B, n, h, w, 3) uint8 -> (n B, h, w, 3)."""
-    images = jnp.moveaxis(images, 1, 0).reshape((-1, *images.shape[2:]))
-    return views.augment_view(
-        images, keys, blur_prob=data.blur_prob[2], solarize_prob=0.0, **_colors(data)
-    )
-
-
-def _colors(data) -> dict:
-    return {
-        "jitter": tuple(data.jitter),
-        "jitter_prob": data.jitter_prob,
-        "grey_prob": data.grey_prob,
-    }
 
 
 def _watch_collapse(largest_entropy: float):

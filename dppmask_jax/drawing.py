@@ -1,0 +1,531 @@
+"""Pictures of masks, reconstructions, attention and training curves.
+
+Every `draw_*` is a pure function: NumPy arrays in, a `matplotlib.figure.Figure` out, nothing global
+(no pyplot). Patches outlined in white are visible under both masks, in red under the random mask
+alone, in blue under the DPP mask alone (the colours of DPPMask, arXiv 2303.12736, figure 6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from dppmask_jax import patches
+
+BOTH = (255, 255, 255)
+RANDOM_ONLY = (255, 66, 54)
+DPP_ONLY = (72, 150, 255)
+GREEDY = (255, 176, 32)
+FILL = (225, 225, 225)
+MAX_HEADS = 6  # whose attention is drawn
+
+_DPI = 150
+_PANEL = 360  # pixels, about: small images are enlarged by a whole factor to come near it
+_SMALL_PANEL = 224  # the same where there are many columns
+_README = 900  # text is sized to be read when the picture is shown this many pixels wide, ...
+_COLUMN = 85  # ... or wider, where a column would be narrower than this
+_INK = "#222222"
+_FAINT = "#666666"
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#56b4e9")
+
+
+# Panels: uint8 pixels, so that outlines fall exactly on the borders of patches.
+
+
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """(H, W, 3) -> (H * scale, W * scale, 3), every pixel repeated."""
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def panel_scale(width: int, wanted: int) -> int:
+    """The whole factor that brings an image `width` pixels wide nearest to `wanted` pixels."""
+    return max(1, round(wanted / width))
+
+
+def outline_width(side: int) -> int:
+    """Width in pixels of the outline of a patch that is `side` pixels wide on the panel."""
+    return max(1, min(side // 4, max(2, round(side / 10))))
+
+
+def mask_panel(
+    image: np.ndarray,
+    mask: np.ndarray,
+    patch_size: int,
+    outlines: Sequence[tuple[tuple[int, int, int], np.ndarray]] = (),
+    scale: int = 1,
+) -> np.ndarray:
+    """An image whose masked patches are grey and dim and whose chosen patches are outlined.
+
+    Args:
+      image: (H, W, 3) uint8.
+      mask: (N,) bool, True = masked.
+      patch_size: side of a patch in pixels of `image`.
+      outlines: pairs of a colour and the (N,) bool patches it outlines, inside their border.
+      scale: whole factor of enlargement.
+
+    Returns:
+      (H * scale, W * scale, 3) uint8.
+
+    Raises:
+      ValueError: the patch size does not divide the image, or a mask has another length than N.
+    """
+    rows, columns = patches.grid_shape(image.shape[:2], patch_size)
+    for flags in (mask, *(chosen for _, chosen in outlines)):
+        if np.shape(flags) != (rows * columns,):
+            raise ValueError(
+                f"a mask of shape {np.shape(flags)} does not fit the {rows}x{columns} patches of "
+                f"an image of {image.shape[0]}x{image.shape[1]}"
+            )
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    dim = np.repeat((34.0 + 0.2 * grey).astype(np.uint8)[..., None], 3, axis=2)
+    hidden = np.asarray(mask, bool).reshape(rows, columns)
+    hidden = hidden.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+    panel = enlarge(np.where(hidden[..., None], dim, image), scale)
+    side = patch_size * scale
+    line = outline_width(side)
+    for color, chosen in outlines:
+        for index in np.flatnonzero(chosen):
+            row, column = divmod(int(index), columns)
+            box = panel[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            box[:line], box[-line:], box[:, :line], box[:, -line:] = color, color, color, color
+    return panel
+
+
+def attention_panel(weights: np.ndarray, grid: tuple[int, int], side: int) -> np.ndarray:
+    """A map of attention, each patch in one colour: black is 0, light yellow the map's maximum.
+
+    Args:
+      weights: (N,) float, at least 0; what is not finite counts as 0.
+      grid: (rows, columns) of patches.
+      side: of a patch in pixels of the panel.
+
+    Returns:
+      (rows * side, columns * side, 3) uint8.
+    """
+    weights = np.nan_to_num(np.asarray(weights, np.float32), posinf=0.0, neginf=0.0)
+    colors = _heat(weights.reshape(grid) / (weights.max() or 1.0))
+    return enlarge(colors, side)
+
+
+def _heat(levels: np.ndarray) -> np.ndarray:
+    """Levels in [0, 1], any shape -> uint8 colours, of lightness even in the level; (..., 3)."""
+    return colormaps["inferno"](np.asarray(levels, np.float32), bytes=True)[..., :3]
+
+
+def _compose(
+    panels: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    captions: Sequence[Sequence[str]] | None,
+    legend: Sequence[tuple[tuple[int, int, int], str]],
+    note: str = "",
+) -> Figure:
+    """A table of equally large panels with titles above, captions, a legend and a note below.
+
+    The whole table is one picture over the whole figure: at the figure's own resolution each
+    pixel of a panel is one pixel of the file.
+    """
+    height, width = panels[0][0].shape[:2]
+    gap = max(4, round(0.045 * width))
+    total_width = len(titles) * width + (len(titles) + 1) * gap
+    unit = total_width / max(_README, _COLUMN * len(titles))
+    top = round((10 + 17 * max(title.count("\n") + 1 for title in titles)) * unit)
+    below = round(17 * unit) if captions else 0
+    pitch = height + below + gap
+    bottom = round(30 * unit) if legend else 0
+    last = round(20 * unit) if note else 0
+    total_height = top + len(panels) * pitch + bottom + last
+
+    canvas = np.full((total_height, total_width, 3), 255, np.uint8)
+    lefts = [gap + column * (width + gap) for column in range(len(titles))]
+    tops = [top + row * pitch for row in range(len(panels))]
+    for y, row in zip(tops, panels, strict=True):
+        for x, panel in zip(lefts, row, strict=True):
+            canvas[y : y + height, x : x + width] = panel
+
+    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.imshow(
+        canvas,
+        interpolation="nearest",
+        aspect="auto",
+        extent=(0, total_width, total_height, 0),
+    )
+    axes.set_axis_off()
+    points = unit * 72 / _DPI
+
+    def write(x, y, text, size, color=_INK, **kwargs):
+        return axes.text(
+            x, y, text, fontsize=size * points, color=color, linespacing=1.15, **kwargs
+        )
+
+    for x, title in zip(lefts, titles, strict=True):
+        write(x + width / 2, top - 7 * unit, title, 13, ha="center", va="bottom")
+    if captions:
+        for y, row in zip(tops, captions, strict=True):
+            for x, caption in zip(lefts, row, strict=True):
+                y_text = y + height + 4 * unit
+                write(x + width / 2, y_text, caption, 11, _FAINT, ha="center", va="top")
+    if legend:
+        swatch, line = 15 * unit, 2.5 * unit
+        y = total_height - last - bottom / 2 - 4 * unit
+        texts = [write(0, y, text, 12, va="center_baseline") for _, text in legend]
+        renderer = figure.canvas.get_renderer()
+        lengths = [text.get_window_extent(renderer).width for text in texts]
+        step = swatch + (6 + 26) * unit
+        x = (total_width - sum(lengths) - step * len(legend) + 26 * unit) / 2
+        for (color, _), text, length in zip(legend, texts, lengths, strict=True):
+            for inset, face in (
+                (0, "#3c3c3c"),
+                (line, np.array(color) / 255),
+                (2 * line, "#3c3c3c"),
+            ):
+                side = swatch - 2 * inset
+                axes.add_patch(
+                    Rectangle((x + inset, y - swatch / 2 + inset), side, side, facecolor=face)
+                )
+            text.set_x(x + swatch + 6 * unit)
+            x += length + step
+    if note:
+        y = total_height - 9 * unit
+        write(total_width / 2, y, note, 11, _FAINT, ha="center", va="bottom")
+    axes.set_xlim(0, total_width)
+    axes.set_ylim(total_height, 0)
+    return figure
+
+
+def _check_rows(rows: int, **arrays) -> None:
+    if rows == 0:
+        raise ValueError("there is no image to draw")
+    for name, array in arrays.items():
+        if len(array) != rows:
+            raise ValueError(f"{name} has {len(array)} rows for {rows} images")
+
+
+def draw_masks(
+    images: np.ndarray,
+    random_mask: np.ndarray,
+    dpp_mask: np.ndarray,
+    random_reconstruction: np.ndarray,
+    dpp_reconstruction: np.ndarray,
+    patch_size: int,
+    num_greedy: np.ndarray | None = None,
+    tau: float | None = None,
+) -> Figure:
+    """One row an image: original, random mask, DPP mask, reconstruction from either.
+
+    Args:
+      images: (R, H, W, 3) uint8.
+      random_mask: (R, N) bool, True = masked.
+      dpp_mask: the same for the DPP mask.
+      random_reconstruction: (R, H, W, 3) uint8.
+      dpp_reconstruction: (R, H, W, 3) uint8.
+      patch_size: side of a patch in pixels.
+      num_greedy: (R,) number of patches that the DPP picked, for the captions; or None.
+      tau: the purge ratio of the DPP mask, for its title; or None.
+
+    Returns:
+      A figure, to be saved at its own resolution (`figure.savefig(path)`).
+
+    Raises:
+      ValueError: the arrays do not fit one another.
+
+    Reference: DPPMask (arXiv 2303.12736), figure 6.
+    """
+    _check_rows(
+        len(images),
+        random_mask=random_mask,
+        dpp_mask=dpp_mask,
+        random_reconstruction=random_reconstruction,
+        dpp_reconstruction=dpp_reconstruction,
+    )
+    scale = panel_scale(images.shape[2], _PANEL)
+    panels, captions = [], []
+    for row, image in enumerate(images):
+        in_random = ~np.asarray(random_mask[row], bool)
+        in_dpp = ~np.asarray(dpp_mask[row], bool)
+        both = (BOTH, in_random & in_dpp)
+        panels.append(
+            [
+                enlarge(image, scale),
+                mask_panel(
+                    image,
+                    ~in_random,
+                    patch_size,
+                    [both, (RANDOM_ONLY, in_random & ~in_dpp)],
+                    scale,
+                ),
+                mask_panel(
+                    image, ~in_dpp, patch_size, [both, (DPP_ONLY, in_dpp & ~in_random)], scale
+                ),
+                enlarge(random_reconstruction[row], scale),
+                enlarge(dpp_reconstruction[row], scale),
+            ]
+        )
+        if num_greedy is not None:
+            captions.append(
+                [
+                    "",
+                    f"{in_random.sum()} random",
+                    _pick_caption(int(num_greedy[row]), int(in_dpp.sum())),
+                    "",
+                    "",
+                ]
+            )
+    titles = [
+        "Original",
+        "Random mask",
+        "DPP mask" if tau is None else f"DPP mask, τ = {tau:g}",
+        "Reconstruction\nfrom random",
+        "Reconstruction\nfrom DPP",
+    ]
+    legend = [
+        (BOTH, "visible in both"),
+        (RANDOM_ONLY, "random only"),
+        (DPP_ONLY, "DPP only"),
+    ]
+    return _compose(panels, titles, captions or None, legend)
+
+
+def _pick_caption(num_greedy: int, num_visible: int) -> str:
+    return f"{num_greedy} DPP + {num_visible - num_greedy} random"
+
+
+def draw_tau(
+    images: np.ndarray,
+    masks_by_tau: Mapping[float, np.ndarray],
+    greedy_by_tau: Mapping[float, np.ndarray],
+    patch_size: int,
+) -> Figure:
+    """One row an image: the original, then the mask at each tau.
+
+    Args:
+      images: (R, H, W, 3) uint8.
+      masks_by_tau: tau -> (R, N) bool, True = masked.
+      greedy_by_tau: tau -> (R, N) bool, True = picked by the DPP (not by the random fill).
+      patch_size: side of a patch in pixels.
+
+    Returns:
+      A figure, to be saved at its own resolution.
+
+    Raises:
+      ValueError: the arrays do not fit one another.
+    """
+    taus = sorted(masks_by_tau)
+    for tau in taus:
+        _check_rows(len(images), masks=masks_by_tau[tau], greedy=greedy_by_tau[tau])
+    scale = panel_scale(images.shape[2], _PANEL)
+    panels, captions = [], []
+    for row, image in enumerate(images):
+        panel_row, caption_row = [enlarge(image, scale)], [""]
+        for tau in taus:
+            visible = ~np.asarray(masks_by_tau[tau][row], bool)
+            greedy = np.asarray(greedy_by_tau[tau][row], bool)
+            outlines = [(FILL, visible & ~greedy), (GREEDY, visible & greedy)]
+            panel_row.append(mask_panel(image, ~visible, patch_size, outlines, scale))
+            caption_row.append(_pick_caption(int(greedy.sum()), int(visible.sum())))
+        panels.append(panel_row)
+        captions.append(caption_row)
+    words = {0.0: "τ = 0 (DPP)", 1.0: "τ = 1 (random)"}
+    titles = ["Original"] + [words.get(float(tau), f"τ = {tau:g}") for tau in taus]
+    legend = [(GREEDY, "picked by the DPP"), (FILL, "random fill")]
+    return _compose(panels, titles, captions, legend)
+
+
+def draw_attention(
+    images: np.ndarray,
+    attention: np.ndarray,
+    masks: Mapping[str, np.ndarray],
+    patch_size: int,
+) -> Figure:
+    """One row an image: original, attention (mean over heads, then each head), masks.
+
+    Each map is scaled to its own maximum, which stands below it. At most MAX_HEADS heads are
+    drawn; a note says so where there are more.
+
+    Args:
+      images: (R, H, W, 3) uint8.
+      attention: (R, heads, N) float, the attention of the class token to each patch.
+      masks: title -> (R, N) bool, True = masked.
+      patch_size: side of a patch in pixels.
+
+    Returns:
+      A figure, to be saved at its own resolution.
+
+    Raises:
+      ValueError: the arrays do not fit one another.
+    """
+    attention = np.asarray(attention, np.float32)
+    _check_rows(len(images), attention=attention, **masks)
+    grid = patches.grid_shape(images.shape[1:3], patch_size)
+    if attention.ndim != 3 or attention.shape[2] != grid[0] * grid[1]:
+        raise ValueError(
+            f"attention of shape {attention.shape} does not fit the {grid[0]}x{grid[1]} patches"
+        )
+    num_heads = attention.shape[1]
+    shown = min(num_heads, MAX_HEADS)
+    scale = panel_scale(images.shape[2], _SMALL_PANEL)
+    panels, captions = [], []
+    for row, image in enumerate(images):
+        maps = [attention[row].mean(axis=0), *attention[row, :shown]]
+        hidden = [np.asarray(mask[row], bool) for mask in masks.values()]
+        panels.append(
+            [
+                enlarge(image, scale),
+                *(attention_panel(weights, grid, patch_size * scale) for weights in maps),
+                *(mask_panel(image, mask, patch_size, scale=scale) for mask in hidden),
+            ]
+        )
+        captions.append(
+            [
+                "",
+                *(f"max {weights.max():.1%}" for weights in maps),
+                *(f"{mask.sum()} masked" for mask in hidden),
+            ]
+        )
+    titles = [
+        "Original",
+        "Mean of\nheads",
+        *(f"Head {head}" for head in range(1, shown + 1)),
+        *masks,
+    ]
+    dark, middle, light = (tuple(map(int, color)) for color in _heat(np.array([0.0, 0.5, 1.0])))
+    legend = [
+        (dark, "no attention"),
+        (middle, "half the map's maximum"),
+        (light, "the map's maximum"),
+    ]
+    note = ""
+    if shown < num_heads:
+        note = f"the first {shown} of {num_heads} heads; their mean is that of all {num_heads}"
+    return _compose(panels, titles, captions, legend, note)
+
+
+# Curves.
+
+LOSS, ENTROPY = "Loss", "Entropy (nats)"
+KNN, PICKS = "k-NN accuracy", "Patches picked by the DPP, per image"
+# Of each panel what a record calls it, what the legend calls it, and the dash of its line.
+_PANELS = (
+    (
+        LOSS,
+        (
+            ("loss", "train", "-"),
+            ("val_loss", "validation", "--"),
+            ("loss_class", "class token", "--"),
+            ("loss_patch", "patches", ":"),
+        ),
+    ),
+    (
+        ENTROPY,
+        (
+            ("teacher_entropy", "of an image's target", "-"),
+            ("prototype_entropy", "of the mean target", "--"),
+            ("kl", "KL, target to student", ":"),
+        ),
+    ),
+    (KNN, (("knn", "", "-"),)),
+    (PICKS, (("num_greedy", "", "-"),)),
+)
+_MARKED = ("val_loss", "knn", "num_greedy")  # with a dot at each of few values
+
+
+def _series(records: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [
+        (record["step"], record[name])
+        for record in records
+        if "step" in record and record.get(name) is not None
+    ]
+    points = [point for point in points if math.isfinite(point[1])]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.asarray(steps, float), np.asarray(values, float)
+
+
+def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """Running mean over `reach` values to either side.
+
+    Near the start the window shrinks on both sides, so that a steep start keeps its height; at
+    the end it only loses what lies beyond, so that the last value is not a single noisy one.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    left = np.minimum(index, reach)
+    right = np.minimum(left, len(values) - 1 - index)
+    return (sums[index + right + 1] - sums[index - left]) / (left + right + 1)
+
+
+def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Loss and its parts, entropies, k-NN accuracy and number of DPP picks against the step.
+
+    Args:
+      records: the parsed lines of a run's metrics.jsonl; or label -> lines, to overlay runs.
+
+    Returns:
+      A figure with one panel for each quantity that any run logged.
+
+    Raises:
+      ValueError: nothing that can be drawn was logged.
+    """
+    runs = records if isinstance(records, Mapping) else {"": records}
+    panels = [
+        (title, lines)
+        for title, lines in _PANELS
+        if any(len(_series(run, name)[0]) for run in runs.values() for name, _, _ in lines)
+    ]
+    if not panels:
+        raise ValueError("no loss, k-NN accuracy or number of picks was logged: nothing to draw")
+    figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.1), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axes, (title, lines) in zip(all_axes, panels, strict=True):
+        labelled = False
+        for number, (label, run) in enumerate(runs.items()):
+            color = _LINES[number % len(_LINES)]
+            for name, what, dash in lines:
+                steps, values = _series(run, name)
+                if not len(steps):
+                    continue
+                if name == "loss" and len(_series(run, "loss_class")[0]):
+                    what = "total"
+                words = ", ".join(part for part in (label, what) if part)
+                labelled = labelled or bool(words)
+                sparse = len(steps) < 30
+                shown = values
+                if len(values) >= 60 and name != "val_loss":
+                    axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+                    shown = _smooth(values, len(values) // 40)
+                axes.plot(
+                    steps,
+                    shown,
+                    color=color,
+                    linestyle=dash,
+                    marker="o" if (sparse and name in _MARKED) or len(steps) == 1 else None,
+                    markersize=3.5,
+                    linewidth=1.6,
+                    label=words or None,
+                )
+        axes.set_title(title, fontsize=11, color=_INK)
+        axes.set_xlabel("step", fontsize=10, color=_INK)
+        axes.tick_params(labelsize=9, colors=_FAINT, labelcolor=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        axes.grid(color="#e4e4e4", linewidth=0.7)
+        axes.set_axisbelow(True)
+        if title == KNN:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        elif title == PICKS:
+            axes.set_ylim(0, 1.12 * axes.dataLim.ymax or 1)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color("#aaaaaa")
+        if labelled:
+            axes.legend(fontsize=9, frameon=False)
+    return figure
