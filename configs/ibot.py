@@ -58,7 +58,6 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
     config.data.crop_scale = (0.25, 1.0)  # of the two global views; iBOT, ViT-S
     config.data.local_views = 10
-    config.data.local_size = (96, 96)
     config.data.local_scale = (0.05, 0.25)
     config.data.jitter = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     config.data.jitter_prob = 0.8
@@ -69,6 +68,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model = config_dict.ConfigDict()
     config.model.size = chosen["size"] or SIZE_OF[dataset]
     config.model.patch_size = 14 if config.model.size == "H" else 16
+    config.data.local_size = (98, 98) if config.model.size == "H" else (96, 96)
     config.model.drop_path = 0.1  # of the student
     config.model.dtype = "bfloat16"  # of activations; parameters, softmax, norms, loss are float32
     config.model.remat = False  # trades time for memory

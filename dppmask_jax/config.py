@@ -76,7 +76,7 @@ _SCALE = _pair(
     _above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
 )
 COMMON_RULES = {
-    "method": _one_of("mae", "ibot"),
+    "method": _TEXT,
     "seed": _whole(0),
     "image_size": _pair(_whole(1, 16384), "(height, width) in pixels, such as (224, 224)"),
     "batch_size": _whole(1),
@@ -230,7 +230,9 @@ def check(config) -> None:
     """Raises InputError, in one line, for the first field that is wrong or does not fit."""
     values = flatten(config)
     method = values.get("method")
-    rules = RULES[method] if method in RULES else COMMON_RULES
+    if not isinstance(method, str) or method not in RULES:
+        raise InputError(f"config.method={method!r} is not allowed: {' | '.join(RULES)}")
+    rules = RULES[method]
     for field in values:
         if field not in rules:
             near = difflib.get_close_matches(field, rules, n=1)

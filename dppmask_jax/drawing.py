@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -114,6 +115,25 @@ def attention_panel(weights: np.ndarray, grid: tuple[int, int], side: int) -> np
     return enlarge(colors, side)
 
 
+def border(panel: np.ndarray, mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """A panel with a white line, two pixels wide, between masked and visible patches.
+
+    Without it, a dark part of an image looks masked.
+
+    Args:
+      panel: (H, W, 3) uint8.
+      mask: (N,) bool, True = masked.
+      grid: (rows, columns) of patches.
+    """
+    height, width = panel.shape[0] // grid[0], panel.shape[1] // grid[1]
+    hidden = np.asarray(mask, bool).reshape(grid).repeat(height, axis=0).repeat(width, axis=1)
+    down, right = hidden[1:] != hidden[:-1], hidden[:, 1:] != hidden[:, :-1]
+    panel = panel.copy()
+    panel[1:][down] = panel[:-1][down] = BOTH
+    panel[:, 1:][right] = panel[:, :-1][right] = BOTH
+    return panel
+
+
 def _heat(levels: np.ndarray) -> np.ndarray:
     """Levels in [0, 1], any shape -> uint8 colours, of lightness even in the level; (..., 3)."""
     return colormaps["inferno"](np.asarray(levels, np.float32), bytes=True)[..., :3]
@@ -124,9 +144,13 @@ def _compose(
     titles: Sequence[str],
     captions: Sequence[Sequence[str]] | None,
     legend: Sequence[tuple[tuple[int, int, int], str]],
+    *,
+    fill: bool = False,
     note: str = "",
 ) -> Figure:
     """A table of equally large panels with titles above, captions, a legend and a note below.
+
+    The legend shows its colours as outlines, or with `fill` as areas.
 
     The whole table is one picture over the whole figure: at the figure's own resolution each
     pixel of a panel is one pixel of the file.
@@ -182,11 +206,9 @@ def _compose(
         step = swatch + (6 + 26) * unit
         x = (total_width - sum(lengths) - step * len(legend) + 26 * unit) / 2
         for (color, _), text, length in zip(legend, texts, lengths, strict=True):
-            for inset, face in (
-                (0, "#3c3c3c"),
-                (line, np.array(color) / 255),
-                (2 * line, "#3c3c3c"),
-            ):
+            faces = ["#3c3c3c", np.array(color) / 255, *([] if fill else ["#3c3c3c"])]
+            for number, face in enumerate(faces):
+                inset = number * line
                 side = swatch - 2 * inset
                 axes.add_patch(
                     Rectangle((x + inset, y - swatch / 2 + inset), side, side, facecolor=face)
@@ -380,7 +402,10 @@ def draw_attention(
             [
                 enlarge(image, scale),
                 *(attention_panel(weights, grid, patch_size * scale) for weights in maps),
-                *(mask_panel(image, mask, patch_size, scale=scale) for mask in hidden),
+                *(
+                    border(mask_panel(image, mask, patch_size, scale=scale), mask, grid)
+                    for mask in hidden
+                ),
             ]
         )
         captions.append(
@@ -404,13 +429,13 @@ def draw_attention(
     ]
     note = ""
     if shown < num_heads:
-        note = f"the first {shown} of {num_heads} heads; their mean is that of all {num_heads}"
-    return _compose(panels, titles, captions, legend, note)
+        note = f"heads 1 to {shown} of {num_heads}; the mean is over all {num_heads}"
+    return _compose(panels, titles, captions, legend, fill=True, note=note)
 
 
 # Curves.
 
-LOSS, ENTROPY = "Loss", "Entropy (nats)"
+LOSS, ENTROPY = "Loss", "Entropy of the targets (nats)"
 KNN, PICKS = "k-NN accuracy", "Patches picked by the DPP, per image"
 # Of each panel what a record calls it, what the legend calls it, and the dash of its line.
 _PANELS = (
@@ -419,16 +444,16 @@ _PANELS = (
         (
             ("loss", "train", "-"),
             ("val_loss", "validation", "--"),
-            ("loss_class", "class token", "--"),
+            ("loss_class", "class token", "-."),
             ("loss_patch", "patches", ":"),
         ),
     ),
     (
         ENTROPY,
         (
-            ("teacher_entropy", "of an image's target", "-"),
-            ("prototype_entropy", "of the mean target", "--"),
-            ("kl", "KL, target to student", ":"),
+            ("teacher_entropy", "per view", "-"),
+            ("prototype_entropy", "of their mean", "-."),
+            ("kl", "KL to student", ":"),
         ),
     ),
     (KNN, (("knn", "", "-"),)),
@@ -474,43 +499,28 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
       ValueError: nothing that can be drawn was logged.
     """
     runs = records if isinstance(records, Mapping) else {"": records}
-    panels = [
-        (title, lines)
-        for title, lines in _PANELS
-        if any(len(_series(run, name)[0]) for run in runs.values() for name, _, _ in lines)
-    ]
+    panels = []
+    for title, lines in _PANELS:
+        logged = [
+            line for line in lines if any(len(_series(run, line[0])[0]) for run in runs.values())
+        ]
+        if logged:
+            panels.append((title, logged))
     if not panels:
         raise ValueError("no loss, k-NN accuracy or number of picks was logged: nothing to draw")
-    figure = Figure(figsize=(3.6 * len(panels) + 0.4, 3.1), dpi=_DPI, layout="constrained")
+    height = 3.4 if any(map(_has_many, panels)) else 3.1
+    figure = Figure(figsize=(3.6 * len(panels) + 0.4, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
-    for axes, (title, lines) in zip(all_axes, panels, strict=True):
-        labelled = False
+    for axes, panel in zip(all_axes, panels, strict=True):
+        title, lines = panel
         for number, (label, run) in enumerate(runs.items()):
-            color = _LINES[number % len(_LINES)]
             for name, what, dash in lines:
-                steps, values = _series(run, name)
-                if not len(steps):
-                    continue
-                if name == "loss" and len(_series(run, "loss_class")[0]):
-                    what = "total"
-                words = ", ".join(part for part in (label, what) if part)
-                labelled = labelled or bool(words)
-                sparse = len(steps) < 30
-                shown = values
-                if len(values) >= 60 and name != "val_loss":
-                    axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-                    shown = _smooth(values, len(values) // 40)
-                axes.plot(
-                    steps,
-                    shown,
-                    color=color,
-                    linestyle=dash,
-                    marker="o" if (sparse and name in _MARKED) or len(steps) == 1 else None,
-                    markersize=3.5,
-                    linewidth=1.6,
-                    label=words or None,
-                )
+                if _has_many(panel):
+                    words = label if name == lines[0][0] else ""
+                else:
+                    words = ", ".join(part for part in (label, what) if part)
+                _plot(axes, run, name, dash, _LINES[number % len(_LINES)], words)
         axes.set_title(title, fontsize=11, color=_INK)
         axes.set_xlabel("step", fontsize=10, color=_INK)
         axes.tick_params(labelsize=9, colors=_FAINT, labelcolor=_INK)
@@ -526,6 +536,64 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
             axes.spines[side].set_visible(False)
         for side in ("left", "bottom"):
             axes.spines[side].set_color("#aaaaaa")
+        labelled = bool(axes.get_legend_handles_labels()[1])
         if labelled:
             axes.legend(fontsize=9, frameon=False)
+        if _has_many(panel):
+            if labelled:
+                axes.add_artist(axes.get_legend())  # or the second legend takes its place
+            _legend_below(axes, lines, _FAINT if labelled else _LINES[0])
     return figure
+
+
+def _has_many(panel) -> bool:
+    """Whether a legend with every line of every run would hide the lines."""
+    _, lines = panel
+    return len(lines) > 2
+
+
+def _plot(axes, run, name: str, dash: str, color: str, words: str) -> None:
+    """One quantity of one run, if it was logged: many values smoothed, and faintly as they are."""
+    steps, values = _series(run, name)
+    if not len(steps):
+        return
+    shown = values
+    if len(values) >= 60 and name != "val_loss":
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        shown = _smooth(values, len(values) // 40)
+    sparse = len(steps) < 30
+    axes.plot(
+        steps,
+        shown,
+        color=color,
+        linestyle=dash,
+        marker="o" if (sparse and name in _MARKED) or len(steps) == 1 else None,
+        markersize=3.5,
+        linewidth=1.6,
+        label=words or None,
+    )
+
+
+def _legend_below(axes, lines, color: str) -> None:
+    """What each dash stands for, below the panel."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=color,
+            linestyle=dash,
+            linewidth=1.6,
+            label="total" if name == "loss" else what,
+        )
+        for name, what, dash in lines
+    ]
+    axes.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=3 if len(handles) == 3 else 2,
+        fontsize=9,
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.2,
+    )

@@ -20,7 +20,7 @@ from dppmask_jax import command, dpp, drawing, masking, metrics, patches, pretra
 from dppmask_jax.data import crops
 from dppmask_jax.data.decode import DecodeError
 from dppmask_jax.errors import InputError
-from dppmask_jax.methods.ibot import SHOWN_SHARE
+from dppmask_jax.methods.ibot_masks import SHOWN_SHARE
 
 TAUS = (0.0, 0.6, 0.8, 0.9, 1.0)
 
@@ -126,10 +126,10 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
     strategies = {
         "Random": lambda key, tokens, weights: masking.random(key, num_patches, num_keep),
         "Block": lambda key, tokens, weights: masking.block(key, grid, num_keep),
-        "AttMask\nhigh": attend("high"),
-        "AttMask\nlow": attend("low"),
-        "AttMask\nhint": attend("hint"),
-        f"DPP\nτ = {tau:g}": lambda key, tokens, weights: masking.dpp(
+        "AttMask\n(high)": attend("high"),
+        "AttMask\n(low)": attend("low"),
+        "AttMask\n(hint)": attend("hint"),
+        f"DPP\n(τ = {tau:g})": lambda key, tokens, weights: masking.dpp(
             key, tokens, num_keep, tau, **run.selection_settings
         )[0],
     }
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draws the figures of a finished run; see the module's docstring."""
     parser = _Parser(
         prog="python -m dppmask_jax.figures",
-        description="Draws masks.png, tau.png, attention.png (as the method allows) and curves.png.",
+        description="Draws the figures and curves of a training run.",
     )
     parser.add_argument("--workdir", required=True, help="the run")
     parser.add_argument(

@@ -1,18 +1,20 @@
+import io
+
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from ml_collections import config_dict
 
-from configs import mae
+from configs import ibot, mae
 from dppmask_jax import config as config_checks
 from dppmask_jax import loop, trainer
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.vit import SIZES
-from dppmask_jax.pretrained import METHODS
 
 
-def changed(**fields):
-    config = mae.get_config()
+def changed(module=mae, **fields):
+    config = module.get_config()
     with config.ignore_type():
         for name, value in fields.items():
             *path, leaf = name.split("__")
@@ -23,33 +25,42 @@ def changed(**fields):
     return config
 
 
-ARGUMENTS = [f"dataset={dataset}" for dataset in mae.ARGUMENTS["dataset"]]
-ARGUMENTS += [f"dataset=shapes,mask={mask}" for mask in mae.ARGUMENTS["mask"][1:]]
-ARGUMENTS += ["dataset=imagenet1k,size=H"]
+PRESETS = [
+    (module, argument)
+    for module in (mae, ibot)
+    for argument in [
+        *(f"dataset={dataset}" for dataset in module.ARGUMENTS["dataset"]),
+        *(f"dataset=shapes,mask={mask}" for mask in module.ARGUMENTS["mask"][1:]),
+        "dataset=imagenet1k,size=H",
+    ]
+]
+NAMES = [f"{module.__name__}:{argument}" for module, argument in PRESETS]
+PRESET = pytest.mark.parametrize("module,argument", PRESETS, ids=NAMES)
 
 
-def test_every_preset_passes_the_checks():
-    for argument in ARGUMENTS:
-        config = mae.get_config(argument)
-        config.data.source = config.data.source or "folder:somewhere"
-        config_checks.check(config)
+def encoded_image():
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
-@pytest.mark.parametrize("argument", ARGUMENTS)
-def test_every_preset_can_be_built(argument):
+@PRESET
+def test_every_preset_passes_the_checks(module, argument):
+    config = module.get_config(argument)
+    config.data.source = config.data.source or "folder:somewhere"
+    config_checks.check(config)
+
+
+@PRESET
+def test_every_preset_can_be_built(module, argument):
     """Shapes only: the model, the loss and its gradient, the optimiser's state."""
-    config = mae.get_config(argument)
+    config = module.get_config(argument)
     plan = trainer.plan_from(config, 100_000)
-    method = METHODS[config.method](
-        config, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
-    )
-    optimizer = trainer.optimizer_from(config.optim, plan)
+    method = trainer.method_from(config, plan)
+    optimizer = trainer.optimizer_from(config, plan)
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
-    batch = {
-        "image": jax.ShapeDtypeStruct((2, *config.image_size, 3), np.uint8),
-        "label": jax.ShapeDtypeStruct((2,), np.int32),
-        "index": jax.ShapeDtypeStruct((2,), np.int32),
-    }
+    example = method.example(encoded_image(), np.random.default_rng(0)) | {"index": np.int32(0)}
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), example)
     (loss, _), grads = jax.eval_shape(
         jax.value_and_grad(method.loss, has_aux=True),
         state.params, state.extra, batch, jax.random.key(0), 0,
@@ -61,15 +72,16 @@ def test_every_preset_can_be_built(argument):
     assert state.params["encoder"]["cls_token"].shape == (1, 1, expected)
 
 
+@pytest.mark.parametrize("module", [mae, ibot])
 @pytest.mark.parametrize("dataset", mae.ARGUMENTS["dataset"])
-def test_any_size_and_a_single_epoch_make_a_plan(dataset):
+def test_any_size_and_a_single_epoch_make_a_plan(module, dataset):
     for size in mae.ARGUMENTS["size"][1:]:
-        config = mae.get_config(f"dataset={dataset},size={size},epochs=1")
+        config = module.get_config(f"dataset={dataset},size={size},epochs=1")
         config.data.source = "folder:somewhere"
         config_checks.check(config)
     for num_images in (1, 64, 10_000):
         plan = trainer.plan_from(config, num_images)
-        rate = trainer.optimizer_from(config.optim, plan).learning_rate
+        rate = trainer.optimizer_from(config, plan).learning_rate
         assert 0 <= plan.warmup_steps < plan.total_steps
         assert float(rate(plan.warmup_steps)) == pytest.approx(plan.peak_lr)
 
@@ -149,6 +161,49 @@ def test_wrong_values_are_one_line_that_names_the_field(fields, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "fields,words",
+    [
+        ({"mask__ratio": (0.0, 0.7), "mask__ratio_var": (0.0,)}, "as many variations as ratios"),
+        ({"mask__ratio": (0.3,), "mask__ratio_var": (0.4,)}, "within 0 to below 1"),
+        ({"mask__ratio": (0.9,), "mask__ratio_var": (0.1,)}, "within 0 to below 1"),
+        ({"mask__ratio": (0.0,), "mask__ratio_var": (0.0,)}, "masks none of the 64 patches"),
+        ({"mask__ratio": 0.7}, "config.mask.ratio=0.7"),
+        ({"mask__ratio": ()}, "config.mask.ratio=()"),
+        ({"mask__features": "embedding"}, "tokens | head | pixels"),
+        ({"mask__attention": "middle"}, "high | low | hint"),
+        ({"data__local_size": (33, 32)}, "config.data.local_size"),
+        ({"data__jitter": (0.4, 0.4, 0.2, 0.6)}, "config.data.jitter"),
+        ({"model__prototypes": 1}, "config.model.prototypes=1"),
+        ({"loss__class_temp__start": 0.0}, "config.loss.class_temp.start"),
+        ({"teacher__ema_decay": 1.5}, "config.teacher.ema_decay"),
+    ],
+)
+def test_wrong_values_of_ibot_are_one_line_that_names_the_field(fields, words):
+    with pytest.raises(InputError) as error:
+        config_checks.check(changed(ibot, **fields))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_mae_refuses_attention_masks():
+    with pytest.raises(InputError, match="'attention' needs a teacher, which MAE has not"):
+        config_checks.check(changed(mask__strategy="attention"))
+    config_checks.check(ibot.get_config("mask=attention"))
+
+
+def test_presets_of_ibot_are_the_published_recipe():
+    config = ibot.get_config("dataset=imagenet100,mask=block")
+    assert (config.model.size, config.model.patch_size, config.epochs) == ("S", 16, 100)
+    assert (config.data.local_views, config.data.local_size) == (10, (96, 96))
+    assert (config.mask.ratio, config.mask.ratio_var) == ((0.0, 0.3), (0.0, 0.2))
+    assert (config.model.prototypes, config.model.norm_last_layer) == (8192, False)
+    assert (config.optim.base_lr, config.optim.weight_decay_end) == (5e-4, 0.4)
+    attention = ibot.get_config("mask=attention").mask
+    assert (attention.ratio, attention.ratio_var, attention.prob) == ((0.3,), (0.2,), 0.5)
+    dpp = ibot.get_config().mask
+    assert (dpp.ratio, dpp.ratio_var, dpp.prob) == ((0.0, 0.7), (0.0, 0.05), 1.0)
+
+
 def test_unknown_and_missing_fields_are_named():
     config = config_dict.ConfigDict(mae.get_config().to_dict())
     config.mask.tua = 0.5
@@ -160,19 +215,21 @@ def test_unknown_and_missing_fields_are_named():
         config_checks.check(config)
 
 
-def test_nonsense_in_any_field_is_an_input_error_that_names_it():
-    fields = config_checks.flatten(mae.get_config())
+@pytest.mark.parametrize("module", [mae, ibot])
+def test_nonsense_in_any_field_is_an_input_error_that_names_it(module):
+    fields = config_checks.flatten(module.get_config())
     texts = {"init_from", "data.dir"}
     for field in fields:
         for value in (float("nan"), object(), ("a", "b", "c"), -1e9, b"x"):
             with pytest.raises(InputError) as error:
-                config_checks.check(changed(**{field.replace(".", "__"): value}))
+                config_checks.check(changed(module, **{field.replace(".", "__"): value}))
             assert field in str(error.value)
         if field not in texts:
             with pytest.raises(InputError, match=field):
-                config_checks.check(changed(**{field.replace(".", "__"): "nonsense"}))
+                config_checks.check(changed(module, **{field.replace(".", "__"): "nonsense"}))
 
 
-def test_every_field_of_a_config_has_a_rule_and_every_rule_a_field():
-    rules = config_checks.COMMON_RULES | config_checks.MAE_RULES
-    assert set(config_checks.flatten(mae.get_config())) == set(rules)
+@pytest.mark.parametrize("module", [mae, ibot])
+def test_every_field_of_a_config_has_a_rule_and_every_rule_a_field(module):
+    config = module.get_config()
+    assert set(config_checks.flatten(config)) == set(config_checks.RULES[config.method])

@@ -31,7 +31,9 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = tiny.config()
     optimizer = optim.Optimizer(optax.sgd(1.0), lambda step: 0.1)
-    state = loop.init_state(mae.build(config, steps_per_epoch=1, total_steps=1), optimizer, jax.random.key(0))
+    state = loop.init_state(
+        mae.build(config, steps_per_epoch=1, total_steps=1), optimizer, jax.random.key(0)
+    )
     checkpoints = Checkpoints(folder / FOLDER)
     checkpoints.save(7, parallel.replicate(state), {"config": workdir.to_json(config)})
     checkpoints.close()

@@ -1,4 +1,4 @@
-"""Figures are probed pixel by pixel; the coverage benchmark's statistics on masks made by hand."""
+"""What a run's figures show; the coverage benchmark's statistics on masks made by hand."""
 
 import importlib.util
 import json
@@ -6,13 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
 from PIL import Image
 
-from dppmask_jax import figures, patches
+from dppmask_jax import drawing, figures, patches
 from dppmask_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -22,247 +21,121 @@ def _noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _masked_except(num_patches, *visible):
-    mask = np.ones(num_patches, bool)
-    mask[list(visible)] = False
-    return mask
+class _Run:
+    """A run as the figures need it: one head looks at bright patches, the other at red ones."""
+
+    num_masked = (6, 24)  # of 32
+
+    def __init__(self, can_reconstruct=True, has_attention=False, tau=0.8, tau_end=None):
+        self.can_reconstruct, self.has_attention = can_reconstruct, has_attention
+        self.selection_settings = {"kernel": "gaussian", "bandwidth": 1.0, "threshold_on": "d2"}
+        self.config = config_dict.ConfigDict(
+            {
+                "image_size": (32, 64),
+                "model": {"patch_size": 8},
+                "mask": {"tau": tau, "tau_end": tau_end},
+            }
+        )
+        self.orders = []
+
+    def features(self, images):
+        return patches.patchify(images.astype(np.float32), 8) - 127.5
+
+    def attention(self, images):
+        pixels = patches.patchify(images.astype(np.float32), 8)
+        weights = np.stack([pixels.mean(axis=2), pixels[..., ::3].mean(axis=2)], axis=1)
+        return weights / weights.sum(axis=2, keepdims=True)
+
+    def reconstruct(self, images, order):
+        self.orders.append(np.asarray(order))
+        return np.full(images.shape, 2.0 * len(self.orders) - 2.5, np.float32)  # -0.5, then 1.5
+
+    def example_images(self, num):
+        return _noise(num, 32, 64, 3)
 
 
-def _pixels(figure):
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
-
-
-def _find(canvas, panel):
-    """Top-left corners at which `panel` stands in `canvas`, pixel for pixel."""
-    height, width = panel.shape[:2]
-    rows, columns = canvas.shape[0] - height + 1, canvas.shape[1] - width + 1
-    possible = np.ones((rows, columns), bool)
-    for y, x in np.random.default_rng(1).integers(0, (height, width), (12, 2)):
-        possible &= (canvas[y : y + rows, x : x + columns] == panel[y, x]).all(axis=2)
-    return [
-        (int(y), int(x))
-        for y, x in np.argwhere(possible)
-        if np.array_equal(canvas[y : y + height, x : x + width], panel)
-    ]
-
-
-# Boxes.
-
-
-def test_a_mask_panel_outlines_exactly_the_chosen_patches():
-    image = _noise(16, 24, 3)  # a grid of 2 x 3 patches of 8 pixels
-    mask = _masked_except(6, 1, 3, 5)
-    red, blue = np.array([False, True] + [False] * 4), np.array([False] * 5 + [True])
-    panel = figures.mask_panel(image, mask, 8, [((255, 0, 0), red), ((0, 0, 255), blue)], scale=4)
-    assert panel.shape == (64, 96, 3) and panel.dtype == np.uint8
-    line = figures.outline_width(32)
-    assert line == 3
-    large = image.repeat(4, axis=0).repeat(4, axis=1)
-
-    for (top, left), color in (((0, 32), (255, 0, 0)), ((32, 64), (0, 0, 255))):
-        patch = panel[top : top + 32, left : left + 32]
-        inner = patch[line:-line, line:-line]
-        border = np.ones((32, 32), bool)
-        border[line:-line, line:-line] = False
-        assert (patch[border] == color).all()
-        clear = large[top : top + 32, left : left + 32][line:-line, line:-line]
-        np.testing.assert_array_equal(inner, clear)
-    # visible without an outline: untouched
-    np.testing.assert_array_equal(panel[32:64, 0:32], large[32:64, 0:32])
-    # masked: grey, and darker than the middle
-    for top, left in ((0, 0), (0, 64), (32, 32)):
-        patch = panel[top : top + 32, left : left + 32].astype(int)
-        assert (patch == patch[..., :1]).all() and patch.max() < 100
-
-
-def test_tiny_patches_keep_their_middle():
-    assert figures.outline_width(8) == 2
-    assert figures.outline_width(4) == 1
-    assert figures.outline_width(2) == 1
-
-
-def test_a_mask_of_another_length_is_refused():
-    with pytest.raises(ValueError, match=r"2x3 patches"):
-        figures.mask_panel(_noise(16, 24, 3), np.ones(7, bool), 8)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (16, 40), (48, 24)])
-def test_draw_masks_colours_both_random_only_and_dpp_only(size, monkeypatch):
-    monkeypatch.setattr(figures, "_PANEL", 120)  # smaller, to be found faster
-    height, width = size
-    num_patches = (height // 8) * (width // 8)
-    images, first, second = _noise(3, 2, height, width, 3)
-    random_mask = np.stack([_masked_except(num_patches, 0, 2), _masked_except(num_patches, 1, 3)])
-    dpp_mask = np.stack([_masked_except(num_patches, 2, 4), _masked_except(num_patches, 0, 5)])
-    figure = figures.draw_masks(images, random_mask, dpp_mask, first, second, 8, [1, 2], 0.8)
-    canvas = _pixels(figure)
-
-    def flags(*chosen):
-        return ~_masked_except(num_patches, *chosen)
-
-    scale = figures.panel_scale(width)
-    white, red, blue = figures.BOTH, figures.RANDOM_ONLY, figures.DPP_ONLY
-    expected = [
-        [
-            figures.enlarge(images[0], scale),
-            figures.mask_panel(
-                images[0], random_mask[0], 8, [(white, flags(2)), (red, flags(0))], scale
-            ),
-            figures.mask_panel(
-                images[0], dpp_mask[0], 8, [(white, flags(2)), (blue, flags(4))], scale
-            ),
-            figures.enlarge(first[0], scale),
-            figures.enlarge(second[0], scale),
-        ],
-        [
-            figures.enlarge(images[1], scale),
-            figures.mask_panel(images[1], random_mask[1], 8, [(red, flags(1, 3))], scale),
-            figures.mask_panel(images[1], dpp_mask[1], 8, [(blue, flags(0, 5))], scale),
-            figures.enlarge(first[1], scale),
-            figures.enlarge(second[1], scale),
-        ],
-    ]
-    places = [[_find(canvas, panel) for panel in row] for row in expected]
-    assert all(len(found) == 1 for row in places for found in row)
-    corners = np.array([[found[0] for found in row] for row in places])
-    # rows are level, columns are plumb and ordered, nothing overlaps
-    assert (np.ptp(corners[:, :, 0], axis=1) == 0).all()
-    assert (np.ptp(corners[:, :, 1], axis=0) == 0).all()
-    assert (np.diff(corners[0, :, 1]) > width * scale).all()
-    assert (np.diff(corners[:, 0, 0]) > height * scale).all()
-
-
-def test_a_saved_figure_has_the_same_pixels_and_no_text_is_cut(tmp_path):
-    images = _noise(1, 32, 32, 3)
-    mask = _masked_except(16, 0, 5)[None]
-    figure = figures.draw_masks(images, mask, mask, images, images, 8, [2], 0.8)
-    figure.savefig(tmp_path / "masks.png")
-    with Image.open(tmp_path / "masks.png") as saved:
-        np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), _pixels(figure))
-    renderer = figure.canvas.get_renderer()
-    width, height = figure.canvas.get_width_height()
-    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
-    assert len(boxes) == 5 + 2 + 3
-    for box in boxes:
-        assert 0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height
-    for i, one in enumerate(boxes):
-        assert not any(one.overlaps(other) for other in boxes[:i])
-
-
-def test_draw_tau_tells_greedy_picks_from_the_fill():
-    images = _noise(1, 32, 32, 3)
-    masks = {1.0: _masked_except(16, 1, 2)[None], 0.0: _masked_except(16, 1, 9)[None]}
-    greedy = {1.0: np.zeros((1, 16), bool), 0.0: ~masks[0.0]}
-    figure = figures.draw_tau(images, masks, greedy, 8)
-    canvas, scale = _pixels(figure), figures.panel_scale(32)
-    for tau, color in ((0.0, figures.GREEDY), (1.0, figures.FILL)):
-        panel = figures.mask_panel(images[0], masks[tau][0], 8, [(color, ~masks[tau][0])], scale)
-        assert len(_find(canvas, panel)) == 1
-    words = [text.get_text() for text in figure.axes[0].texts]
-    assert words.index("τ = 0 (DPP)") < words.index("τ = 1 (random)")
-    assert "2 DPP + 0 random" in words and "0 DPP + 2 random" in words
-
-
-def test_figures_of_unequal_length_are_refused():
-    images = _noise(2, 16, 16, 3)
-    mask = np.ones((1, 4), bool)
-    with pytest.raises(ValueError, match="1 rows for 2 images"):
-        figures.draw_masks(images, mask, mask, images, images, 8)
-    with pytest.raises(ValueError, match="no image"):
-        figures.draw_tau(images[:0], {0.5: mask[:0]}, {0.5: mask[:0]}, 8)
-
-
-# From features to files.
-
-
-def test_write_mask_figures_draws_both_masks_from_one_noise(tmp_path, monkeypatch):
-    images = _noise(2, 24, 32, 3)
-    drawn, orders = {}, []
+def _spy(monkeypatch, name):
+    """The arguments of the next call of a function of `drawing`, as a list to be filled."""
+    seen, draw = [], getattr(drawing, name)
 
     def spy(*args):
-        drawn["masks"] = args
+        seen.extend(args)
         return draw(*args)
 
-    draw = figures.draw_masks
-    monkeypatch.setattr(figures, "draw_masks", spy)
+    monkeypatch.setattr(drawing, name, spy)
+    return seen
 
-    def reconstruct(images, order):
-        orders.append(np.asarray(order))
-        return np.full(images.shape, 2.0 * len(orders) - 2.5, np.float32)  # -0.5, then 1.5
 
-    paths = figures.write_mask_figures(
-        tmp_path / "new",
-        images,
-        features=lambda images: patches.patchify(images.astype(np.float32), 8),
-        reconstruct=reconstruct,
-        num_keep=3,
-        patch_size=8,
-        tau=0.0,
-        key=jax.random.key(0),
-    )
-    assert [path.name for path in paths] == ["masks.png", "tau.png"]
-    assert all(path.is_file() for path in paths)
-    _, random_mask, dpp_mask, first, second, patch_size, num_greedy, tau = drawn["masks"]
-    assert ((~random_mask).sum(axis=1) == 3).all() and ((~dpp_mask).sum(axis=1) == 3).all()
-    assert (num_greedy == 3).all() and patch_size == 8 and tau == 0.0
+# From a run to files.
+
+
+@pytest.mark.parametrize(
+    "can_reconstruct, has_attention, names",
+    [
+        (True, False, ["masks.png", "tau.png"]),
+        (False, True, ["tau.png", "attention.png"]),
+        (False, False, ["tau.png"]),
+    ],
+)
+def test_a_run_is_drawn_as_far_as_its_method_goes(tmp_path, can_reconstruct, has_attention, names):
+    run = _Run(can_reconstruct, has_attention)
+    paths = figures.write_run_figures(tmp_path / "new", run, _noise(1, 32, 64, 3))
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
+
+
+def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):
+    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau=0.0)
+    assert figures.write_mask_figure(tmp_path, run, _noise(2, 32, 64, 3)).is_file()
+    _, random_mask, dpp_mask, first, second, patch_size, num_greedy, tau = drawn
+    assert ((~random_mask).sum(axis=1) == 8).all() and ((~dpp_mask).sum(axis=1) == 8).all()
+    assert (num_greedy == 8).all() and patch_size == 8 and tau == 0.0
     assert (first == 0).all() and (second == 255).all()  # clipped to what a pixel can hold
     # the first patch in noise order is the first pick of either
+    orders = run.orders
     np.testing.assert_array_equal(orders[0][:, 0], orders[1][:, 0])
     for mask, order in ((random_mask, orders[0]), (dpp_mask, orders[1])):
         for row in range(2):
-            assert set(np.flatnonzero(~mask[row])) == set(order[row, :3].tolist())
+            assert set(np.flatnonzero(~mask[row])) == set(order[row, :8].tolist())
     assert not np.array_equal(orders[0][0], orders[0][1])  # another noise for each image
 
 
-# Curves.
+def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypatch):
+    drawn, by_tau = _spy(monkeypatch, "draw_attention"), _spy(monkeypatch, "draw_tau")
+    run, images = _Run(has_attention=True), _noise(2, 32, 64, 3)
+    assert figures.write_attention_figure(tmp_path, run, images, seed=3).is_file()
+    figures.write_tau_figure(tmp_path, run, images, seed=3)
+    shown, attention, masks, patch_size = drawn
+    np.testing.assert_array_equal(shown, images)
+    np.testing.assert_array_equal(attention, run.attention(images))
+    assert patch_size == 8
+    kinds = ["AttMask\n(high)", "AttMask\n(low)", "AttMask\n(hint)"]
+    assert list(masks) == ["Random", "Block", *kinds, "DPP\n(τ = 0.8)"]
+    for name, mask in masks.items():
+        # the hint may come from 3 of 32 patches; half of them, rounded up, are shown
+        assert (mask.sum(axis=1) == (22 if name == kinds[2] else 24)).all(), name
+    weights = attention.mean(axis=1)
+    high, low, hint = (masks[kind] for kind in kinds)
+    for row in range(2):
+        order = np.argsort(weights[row])
+        assert set(np.flatnonzero(high[row])) == set(order[-24:].tolist())
+        assert set(np.flatnonzero(low[row])) == set(order[:24].tolist())
+        assert set(np.flatnonzero(high[row] & ~hint[row])) <= set(order[-3:].tolist())
+    assert not np.array_equal(masks["Random"], masks["DPP\n(τ = 0.8)"])
+    # the same noise as in the other figures
+    np.testing.assert_array_equal(masks["Random"], by_tau[1][1.0])
+    np.testing.assert_array_equal(masks["DPP\n(τ = 0.8)"], by_tau[1][0.8])
+
+
+def test_the_tau_at_the_end_is_drawn(tmp_path, monkeypatch):
+    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau_end=1.0)
+    figures.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3))
+    assert drawn[-1] == 1.0
+    np.testing.assert_array_equal(drawn[1], drawn[2])
 
 
 def _records():
-    records = [
-        {"step": step, "loss": 1 / step, "lr": 1e-3, "grad_norm": 1.0, "num_greedy": 4.0}
-        for step in range(1, 9)
-    ]
-    return [*records, {"step": 8, "val_loss": 0.3, "knn": 0.5}]
-
-
-def _titles(figure):
-    return [axes.get_title() for axes in figure.axes]
-
-
-def test_curves_show_what_was_logged_and_leave_out_what_was_not():
-    assert len(_titles(figures.draw_curves(_records()))) == 3
-    unlabelled = [{"step": r["step"], "loss": r["loss"]} for r in _records() if "loss" in r]
-    assert _titles(figures.draw_curves(unlabelled)) == ["Loss"]
-    with pytest.raises(ValueError, match="nothing to draw"):
-        figures.draw_curves([{"step": 1, "lr": 0.1}])
-
-
-def test_curves_hold_the_values_and_skip_what_is_not_finite():
-    records = [*_records(), {"step": 9, "loss": None}, {"step": 10, "loss": float("nan")}]
-    loss, knn, picks = figures.draw_curves(records).axes
-    steps, values = loss.lines[0].get_data()
-    np.testing.assert_array_equal(steps, range(1, 9))
-    np.testing.assert_allclose(values, 1 / np.arange(1, 9))
-    assert loss.lines[1].get_data()[1].tolist() == [0.3]
-    assert knn.lines[0].get_data()[1].tolist() == [0.5]
-    assert set(picks.lines[0].get_data()[1]) == {4.0}
-
-
-def test_several_runs_are_overlaid_and_named():
-    random = [{k: v for k, v in r.items() if k != "num_greedy"} for r in _records()]
-    figure = figures.draw_curves({"dpp": _records(), "random": random})
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["dpp, train", "dpp, validation", "random, train", "random, validation"]
-    assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["dpp"]
-
-
-def test_smoothing_keeps_a_constant_and_the_first_value():
-    np.testing.assert_allclose(figures._smooth(np.full(50, 3.0), 5), 3.0)
-    values = np.arange(50.0)
-    smooth = figures._smooth(values, 5)
-    assert smooth[0] == 0.0
-    np.testing.assert_allclose(smooth[5:-5], values[5:-5])
+    return [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "knn": 0.5}]
 
 
 def test_write_curves_reads_a_run_and_says_what_is_wrong(tmp_path):
@@ -301,35 +174,6 @@ def test_read_images_takes_files_and_folders_in_order(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no readable image in"):
         figures.read_images([tmp_path / "empty"], (16, 24), 2)
-
-
-class _Run:
-    selection_settings = {"kernel": "gaussian", "bandwidth": 1.0, "threshold_on": "d2"}  # noqa: RUF012
-    """A run as the command needs it."""
-
-    config = config_dict.ConfigDict(
-        {
-            "image_size": (16, 32),
-            "model": {"patch_size": 8},
-            "mask": {
-                "ratio": 0.75,
-                "tau": 0.8,
-                "tau_end": None,
-                "threshold_on": "d2",
-                "kernel": "gaussian",
-                "bandwidth": 1.0,
-            },
-        }
-    )
-
-    def features(self, images):
-        return patches.patchify(images.astype(np.float32), 8)
-
-    def reconstruct(self, images, order):
-        return images / 255.0
-
-    def example_images(self, num):
-        return _noise(num, 16, 32, 3)
 
 
 def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):

@@ -25,7 +25,16 @@ def toy_method():
     def after_step(params, extra, aux, step):
         return {"mean": 0.5 * extra["mean"] + 0.5 * aux["mean"]}
 
-    return Method(init=init, loss=loss, after_step=after_step, encode=None)
+    return Method(
+        example=None,
+        init=init,
+        loss=loss,
+        after_step=after_step,
+        encode=None,
+        encoder_of=None,
+        with_encoder=None,
+        report=lambda extra, aux, step: {"mean": extra["mean"]},
+    )
 
 
 def sgd(rate=0.1):
@@ -60,6 +69,7 @@ def test_step_equals_the_update_written_out():
         mean = 0.5 * mean + 0.5 * x.mean()
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
         np.testing.assert_allclose(state.extra["mean"], mean, rtol=1e-4, atol=1e-6)
+        assert float(metrics["mean"]) == float(state.extra["mean"])
     assert int(state.step) == 3
 
 

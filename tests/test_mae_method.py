@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from reference_mae import predict
@@ -170,8 +171,8 @@ def test_encode_sees_every_patch_and_its_shapes():
 def test_a_few_steps_lower_the_loss():
     _, method, *_ = built()
     optimizer = optim.adamw(
-        peak=2e-3, final=0.0, warmup_steps=3, total_steps=30, b1=0.9, b2=0.95, epsilon=1e-8,
-        weight_decay=0.05, clip_norm=0.0,
+        learning_rate=optim.warmup_cosine(2e-3, 0.0, 3, 30), weight_decay=lambda step: 0.05,
+        b1=0.9, b2=0.95, epsilon=1e-8, clip=optax.identity(),
     )  # fmt: skip
     state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
     step = loop.make_step(method, optimizer)

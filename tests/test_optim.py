@@ -2,40 +2,133 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+import reference_ibot as reference
 
 from dppmask_jax import optim
 
 SETTINGS = {
-    "peak": 0.4,
-    "final": 0.1,
-    "warmup_steps": 10,
-    "total_steps": 110,
+    "learning_rate": lambda step: 1.0,
+    "weight_decay": lambda step: 0.05,
     "b1": 0.9,
     "b2": 0.95,
     "epsilon": 1e-8,
-    "weight_decay": 0.05,
-    "clip_norm": 0.0,
+    "clip": optax.identity(),
 }
 
 
-def test_schedule_at_its_ends_and_in_the_middle():
-    rate = optim.adamw(**SETTINGS).learning_rate
+def test_warmup_cosine_at_its_ends_and_in_the_middle():
+    rate = optim.warmup_cosine(0.4, 0.1, 10, 110)
     expected = {0: 0.0, 5: 0.2, 10: 0.4, 60: 0.25, 110: 0.1}
     for step, value in expected.items():
         np.testing.assert_allclose(rate(step), value, rtol=1e-6, atol=1e-9)
     quarter = 0.1 + 0.3 * 0.5 * (1 + np.cos(np.pi / 4))
     np.testing.assert_allclose(rate(35), quarter, rtol=1e-6)
+    np.testing.assert_allclose(optim.warmup_cosine(0.4, 0.1, 0, 110)(0), 0.4, rtol=1e-6)
 
 
-def test_no_warm_up_starts_at_the_peak():
-    rate = optim.adamw(**SETTINGS | {"warmup_steps": 0}).learning_rate
-    np.testing.assert_allclose(rate(0), 0.4, rtol=1e-6)
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 3])
+def test_linspace_cosine_is_the_reference_at_every_step(warmup_epochs):
+    expected = reference.learning_rates(2e-3, 1e-6, 7, 5, warmup_epochs)
+    rate = jax.jit(optim.linspace_cosine(2e-3, 1e-6, 5 * warmup_epochs, 35))
+    np.testing.assert_allclose([rate(step) for step in range(35)], expected, rtol=1e-5, atol=1e-9)
+    if warmup_epochs:
+        assert expected[0] == 0.0 and expected[5 * warmup_epochs - 1] == 2e-3
+    np.testing.assert_allclose(rate(35), 1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("start,end", [(0.04, 0.4), (0.996, 1.0), (0.05, 0.05)])
+def test_cosine_is_the_reference_at_every_step(start, end):
+    expected = reference.cosine(start, end, 4, 5)
+    schedule = jax.jit(optim.cosine(start, end, 20))
+    np.testing.assert_allclose([schedule(step) for step in range(20)], expected, rtol=1e-6)
+    np.testing.assert_allclose(schedule(0), start, rtol=1e-6)
+    np.testing.assert_allclose(schedule(10), (start + end) / 2, rtol=1e-6)
+    assert float(schedule(20)) == float(schedule(99)) == np.float32(end)
+
+
+def test_clipping_is_per_tensor():
+    rng = np.random.default_rng(0)
+    grads = {
+        "a": {"w": rng.normal(size=(4, 5)) * 9, "b": rng.normal(size=3) * 1e-3},
+        "c": np.ones(2),
+    }
+    clipped, _ = optim.clip_by_tensor_norm(1.2).update(
+        jax.tree.map(jnp.float32, grads), optax.EmptyState()
+    )
+    expected = reference.clip_per_tensor(grads, 1.2)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), clipped, expected)
+    np.testing.assert_allclose(np.linalg.norm(clipped["a"]["w"]), 1.2, rtol=1e-5)
+    np.testing.assert_array_equal(clipped["a"]["b"], np.float32(grads["a"]["b"]))
+
+
+def test_frozen_layers_are_the_reference_before_and_after_the_thaw():
+    rng = np.random.default_rng(1)
+    params = {
+        "head": {
+            "last_layer": {"direction": rng.normal(size=(3, 4)), "scale": rng.normal(size=(1, 4))},
+            "patch_last_layer": {"direction": rng.normal(size=(3, 4))},
+            "mlp_0": {"kernel": rng.normal(size=(2, 3)), "bias": rng.normal(size=3)},
+        }
+    }
+    names = {"/".join(str(k.key) for k in path): path for path, _ in _leaves(params)}
+    frozen = {name for name in names if "last_layer" in name}
+    decayed = {name for name in names if not name.endswith("bias")}
+    rate, decay = optim.linspace_cosine(1e-2, 1e-4, 2, 9), optim.cosine(0.04, 0.4, 9)
+    optimizer = optim.adamw(
+        learning_rate=rate, weight_decay=decay, b1=0.9, b2=0.999, epsilon=1e-8,
+        clip=optim.clip_by_tensor_norm(3.0), frozen_steps=4,
+    )  # fmt: skip
+    tree = jax.tree.map(jnp.float32, params)
+    opt_state = optimizer.tx.init(tree)
+    flat = {name: leaf for name, (_, leaf) in zip(names, _leaves(params), strict=True)}
+    state = {}
+    update = jax.jit(lambda *args, step: optimizer.tx.update(*args, train_step=step))
+    for step in range(9):
+        grads = jax.tree.map(lambda x: rng.normal(size=x.shape) * 2, params)
+        before = jax.tree.leaves(_moments(opt_state, "later"))
+        lr = float(rate(step))
+        updates, opt_state = update(jax.tree.map(jnp.float32, grads), opt_state, tree, step=step)
+        if step < 4:
+            after = jax.tree.leaves(_moments(opt_state, "later"))
+            assert len(after) == 7  # a count, and two moments of three tensors
+            jax.tree.map(np.testing.assert_array_equal, before, after)
+        tree = optax.apply_updates(tree, optax.tree.scale(lr, updates))
+        clipped = _leaves(reference.clip_per_tensor(grads, 3.0))
+        clipped = {name: leaf for name, (_, leaf) in zip(names, clipped, strict=True)}
+        flat, state = reference.adamw_step(
+            flat, clipped, state, lr, float(decay(step)),
+            frozen if step < 4 else set(), decayed,
+        )  # fmt: skip
+        for (_, leaf), (name, expected) in zip(_leaves(tree), flat.items(), strict=True):
+            np.testing.assert_allclose(leaf, expected, rtol=2e-4, atol=1e-6, err_msg=name)
+            if step < 4 and name in frozen:
+                np.testing.assert_array_equal(leaf, np.float32(_at(params, names[name])))
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _at(tree, path):
+    for key in path:
+        tree = tree[key.key]
+    return tree
+
+
+def _moments(opt_state, label):
+    """The Adam state of one group of tensors."""
+    states = jax.tree.leaves(
+        opt_state.inner_states[label], is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)
+    )
+    return [state for state in states if isinstance(state, optax.ScaleByAdamState)]
 
 
 def test_clipping_can_be_turned_on_between_two_runs():
     params = {"w": jnp.ones((2, 2))}
-    states = [optim.adamw(**SETTINGS | {"clip_norm": c}).tx.init(params) for c in (0.0, 1.0)]
-    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    clips = (optax.identity(), optax.clip_by_global_norm(1.0), optim.clip_by_tensor_norm(1.0))
+    states = [optim.adamw(**SETTINGS | {"clip": clip}).tx.init(params) for clip in clips]
+    assert len({jax.tree.structure(state) for state in states}) == 1
 
 
 def test_linear_scaling():
@@ -53,7 +146,10 @@ def test_update_is_adamw_written_out():
     for t in range(1, 4):
         grads = {name: rng.normal(size=x.shape) for name, x in values.items()}
         updates, opt_state = optimizer.tx.update(
-            {name: jnp.asarray(g, jnp.float32) for name, g in grads.items()}, opt_state, params
+            {name: jnp.asarray(g, jnp.float32) for name, g in grads.items()},
+            opt_state,
+            params,
+            train_step=0,
         )
         params = optax.apply_updates(params, {n: 0.1 * u for n, u in updates.items()})
         for name, g in grads.items():
@@ -67,19 +163,23 @@ def test_update_is_adamw_written_out():
 
 def test_tokens_decay_and_biases_do_not():
     params = {"cls_token": jnp.ones((1, 1, 4)), "norm": {"scale": jnp.ones(4)}}
-    assert optim.decays(params) == {"cls_token": True, "norm": {"scale": False}}
+    optimizer = optim.adamw(**SETTINGS)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.tx.update(zeros, optimizer.tx.init(params), params, train_step=0)
+    np.testing.assert_allclose(updates["cls_token"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["norm"]["scale"], 0.0)
 
 
 def test_clipping_limits_the_global_norm():
     params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
-    clipped = optim.adamw(**SETTINGS | {"clip_norm": 1.0}).tx
+    clipped = optim.adamw(**SETTINGS | {"clip": optax.clip_by_global_norm(1.0)}).tx
     plain = optim.adamw(**SETTINGS).tx
     grads = {"a": jnp.full((2, 2), 3.0), "b": jnp.full(3, 4.0)}
     small = {name: g / np.sqrt(4 * 9 + 3 * 16) for name, g in grads.items()}
     later = {"a": jnp.full((2, 2), 0.01), "b": jnp.full(3, 0.02)}
     results = []
     for tx, first in ((clipped, grads), (plain, small), (plain, grads)):
-        _, state = tx.update(first, tx.init(params), params)
-        results.append(np.asarray(tx.update(later, state, params)[0]["b"]))
+        _, state = tx.update(first, tx.init(params), params, train_step=0)
+        results.append(np.asarray(tx.update(later, state, params, train_step=0)[0]["b"]))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
     assert not np.allclose(results[0], results[2], rtol=1e-2)

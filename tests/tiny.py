@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs import mae
+from configs import ibot, mae
 
 ROOT = Path(__file__).parent.parent
-OVERRIDES = {
+COMMON = {
     "data.source": "shapes:size=16,train=96,val=24",
     "image_size": (16, 16),
     "batch_size": 8,
@@ -16,23 +16,37 @@ OVERRIDES = {
     "log_every": 1,
     "model.size": "Pi",
     "model.patch_size": 4,
-    "model.decoder_width": 32,
-    "model.decoder_depth": 1,
-    "model.decoder_heads": 2,
     "optim.warmup_epochs": 0.5,
     "checkpoint.every": 4,
     "evaluate.every_epochs": 0.5,
-    "evaluate.loss_images": 24,
     "evaluate.knn_images": 24,
     "evaluate.knn_k": 5,
     "evaluate.figure_images": 0,
 }
+OVERRIDES = {
+    "mae": COMMON
+    | {
+        "model.decoder_width": 32,
+        "model.decoder_depth": 1,
+        "model.decoder_heads": 2,
+        "evaluate.loss_images": 24,
+    },
+    "ibot": COMMON
+    | {
+        "data.local_views": 2,
+        "data.local_size": (8, 8),
+        "model.head_hidden": 32,
+        "model.head_bottleneck": 16,
+        "model.prototypes": 24,
+        "optim.freeze_last_layer_epochs": 0.25,
+    },
+}
 
 
-def config(**changes):
+def config(method="mae", **changes):
     """The tiny config; names of changed fields are written with __ for a dot."""
-    built = mae.get_config("dataset=shapes")
-    fields = OVERRIDES | {name.replace("__", "."): value for name, value in changes.items()}
+    built = {"mae": mae, "ibot": ibot}[method].get_config("dataset=shapes")
+    fields = OVERRIDES[method] | {name.replace("__", "."): value for name, value in changes.items()}
     for name, value in fields.items():
         *path, leaf = name.split(".")
         node = built
@@ -42,9 +56,9 @@ def config(**changes):
     return built
 
 
-def command(workdir, *extra, **changes):
-    """The train.py command line of `config(**changes)`."""
-    fields = OVERRIDES | {name.replace("__", "."): value for name, value in changes.items()}
+def command(workdir, *extra, method="mae", **changes):
+    """The train.py command line of `config(method, **changes)`."""
+    fields = OVERRIDES[method] | {name.replace("__", "."): value for name, value in changes.items()}
     # A tuple given twice would be taken for one long tuple.
     replaced = {word.split("=")[0] for word in extra}
     overrides = [
@@ -55,7 +69,7 @@ def command(workdir, *extra, **changes):
     return [
         sys.executable,
         "train.py",
-        "--config=configs/mae.py:dataset=shapes",
+        f"--config=configs/{method}.py:dataset=shapes",
         f"--workdir={workdir}",
         *overrides,
         *extra,

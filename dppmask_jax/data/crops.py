@@ -111,7 +111,7 @@ def multi_crop(
 ) -> dict[str, np.ndarray]:
     """The training example of several crops of one image, for loader.train_stream.
 
-    Two large views and `num_local` small ones (arXiv 2006.09882, section 3.3; the views of DINO,
+    Two large views and `num_local` small ones (SwAV, arXiv 2006.09882; the views of DINO,
     arXiv 2104.14294, and iBOT, arXiv 2111.07832), each a random resized crop of its own. The image
     is decoded once for all of them.
 

@@ -53,8 +53,8 @@ def augment_view(
 
     In this order, each with its own probability: brightness, contrast, saturation and hue changed
     in random order; greyscale; Gaussian blur with sigma uniform in 0.1 to 2 pixels; values from
-    128 on inverted. These are the views of BYOL (arXiv 2006.07733, appendix B) with the numbers of
-    iBOT (arXiv 2111.07832, appendix). There the first global view has blur_prob 1 and
+    128 on inverted. These are the views of BYOL (arXiv 2006.07733) with the numbers of iBOT
+    (arXiv 2111.07832). There the first global view has blur_prob 1 and
     solarize_prob 0, the second 0.1 and 0.2, the local ones 0.5 and 0. Meant to be called inside a
     jitted step.
 
@@ -134,14 +134,13 @@ def _jitter(planes, order, factors, hue):
     # Branches would all be computed under vmap, each of the four at each of four places. But all
     # changes except the hue's are one blend with different weights. So: up to three blends before
     # the hue, the hue once, and up to three after it; those on its other side change nothing.
-    one, zero = jnp.ones(()), jnp.zeros(())
     brightness, contrast, saturation = factors
-    weights = jnp.stack(  # of the image, of its grey, of its mean grey
+    weights = jnp.array(  # of the image, of its grey, of its mean grey
         [
-            jnp.stack([brightness, zero, zero]),
-            jnp.stack([contrast, zero, 1 - contrast]),
-            jnp.stack([saturation, 1 - saturation, zero]),
-            jnp.stack([one, zero, zero]),
+            [brightness, 0, 0],
+            [contrast, 0, 1 - contrast],
+            [saturation, 1 - saturation, 0],
+            [1, 0, 0],
         ]
     )
     place = jnp.arange(4)
@@ -176,7 +175,6 @@ def _blur(planes, sigma):
     distance = jnp.abs(jnp.arange(-_REACH, _REACH + 1))
     box = jnp.clip(whole + part + 1 - distance, 0.0, 1.0)
     box = box / box.sum()
-
     _, height, width = planes.shape
 
     def average(_, planes):  # with the edges repeated outwards, anew in each pass

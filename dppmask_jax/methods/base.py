@@ -29,20 +29,20 @@ class Method(NamedTuple):
     encode: Callable[..., dict[str, Any]]
     """(params, extra, images) -> {"cls": (B, D), "patches": (B, N, D), "patches_prenorm"}."""
 
-    features: Callable[..., Any]
-    """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
-
-    selection: dict[str, Any]
-    """The keyword arguments of `dpp.select` that go with `features`."""
-
-    num_masked: tuple[int, int]
-    """The fewest and the most patches that a masked view has masked."""
-
     encoder_of: Callable[..., Any]
     """(params, extra) -> the parameters of the encoder that `encode` runs."""
 
     with_encoder: Callable[..., tuple[Any, Any]]
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
+
+    features: Callable[..., Any] | None = None
+    """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
+
+    selection: dict[str, Any] | None = None
+    """The keyword arguments of `dpp.select` that go with `features`."""
+
+    num_masked: tuple[int, int] | None = None
+    """The fewest and the most patches that a masked view has masked."""
 
     report: Callable[..., dict[str, Any]] = lambda extra, aux, step: {}
     """(extra, aux, step) -> metrics of what all devices have in common, after `after_step`."""

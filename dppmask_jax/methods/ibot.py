@@ -89,12 +89,6 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             features = on_head(teacher, on_head(teacher, features, "project"), "patch_logits")
         return selection.prepare(features, config.mask)
 
-    def temperature(settings, step):
-        """Of the teacher's softmax: one value an epoch, both ends of the ramp included."""
-        epoch = step // steps_per_epoch
-        progress = jnp.minimum(epoch / max(settings.warmup_epochs - 1, 1), 1.0)
-        return settings.start + (settings.end - settings.start) * progress
-
     def loss(params, extra, batch, key, step):
         teacher = jax.lax.stop_gradient(extra["teacher"])
         num = len(batch["index"])
@@ -128,10 +122,12 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         class_target = losses.teacher_probabilities(
             of_views(of_teacher["class"]),
             extra["class_center"],
-            temperature(config.loss.class_temp, step),
+            temperature(config.loss.class_temp, step // steps_per_epoch),
         )
         patch_target = losses.teacher_probabilities(
-            of_teacher["patch"], extra["patch_center"], temperature(config.loss.patch_temp, step)
+            of_teacher["patch"],
+            extra["patch_center"],
+            temperature(config.loss.patch_temp, step // steps_per_epoch),
         )
         class_loss = losses.class_token_loss(
             class_target, of_views(of_student["class"]), config.loss.student_temp
@@ -316,6 +312,12 @@ def model_from(config) -> tuple[Backbone, ProjectionHead]:
         dtype=dtype,
     )
     return backbone, head
+
+
+def temperature(settings, epoch):
+    """Of the teacher's softmax in an epoch: linear, both ends among the warm-up's epochs."""
+    progress = jnp.minimum(epoch / max(settings.warmup_epochs - 1, 1), 1.0)
+    return settings.start + (settings.end - settings.start) * progress
 
 
 def _watch_collapse(largest_entropy: float):
