@@ -288,7 +288,10 @@ def _announce(config, method, folder, plan, start_step, changed, state, train_so
         return
     rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
     fewest, most = method.num_masked
-    masked = f"{most}" if fewest == most else f"{fewest} to {most}"
+    masked, visible = (
+        f"{low}" if low == high else f"{low} to {high}"
+        for low, high in ((fewest, most), (rows * columns - most, rows * columns - fewest))
+    )
     count = sum(x.size for x in jax.tree.leaves(state.params))
     no_knn = _no_knn_because(config, train_source, val_source)
     split = "none" if val_source is None else f"{len(val_source):,}"
@@ -301,7 +304,7 @@ def _announce(config, method, folder, plan, start_step, changed, state, train_so
         f"{config.model.dtype}",
         f"masks       {config.mask.strategy}"
         + (f" (tau {config.mask.tau:g})" if config.mask.strategy == "dpp" else "")
-        + f": {masked} of {rows * columns} patches masked",
+        + f": {visible} visible, {masked} masked of {rows * columns} patches",
         f"steps       {plan.total_steps:,} of {config.batch_size} images "
         f"({plan.steps_per_epoch:,} an epoch, {config.epochs:g} epochs)",
         f"rate        {plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x "

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import tiny
 
+import dppmask_jax
 from dppmask_jax import checkpoint, metrics
 
 TIMING = ("images_per_sec", "data_wait_frac")
@@ -80,7 +81,13 @@ def test_a_run_says_what_it_does(finished):
 def test_a_killed_run_goes_on_with_the_same_numbers(finished, tmp_path):
     workdir, _ = finished
     victim = tmp_path / "run"
-    command = tiny.command(victim, evaluate__figure_images=2, epochs=2.0)
+    kill_and_resume(tiny.command(victim, evaluate__figure_images=2, epochs=2.0), victim)
+    assert curve(victim) == curve(workdir)
+    jax.tree.map(np.testing.assert_array_equal, final_params(victim), final_params(workdir))
+
+
+def kill_and_resume(command, victim):
+    """Runs a command, kills it once it has saved step 8, and runs it again."""
     process = subprocess.Popen(
         command, cwd=tiny.ROOT, env=tiny.environment(1), stdout=subprocess.DEVNULL
     )
@@ -94,8 +101,77 @@ def test_a_killed_run_goes_on_with_the_same_numbers(finished, tmp_path):
     resumed = tiny.run(command)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming at step" in resumed.stdout and "starting" not in resumed.stdout
+
+
+@pytest.fixture(scope="module")
+def finished_ibot(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ibot") / "run"
+    done = tiny.run(tiny.command(workdir, method="ibot", evaluate__figure_images=2, epochs=2.0))
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+@pytest.mark.slow
+def test_an_ibot_run_writes_what_it_promises(finished_ibot):
+    workdir, out = finished_ibot
+    for words in ("ibot Pi/4", "5 to 6 visible, 10 to 11 masked of 16", "trained encoder"):
+        assert words in out, words
+    records = [record for record in curve(workdir) if "loss" in record]
+    assert [record["step"] for record in records] == list(range(1, 25))
+    for name in (
+        "loss_class", "loss_patch", "teacher_entropy", "prototype_entropy", "kl", "masked_share",
+        "prototypes_used", "class_center_norm", "patch_center_norm", "num_greedy",
+    ):  # fmt: skip
+        assert all(np.isfinite(record[name]) for record in records), name
+    assert [r["step"] for r in curve(workdir) if "knn" in r] == [0, 6, 12, 18, 24]
+    names = sorted(path.name for path in (workdir / "figures").iterdir())
+    assert names == ["attention.png", "curves.png", "tau.png"]
+    encoder = dppmask_jax.load_encoder(workdir)
+    out = encoder(np.zeros((2, 16, 16, 3), np.uint8))
+    assert out["cls"].shape == (2, 96) and out["patches"].shape == (2, 16, 96)
+
+
+@pytest.mark.slow
+def test_a_killed_ibot_run_goes_on_with_the_same_numbers(finished_ibot, tmp_path):
+    workdir, _ = finished_ibot
+    victim = tmp_path / "run"
+    command = tiny.command(victim, method="ibot", evaluate__figure_images=2, epochs=2.0)
+    kill_and_resume(command, victim)
     assert curve(victim) == curve(workdir)
-    jax.tree.map(np.testing.assert_array_equal, final_params(victim), final_params(workdir))
+    for one, other in zip(checkpoint.read_newest(victim)[1].values(),
+                          checkpoint.read_newest(workdir)[1].values(), strict=True):  # fmt: skip
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.slow
+def test_several_devices_give_the_same_ibot_run(finished_ibot, tmp_path):
+    workdir, _ = finished_ibot
+    done = tiny.run(tiny.command(tmp_path / "run", method="ibot", epochs=2.0), devices=4)
+    assert done.returncode == 0, done.stderr
+    for one, several in zip(curve(workdir), curve(tmp_path / "run"), strict=True):
+        for name in one.keys() - {"knn"}:
+            np.testing.assert_allclose(several[name], one[name], rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_ibot_starts_from_another_ibot_and_refuses_an_mae(finished, finished_ibot, tmp_path):
+    settings = {
+        "method": "ibot",
+        "epochs": 0.1,
+        "optim__base_lr": 1e-9,
+        "optim__warmup_epochs": 0.0,
+    }
+    done = tiny.run(tiny.command(tmp_path / "warm", init_from=finished_ibot[0], **settings))
+    assert done.returncode == 0, done.stderr
+    warm = checkpoint.read_newest(tmp_path / "warm")[1]
+    source = checkpoint.read_newest(finished_ibot[0])[1]["extra"]["teacher"]["encoder"]
+    for encoder in (warm["params"]["encoder"], warm["extra"]["teacher"]["encoder"]):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), encoder, source
+        )
+    refused = tiny.run(tiny.command(tmp_path / "refused", init_from=finished[0], **settings))
+    assert refused.returncode == 2 and "has a mae encoder" in refused.stderr
+    assert not (tmp_path / "refused").exists()
 
 
 def test_several_devices_give_the_same_run(finished, tmp_path):

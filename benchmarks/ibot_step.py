@@ -1,0 +1,224 @@
+"""Where the time of an iBOT step goes, and what choosing patches before the heads saves.
+
+    python benchmarks/ibot_step.py [--preset dataset=shapes,mask=dpp] [--batch 64] [--json FILE]
+
+Times the parts of the step by themselves, each compiled alone, on random images; the parts that
+training differentiates are timed with their gradients. The heads are timed as the step has them,
+after the patches a loss needs were chosen, and as a plain step would have them, on all patches.
+Runs on whatever JAX finds; on one device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from configs import ibot as preset  # noqa: E402
+from dppmask_jax import losses, patches, trainer  # noqa: E402
+from dppmask_jax.data import views  # noqa: E402
+from dppmask_jax.methods import ibot, ibot_masks, selection  # noqa: E402
+
+
+def random_batch(config, size):
+    rng = np.random.default_rng(0)
+
+    def images(views, shape):
+        return rng.integers(0, 256, (size, views, *shape, 3), dtype=np.uint8)
+
+    batch = {
+        "global_views": images(2, config.image_size),
+        "index": np.arange(size, dtype=np.int32),
+        "label": np.zeros(size, np.int32),
+    }
+    if config.data.local_views:
+        batch["local_views"] = images(config.data.local_views, config.data.local_size)
+    return batch
+
+
+def parts_of(config, size):
+    """{name: (function, arguments)} of the step's parts, and the number of chosen patches."""
+    plan = trainer.plan_from(config, 50 * size)
+    method = trainer.method_from(config, plan)
+    backbone, head = ibot.model_from(config)
+    key = jax.random.key(0)
+    params, extra = jax.jit(method.init)(key)
+    batch = jax.device_put(random_batch(config, size))
+    num_global = 2 * size
+    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    num_patches, most = rows * columns, method.num_masked[1]
+    keys = jax.random.split(key, num_global)
+    drop = jax.random.split(key, num_global)
+    global_images = jax.random.normal(key, (num_global, *config.image_size, 3))
+    tokens = jax.random.normal(key, (num_global, num_patches, backbone.size.width))
+    mask = jnp.arange(num_patches)[None] + jnp.zeros((num_global, 1)) >= num_patches - most
+    table = {}
+
+    def add(name, fn, *args):
+        table[name] = (jax.jit(fn), args)
+
+    raw = batch["global_views"].reshape(num_global, *config.image_size, 3)
+    colors = {"jitter": tuple(config.data.jitter), "solarize_prob": config.data.solarize_prob}
+    add("augment global views", lambda x: views.augment_view(x, keys, blur_prob=0.5, **colors), raw)
+
+    def teacher(params, images):
+        (latent, _), sown = backbone.apply({"params": params}, images, mutable=["intermediates"])
+        last = sown["intermediates"]["blocks"][f"block_{backbone.size.depth - 1}"]
+        return latent, last["attn"]["weights"][0][:, :, 0]
+
+    add("teacher backbone", teacher, params["encoder"], global_images)
+
+    draw = ibot_masks.drawer(
+        config, method.selection, steps_per_epoch=plan.steps_per_epoch, total_steps=100
+    )
+    weights = jax.random.uniform(key, (num_global, num_patches))
+    add(
+        f"masks ({config.mask.strategy})",
+        lambda tokens: (
+            draw(keys, key, 0, lambda: selection.prepare(tokens, config.mask), weights)[0].order
+        ),
+        tokens,
+    )
+
+    def student_global(params, images):
+        latent, _ = backbone.apply(
+            {"params": params["encoder"]}, images, drop, mask=mask, mask_embed=params["mask_embed"]
+        )
+        return jnp.sum(latent)
+
+    add(
+        "student backbone, global views, with gradient",
+        jax.grad(student_global),
+        params,
+        global_images,
+    )
+    if config.data.local_views:
+        num_local = config.data.local_views * size
+        local_raw = batch["local_views"].reshape(num_local, *config.data.local_size, 3)
+        local_keys = jax.random.split(key, num_local)
+        add(
+            "augment local views",
+            lambda x: views.augment_view(x, local_keys, blur_prob=0.5, **colors),
+            local_raw,
+        )
+        local_images = jax.random.normal(key, (num_local, *config.data.local_size, 3))
+        add(
+            "student backbone, local views, with gradient",
+            jax.grad(
+                lambda p, x: jnp.sum(
+                    backbone.apply({"params": p["encoder"]}, x, jax.random.split(key, num_local))[0]
+                )
+            ),
+            params,
+            local_images,
+        )
+
+    def heads(chosen):
+        """The patch loss from the backbones' tokens; `chosen` patches of each view."""
+
+        def on(network, x, which):
+            return head.apply({"params": network["head"]}, x, method=which)
+
+        def loss(params, tokens):
+            projected = on(extra["teacher"], tokens, "project")
+            center = jnp.mean(projected, axis=(0, 1))
+            target = losses.teacher_probabilities(
+                on(extra["teacher"], projected[:, -chosen:], "patch_logits"),
+                on(extra["teacher"], center, "patch_logits"),
+                0.05,
+            )
+            student = on(params, on(params, tokens[:, -chosen:], "project"), "patch_logits")
+            return losses.patch_token_loss(target, student, mask[:, -chosen:], 0.1)
+
+        return jax.grad(loss, argnums=(0, 1))
+
+    add("patch heads and loss, chosen patches, with gradient", heads(most), params, tokens)
+    add("patch heads and loss, all patches, with gradient", heads(num_patches), params, tokens)
+    add(
+        "whole loss with gradient",
+        jax.grad(lambda p, b: method.loss(p, extra, b, key, 0)[0]),
+        params,
+        batch,
+    )
+    return table, most, num_patches
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--preset", default="dataset=shapes", help="arguments of configs/ibot.py")
+    parser.add_argument("--batch", type=int, help="images; default the preset's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default the preset's")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--json", help="also write the results there")
+    args = parser.parse_args()
+    config = preset.get_config(args.preset)
+    size = args.batch or config.batch_size
+    if size < 1 or args.repetitions < 1:
+        parser.error("--batch and --repetitions must be at least 1")
+    if args.dtype:
+        config.model.dtype = args.dtype
+
+    table, most, num_patches = parts_of(config, size)
+    flops = {}
+    for name, (run, arguments) in table.items():
+        cost = run.lower(*arguments).compile().cost_analysis()
+        flops[name] = float((cost or {}).get("flops", float("nan")))
+        jax.block_until_ready(run(*arguments))
+    times = {name: [] for name in table}
+    for _ in range(args.repetitions):
+        for name, (run, arguments) in table.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run(*arguments))
+            times[name].append(1e3 * (time.perf_counter() - start))
+
+    device = jax.devices()[0]
+    result = {
+        "preset": args.preset,
+        "dtype": config.model.dtype,
+        "batch": size,
+        "device": f"{device.device_kind} ({device.platform})",
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "patches_of_a_view": num_patches,
+        "chosen_patches": most,
+        "ms": {
+            name: {"median": float(np.median(t)), "min": min(t), "max": max(t)}
+            for name, t in times.items()
+        },
+        "gflop": {name: count / 1e9 for name, count in flops.items()},
+    }
+    print(f"configs/ibot.py:{args.preset}, {config.model.dtype}, batch {size}; ", end="")
+    print(f"{most} of {num_patches} patches of each global view chosen for the heads")
+    print(f"{result['device']}, {result['cores']} cores, jax {result['jax']}\n")
+    print(f"{'':52}{'ms':>9}  {'(min - max)':21}{'GFLOP':>9}")
+    for name, values in result["ms"].items():
+        spread = f"({values['min']:.1f} - {values['max']:.1f})"
+        print(f"{name:52}{values['median']:9.1f}  {spread:21}{result['gflop'][name]:9.2f}")
+    chosen, everything = (
+        f"patch heads and loss, {which} patches, with gradient" for which in ("chosen", "all")
+    )
+    saved = result["ms"][everything]["median"] - result["ms"][chosen]["median"]
+    whole = result["ms"]["whole loss with gradient"]["median"]
+    result["saved_share_of_step"] = saved / (whole + saved)
+    print(
+        f"\nChoosing patches before the heads saves {saved:.1f} ms of what would be "
+        f"{whole + saved:.1f} ms: {result['saved_share_of_step']:.0%} of the step, and "
+        f"{1 - result['gflop'][chosen] / result['gflop'][everything]:.0%} of the heads' FLOP."
+    )
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(result, file, indent=1)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
