@@ -23,10 +23,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from configs import ibot as preset  # noqa: E402
-from dppmask_jax import losses, patches, trainer  # noqa: E402
-from dppmask_jax.data import views  # noqa: E402
-from dppmask_jax.methods import ibot, ibot_masks, selection  # noqa: E402
+from configs import ibot as preset
+from dppmask_jax import losses, patches, trainer
+from dppmask_jax.data import views
+from dppmask_jax.methods import ibot, ibot_masks, selection
 
 
 def random_batch(config, size):

@@ -10,12 +10,13 @@ Arguments after the colon:
            imagenet100  the paper's ImageNet-100 runs: ViT-S/16, 224 px, 100 epochs.
            imagenet1k   ViT-S/16, 224 px, 100 epochs.
   mask     dpp        drawn by DPPMask from the teacher's patch tokens
-           block      rectangles; iBOT's published recipe
+           block      rectangles; iBOT's published recipe, but always as many patches as were
+                      drawn: where no rectangle fits any more, single patches make up the rest
            random
            attention  AttMask-High; --config.mask.attention=low or hint for its variants
   size     Pi, Mu (CPU), Ti, S, B, L, H
-  epochs   a whole number; the warm-ups then take a tenth (learning rate) and three tenths
-           (teacher temperature) of them at most
+  epochs   a whole number; the warm-ups then take a tenth of them (learning rate, and the frozen
+           last layer) and three tenths (teacher temperature) at most
 
 imagenet100 and small want --config.data.source=folder:PATH; imagenet1k reads tfds:imagenet2012
 unless told otherwise. Each mask brings its own ratios (see MASKS). What the paper does not state is
@@ -63,6 +64,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.data.jitter_prob = 0.8
     config.data.grey_prob = 0.2
     config.data.blur_prob = (1.0, 0.1, 0.5)  # first global view, second, local views
+    config.data.blur_sigma = (0.1, 2.0)  # pixels, at most 2.4
     config.data.solarize_prob = 0.2  # second global view
 
     config.model = config_dict.ConfigDict()
@@ -72,6 +74,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.drop_path = 0.1  # of the student
     config.model.dtype = "bfloat16"  # of activations; parameters, softmax, norms, loss are float32
     config.model.remat = False  # trades time for memory
+    config.model.init_std = 0.02  # of every linear layer, token and position
     config.model.head_hidden = 2048
     config.model.head_bottleneck = 256
     config.model.prototypes = 8192
@@ -122,7 +125,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 
     RECIPES[dataset](config)
     if chosen["epochs"]:
-        config.optim.warmup_epochs = min(config.optim.warmup_epochs, config.epochs / 10)
+        for field in ("warmup_epochs", "freeze_last_layer_epochs"):
+            config.optim[field] = min(config.optim[field], config.epochs / 10)
         for temperature in (config.loss.class_temp, config.loss.patch_temp):
             temperature.warmup_epochs = min(
                 temperature.warmup_epochs, round(3 * config.epochs / 10)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
-from dppmask_jax.masking import num_visible
+from dppmask_jax.masking import num_masked, num_visible, ratio_range
 from dppmask_jax.models.vit import SIZES
 
 
@@ -104,7 +104,7 @@ COMMON_RULES = {
     "optim.b2": _FRACTION_BELOW_1,
     "optim.epsilon": _above(0),
     "optim.weight_decay_end": Rule(
-        lambda v: v is None or (_is_number(v) and v >= 0), "a number from 0 up, or None"
+        lambda v: v is None or (_is_number(v) and v >= 0), "a number from 0 up"
     ),
     "optim.clip_norm": _number(0),
     "optim.clip_per_tensor": _FLAG,
@@ -125,7 +125,7 @@ COMMON_RULES = {
     "model.remat": _FLAG,
     "mask.tau": _number(0, 1),
     "mask.tau_end": Rule(
-        lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "a number from 0 to 1, or None"
+        lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "a number from 0 to 1"
     ),
     "mask.threshold_on": _one_of("d2", "d"),
     "mask.kernel": _one_of("gaussian", "cosine"),
@@ -171,7 +171,11 @@ IBOT_RULES = {
         ),
         "three numbers from 0 to 1 (first global view, second, local views)",
     ),
+    "data.blur_sigma": _pair(
+        _above(0, 2.4000001), "(smallest, largest) in pixels, above 0 to 2.4", ordered=True
+    ),
     "data.solarize_prob": _number(0, 1),
+    "model.init_std": _above(0),
     "model.head_hidden": _whole(1),
     "model.head_bottleneck": _whole(1),
     "model.prototypes": _whole(2),
@@ -180,7 +184,7 @@ IBOT_RULES = {
     "mask.strategy": _one_of("dpp", "random", "block", "attention"),
     "mask.ratio": _several(_FRACTION_BELOW_1, "a list such as (0.0, 0.7), each from 0 to below 1"),
     "mask.ratio_var": _several(_FRACTION_BELOW_1, "a list such as (0.0, 0.05), one a ratio"),
-    "mask.prob": _number(0, 1),
+    "mask.prob": _above(0, 1.0000001),
     "mask.start_epoch": _number(0),
     "mask.attention": _one_of("high", "low", "hint"),
     "mask.features": _one_of("tokens", "head", "pixels"),
@@ -301,5 +305,15 @@ def _check_ibot(config, num_patches: int) -> None:
         raise InputError(f"{where}: give as many variations as ratios")
     if any(v > r or r + v >= 1 for r, v in zip(ratios, variations, strict=True)):
         raise InputError(f"{where}: each ratio ± its variation must stay within 0 to below 1")
-    if max(r + v for r, v in zip(ratios, variations, strict=True)) * num_patches < 1:
-        raise InputError(f"{where} masks none of the {num_patches} patches; raise the ratio")
+    most = int(num_masked(num_patches, ratio_range(ratios, variations)[1].max()))
+    if most in (0, num_patches):
+        share = "none" if most == 0 else "all"
+        raise InputError(f"{where} masks {share} of the {num_patches} patches; change the ratio")
+    for field in ("mask.start_epoch", "optim.freeze_last_layer_epochs"):
+        value = flatten(config)[field]
+        if value >= config.epochs:
+            raise InputError(
+                f"config.{field}={value:g} is not below config.epochs={config.epochs:g}"
+            )
+    if not config.loss.class_weight and not config.loss.patch_weight:
+        raise InputError("config.loss.class_weight and config.loss.patch_weight are both 0")

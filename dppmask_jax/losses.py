@@ -67,7 +67,8 @@ def teacher_probabilities(
 def class_token_loss(
     teacher: Float[Array, "Q B C"], student_logits: Float[Array, "V B C"], student_temp: float
 ) -> Float[Array, ""]:
-    """Cross-entropy between the class tokens of different views (iBOT, arXiv 2111.07832, eq. 1).
+    """Cross-entropy between the class tokens of different views (DINO, arXiv 2104.14294,
+    eq. 3; iBOT, arXiv 2111.07832, section 3).
 
     Args:
       teacher: probabilities of the Q global views.
@@ -92,7 +93,8 @@ def patch_token_loss(
     mask: Bool[Array, "S M"],
     student_temp: float,
 ) -> Float[Array, ""]:
-    """Cross-entropy at the masked patches of each view (iBOT, arXiv 2111.07832, eq. 2).
+    """Cross-entropy at the masked patches of each view (iBOT, arXiv 2111.07832,
+    section 3).
 
     Args:
       teacher: probabilities at M patches of S views, all masked ones among them.

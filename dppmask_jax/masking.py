@@ -204,7 +204,7 @@ def attention(
 
 
 def draw_ratio(key: Array, ratios: tuple[float, ...], variations: tuple[float, ...]):
-    """One mask ratio: an entry of a list, each jittered (iBOT, arXiv 2111.07832, section 4).
+    """One mask ratio: an entry of a list, each jittered (iBOT's code, `pred_ratio`).
 
     Args:
       key: a JAX key.

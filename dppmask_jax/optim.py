@@ -72,28 +72,29 @@ def adamw(
     b2: float,
     epsilon: float,
     clip: optax.GradientTransformation,
-    frozen_steps: int = 0,
+    frozen_steps: int | None = None,
 ) -> Optimizer:
     """AdamW whose decay applies to every tensor with more than one axis (no biases, no norms).
 
     Args:
       learning_rate, weight_decay: of the training step.
       clip: what is done to the gradients first.
-      frozen_steps: for so many training steps, the tensors of layers whose name ends in
+      frozen_steps: None, or for so many training steps, the tensors of layers whose name ends in
         "last_layer" are neither updated nor decayed, and their moments and their count of updates
         stay as they were (iBOT's code, `freeze_last_layer`).
     """
     update = optax.chain(
-        clip, optax.scale_by_adam(b1, b2, epsilon), _decay(weight_decay), optax.scale(-1.0)
+        optax.scale_by_adam(b1, b2, epsilon), _decay(weight_decay), optax.scale(-1.0)
     )
-    if not frozen_steps:
-        return Optimizer(update, learning_rate)
+    if frozen_steps is None:
+        return Optimizer(optax.chain(clip, update), learning_rate)
 
     def thawed(_, *, train_step, **_extra):
         return train_step >= frozen_steps
 
     later = optax.conditionally_mask(update, thawed, forward_extra_args=True)
-    return Optimizer(optax.partition({"now": update, "later": later}, _when), learning_rate)
+    updates = optax.partition({"now": update, "later": later}, _when)
+    return Optimizer(optax.chain(clip, updates), learning_rate)
 
 
 def _when(params):

@@ -71,7 +71,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     optimizer = optimizer_from(config, plan)
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
     fresh = changed is None
-    encoder = _encoder_of(config.init_from, method) if config.init_from and fresh else None
+    encoder = _encoder_of(config, method) if config.init_from and fresh else None
     state = loop.init_state(method, optimizer, init_key)
     if encoder is not None:
         params, extra = method.with_encoder(state.params, state.extra, encoder)
@@ -144,6 +144,7 @@ _LEARNING_RATE = {"mae": optim.warmup_cosine, "ibot": optim.linspace_cosine}
 def optimizer_from(config, plan: Plan) -> optim.Optimizer:
     """The optimiser of `config.optim`."""
     settings = config.optim
+    frozen = settings.get("freeze_last_layer_epochs")
     clip = optim.clip_by_tensor_norm if settings.clip_per_tensor else optax.clip_by_global_norm
     decay_end = (
         settings.weight_decay if settings.weight_decay_end is None else (settings.weight_decay_end)
@@ -158,19 +159,25 @@ def optimizer_from(config, plan: Plan) -> optim.Optimizer:
         epsilon=settings.epsilon,
         # The state is the same with and without clipping, so that a run can change its mind.
         clip=clip(settings.clip_norm) if settings.clip_norm > 0 else optax.identity(),
-        frozen_steps=round(settings.get("freeze_last_layer_epochs", 0) * plan.steps_per_epoch),
+        frozen_steps=None if frozen is None else round(frozen * plan.steps_per_epoch),
     )
 
 
-def _encoder_of(workdir: str, method):
-    run = load_run(workdir)
+def _encoder_of(config, method):
+    """The encoder of `config.init_from`, checked to fit."""
+    run = load_run(config.init_from)
     wanted = method.encoder_of(*jax.eval_shape(method.init, jax.random.key(0)))
-    if jax.tree.map(jnp.shape, run.encoder) != jax.tree.map(jnp.shape, wanted):
-        model = run.config.model
+    fits = jax.tree.map(jnp.shape, run.encoder) == jax.tree.map(jnp.shape, wanted)
+    # Learned positions belong to one grid, even where another has as many patches.
+    learned = "positions" in wanted
+    if not fits or (learned and tuple(run.config.image_size) != tuple(config.image_size)):
+        model, (height, width) = run.config.model, run.config.image_size
         raise InputError(
-            f"config.init_from={workdir} has a {run.config.method} encoder of size {model.size} "
-            f"with {model.patch_size} px patches, which does not fit this config; "
-            "set config.method, model.size and model.patch_size to match"
+            f"config.init_from={config.init_from} has a {run.config.method} encoder of size "
+            f"{model.size} with {model.patch_size} px patches for images of {height}x{width}, "
+            "which does not fit this config; set config.method, model.size, model.patch_size"
+            + (" and image_size" if learned else "")
+            + " to match"
         )
     return run.encoder
 
@@ -269,16 +276,17 @@ def _probes(config, train_source, val_source, plan, key, progress):
 
 
 def _shown(method, progress, total_steps):
-    """Shows a logged step, and says what the method finds wrong with the run, once each."""
-    said = set()
+    """Shows a logged step, and says what the method finds wrong with the run, when it begins."""
     watch = method.watch()
+    last = ""
 
     def show(step, values):
+        nonlocal last
         progress.update(step, values)
         warning = watch(step, values)
-        if warning and warning not in said:
-            said.add(warning)
+        if warning and warning != last and parallel.is_main():
             progress.say(f"step {step}/{total_steps}  warning: {warning}")
+        last = warning
 
     return show
 

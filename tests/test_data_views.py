@@ -142,7 +142,7 @@ def test_piece_is_pillows(piece, images):
 
 
 def draw(keys, **options):
-    options = {"jitter": JITTER} | OFF | options
+    options = {"jitter": JITTER, "blur_sigma": (0.1, 2.0)} | OFF | options
     return jax.vmap(functools.partial(views.draw_changes, **options))(keys)
 
 
@@ -290,3 +290,10 @@ def test_image_smaller_than_the_blur_reaches():
     changes = NOTHING._replace(sigma=jnp.float32(2.0))
     mean, most = off_by(changed(images, changes), [pillow(image, changes) for image in images])
     assert mean < 1.2 and most < 3.5
+
+
+def test_sigma_stays_within_its_range():
+    sigma = draw(
+        jax.random.split(jax.random.key(0), 500), blur_prob=1.0, blur_sigma=(0.5, 0.7)
+    ).sigma
+    assert 0.5 <= sigma.min() < 0.51 and 0.69 < sigma.max() <= 0.7

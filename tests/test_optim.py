@@ -119,7 +119,7 @@ def _at(tree, path):
 def _moments(opt_state, label):
     """The Adam state of one group of tensors."""
     states = jax.tree.leaves(
-        opt_state.inner_states[label], is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)
+        opt_state[1].inner_states[label], is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)
     )
     return [state for state in states if isinstance(state, optax.ScaleByAdamState)]
 
@@ -170,13 +170,16 @@ def test_tokens_decay_and_biases_do_not():
     np.testing.assert_array_equal(updates["norm"]["scale"], 0.0)
 
 
-def test_clipping_limits_the_global_norm():
-    params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
-    clipped = optim.adamw(**SETTINGS | {"clip": optax.clip_by_global_norm(1.0)}).tx
-    plain = optim.adamw(**SETTINGS).tx
-    grads = {"a": jnp.full((2, 2), 3.0), "b": jnp.full(3, 4.0)}
+@pytest.mark.parametrize("frozen_steps", [None, 0])
+def test_clipping_limits_the_global_norm(frozen_steps):
+    params = {"a_last_layer": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
+    clipped = optim.adamw(
+        **SETTINGS | {"clip": optax.clip_by_global_norm(1.0), "frozen_steps": frozen_steps}
+    ).tx
+    plain = optim.adamw(**SETTINGS | {"frozen_steps": frozen_steps}).tx
+    grads = {"a_last_layer": jnp.full((2, 2), 3.0), "b": jnp.full(3, 4.0)}
     small = {name: g / np.sqrt(4 * 9 + 3 * 16) for name, g in grads.items()}
-    later = {"a": jnp.full((2, 2), 0.01), "b": jnp.full(3, 0.02)}
+    later = {"a_last_layer": jnp.full((2, 2), 0.01), "b": jnp.full(3, 0.02)}
     results = []
     for tx, first in ((clipped, grads), (plain, small), (plain, grads)):
         _, state = tx.update(first, tx.init(params), params, train_step=0)

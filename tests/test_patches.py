@@ -1,5 +1,7 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_ibot
 
 from dppmask_jax import patches
 
@@ -61,3 +63,14 @@ def test_sincos_rows_have_the_same_norm_and_differ():
 def test_sincos_refuses_odd_widths():
     with pytest.raises(ValueError, match="multiple of 4"):
         patches.sincos_positions((2, 2), 6)
+
+
+@pytest.mark.parametrize("old,new", [((14, 14), (6, 6)), ((8, 4), (3, 6)), ((2, 2), (5, 4))])
+def test_positions_are_resized_as_the_reference_does(old, new):
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(1, 1 + old[0] * old[1], 7)).astype(np.float32)
+    resized = patches.resize_positions(jnp.asarray(positions), old, new)
+    expected = reference_ibot.resize_positions(positions, old, new)
+    np.testing.assert_allclose(resized, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(resized[:, 0], positions[:, 0])
+    assert patches.resize_positions(positions, old, old) is positions

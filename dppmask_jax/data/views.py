@@ -21,7 +21,6 @@ from dppmask_jax.data import augment
 
 _HUE = 3  # its place in `jitter`
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
-_SIGMAS = (0.1, 2.0)  # pixels
 _PASSES = 3  # of the blur's box filter, in each direction
 _REACH = 2  # pixels from the box's centre to its end: enough up to a sigma of 2.4
 # Solarising inverts what Pillow would round to 128 or more.
@@ -47,12 +46,13 @@ def augment_view(
     jitter_prob: float = 0.8,
     grey_prob: float = 0.2,
     blur_prob: float,
+    blur_sigma: tuple[float, float] = (0.1, 2.0),
     solarize_prob: float,
 ) -> jax.Array:
     """Changes colours, blurs, solarises and normalises one view of each image, at random.
 
     In this order, each with its own probability: brightness, contrast, saturation and hue changed
-    in random order; greyscale; Gaussian blur with sigma uniform in 0.1 to 2 pixels; values from
+    in random order; greyscale; Gaussian blur; values from
     128 on inverted. These are the views of BYOL (arXiv 2006.07733) with the numbers of iBOT
     (arXiv 2111.07832). There the first global view has blur_prob 1 and
     solarize_prob 0, the second 0.1 and 0.2, the local ones 0.5 and 0. Meant to be called inside a
@@ -64,6 +64,7 @@ def augment_view(
         own key alone.
       jitter: the factors of brightness, contrast and saturation are uniform in 1 - s to 1 + s (not
         below 0) for the first three numbers s; the hue moves by up to the fourth, in turns.
+      blur_sigma: smallest and largest sigma of the Gaussian in pixels, at most 2.4.
       jitter_prob, grey_prob, blur_prob, solarize_prob: Python floats from 0 to 1. A piece of
         probability 0 is not compiled.
 
@@ -78,6 +79,7 @@ def augment_view(
         jitter_prob=jitter_prob,
         grey_prob=grey_prob,
         blur_prob=blur_prob,
+        blur_sigma=blur_sigma,
         solarize_prob=solarize_prob,
     )
     # Channels first: three channels as the innermost axis would leave vector units mostly idle.
@@ -93,6 +95,7 @@ def draw_changes(
     jitter_prob: float,
     grey_prob: float,
     blur_prob: float,
+    blur_sigma: tuple[float, float],
     solarize_prob: float,
 ) -> Changes:
     """Draws what `augment_view`, which explains the arguments, does to the image of one key."""
@@ -112,7 +115,7 @@ def draw_changes(
         hue = jnp.where(jittered, hue, 0.0)
         order = jax.random.permutation(order_key, 4)
     if blurred is not None:
-        sigma = jax.random.uniform(sigma_key, minval=_SIGMAS[0], maxval=_SIGMAS[1])
+        sigma = jax.random.uniform(sigma_key, minval=blur_sigma[0], maxval=blur_sigma[1])
         sigma = jnp.where(blurred, sigma, 0.0)
     return Changes(order, factors, hue, grey, sigma, solarize)
 

@@ -25,6 +25,7 @@ from dppmask_jax.models.vit import SIZES
 GLOBAL_VIEWS = 2
 _RECENT_STEPS = 100  # in which a prototype that was some image's best counts as used
 _MANY_STEPS = 100  # that a collapse lasts before it is named
+_LEAST_INFORMATION = 0.05  # nats that the teacher's answer says about the image
 
 
 def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
@@ -116,18 +117,21 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             params, global_images, local_images, masks.mask, chosen, drop_keys
         )
 
+        epoch = step // steps_per_epoch
+
         def of_views(logits):
             return logits.reshape(-1, num, logits.shape[-1])
 
         class_target = losses.teacher_probabilities(
             of_views(of_teacher["class"]),
             extra["class_center"],
-            temperature(config.loss.class_temp, step // steps_per_epoch),
+            temperature(config.loss.class_temp, epoch),
         )
         patch_target = losses.teacher_probabilities(
             of_teacher["patch"],
             extra["patch_center"],
-            temperature(config.loss.patch_temp, step // steps_per_epoch),
+            # Its warm-up begins with the masks, as in iBOT's code.
+            temperature(config.loss.patch_temp, epoch - config.mask.start_epoch),
         )
         class_loss = losses.class_token_loss(
             class_target, of_views(of_student["class"]), config.loss.student_temp
@@ -146,8 +150,6 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             "kl": class_loss - entropy,
             "masked_share": jnp.mean(masks.mask),
         }
-        if num_greedy is not None:
-            metrics["num_greedy"] = jnp.mean(num_greedy.astype(jnp.float32))
         best = jax.nn.one_hot(jnp.argmax(class_target, axis=-1), config.model.prototypes)
         aux = {
             "class_logits": jnp.mean(of_teacher["class"], axis=0),
@@ -155,6 +157,10 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             "class_target": jnp.mean(class_target, axis=(0, 1)),
             "best": jnp.mean(best, axis=(0, 1)),
         }
+        if num_greedy is not None:
+            is_masked = masks.count < num_patches
+            aux["masked_views"] = jnp.mean(is_masked.astype(jnp.float32))
+            aux["num_greedy"] = jnp.mean(jnp.where(is_masked, num_greedy, 0).astype(jnp.float32))
         total = config.loss.class_weight * class_loss + config.loss.patch_weight * patch_loss
         return total, (metrics, jax.lax.stop_gradient(aux))
 
@@ -162,10 +168,10 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         """Images (2B, H, W, 3) and (n B, h, w, 3), or None without local views."""
         num = len(batch["index"])
         first, second = (
-            augment(batch["global_views"][:, view], keys[view * num : (view + 1) * num], blur, sun)
-            for view, blur, sun in (
-                (0, data.blur_prob[0], 0.0),
-                (1, data.blur_prob[1], data.solarize_prob),
+            augment(batch["global_views"][:, view], view_keys, blur_prob, solarize_prob)
+            for view, view_keys, blur_prob, solarize_prob in (
+                (0, keys[:num], data.blur_prob[0], 0.0),
+                (1, keys[num : 2 * num], data.blur_prob[1], data.solarize_prob),
             )
         )
         if not data.local_views:
@@ -183,6 +189,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             jitter_prob=data.jitter_prob,
             grey_prob=data.grey_prob,
             blur_prob=blur_prob,
+            blur_sigma=tuple(data.blur_sigma),
             solarize_prob=solarize_prob,
         )
 
@@ -238,12 +245,15 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         }
 
     def report(extra, aux, step):
-        return {
+        values = {
             "prototype_entropy": losses.entropy(aux["class_target"]),
             "prototypes_used": jnp.mean(step - extra["last_use"] < _RECENT_STEPS),
             "class_center_norm": jnp.linalg.norm(extra["class_center"]),
             "patch_center_norm": jnp.linalg.norm(extra["patch_center"]),
         }
+        if "num_greedy" in aux:  # of the views that are masked
+            values["num_greedy"] = aux["num_greedy"] / jnp.maximum(aux["masked_views"], 1e-6)
+        return values
 
     def encoded(extra, images):
         return backbone.apply({"params": extra["teacher"]["encoder"]}, normalize(images))
@@ -302,6 +312,7 @@ def model_from(config) -> tuple[Backbone, ProjectionHead]:
         model.drop_path,
         model.remat,
         dtype,
+        model.init_std,
     )
     head = ProjectionHead(
         hidden=model.head_hidden,
@@ -310,40 +321,47 @@ def model_from(config) -> tuple[Backbone, ProjectionHead]:
         trainable_scale=not model.norm_last_layer,
         shared=model.shared_head,
         dtype=dtype,
+        init_std=model.init_std,
     )
     return backbone, head
 
 
 def temperature(settings, epoch):
-    """Of the teacher's softmax in an epoch: linear, both ends among the warm-up's epochs."""
-    progress = jnp.minimum(epoch / max(settings.warmup_epochs - 1, 1), 1.0)
+    """Of the teacher's softmax: linear over the epochs 0 to `warmup_epochs` - 1, as np.linspace."""
+    if not settings.warmup_epochs:
+        return settings.end
+    progress = jnp.clip(epoch / max(settings.warmup_epochs - 1, 1), 0.0, 1.0)
     return settings.start + (settings.end - settings.start) * progress
 
 
 def _watch_collapse(largest_entropy: float):
-    """Names a collapse once it has lasted for `_MANY_STEPS`."""
-    since = {}
+    """Names a collapse once it has lasted for `_MANY_STEPS`.
+
+    What the teacher's answer says about the image is the entropy of the mean answer less the mean
+    entropy of the answers. It vanishes when all images get the same answer, whether that is every
+    prototype alike or one of them.
+    """
+    since = None
 
     def watch(step, values) -> str:
-        lasting = {
-            "uniform": values["teacher_entropy"] > 0.99 * largest_entropy,
-            "point": values["prototype_entropy"] < 0.01 * largest_entropy,
-        }
-        for name, holds in lasting.items():
-            if not holds:
-                since.pop(name, None)
-            elif step - since.setdefault(name, step) >= _MANY_STEPS:
-                return _COLLAPSES[name]
-        return ""
+        nonlocal since
+        if values["prototype_entropy"] - values["teacher_entropy"] > _LEAST_INFORMATION:
+            since = None
+            return ""
+        since = step if since is None else since
+        if step - since < _MANY_STEPS:
+            return ""
+        uniform = values["teacher_entropy"] > 0.5 * largest_entropy
+        return _COLLAPSES["uniform" if uniform else "point"]
 
     return watch
 
 
 _COLLAPSES = {
     "uniform": (
-        "collapse to uniform: the teacher gives all prototypes the same weight, whatever the "
-        "image; lower config.loss.class_temp.start and .end or config.optim.base_lr, or lengthen "
-        "config.optim.warmup_epochs"
+        "collapse to uniform: the teacher gives all prototypes nearly the same weight, whatever "
+        "the image; lower config.loss.class_temp.start and .end or config.optim.base_lr, or "
+        "weaken the augmentation"
     ),
     "point": (
         "collapse to a point: the teacher gives all images to the same prototype; raise "

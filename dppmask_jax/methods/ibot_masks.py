@@ -1,6 +1,6 @@
 """The masks of iBOT's global views: a ratio for each view, then the patches.
 
-Ratios: iBOT, arXiv 2111.07832, section 4. AttMask: arXiv 2203.12719. DPPMask: arXiv 2303.12736.
+Ratios: iBOT, arXiv 2111.07832, and its code. AttMask: arXiv 2203.12719. DPPMask: arXiv 2303.12736.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def drawer(config, settings: dict, *, steps_per_epoch: int, total_steps: int) ->
             attend = functools.partial(
                 masking.attention,
                 variant=mask.attention,
-                num_shown=masking.num_masked(num_top, draw_ratio(shown_key)),
+                num_shown=masking.num_masked(num_patches, SHOWN_SHARE * draw_ratio(shown_key)),
                 num_top=num_top,
             )
             return jax.vmap(attend)(mask_keys, weights, num_masked), None

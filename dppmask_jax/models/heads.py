@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dppmask_jax.models.vit import dense, uniform
+from dppmask_jax.models.vit import dense, normal, uniform
 
 
 class WeightNormDense(nn.Module):
@@ -48,9 +48,10 @@ class ProjectionHead(nn.Module):
     trainable_scale: bool
     shared: bool
     dtype: Any = jnp.float32
+    init_std: float = 0.02
 
     def setup(self):
-        init = nn.initializers.normal(0.02)
+        init = normal(self.init_std)
         self.mlp = [
             dense(width, self.dtype, None, init)
             for width in (self.hidden, self.hidden, self.bottleneck)

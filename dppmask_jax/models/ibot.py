@@ -8,10 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dppmask_jax import patches
-from dppmask_jax.models.vit import Blocks, PatchEmbed, Size, layer_norm
-
-# Truncated at ±2, a hundred standard deviations away: a plain normal distribution.
-NORMAL = nn.initializers.normal(0.02)
+from dppmask_jax.models.vit import Blocks, PatchEmbed, Size, layer_norm, normal
 
 
 class Backbone(nn.Module):
@@ -23,6 +20,7 @@ class Backbone(nn.Module):
     drop_path_rate: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+    init_std: float = 0.02
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -30,13 +28,12 @@ class Backbone(nn.Module):
 
     def setup(self):
         width, (rows, columns) = self.size.width, self.grid
+        init = normal(self.init_std)
         self.patch_embed = PatchEmbed(width, self.patch_size, self.dtype, kernel_init=None)
-        self.cls_token = self.param("cls_token", NORMAL, (1, 1, width), jnp.float32)
-        self.positions = self.param(
-            "positions", NORMAL, (1, 1 + rows * columns, width), jnp.float32
-        )
+        self.cls_token = self.param("cls_token", init, (1, 1, width), jnp.float32)
+        self.positions = self.param("positions", init, (1, 1 + rows * columns, width), jnp.float32)
         self.blocks = Blocks(
-            self.size.depth, self.size.heads, self.drop_path_rate, self.remat, self.dtype, NORMAL
+            self.size.depth, self.size.heads, self.drop_path_rate, self.remat, self.dtype, init
         )
         self.norm = layer_norm(None)
 

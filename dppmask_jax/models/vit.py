@@ -43,6 +43,11 @@ def uniform(bound: float):
     return init
 
 
+def normal(std: float):
+    """What iBOT's code calls truncated: at ±2, which is a hundred of its standard deviations."""
+    return nn.initializers.normal(std)
+
+
 def dense(features: int, dtype, name: str, kernel_init=XAVIER) -> nn.Dense:
     return nn.Dense(
         features, dtype=dtype, param_dtype=jnp.float32, kernel_init=kernel_init, name=name
