@@ -1,7 +1,7 @@
 """A float64 NumPy restatement of the iBOT training step, for comparison with the JAX one.
 
-The letters and numbers in the docstrings are sections of the project's specification. Everything
-is written from the definition, with loops where they read better; nothing here is meant to be fast.
+Everything is written from the definitions (iBOT, arXiv 2111.07832; DINO, arXiv 2104.14294; AttMask,
+arXiv 2203.12719), with loops where they read better; nothing here is meant to be fast.
 """
 
 import math
@@ -15,31 +15,31 @@ def _array(x):
     return np.asarray(x, np.float64)
 
 
-# The network: B1, C2 -----------------------------------------------------------------------------
+# The network. -----------------------------------------------------------------------------
 
 
 def gelu(x):
-    """B1: the exact GELU, x times the standard normal distribution function of x."""
+    """The exact GELU, x times the standard normal distribution function of x."""
     x = _array(x)
     return x * 0.5 * (1.0 + _erf(x / math.sqrt(2.0)))
 
 
 def log_softmax(x):
-    """C5: over the last axis."""
+    """Over the last axis."""
     x = _array(x)
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def softmax(x):
-    """C5: over the last axis."""
+    """Over the last axis."""
     x = _array(x)
     weights = np.exp(x - x.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
 
 
 def layer_norm(x, scale, bias, epsilon=1e-6):
-    """B1: over the last axis, with the biased variance."""
+    """Over the last axis, with the biased variance."""
     x = _array(x)
     centred = x - x.mean(-1, keepdims=True)
     variance = (centred**2).mean(-1, keepdims=True)
@@ -47,7 +47,7 @@ def layer_norm(x, scale, bias, epsilon=1e-6):
 
 
 def head(tokens, params, name="last_layer"):
-    """C2: (..., D) -> (..., C) logits; `name` picks the last layer, the MLP is common to both.
+    """(..., D) -> (..., C) logits; `name` picks the last layer, the MLP is common to both.
 
     Column c of the last weight is scale_c * direction_c / |direction_c|; no "scale" means 1.
     """
@@ -67,7 +67,7 @@ def head(tokens, params, name="last_layer"):
 
 
 def resize_positions(pos, old_grid, new_grid, offset=0.1):
-    """C1, B11: (1, 1+N, D) -> (1, 1+n, D), bicubic with a = -0.75; the class row stays as it is.
+    """(1, 1+N, D) -> (1, 1+n, D), bicubic with a = -0.75; the class row stays as it is.
 
     A grid is the number of rows and columns, or one number for both. Output i looks at the source
     coordinate (i + .5) * old / (new + offset) - .5 and at the four cells around it, those beyond
@@ -108,11 +108,11 @@ def _cubic(distance, a=-0.75):
     return 0.0
 
 
-# The loss: C5 ------------------------------------------------------------------------------------
+# The loss. ------------------------------------------------------------------------------------
 
 
 def class_loss(teacher_logits, student_logits, center, teacher_temp, student_temp=0.1):
-    """C5: 2 teacher views and 2+n student views of (B, C): the mean over pairs of unlike views."""
+    """2 teacher views and 2+n student views of (B, C): the mean over pairs of unlike views."""
     terms = []
     for q, teacher in enumerate(teacher_logits):
         target = softmax((_array(teacher) - _array(center)) / teacher_temp)
@@ -125,7 +125,7 @@ def class_loss(teacher_logits, student_logits, center, teacher_temp, student_tem
 
 
 def patch_loss(teacher_logits, student_logits, mask, center, teacher_temp, student_temp=0.1):
-    """C5: 2 views of (B, N, C) logits and (B, N) masks: the mean over all images of both views.
+    """2 views of (B, N, C) logits and (B, N) masks: the mean over all images of both views.
 
     An image's share is the mean over its masked patches, 0 if it has none.
     """
@@ -144,23 +144,23 @@ def patch_loss(teacher_logits, student_logits, mask, center, teacher_temp, stude
 
 
 def new_center(center, logits, decay=0.9):
-    """C5: towards the mean of the raw teacher logits over all axes but the last."""
+    """Towards the mean of the raw teacher logits over all axes but the last."""
     logits = _array(logits)
     mean = logits.reshape(-1, logits.shape[-1]).mean(0)
     return decay * _array(center) + (1.0 - decay) * mean
 
 
-# The schedules: C5, C6 ---------------------------------------------------------------------------
+# The schedules. ---------------------------------------------------------------------------
 
 
 def cosine(start, end, epochs, steps_per_epoch):
-    """C6: one value a step; begins at `start`, and would reach `end` one step after the last."""
+    """One value a step; begins at `start`, and would reach `end` one step after the last."""
     steps = epochs * steps_per_epoch
     return _half_cosine(start, end, steps)
 
 
 def learning_rates(peak, final, epochs, steps_per_epoch, warmup_epochs):
-    """C6: one value a step; the warm-up ends on the peak, and the cosine begins on it again."""
+    """One value a step; the warm-up ends on the peak, and the cosine begins on it again."""
     warmup = warmup_epochs * steps_per_epoch
     rest = epochs * steps_per_epoch - warmup
     return np.concatenate([np.linspace(0.0, peak, warmup), _half_cosine(peak, final, rest)])
@@ -174,16 +174,16 @@ def _half_cosine(start, end, steps):
 
 
 def teacher_temperatures(start, end, warmup_epochs, epochs):
-    """C5: one value an epoch, cut off at `epochs` where the warm-up is longer than that."""
+    """One value an epoch, cut off at `epochs` where the warm-up is longer than that."""
     constant = np.full(max(epochs - warmup_epochs, 0), end, np.float64)
     return np.concatenate([np.linspace(start, end, warmup_epochs), constant])[:epochs]
 
 
-# The optimiser: C6 -------------------------------------------------------------------------------
+# The optimiser. -------------------------------------------------------------------------------
 
 
 def clip_per_tensor(grads, limit):
-    """C6: each tensor of a nested dict is scaled by limit / (norm + 1e-6) where that is below 1."""
+    """Each tensor of a nested dict is scaled by limit / (norm + 1e-6) where that is below 1."""
     if isinstance(grads, dict):
         return {name: clip_per_tensor(value, limit) for name, value in grads.items()}
     grad = _array(grads)
@@ -194,7 +194,7 @@ def clip_per_tensor(grads, limit):
 def adamw_step(
     params, grads, state, lr, weight_decay, frozen, decayed, b1=0.9, b2=0.999, epsilon=1e-8
 ):
-    """C6: one step over flat dicts; the state is {name: (m, v, count)}, a missing name is new.
+    """One step over flat dicts; the state is {name: (m, v, count)}, a missing name is new.
 
     A name in `frozen` keeps its value and its state; weight decay touches those in `decayed`.
     """
@@ -216,7 +216,7 @@ def adamw_step(
 
 
 def ema(teacher, student, momentum):
-    """C6: the teacher after the step; names that only one of the two has play no part."""
+    """The teacher after the step; names that only one of the two has play no part."""
     return {
         name: momentum * _array(value) + (1.0 - momentum) * _array(student[name])
         if name in student
@@ -225,11 +225,11 @@ def ema(teacher, student, momentum):
     }
 
 
-# The masks: C4, D --------------------------------------------------------------------------------
+# The masks. --------------------------------------------------------------------------------
 
 
 def ratio_bounds(ratios, variations):
-    """C4: the (smallest nonzero, largest) ratio of the list draw; (0, 0) if it gives only zeros.
+    """The (smallest nonzero, largest) ratio of the list draw; (0, 0) if it gives only zeros.
 
     One variation serves all ratios. An entry that is not always 0 counts with its lower end, which
     is 0 itself if the variation equals the ratio: then there is no smallest one.

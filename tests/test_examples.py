@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 import dppmask_jax
+from configs import ibot as ibot_file
 from configs import mae as config_file
 from dppmask_jax import loop, optim, parallel, workdir
 from dppmask_jax.checkpoint import FOLDER, Checkpoints
@@ -103,7 +104,7 @@ def test_what_the_readme_names_exists():
 
 
 def test_fields_in_the_readme_exist():
-    fields = flatten(config_file.get_config())
+    fields = flatten(config_file.get_config()) | flatten(ibot_file.get_config())
     table = re.findall(r"^\| (`[^|]*`) \|", (tiny.ROOT / "README.md").read_text(), re.MULTILINE)
     named = [name for cell in table for name in re.findall(r"`([a-z_.]+)`", cell)]
     assert len(named) > 10

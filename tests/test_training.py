@@ -299,6 +299,22 @@ def test_bad_input_is_one_line_and_status_2(finished, tmp_path):
     assert files() == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method,flags,words",
+    [
+        ("ibot", ["--config.mask.ratio=(0.7,)"], "as many variations as ratios"),
+        ("ibot", ["--config.model.prototypes=0"], "config.model.prototypes=0 is not allowed"),
+        ("ibot", ["--config.data.local_size=(9,9)"], "config.data.local_size"),
+        ("mae", ["--config.mask.strategy=attention"], "needs a teacher, which MAE has not"),
+    ],
+)
+def test_bad_input_of_ibot_is_one_line_and_status_2(method, flags, words, tmp_path):
+    done = tiny.run(tiny.command(tmp_path / "run", *flags, method=method))
+    assert done.returncode == 2 and words in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_unlabelled_folder_trains_without_knn(tmp_path):
     from PIL import Image
 
