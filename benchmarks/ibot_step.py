@@ -160,7 +160,8 @@ def parts_of(config, size):
 def whole_step(config, size):
     """A function that takes one training step: optimiser, teacher and centres included."""
     plan = trainer.plan_from(config, 50 * size)
-    method, optimizer = trainer.method_from(config, plan), trainer.optimizer_from(config, plan)
+    method = trainer.method_from(config, plan)
+    optimizer = trainer.optimizer_from(config, method, plan)
     step = loop.make_step(method, optimizer)
     state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
     batch = parallel.split_batch(random_batch(config, size))

@@ -68,7 +68,7 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     plan = plan_from(config, len(train_source))
 
     method = method_from(config, plan)
-    optimizer = optimizer_from(config, plan)
+    optimizer = optimizer_from(config, method, plan)
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
     fresh = changed is None
     encoder = _encoder_of(config, method) if config.init_from and fresh else None
@@ -137,11 +137,7 @@ def method_from(config, plan: Plan):
     )
 
 
-# Each as its method's own code has it.
-_LEARNING_RATE = {"mae": optim.warmup_cosine, "ibot": optim.linspace_cosine}
-
-
-def optimizer_from(config, plan: Plan) -> optim.Optimizer:
+def optimizer_from(config, method, plan: Plan) -> optim.Optimizer:
     """The optimiser of `config.optim`."""
     settings = config.optim
     frozen = settings.get("freeze_last_layer_epochs")
@@ -150,7 +146,7 @@ def optimizer_from(config, plan: Plan) -> optim.Optimizer:
         settings.weight_decay if settings.weight_decay_end is None else (settings.weight_decay_end)
     )
     return optim.adamw(
-        learning_rate=_LEARNING_RATE[config.method](
+        learning_rate=method.learning_rate(
             plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
         ),
         weight_decay=optim.cosine(settings.weight_decay, decay_end, plan.total_steps),

@@ -57,7 +57,7 @@ def test_every_preset_can_be_built(module, argument):
     config = module.get_config(argument)
     plan = trainer.plan_from(config, 100_000)
     method = trainer.method_from(config, plan)
-    optimizer = trainer.optimizer_from(config, plan)
+    optimizer = trainer.optimizer_from(config, method, plan)
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
     example = method.example(encoded_image(), np.random.default_rng(0)) | {"index": np.int32(0)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), example)
@@ -81,7 +81,8 @@ def test_any_size_and_a_single_epoch_make_a_plan(module, dataset):
         config_checks.check(config)
     for num_images in (1, 64, 10_000):
         plan = trainer.plan_from(config, num_images)
-        rate = trainer.optimizer_from(config, plan).learning_rate
+        method = trainer.method_from(config, plan)
+        rate = trainer.optimizer_from(config, method, plan).learning_rate
         assert 0 <= plan.warmup_steps < plan.total_steps
         assert float(rate(plan.warmup_steps)) == pytest.approx(plan.peak_lr)
 

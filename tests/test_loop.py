@@ -33,6 +33,10 @@ def toy_method():
         encode=None,
         encoder_of=None,
         with_encoder=None,
+        features=None,
+        selection=None,
+        num_masked=None,
+        learning_rate=None,
         report=lambda extra, aux, step: {"mean": extra["mean"]},
     )
 

@@ -35,14 +35,17 @@ class Method(NamedTuple):
     with_encoder: Callable[..., tuple[Any, Any]]
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
 
-    features: Callable[..., Any] | None = None
+    features: Callable[..., Any]
     """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
 
-    selection: dict[str, Any] | None = None
+    selection: dict[str, Any]
     """The keyword arguments of `dpp.select` that go with `features`."""
 
-    num_masked: tuple[int, int] | None = None
+    num_masked: tuple[int, int]
     """The fewest and the most patches that a masked view has masked."""
+
+    learning_rate: Callable[[float, float, int, int], Any]
+    """(peak, final, warm-up steps, total steps) -> the schedule that its own code has."""
 
     report: Callable[..., dict[str, Any]] = lambda extra, aux, step: {}
     """(extra, aux, step) -> metrics of what all devices have in common, after `after_step`."""

@@ -293,6 +293,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         num_masked=(fewest, most),
         encoder_of=lambda params, extra: extra["teacher"]["encoder"],
         with_encoder=with_encoder,
+        learning_rate=optim.linspace_cosine,
         report=report,
         watch=functools.partial(_watch_collapse, math.log(config.model.prototypes)),
         attention=lambda params, extra, images: attended(

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import losses, masking, patches
+from dppmask_jax import losses, masking, optim, patches
 from dppmask_jax.data import augment, crops
 from dppmask_jax.methods import selection
 from dppmask_jax.methods.base import Method
@@ -104,6 +104,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         num_masked=(num_patches - num_keep, num_patches - num_keep),
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
+        learning_rate=optim.warmup_cosine,
         reconstruct=reconstruct,
     )
 
