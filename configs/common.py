@@ -56,6 +56,14 @@ def base() -> config_dict.ConfigDict:
     config.data.workers = 0  # loader processes; 0 loads in threads
     config.data.max_bad_frac = 0.01  # of unreadable images
 
+    config.mask = config_dict.ConfigDict()
+    config.mask.tau = 0.9  # 0 fully greedy, 1 fully random; paper: 0.6 to 0.9
+    config.mask.tau_end = config_dict.placeholder(float)  # linear schedule from tau to here
+    config.mask.threshold_on = "d2"  # d2 | d: what tau is compared with (paper unclear)
+    config.mask.kernel = "gaussian"  # gaussian | cosine
+    config.mask.bandwidth = 1.0  # epsilon of the Gaussian; paper
+    config.mask.normalize = "l2"  # l2 | standardize: of the features (paper unclear)
+
     config.optim = config_dict.ConfigDict()
     config.optim.base_lr = 1.5e-4  # for 256 images a step
     config.optim.final_lr = 0.0

@@ -59,15 +59,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.dtype = "bfloat16"  # of activations; parameters, softmax, norms, loss are float32
     config.model.remat = False  # trades time for memory
 
-    config.mask = config_dict.ConfigDict()
     config.mask.strategy = chosen["mask"]
     config.mask.ratio = 0.75  # paper
-    config.mask.tau = 0.9  # 0 fully greedy, 1 fully random; paper: 0.6 to 0.9
-    config.mask.tau_end = config_dict.placeholder(float)  # linear schedule from tau to here
-    config.mask.threshold_on = "d2"  # d2 | d: what tau is compared with (paper unclear)
-    config.mask.kernel = "gaussian"  # gaussian | cosine
-    config.mask.bandwidth = 1.0  # epsilon of the Gaussian; paper
-    config.mask.normalize = "l2"  # l2 | standardize: of the features (paper unclear)
     config.mask.features = "embedding"  # embedding (with positions; paper) | pixels
 
     config.evaluate.loss_images = 2048  # of the validation split, in whole batches; 0 is off
