@@ -214,6 +214,7 @@ def test_dpp_is_the_selector_on_the_same_tokens_truncated():
     assert len(set(masks.count.tolist())) == 3  # 4 and 5 visible patches, or all
 
 
+@pytest.mark.slow
 def test_dpp_masks_come_from_the_teachers_tokens():
     config, method, params, extra = built(
         mask__ratio=(0.7,), mask__ratio_var=(0.0,), mask__tau=0.0, model__drop_path=0.0

@@ -205,6 +205,7 @@ def test_validation_loss_does_not_depend_on_the_devices(finished, tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "knn": 0.5}\n{"step": 1, "loss": 9.0}\n')
     done = tiny.run(
@@ -315,6 +316,7 @@ def test_bad_input_of_ibot_is_one_line_and_status_2(method, flags, words, tmp_pa
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_unlabelled_folder_trains_without_knn(tmp_path):
     from PIL import Image
 

@@ -38,6 +38,8 @@ OVERRIDES = {
         "model.head_hidden": 32,
         "model.head_bottleneck": 16,
         "model.prototypes": 24,
+        "model.init_std": 0.02,
+        "model.norm_last_layer": False,
         "optim.freeze_last_layer_epochs": 0.25,
     },
 }
