@@ -228,7 +228,7 @@ def main():
     for name, values in result["ms"].items():
         spread = f"({values['min']:.1f} - {values['max']:.1f})"
         count = f"{result['gflop'][name]:9.2f}" if name in result["gflop"] else ""
-        print(f"{name:52}{values['median']:9.1f}  {spread:21}{count}")
+        print(f"{name:52}{values['median']:9.1f}  {spread:21}{count}".rstrip())
     chosen, everything = (
         f"patch heads and loss, {which} patches, with gradient" for which in ("chosen", "all")
     )
