@@ -6,10 +6,10 @@
 Features are what an untrained ViT-B/16 MAE sees of photographs: a random patch embedding plus 2-D
 sin-cos positions, N = 196 patches of width 768; 49 are kept. Kernel and loop are both counted,
 for everyone, in float32 (exact sampling: float64). All contestants are warmed up and then timed in
-turn, batch by batch; the table gives the median and the range in milliseconds an image. NumPy's
-BLAS gets one thread or one a core, whichever turns out faster. Run it on an idle machine: on a
-busy one the medians say little. What each line does stands in docs/selector.md. Takes about a
-minute on 2 cores.
+turn, batch by batch; the table gives the median and the range in milliseconds an image. Where
+threadpoolctl is installed, NumPy's BLAS gets one thread or one a core, whichever turns out faster.
+Run it on an idle machine: on a busy one the medians say little. What each line does stands in
+docs/selector.md. Takes about half a minute on 2 cores.
 """
 
 import argparse
