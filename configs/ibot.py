@@ -24,8 +24,9 @@ marked below. On a CPU add --config.model.dtype=float32.
 
 What to expect:
 
-  shapes       tries everything out on two CPU cores, but learnt nothing of use in the 12 epochs that
-               were run: k-NN 25.6 % untrained, then 23 % (MAE on the same images 39 %, chance 11 %).
+  shapes       tries everything out on two CPU cores, but learnt nothing of use in the 12 epochs
+               that were run: k-NN 25.6 % untrained, then 23 % (MAE on these images 39 %, chance
+               11 %).
   small        the full recipe was not run here. A CPU-sized variant (docs/ibot.md) took k-NN from
                27 % to 33 % with DPP masks in 14 epochs.
   imagenet100  not run here.
