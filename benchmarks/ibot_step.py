@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import ibot as preset
-from dppmask_jax import loop, losses, parallel, patches, trainer
+from dppmask_jax import fit, loop, losses, parallel, patches, trainer
 from dppmask_jax.data import views
 from dppmask_jax.methods import ibot, ibot_masks, selection
 
@@ -52,7 +52,7 @@ def random_batch(config, size):
 
 def parts_of(config, size):
     """{name: (function, arguments)} of the step's parts, and the number of chosen patches."""
-    plan = trainer.plan_from(config, 50 * size)
+    plan = fit.plan_from(config, 50 * size)
     method = trainer.method_from(config, plan)
     backbone, head = ibot.model_from(config)
     key = jax.random.key(0)
@@ -159,7 +159,7 @@ def parts_of(config, size):
 
 def whole_step(config, size):
     """A function that takes one training step: optimiser, teacher and centres included."""
-    plan = trainer.plan_from(config, 50 * size)
+    plan = fit.plan_from(config, 50 * size)
     method = trainer.method_from(config, plan)
     optimizer = trainer.optimizer_from(config, method, plan)
     step = loop.make_step(method, optimizer)

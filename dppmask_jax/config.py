@@ -2,203 +2,162 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.masking import num_masked, num_visible, ratio_range
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.rules import (
+    FLAG,
+    TEXT,
+    Rule,
+    above,
+    check_fields,
+    flatten,
+    fraction_below_1,
+    is_number,
+    number,
+    one_of,
+    pair,
+    several,
+    whole,
+)
 
-
-class Rule(NamedTuple):
-    """Whether a value is allowed, and the words that say what is."""
-
-    holds: Callable[[Any], bool]
-    allowed: str
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value) -> bool:
-    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _whole(low: int, high: int = 2**31 - 1) -> Rule:
-    words = f"a whole number from {low}" + (f" to {high}" if high < 2**31 - 1 else " up")
-    return Rule(lambda value: _is_whole(value) and low <= value <= high, words)
-
-
-def _number(low: float, high: float = math.inf) -> Rule:
-    words = f"a number from {low:g}" + (f" to {high:g}" if high < math.inf else " up")
-    return Rule(lambda value: _is_number(value) and low <= value <= high, words)
-
-
-def _above(low: float, below: float = math.inf) -> Rule:
-    words = f"a number above {low:g}" + (f" and below {below:g}" if below < math.inf else "")
-    return Rule(lambda value: _is_number(value) and low < value < below, words)
-
-
-def _one_of(*choices: str) -> Rule:
-    return Rule(lambda value: isinstance(value, str) and value in choices, " | ".join(choices))
-
-
-def _pair(each: Rule, words: str, ordered: bool = False) -> Rule:
-    def holds(value):
-        return (
-            isinstance(value, (tuple, list))
-            and len(value) == 2
-            and all(each.holds(part) for part in value)
-            and (not ordered or value[0] <= value[1])
-        )
-
-    return Rule(holds, words)
-
-
-def _several(each: Rule, words: str) -> Rule:
-    return Rule(
-        lambda value: (
-            isinstance(value, (tuple, list)) and len(value) > 0 and all(map(each.holds, value))
-        ),
-        words,
-    )
-
-
-_TEXT = Rule(lambda value: isinstance(value, str), "a text")
-_FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
-_FRACTION_BELOW_1 = Rule(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
-
-_SCALE = _pair(
-    _above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
+_SCALE = pair(
+    above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
 )
 COMMON_RULES = {
-    "method": _TEXT,
-    "seed": _whole(0),
-    "image_size": _pair(_whole(1, 16384), "(height, width) in pixels, such as (224, 224)"),
-    "batch_size": _whole(1),
-    "epochs": _above(0),
-    "log_every": _whole(1),
-    "init_from": _TEXT,
+    "method": TEXT,
+    "seed": whole(0),
+    "image_size": pair(whole(1, 16384), "(height, width) in pixels, such as (224, 224)"),
+    "batch_size": whole(1),
+    "epochs": above(0),
+    "log_every": whole(1),
+    "init_from": TEXT,
     "data.source": Rule(
         lambda value: (
             isinstance(value, str)
-            and (value == "shapes" or value.startswith(("folder:", "tfds:", "shapes:")))
+            and (
+                value == "shapes"
+                or value.startswith(("folder:", "tfds:", "shapes:", "coco:", "clevr:", "csv:"))
+            )
         ),
-        "shapes | folder:PATH | tfds:NAME",
+        "shapes | folder:PATH | tfds:NAME | coco:ROOT | clevr:ROOT | csv:FILE",
     ),
-    "data.dir": _TEXT,
-    "data.val_fraction": _FRACTION_BELOW_1,
+    "data.classes": Rule(
+        lambda value: (
+            isinstance(value, str) and (value in ("", "imagenet100") or value.endswith(".txt"))
+        ),
+        "imagenet100, or a FILE.txt with the name of a class on each line; '' for all classes",
+    ),
+    "data.dir": TEXT,
+    "data.val_fraction": fraction_below_1,
     "data.crop_scale": _SCALE,
-    "data.flip": _FLAG,
-    "data.workers": _whole(0, 256),
-    "data.max_bad_frac": _number(0, 1),
-    "optim.base_lr": _above(0),
-    "optim.final_lr": _number(0),
-    "optim.warmup_epochs": _number(0),
-    "optim.weight_decay": _number(0),
-    "optim.b1": _FRACTION_BELOW_1,
-    "optim.b2": _FRACTION_BELOW_1,
-    "optim.epsilon": _above(0),
+    "data.flip": FLAG,
+    "data.workers": whole(0, 256),
+    "data.max_bad_frac": number(0, 1),
+    "optim.base_lr": above(0),
+    "optim.final_lr": number(0),
+    "optim.warmup_epochs": number(0),
+    "optim.weight_decay": number(0),
+    "optim.b1": fraction_below_1,
+    "optim.b2": fraction_below_1,
+    "optim.epsilon": above(0),
     "optim.weight_decay_end": Rule(
-        lambda v: v is None or (_is_number(v) and v >= 0), "a number from 0 up"
+        lambda v: v is None or (is_number(v) and v >= 0), "a number from 0 up"
     ),
-    "optim.clip_norm": _number(0),
-    "optim.clip_per_tensor": _FLAG,
-    "optim.accum_steps": _whole(1),
-    "optim.max_bad_steps": _whole(0),
-    "checkpoint.every": _whole(1),
-    "checkpoint.keep": _whole(1),
-    "evaluate.every_epochs": _above(0),
-    "evaluate.knn_images": _whole(0),
-    "evaluate.knn_k": _whole(1),
-    "evaluate.knn_temperature": _above(0),
-    "evaluate.knn_feature": _one_of("patches", "cls"),
-    "evaluate.figure_images": _whole(0, 64),
-    "model.size": _one_of(*SIZES),
-    "model.patch_size": _whole(1),
-    "model.drop_path": _FRACTION_BELOW_1,
-    "model.dtype": _one_of("float32", "bfloat16"),
-    "model.remat": _FLAG,
-    "mask.tau": _number(0, 1),
+    "optim.clip_norm": number(0),
+    "optim.clip_per_tensor": FLAG,
+    "optim.accum_steps": whole(1),
+    "optim.max_bad_steps": whole(0),
+    "checkpoint.every": whole(1),
+    "checkpoint.keep": whole(1),
+    "evaluate.every_epochs": above(0),
+    "evaluate.knn_images": whole(0),
+    "evaluate.knn_k": whole(1),
+    "evaluate.knn_temperature": above(0),
+    "evaluate.knn_feature": one_of("patches", "cls"),
+    "evaluate.figure_images": whole(0, 64),
+    "model.size": one_of(*SIZES),
+    "model.patch_size": whole(1),
+    "model.drop_path": fraction_below_1,
+    "model.dtype": one_of("float32", "bfloat16"),
+    "model.remat": FLAG,
+    "mask.tau": number(0, 1),
     "mask.tau_end": Rule(
-        lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "a number from 0 to 1"
+        lambda v: v is None or (is_number(v) and 0 <= v <= 1), "a number from 0 to 1"
     ),
-    "mask.threshold_on": _one_of("d2", "d"),
-    "mask.kernel": _one_of("gaussian", "cosine"),
-    "mask.bandwidth": _above(0),
-    "mask.normalize": _one_of("l2", "standardize"),
+    "mask.threshold_on": one_of("d2", "d"),
+    "mask.kernel": one_of("gaussian", "cosine"),
+    "mask.bandwidth": above(0),
+    "mask.normalize": one_of("l2", "standardize"),
 }
 
 MAE_RULES = {
-    "model.decoder_width": _whole(4),
-    "model.decoder_depth": _whole(1),
-    "model.decoder_heads": _whole(1),
-    "mask.strategy": _one_of("dpp", "random", "block"),
+    "model.decoder_width": whole(4),
+    "model.decoder_depth": whole(1),
+    "model.decoder_heads": whole(1),
+    "mask.strategy": one_of("dpp", "random", "block"),
     "mask.ratio": Rule(
-        lambda v: _is_number(v) and 0 < v < 1, "a number above 0 and below 1 (share masked)"
+        lambda v: is_number(v) and 0 < v < 1, "a number above 0 and below 1 (share masked)"
     ),
-    "mask.features": _one_of("embedding", "pixels"),
-    "loss.norm_pix": _FLAG,
-    "evaluate.loss_images": _whole(0),
+    "mask.features": one_of("embedding", "pixels"),
+    "loss.norm_pix": FLAG,
+    "evaluate.loss_images": whole(0),
 }
 
-_TEMPERATURE_RULES = {"start": _above(0), "end": _above(0), "warmup_epochs": _whole(0)}
+_TEMPERATURE_RULES = {"start": above(0), "end": above(0), "warmup_epochs": whole(0)}
 
 IBOT_RULES = {
-    "data.local_views": _whole(0, 64),
-    "data.local_size": _pair(_whole(1, 16384), "(height, width) in pixels, such as (96, 96)"),
+    "data.local_views": whole(0, 64),
+    "data.local_size": pair(whole(1, 16384), "(height, width) in pixels, such as (96, 96)"),
     "data.local_scale": _SCALE,
     "data.jitter": Rule(
         lambda v: (
             isinstance(v, (tuple, list))
             and len(v) == 4
-            and all(_is_number(x) and 0 <= x <= 1 for x in v)
+            and all(is_number(x) and 0 <= x <= 1 for x in v)
             and v[3] <= 0.5
         ),
         "four numbers from 0 to 1 (brightness, contrast, saturation, hue), the last to 0.5",
     ),
-    "data.jitter_prob": _number(0, 1),
-    "data.grey_prob": _number(0, 1),
+    "data.jitter_prob": number(0, 1),
+    "data.grey_prob": number(0, 1),
     "data.blur_prob": Rule(
         lambda v: (
             isinstance(v, (tuple, list))
             and len(v) == 3
-            and all(_is_number(x) and 0 <= x <= 1 for x in v)
+            and all(is_number(x) and 0 <= x <= 1 for x in v)
         ),
         "three numbers from 0 to 1 (first global view, second, local views)",
     ),
-    "data.blur_sigma": _pair(
-        _above(0, 2.4000001), "(smallest, largest) in pixels, above 0 to 2.4", ordered=True
+    "data.blur_sigma": pair(
+        above(0, 2.4000001), "(smallest, largest) in pixels, above 0 to 2.4", ordered=True
     ),
-    "data.solarize_prob": _number(0, 1),
-    "model.init_std": _above(0),
-    "model.head_hidden": _whole(1),
-    "model.head_bottleneck": _whole(1),
-    "model.prototypes": _whole(2),
-    "model.shared_head": _FLAG,
-    "model.norm_last_layer": _FLAG,
-    "mask.strategy": _one_of("dpp", "random", "block", "attention"),
-    "mask.ratio": _several(_FRACTION_BELOW_1, "a list such as (0.0, 0.7), each from 0 to below 1"),
-    "mask.ratio_var": _several(_FRACTION_BELOW_1, "a list such as (0.0, 0.05), one a ratio"),
-    "mask.prob": _above(0, 1.0000001),
-    "mask.start_epoch": _number(0),
-    "mask.attention": _one_of("high", "low", "hint"),
-    "mask.features": _one_of("tokens", "head", "pixels"),
-    "loss.class_weight": _number(0),
-    "loss.patch_weight": _number(0),
-    "loss.student_temp": _above(0),
-    "loss.center_decay": _number(0, 1),
+    "data.solarize_prob": number(0, 1),
+    "model.init_std": above(0),
+    "model.head_hidden": whole(1),
+    "model.head_bottleneck": whole(1),
+    "model.prototypes": whole(2),
+    "model.shared_head": FLAG,
+    "model.norm_last_layer": FLAG,
+    "mask.strategy": one_of("dpp", "random", "block", "attention"),
+    "mask.ratio": several(fraction_below_1, "a list such as (0.0, 0.7), each from 0 to below 1"),
+    "mask.ratio_var": several(fraction_below_1, "a list such as (0.0, 0.05), one a ratio"),
+    "mask.prob": above(0, 1.0000001),
+    "mask.start_epoch": number(0),
+    "mask.attention": one_of("high", "low", "hint"),
+    "mask.features": one_of("tokens", "head", "pixels"),
+    "loss.class_weight": number(0),
+    "loss.patch_weight": number(0),
+    "loss.student_temp": above(0),
+    "loss.center_decay": number(0, 1),
     **{
         f"loss.{which}_temp.{name}": rule
         for which in ("class", "patch")
         for name, rule in _TEMPERATURE_RULES.items()
     },
-    "optim.freeze_last_layer_epochs": _number(0),
-    "teacher.ema_decay": _number(0, 1),
+    "optim.freeze_last_layer_epochs": number(0),
+    "teacher.ema_decay": number(0, 1),
 }
 
 RULES = {"mae": COMMON_RULES | MAE_RULES, "ibot": COMMON_RULES | IBOT_RULES}
@@ -219,17 +178,6 @@ MODEL_FIELDS = (
 )
 
 
-def flatten(config) -> dict[str, Any]:
-    """{"a.b": value} of a nested config."""
-    flat = {}
-    for name, value in config.items():
-        if hasattr(value, "items"):
-            flat |= {f"{name}.{inner}": leaf for inner, leaf in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
 def check(config) -> None:
     """Raises InputError, in one line, for the first field that is wrong or does not fit."""
     values = flatten(config)
@@ -237,26 +185,17 @@ def check(config) -> None:
     if not isinstance(method, str) or method not in RULES:
         raise InputError(f"config.method={method!r} is not allowed: {' | '.join(RULES)}")
     rules = RULES[method]
-    for field in values:
-        if field not in rules:
-            near = difflib.get_close_matches(field, rules, n=1)
-            hint = f"did you mean config.{near[0]}?" if near else "remove it"
-            raise InputError(f"unknown config field config.{field}; {hint}")
-    for field, rule in rules.items():
-        if field not in values:
-            raise InputError(f"config.{field} is missing; it takes {rule.allowed}")
-        if field == "data.source" and values[field] == "":
-            raise InputError(
-                "config.data.source is empty; say where the images are: "
-                "--config.data.source=folder:PATH (or shapes, or tfds:NAME)"
-            )
-        if field == "mask.strategy" and method == "mae" and values[field] == "attention":
-            raise InputError(
-                "config.mask.strategy='attention' needs a teacher, which MAE has not; "
-                "use dpp | random | block"
-            )
-        if not rule.holds(values[field]):
-            raise InputError(f"config.{field}={values[field]!r} is not allowed: {rule.allowed}")
+    if values.get("data.source") == "":
+        raise InputError(
+            "config.data.source is empty; say where the images are: "
+            "--config.data.source=folder:PATH (or shapes, or tfds:NAME)"
+        )
+    if method == "mae" and values.get("mask.strategy") == "attention":
+        raise InputError(
+            "config.mask.strategy='attention' needs a teacher, which MAE has not; "
+            "use dpp | random | block"
+        )
+    check_fields(values, rules)
     _check_fit(config)
 
 

@@ -49,21 +49,31 @@ def write_run_figures(out_dir: str | Path, run, images: np.ndarray, seed: int = 
     return paths
 
 
-def write_mask_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
+def write_mask_figure(
+    out_dir: str | Path,
+    run,
+    images: np.ndarray,
+    seed: int = 0,
+    *,
+    tau: float | None = None,
+    name: str = "masks.png",
+) -> Path:
     """Draws masks.png: random and DPP masks of some images, and what the run makes of either.
 
     Args:
       out_dir, run, images, seed: see `write_run_figures`; the run's method reconstructs.
+      tau: of the DPP masks; None is the run's.
+      name: of the file.
 
     Returns:
-      The path of masks.png.
+      The path of the figure.
     """
 
     def rebuild(order):
         pixels = np.asarray(run.reconstruct(images, order), np.float32)
         return np.round(np.clip(np.nan_to_num(pixels), 0.0, 1.0) * 255).astype(np.uint8)
 
-    tau = _tau(run)
+    tau = _tau(run) if tau is None else tau
     (random_order, random_mask, _), (dpp_order, dpp_mask, greedy) = _masks_at(
         (1.0, tau), run, images, seed
     )
@@ -77,7 +87,7 @@ def write_mask_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 
         greedy.sum(axis=1),
         tau,
     )
-    return _save(figure, out_dir, "masks.png")
+    return _save(figure, out_dir, name)
 
 
 def write_tau_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:

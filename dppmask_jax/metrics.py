@@ -77,6 +77,19 @@ class MetricsLog:
             self._events.close()
 
 
+def counted(batches, total: int, what: str, enabled: bool = True):
+    """Iterates over batches behind a progress bar, where there is a terminal to show it."""
+    return tqdm(
+        batches,
+        total=total,
+        desc=what,
+        unit="batch",
+        leave=False,
+        dynamic_ncols=True,
+        disable=not (enabled and sys.stderr.isatty()),
+    )
+
+
 class Progress:
     """A progress bar with loss, images/s and the time left; plain lines where there is no
     terminal, about twenty in a run."""

@@ -7,11 +7,14 @@ outside the chain.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+TOKENS = ("cls_token", "positions")
 
 
 class Optimizer(NamedTuple):
@@ -64,6 +67,53 @@ def clip_by_tensor_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
 
 
+def decay_weights_and_tokens(path, parameter) -> bool:
+    """Whether a parameter decays: where it has more than one axis (no biases, no norms)."""
+    return parameter.ndim > 1
+
+
+def decay_weights(path, parameter) -> bool:
+    """As `decay_weights_and_tokens`, without the class token and the positions (MAE's
+    fine-tuning)."""
+    return parameter.ndim > 1 and str(path[-1].key) not in TOKENS
+
+
+def layer_scales(params, depth: int, decay: float):
+    """Layer-wise learning-rate decay (ELECTRA, arXiv 2003.10555), with the layers of a ViT as MAE's
+    fine-tuning counts them (arXiv 2111.06377, appendix A.1).
+
+    Args:
+      params: of a classifier whose encoder is "encoder": the class token, the positions and the
+        patch embedding are layer 0, "blocks/block_b" is layer b + 1, all else is layer depth + 1.
+      depth: number of blocks.
+      decay: above 0, up to 1.
+
+    Returns:
+      A tree of floats like `params`: decay^(depth + 1 - layer).
+
+    Raises:
+      ValueError: the encoder has another number of blocks.
+    """
+    blocks = len(params["encoder"]["blocks"])
+    if blocks != depth:
+        raise ValueError(f"the encoder has {blocks} blocks, not {depth}")
+
+    def scale(path, _):
+        return decay ** (depth + 1 - _layer([str(key.key) for key in path], depth))
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _layer(names, depth):
+    if names[0] != "encoder":
+        return depth + 1
+    if names[1] == "patch_embed" or names[1] in TOKENS:
+        return 0
+    if names[1] == "blocks":
+        return 1 + int(names[2].removeprefix("block_"))
+    return depth + 1
+
+
 def adamw(
     *,
     learning_rate: optax.Schedule,
@@ -73,8 +123,10 @@ def adamw(
     epsilon: float,
     clip: optax.GradientTransformation,
     frozen_steps: int | None = None,
+    decays: Callable[[Any, Any], bool] = decay_weights_and_tokens,
+    scales: Callable[[Any], Any] | None = None,
 ) -> Optimizer:
-    """AdamW whose decay applies to every tensor with more than one axis (no biases, no norms).
+    """AdamW (arXiv 1711.05101) with decay of chosen tensors.
 
     Args:
       learning_rate, weight_decay: of the training step.
@@ -82,19 +134,52 @@ def adamw(
       frozen_steps: None, or for so many training steps, the tensors of layers whose name ends in
         "last_layer" are neither updated nor decayed, and their moments and their count of updates
         stay as they were (iBOT's code, `freeze_last_layer`).
+      decays: of the path and the tensor of a parameter: whether weight decay applies to it.
+      scales: None, or a function from the parameters to a tree of floats like them: what each
+        tensor's learning rate is multiplied by, and so its weight decay too.
     """
     update = optax.chain(
-        optax.scale_by_adam(b1, b2, epsilon), _decay(weight_decay), optax.scale(-1.0)
+        optax.scale_by_adam(b1, b2, epsilon), _decay(weight_decay, decays), optax.scale(-1.0)
     )
+    last = () if scales is None else (_scale_by(scales),)
     if frozen_steps is None:
-        return Optimizer(optax.chain(clip, update), learning_rate)
+        return Optimizer(optax.chain(clip, update, *last), learning_rate)
 
     def thawed(_, *, train_step, **_extra):
         return train_step >= frozen_steps
 
     later = optax.conditionally_mask(update, thawed, forward_extra_args=True)
     updates = optax.partition({"now": update, "later": later}, _when)
-    return Optimizer(optax.chain(clip, updates), learning_rate)
+    return Optimizer(optax.chain(clip, updates, *last), learning_rate)
+
+
+def lars(
+    *,
+    learning_rate: optax.Schedule,
+    weight_decay: optax.Schedule,
+    momentum: float = 0.9,
+    trust: float = 0.001,
+) -> Optimizer:
+    """LARS (arXiv 1708.03888) as MAE's linear probing has it (arXiv 2111.06377, appendix A.1).
+
+    Of tensors with more than one axis, weight decay is added to the gradient, which is then
+    multiplied by trust * (norm of the tensor) / (norm of the gradient), or by 1 where either norm
+    is 0. Other tensors take the gradient as it is. The momentum adds up what results, so a change
+    of the learning rate acts on all of it at once (`optax.lars` adds up steps that the learning
+    rate of their time was multiplied with).
+
+    Args:
+      learning_rate, weight_decay: of the training step.
+    """
+
+    def has_axes(updates):
+        return jax.tree.map(lambda update: update.ndim > 1, updates)
+
+    ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), has_axes)
+    decay = _decay(weight_decay, decay_weights_and_tokens)
+    return Optimizer(
+        optax.chain(decay, ratio, optax.trace(momentum), optax.scale(-1.0)), learning_rate
+    )
 
 
 def _when(params):
@@ -104,10 +189,20 @@ def _when(params):
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def _decay(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+def _scale_by(scales) -> optax.GradientTransformation:
+    def scale(updates, params):
+        return jax.tree.map(lambda update, by: by * update, updates, scales(params))
+
+    return optax.stateless(scale)
+
+
+def _decay(schedule: optax.Schedule, decays) -> optax.GradientTransformationExtraArgs:
     def update(updates, state, params, *, train_step, **_extra):
         rate = schedule(train_step)
-        decayed = jax.tree.map(lambda u, p: u + rate * p if p.ndim > 1 else u, updates, params)
-        return decayed, state
+
+        def decay(path, update, parameter):
+            return update + rate * parameter if decays(path, parameter) else update
+
+        return jax.tree_util.tree_map_with_path(decay, updates, params), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

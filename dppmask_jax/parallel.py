@@ -138,6 +138,13 @@ def data_parallel_map(fn):
     return call
 
 
+def all_rows(tree):
+    """(b, ...) host arrays of each process -> (processes * b, ...) in all, in their order."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def mean(tree):
     """Mean over all devices; only inside a function compiled here."""
     return jax.lax.pmean(tree, AXIS)

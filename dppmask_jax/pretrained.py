@@ -12,6 +12,8 @@ import numpy as np
 from dppmask_jax import checkpoint
 from dppmask_jax import workdir as workdir_files
 from dppmask_jax.data import loader, sources
+from dppmask_jax.data.classes import class_list
+from dppmask_jax.data.source import only_classes
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS
 from dppmask_jax.models.vit import SIZES
@@ -23,6 +25,8 @@ class Run:
     Attributes:
       config: the run's config.
       step: the optimiser step of the checkpoint.
+      method: the functions of the method, see `methods.base.Method`.
+      params, extra: what they take.
       encoder: the parameters of the encoder that `encode` runs.
       selection_settings: the keyword arguments of `dpp.select` that go with `features`.
       num_masked: (fewest, most) patches that a masked view has masked.
@@ -32,8 +36,10 @@ class Run:
     def __init__(self, config, params, extra, step: int):
         self.config = config
         self.step = step
-        self._params, self._extra = params, extra
-        method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
+        self.params, self.extra = params, extra
+        self.method = method = METHODS[config.method](
+            config, steps_per_epoch=1, total_steps=max(step, 1)
+        )
         self.selection_settings = method.selection
         self.num_masked = method.num_masked
         self.can_reconstruct = method.reconstruct is not None
@@ -46,11 +52,11 @@ class Run:
 
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
-        return self._encode(self._params, self._extra, self._checked(images))
+        return self._encode(self.params, self.extra, self._checked(images))
 
     def features(self, images):
         """(B, N, D): what the selection kernel sees of each patch."""
-        return self._features(self._params, self._extra, self._checked(images))
+        return self._features(self.params, self.extra, self._checked(images))
 
     def reconstruct(self, images, order):
         """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, masked ones predicted.
@@ -59,13 +65,11 @@ class Run:
           images: as for `encode`.
           order: (B, N) int32, visible patches first. How many are visible is the run's.
         """
-        return self._reconstruct(
-            self._params, self._extra, self._checked(images), jnp.asarray(order)
-        )
+        return self._reconstruct(self.params, self.extra, self._checked(images), jnp.asarray(order))
 
     def attention(self, images):
         """(B, heads, N): how much the class token attends to each patch in the last block."""
-        return self._attention(self._params, self._extra, self._checked(images))
+        return self._attention(self.params, self.extra, self._checked(images))
 
     def example_images(self, num: int) -> np.ndarray:
         """Validation images of the run's own data (training images where there are none).
@@ -103,19 +107,30 @@ def load_run(workdir: str | Path) -> Run:
       InputError: there is no checkpoint in `workdir`.
     """
     meta, state, step = checkpoint.read_newest(workdir)
-    config = workdir_files.from_json(meta["config"])
+    config = workdir_files.from_json(meta.get("config", {}))
+    if config.get("method") not in METHODS:
+        raise InputError(
+            f"the checkpoint in {workdir} is not that of a pre-training run; name a workdir that "
+            "train.py wrote"
+        )
     return Run(config, state["params"], state.get("extra", {}), step)
 
 
 def open_data(config):
-    """(training source, validation source or None) of a config's data.
+    """(training source, validation source or None) of a config's data, of `data.classes` only.
 
     Raises:
-      InputError: a missing, empty or unprepared source.
+      InputError: a missing, empty or unprepared source, or classes that it lacks.
     """
-    return sources.open_splits(
-        config.data.source, data_dir=config.data.dir or None, val_fraction=config.data.val_fraction
+    data = config.data
+    names = class_list(data.classes) if data.classes else ()
+    splits = sources.open_splits(
+        data.source, data_dir=data.dir or None, val_fraction=data.val_fraction
     )
+    if not names:
+        return splits
+    where = f"config.data.classes={data.classes}"
+    return tuple(split and only_classes(split, names, where) for split in splits)
 
 
 class Encoder:

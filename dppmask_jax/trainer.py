@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,36 +14,10 @@ from dppmask_jax.config import check
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
+from dppmask_jax.fit import Plan, fit, plan_from
 from dppmask_jax.methods import METHODS
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.pretrained import Run, load_run, open_data
-
-
-class Plan(NamedTuple):
-    """What a config and the size of its data set imply."""
-
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    evaluate_every: int
-    peak_lr: float
-
-
-def plan_from(config, num_images: int) -> Plan:
-    """Steps of a run: an epoch is as many whole batches as the images fill, at least one."""
-    steps_per_epoch = max(1, num_images // config.batch_size)
-
-    def steps(epochs):
-        return max(1, round(epochs * steps_per_epoch))
-
-    total = steps(config.epochs)
-    return Plan(
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total,
-        warmup_steps=min(round(config.optim.warmup_epochs * steps_per_epoch), total - 1),
-        evaluate_every=steps(config.evaluate.every_epochs),
-        peak_lr=optim.scaled_learning_rate(config.optim.base_lr, config.batch_size),
-    )
 
 
 def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
@@ -76,56 +49,22 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     if encoder is not None:
         params, extra = method.with_encoder(state.params, state.extra, encoder)
         state = state._replace(params=params, extra=extra)
-    state = parallel.replicate(state)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
-    if not fresh:
-        state = checkpoints.restore(state)
-    start_step = int(parallel.to_host(state.step))
-    if checkpoints.damaged:
-        if parallel.is_main():
-            checkpoints.set_damaged_aside()
-        parallel.wait_for_all("damaged checkpoints set aside")
-        checkpoints.reload()
-    if parallel.is_main():
-        workdir.write_config(config, folder)
-    _announce(config, method, folder, plan, start_step, changed, state, train_source, val_source)
-
-    logged = None if fresh else start_step
-    writer = metrics.MetricsLog(folder if parallel.is_main() else None, logged)
-    progress = metrics.Progress(start_step, plan.total_steps, parallel.is_main())
-    hook = loop.Hook(
-        plan.evaluate_every, _probes(config, train_source, val_source, plan, probe_key, progress)
+    state = fit(
+        config,
+        folder,
+        state=state,
+        resuming=not fresh,
+        method=method,
+        optimizer=optimizer,
+        source=train_source,
+        plan=plan,
+        seed_key=seed_key,
+        probe=lambda say: _probe(config, train_source, val_source, plan, probe_key, say),
+        announce=lambda start_step, state: _announce(
+            config, method, folder, plan, start_step, changed, state, train_source, val_source
+        ),
+        profile_steps=profile_steps,
     )
-    meta = {"config": workdir.to_json(config)}
-    try:
-        with _stream(config, method, train_source, start_step, progress.say) as batches:
-            state = loop.run(
-                loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
-                state,
-                batches,
-                start_step=start_step,
-                total_steps=plan.total_steps,
-                seed_key=seed_key,
-                batch_size=config.batch_size,
-                log_every=config.log_every,
-                max_bad_steps=config.optim.max_bad_steps,
-                max_bad_frac=config.data.max_bad_frac,
-                num_images=len(train_source),
-                save_every=config.checkpoint.every,
-                save=lambda step, state: checkpoints.save(step, parallel.savable(state), meta),
-                log=writer.write,
-                progress=_shown(method, progress, plan.total_steps),
-                hooks=(hook,),
-                profile=(
-                    loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
-                ),
-            )
-    finally:
-        progress.close()
-        checkpoints.close()
-        writer.close()
     if parallel.is_main():
         _finish(config, folder, state, train_source, val_source)
 
@@ -178,29 +117,19 @@ def _encoder_of(config, method):
     return run.encoder
 
 
-def _stream(config, method, source, start_step: int, say):
-    shard, num_shards = parallel.process_shard()
-    return loader.train_stream(
-        source,
-        example=method.example,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        workers=config.data.workers,
-        shard=shard,
-        num_shards=num_shards,
-        log=say,
-    )
-
-
 def _batches(config, source, limit: int):
     """A function that reads up to `limit` images, spread evenly over a source, in order."""
     batch_size = parallel.round_up(min(config.batch_size, 256))
     indices = _spread(min(limit, len(source)), source)
 
-    def read():
+    def read(shard: int = 0, num_shards: int = 1):
         return loader.eval_batches(
-            source, image_size=tuple(config.image_size), batch_size=batch_size, indices=indices
+            source,
+            image_size=tuple(config.image_size),
+            batch_size=batch_size,
+            indices=indices,
+            shard=shard,
+            num_shards=num_shards,
         )
 
     return read
@@ -242,7 +171,7 @@ def _knn_splits(config, train_source, val_source):
     return _batches(config, train_source, limit), _batches(config, val_source, limit)
 
 
-def _probes(config, train_source, val_source, plan, key, progress):
+def _probe(config, train_source, val_source, plan, key, say):
     # Drop-path and flips belong to training: the probes run the same method without them.
     still = config.copy_and_resolve_references()
     still.model.drop_path = 0.0
@@ -265,31 +194,13 @@ def _probes(config, train_source, val_source, plan, key, progress):
                 f"k-NN {value:.1%}" if name == "knn" else f"validation loss {value:.4f}"
                 for name, value in values.items()
             )
-            progress.say(f"step {step}/{plan.total_steps}  {shown}")
+            say(f"step {step}/{plan.total_steps}  {shown}")
         return values
 
     return run
 
 
-def _shown(method, progress, total_steps):
-    """Shows a logged step, and says what the method finds wrong with the run, when it begins."""
-    watch = method.watch()
-    last = ""
-
-    def show(step, values):
-        nonlocal last
-        progress.update(step, values)
-        warning = watch(step, values)
-        if warning and warning != last and parallel.is_main():
-            progress.say(f"step {step}/{total_steps}  warning: {warning}")
-        last = warning
-
-    return show
-
-
 def _announce(config, method, folder, plan, start_step, changed, state, train_source, val_source):
-    if not parallel.is_main():
-        return
     rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
     fewest, most = method.num_masked
     masked, visible = (

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
 
 from dppmask_jax import checkpoint, metrics
-from dppmask_jax.config import MODEL_FIELDS, flatten
+from dppmask_jax.config import MODEL_FIELDS
 from dppmask_jax.errors import InputError
+from dppmask_jax.rules import flatten
 
 
-def check_resumable(config, workdir: Path) -> list[str] | None:
+def check_resumable(
+    config, workdir: Path, is_fixed: Callable[[str], bool] = MODEL_FIELDS.__contains__
+) -> list[str] | None:
     """Checks that the newest checkpoint of `workdir`, if there is one, fits a config.
+
+    Args:
+      is_fixed: whether a field, such as "model.size", may not change while a run goes on.
 
     Returns:
       None where there is no checkpoint to go on from; else the fields, "name: old -> new", that
-      differ from the run so far without changing its model.
+      differ from the run so far and may.
 
     Raises:
-      InputError: the workdir is not a local folder, holds checkpoints of another model, or a
+      InputError: the workdir is not a local folder, holds checkpoints that a fixed field tells from
+        this config, or a
         damaged metrics.jsonl.
     """
     if ":/" in str(workdir):
@@ -40,10 +48,10 @@ def check_resumable(config, workdir: Path) -> list[str] | None:
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     }
-    foreign = [words for field, words in changed.items() if field in MODEL_FIELDS]
+    foreign = [words for field, words in changed.items() if is_fixed(field)]
     if foreign:
         raise InputError(
-            f"--workdir={workdir} holds checkpoints of another model ({'; '.join(foreign)}); "
+            f"--workdir={workdir} holds checkpoints of another run ({'; '.join(foreign)}); "
             "name another folder, or go back to that config"
         )
     return list(changed.values())

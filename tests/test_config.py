@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from configs import ibot, mae
 from dppmask_jax import config as config_checks
-from dppmask_jax import loop, trainer
+from dppmask_jax import fit, loop, trainer
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.vit import SIZES
 
@@ -55,7 +55,7 @@ def test_every_preset_passes_the_checks(module, argument):
 def test_every_preset_can_be_built(module, argument):
     """Shapes only: the model, the loss and its gradient, the optimiser's state."""
     config = module.get_config(argument)
-    plan = trainer.plan_from(config, 100_000)
+    plan = fit.plan_from(config, 100_000)
     method = trainer.method_from(config, plan)
     optimizer = trainer.optimizer_from(config, method, plan)
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
@@ -80,7 +80,7 @@ def test_any_size_and_a_single_epoch_make_a_plan(module, dataset):
         config.data.source = "folder:somewhere"
         config_checks.check(config)
     for num_images in (1, 64, 10_000):
-        plan = trainer.plan_from(config, num_images)
+        plan = fit.plan_from(config, num_images)
         method = trainer.method_from(config, plan)
         rate = trainer.optimizer_from(config, method, plan).learning_rate
         assert 0 <= plan.warmup_steps < plan.total_steps

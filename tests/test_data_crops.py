@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from dppmask_jax.data import crops, decode
+from dppmask_jax.data import classify, crops, decode
+from dppmask_jax.data.randaugment import rand_augment
 
 RATIO = (3 / 4, 4 / 3)
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
@@ -180,6 +181,98 @@ def test_single_view_is_a_random_crop():
     assert set(example) == {"image"}
     expected = crops.random_crop(data, np.random.default_rng(4), **options, ratio=(1.0, 1.1))
     np.testing.assert_array_equal(example["image"], expected)
+
+
+# A single draw.
+
+
+class Drawn:
+    """A generator that gives these numbers; integers are the largest allowed."""
+
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def uniform(self, low, high):
+        return low + (high - low) * self.numbers.pop(0)
+
+    def integers(self, high):
+        return high - 1
+
+
+@pytest.mark.parametrize(
+    "size, share, place, expected",
+    [
+        # A quarter of the area at ratio 1, in the far corner.
+        ((80, 40), 0.25, 0.5, (80 - 28, 40 - 28, 28, 28)),
+        # The whole area at ratio 4/3: width sqrt(6400 / 3 * 4), 92, is cut down, height is 69.
+        ((80, 80), 1.0, 1.0, (0, 11, 80, 69)),
+        # At ratio 3/4 of a wide image: 77 by 103 of 200 x 40.
+        ((200, 40), 1.0, 0.0, (200 - 77, 0, 77, 40)),
+        ((1, 500), 0.01, 0.5, (0, 498, 1, 2)),
+    ],
+)
+def test_box_of_a_single_draw(size, share, place, expected):
+    box = crops.single_draw_box(Drawn(share, place), *size, scale=(0.0, 1.0))
+    assert box == expected
+
+
+def test_boxes_of_a_single_draw_are_those_of_ten_tries_where_the_first_fits():
+    kinds = [
+        [box(np.random.default_rng(seed), 90, 60, scale=(0.05, 0.2)) for seed in range(50)]
+        for box in (crops.random_box, crops.single_draw_box)
+    ]
+    assert kinds[0] == kinds[1]
+
+
+# Supervised training.
+
+
+def classification(data, seed=0, **options):
+    defaults = {"image_size": (24, 36), "scale": (0.08, 1.0), "flip": False, "randaugment": 0.0}
+    example = classify.classification_view(
+        data, np.random.default_rng(seed), **(defaults | options)
+    )
+    assert set(example) == {"image"} and example["image"].dtype == np.uint8
+    return example["image"]
+
+
+@pytest.mark.parametrize("single_draw", [False, True])
+def test_classification_view_is_a_crop(single_draw):
+    data = encode(noise(40, 70))
+    options = {"image_size": (24, 36), "scale": (0.08, 1.0), "single_draw": single_draw}
+    for seed in range(5):
+        expected = crops.random_crop(data, np.random.default_rng(seed), **options)
+        np.testing.assert_array_equal(classification(data, seed, **options), expected)
+    others = [classification(data, seed, single_draw=not single_draw) for seed in range(20)]
+    these = [classification(data, seed, single_draw=single_draw) for seed in range(20)]
+    assert any(np.any(one != other) for one, other in zip(these, others, strict=True))
+
+
+def test_classification_view_is_mirrored_half_of_the_time():
+    pixels = noise(24, 24)
+    whole = {"image_size": (24, 24), "scale": (1.0, 1.0), "single_draw": True, "flip": True}
+    mirrored = 0
+    for seed in range(200):
+        plain = classification(encode(pixels), seed, **(whole | {"flip": False}))
+        view = classification(encode(pixels), seed, **whole)
+        mirrored += np.array_equal(view, plain[:, ::-1])
+        assert np.array_equal(view, plain) or np.array_equal(view, plain[:, ::-1])
+    assert 70 < mirrored < 130
+
+
+def test_classification_view_ends_with_rand_augment():
+    data = encode(noise(40, 70))
+    differ = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        crop = crops.random_crop(data, rng, image_size=(24, 36), scale=(0.08, 1.0))
+        if rng.random() < 0.5:
+            crop = crop[:, ::-1]
+        expected = rand_augment(Image.fromarray(np.ascontiguousarray(crop)), rng, magnitude=7.0)
+        view = classification(data, seed, flip=True, randaugment=7.0)
+        np.testing.assert_array_equal(view, expected)
+        differ += np.any(view != crop)
+    assert differ > 3
 
 
 # Several crops of one image.
@@ -361,6 +454,7 @@ def test_unreadable_bytes(rng):
         lambda data: crops.random_crop(data, rng, image_size=(8, 8), scale=(0.2, 1.0)),
         lambda data: crops.center_crop(data, image_size=(8, 8)),
         multi,
+        classification,
     ):
         for data in (b"", b"text", encode(noise(99, 99), "JPEG")[:-3000]):
             with pytest.raises(decode.DecodeError):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import crops, loader, sources
+from dppmask_jax.data import crops, loader, source, sources
 from dppmask_jax.errors import InputError
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
@@ -37,11 +37,21 @@ def _name(i):
     return f"file {i}"
 
 
+def _targets():
+    """Two numbers an image: whether it is even, and whether it is below ten."""
+    return np.array([[i % 2 == 0, i < 10] for i in range(COUNT)], np.uint8)
+
+
 def make_source(count=COUNT, bad=(), missing=()):
     """Image i has red = i, so that a batch shows which images it holds."""
     contents = [b"broken" if i in bad else None if i in missing else png(i) for i in range(count)]
-    return sources.Source(
-        count, functools.partial(_read, contents), _name, class_names=("a", "b", "c")
+    return source.Source(
+        count,
+        functools.partial(_read, contents),
+        _name,
+        class_names=("a", "b", "c"),
+        targets=_targets,
+        target_names=("even", "small"),
     )
 
 
@@ -138,6 +148,15 @@ def test_far_into_the_stream():
     positions = step * 6 + np.arange(6)
     np.testing.assert_array_equal(batch["index"], positions % 2**31)
     assert (batch["index"] >= 0).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_several_labels_an_image(workers):
+    batches = stream(source.with_targets(make_source(bad=[3])), 4, workers=workers)
+    for batch in batches:
+        assert batch["label"].shape == (6, 2) and batch["label"].dtype == np.int32
+        red = drawn([batch])
+        np.testing.assert_array_equal(batch["label"], np.stack([red % 2 == 0, red < 10], axis=1))
 
 
 @pytest.mark.parametrize("num_shards", [2, 4])
@@ -317,6 +336,15 @@ def test_unreadable_images_are_not_valid_and_named():
     valid = np.concatenate([batch["valid"] for batch in batches])
     np.testing.assert_array_equal(np.flatnonzero(~valid[:COUNT]), [6, 9])
     assert lines == ["unreadable image: file 6", "unreadable image: file 9"]
+
+
+def test_evaluation_of_several_labels_an_image():
+    batches = evaluate(source.with_targets(make_source(bad=[6], missing=[21])))
+    label = np.concatenate([batch["label"] for batch in batches])
+    assert label.shape == (24, 2) and label.dtype == np.int32
+    expected = _targets().astype(int)
+    expected[[6, 21]] = -1
+    np.testing.assert_array_equal(label, np.concatenate([expected, np.full((2, 2), -1)]))
 
 
 def test_evaluation_shards_and_workers():

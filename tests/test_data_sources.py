@@ -4,12 +4,16 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dppmask_jax import pretrained
 from dppmask_jax.data import decode, shapes, sources
+from dppmask_jax.data.classes import class_list
+from dppmask_jax.data.source import only_classes, with_targets
 from dppmask_jax.errors import InputError
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
@@ -43,6 +47,8 @@ def test_train_and_val_folders(tmp_path):
     assert label == 1 and decode.decode(data)[0, 0, 0] == 3
     assert names(val, tmp_path) == ["val/dog/d.png"]
     assert train.unlabelled_because == "" and train.extras(0) == {}
+    np.testing.assert_array_equal(train.labels(), [0, 0, 1])
+    assert train.targets is None and train.label_shape == ()
 
 
 def test_one_split_alone(tmp_path):
@@ -116,6 +122,7 @@ def test_irregular_folders_are_unlabelled(layout, culprit, tmp_path):
     for source in (train, val):
         assert not source.labelled and source.num_classes == 0
         assert source.read(0)[1] == -1 and culprit in source.unlabelled_because
+        assert source.labels is None
 
 
 def test_a_single_class_is_none(tmp_path):
@@ -264,9 +271,9 @@ def test_some_readable_image_is_enough(tmp_path):
     assert len(open_both(tmp_path, val_fraction=0.0)[0]) == 50
 
 
-@pytest.mark.parametrize("spec", ["", "folder", "folder:", "tfds:", "shape", "webdataset:x"])
+@pytest.mark.parametrize("spec", ["", "folder", "folder:", "tfds:", "csv:", "coco", "webdataset:x"])
 def test_unknown_spec(spec):
-    with pytest.raises(InputError, match=r"shapes, folder:PATH or tfds:NAME"):
+    with pytest.raises(InputError, match=r"shapes, folder:PATH, tfds:NAME, coco:ROOT, .* csv:FILE"):
         sources.open_source(spec, "train")
 
 
@@ -296,6 +303,19 @@ def test_shapes(cache):
     assert val.name(3) == "shapes val record 3"
     copy = pickle.loads(pickle.dumps(val))
     assert copy.read(3) == val.read(3)
+    scenes = [shapes.draw(shapes.Options(16, 12, 5, 1), "val", i) for i in range(5)]
+    np.testing.assert_array_equal(copy.labels(), [scene.label for scene in scenes])
+    np.testing.assert_array_equal(copy.targets(), [scene.attributes for scene in scenes])
+    assert copy.labels().dtype == np.int32 and copy.targets().dtype == np.uint8
+    assert val.target_names == shapes.ATTRIBUTES
+
+
+def test_labels_are_read_in_pieces(cache, monkeypatch):
+    train = sources.open_source(f"shapes:{OPTIONS}", "train", data_dir=cache)
+    whole = train.targets()
+    for size in (1, 5, 12):
+        monkeypatch.setattr(sources, "_RECORDS_AT_ONCE", size)
+        np.testing.assert_array_equal(train.targets(), whole)
 
 
 @pytest.mark.parametrize("options", ["sise=16", "size", "size=x", "size=-3", "size=64;train=3"])
@@ -331,6 +351,145 @@ def test_tfds_data_set_without_validation_split(cache, monkeypatch):
     assert whole.read(number) == val.read(0)
 
 
+def test_labels_of_a_tfds_data_set_are_kept(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path))
+    monkeypatch.setattr(sources, "TFDS_VALIDATION", ())
+    train, val = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
+    assert not list(tmp_path.iterdir())  # they are read when they are asked for
+    for source in (train, val):
+        labels = pickle.loads(pickle.dumps(source)).labels()
+        np.testing.assert_array_equal(labels, [source.read(i)[1] for i in range(len(source))])
+        assert labels.dtype == np.int32
+    (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept.parent == tmp_path / "labels" / tfds_name() / "1.1.0"
+    assert kept.name.startswith("train-12-")
+    np.save(kept, np.arange(12, dtype=np.int32))
+    np.testing.assert_array_equal(np.sort([*train.labels(), *val.labels()]), np.arange(12))
+
+
+def test_labels_that_cannot_be_kept(cache, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "file"))
+    train, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    with pytest.raises(InputError, match="set DPPMASK_CACHE"):
+        train.labels()
+
+
+def test_interrupted_reading_of_labels_leaves_nothing(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    train, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    monkeypatch.setattr(sources, "_column", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.labels()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# Views of a source.
+
+
+def test_targets_for_labels(cache):
+    val = sources.open_source(f"shapes:{OPTIONS}", "val", data_dir=cache)
+    several = pickle.loads(pickle.dumps(with_targets(val)))
+    assert several.label_shape == (24,) and several.target_names == shapes.ATTRIBUTES
+    assert not several.labelled and several.labels is None
+    for i in range(5):
+        data, label = several.read(i)
+        assert data == val.read(i)[0] and several.name(i) == val.name(i)
+        np.testing.assert_array_equal(label, val.extras(i)["attributes"])
+    np.testing.assert_array_equal(several.targets(), val.targets())
+
+
+def test_folders_have_no_targets(tmp_path):
+    write(tmp_path / "a.png")
+    train, _ = open_both(tmp_path, val_fraction=0.0)
+    with pytest.raises(InputError, match=r"a\.png does not have several labels"):
+        with_targets(train)
+
+
+def test_only_some_classes(tmp_path):
+    for i, name in enumerate(["ant/a", "bee/b", "bee/c", "cat/d", "dog/e"]):
+        write(tmp_path / f"{name}.png", i)
+    train, _ = open_both(tmp_path, val_fraction=0.0)
+    few = pickle.loads(pickle.dumps(only_classes(train, ("dog", "bee"), "here")))
+    assert few.class_names == ("dog", "bee") and few.num_classes == 2
+    assert names(few, tmp_path) == ["bee/b.png", "bee/c.png", "dog/e.png"]
+    assert [few.read(i)[1] for i in range(3)] == [1, 1, 0]
+    assert [decode.decode(few.read(i)[0])[0, 0, 0] for i in range(3)] == [1, 2, 4]
+    np.testing.assert_array_equal(few.labels(), [1, 1, 0])
+    assert few.extras(2) == {} and few.targets is None
+    fewer = only_classes(few, ("bee",), "here")
+    assert names(fewer, tmp_path) == ["bee/b.png", "bee/c.png"] and fewer.read(1)[1] == 0
+
+
+def test_only_some_classes_of_shapes(cache):
+    train = sources.open_source(f"shapes:{OPTIONS}", "train", data_dir=cache)
+    few = only_classes(train, shapes.CLASSES[4:7], "here")
+    kept = [i for i in range(12) if 4 <= train.read(i)[1] < 7]
+    assert 0 < len(kept) == len(few) < 12
+    np.testing.assert_array_equal(few.targets(), train.targets()[kept])
+    for i, row in enumerate(kept):
+        assert few.read(i) == (train.read(row)[0], train.read(row)[1] - 4)
+        np.testing.assert_array_equal(few.extras(i)["mask"], train.extras(row)["mask"])
+
+
+def test_classes_that_are_not_there(tmp_path):
+    for name in ("train/ant/1", "train/bee/2", "val/ant/3"):
+        write(tmp_path / f"{name}.png")
+    train, val = open_both(tmp_path)
+    with pytest.raises(InputError, match=r"^here: .* lacks 1 of the 2 classes: cow; .*'ant'"):
+        only_classes(train, ("ant", "cow"), "here")
+    with pytest.raises(InputError, match=r"lacks 7 of the 7 classes: 0, 1, 2, 3, 4 and 2 more"):
+        only_classes(train, "0123456", "here")
+    with pytest.raises(InputError, match="no image of these classes"):
+        only_classes(val, ("bee",), "here")
+    write(tmp_path / "train/3.png")
+    with pytest.raises(InputError, match=r"here: the images have no labels: 3\.png does not"):
+        only_classes(open_both(tmp_path)[0], ("ant",), "here")
+
+
+def test_class_lists(tmp_path):
+    hundred = class_list("imagenet100")
+    assert len(hundred) == 100 and hundred == tuple(sorted(set(hundred)))
+    assert hundred[0] == "n01558993" and all(len(name) == 9 for name in hundred)
+    path = tmp_path / "list.txt"
+    path.write_text(" dog\n\nbee \n")
+    assert class_list(str(path)) == ("dog", "bee")
+    for text, words in (("\n", "lists no class"), ("a\nb\na\n", "lists 'a' twice")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            class_list(str(path))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        class_list(str(path))
+    with pytest.raises(InputError, match=r"gone\.txt: No such file"):
+        class_list(str(tmp_path / "gone.txt"))
+
+
+def test_data_of_a_config_with_classes(tmp_path):
+    for name in ("train/ant/1", "train/bee/2", "train/cow/3", "val/ant/4", "val/bee/5"):
+        write(tmp_path / f"{name}.png")
+    (tmp_path / "few.txt").write_text("bee\nant\n")
+    data = {"source": f"folder:{tmp_path}", "dir": "", "val_fraction": 0.1}
+
+    def open_data(classes):
+        return pretrained.open_data(
+            types.SimpleNamespace(data=types.SimpleNamespace(**data, classes=classes))
+        )
+
+    assert [len(split) for split in open_data("")] == [3, 2]
+    train, val = open_data(str(tmp_path / "few.txt"))
+    assert train.class_names == val.class_names == ("bee", "ant")
+    assert [train.read(i)[1] for i in range(2)] == [val.read(i)[1] for i in range(2)] == [1, 0]
+    with pytest.raises(InputError, match=r"config\.data\.classes=imagenet100: .*lacks 100"):
+        open_data("imagenet100")
+    data |= {"source": f"folder:{tmp_path}/train", "val_fraction": 0.0}
+    assert open_data(str(tmp_path / "few.txt"))[1] is None
+
+
 def test_unprepared_tfds_data_set(tmp_path):
     with pytest.raises(InputError) as caught:
         sources.open_source("tfds:cifar10", "train", data_dir=str(tmp_path))
@@ -348,7 +507,7 @@ def test_unknown_tfds_data_set(tmp_path):
 
 def test_no_tensorflow():
     code = (
-        "import sys; from dppmask_jax.data import augment, crops, decode, loader, shapes, sources;"
+        "import sys; from dppmask_jax.data import augment, classify, crops, loader, sources, views;"
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

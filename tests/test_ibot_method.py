@@ -12,8 +12,8 @@ from dppmask_jax import dpp, loop, losses, masking, optim, parallel, patches
 from dppmask_jax.data import views
 from dppmask_jax.data.augment import denormalize, normalize
 from dppmask_jax.methods import ibot, ibot_masks
+from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
-from dppmask_jax.models.ibot import Backbone
 from dppmask_jax.models.vit import SIZES, Size
 
 KEY = jax.random.key(5)

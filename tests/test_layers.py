@@ -10,13 +10,14 @@ ROOT = Path(dppmask_jax.__file__).parent
 # A file imports only from earlier rows, or from its own folder; "" is the package itself.
 ROWS = (
     {"errors"},
-    {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint"},
+    {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"},
     {"masking", "models", "data", "optim"},
     {"methods", "features", "config"},
     {"loop", "workdir"},
-    {"evals", "pretrained", "drawing"},
+    {"fit", "pretrained", "drawing"},
     {"figures"},
-    {"trainer"},
+    {"evals"},
+    {"trainer", "evaluate"},
     {""},
 )
 LAYERS = {name: row for row, names in enumerate(ROWS) for name in names}

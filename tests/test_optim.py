@@ -6,6 +6,8 @@ import pytest
 import reference_ibot as reference
 
 from dppmask_jax import optim
+from dppmask_jax.models.backbone import Backbone
+from dppmask_jax.models.vit import Size
 
 SETTINGS = {
     "learning_rate": lambda step: 1.0,
@@ -186,3 +188,170 @@ def test_clipping_limits_the_global_norm(frozen_steps):
         results.append(np.asarray(tx.update(later, state, params, train_step=0)[0]["b"]))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
     assert not np.allclose(results[0], results[2], rtol=1e-2)
+
+
+def classifier(width=4, depth=2):
+    """Parameters of a classifier, all 2."""
+    backbone = Backbone(Size(width, depth, 1), (8, 8), 4)
+    images = jnp.zeros((1, 8, 8, 3))
+    shapes = jax.eval_shape(lambda: backbone.init(jax.random.key(0), images))["params"]
+    encoder = jax.tree.map(lambda x: jnp.full(x.shape, 2.0), shapes)
+    head = {"kernel": jnp.full((width, 3), 2.0), "bias": jnp.full(3, 2.0)}
+    return {"encoder": encoder, "fc_norm": {"scale": jnp.full(width, 2.0)}, "head": head}
+
+
+def train(optimizer, params, grads):
+    """The parameters after each gradient, updated as `loop.make_step` does."""
+
+    @jax.jit
+    def update(gradient, opt_state, params, step):
+        updates, opt_state = optax.with_extra_args_support(optimizer.tx).update(
+            gradient, opt_state, params, train_step=step
+        )
+        lr = optimizer.learning_rate(step)
+        return optax.apply_updates(params, jax.tree.map(lambda u: lr * u, updates)), opt_state
+
+    opt_state, history = jax.jit(optimizer.tx.init)(params), []
+    for step, gradient in enumerate(grads):
+        params, opt_state = update(gradient, opt_state, params, step)
+        history.append(params)
+    return history
+
+
+def test_layer_scales_by_hand():
+    params = classifier()
+    scales = optim.layer_scales(params, depth=2, decay=0.5)
+    assert jax.tree.structure(scales) == jax.tree.structure(params)
+    encoder = scales.pop("encoder")
+    expected = {
+        "cls_token": 1 / 8, "positions": 1 / 8, "patch_embed": 1 / 8, "norm": 1.0,
+        "block_0": 1 / 4, "block_1": 1 / 2,
+    }  # fmt: skip
+    for name, part in (encoder | encoder.pop("blocks")).items():
+        assert set(jax.tree.leaves(part)) == {expected.pop(name)}, name
+    assert not expected and set(jax.tree.leaves(scales)) == {1.0}
+
+
+def test_layers_are_numbered_not_sorted_by_name():
+    blocks = {f"block_{b}": {"kernel": jnp.ones((1, 1))} for b in range(12)}
+    scales = optim.layer_scales({"encoder": {"blocks": blocks}, "head": jnp.ones(1)}, 12, 0.65)
+    for b in range(12):
+        found = scales["encoder"]["blocks"][f"block_{b}"]["kernel"]
+        np.testing.assert_allclose(found, 0.65 ** (12 - b), rtol=1e-6)
+    with pytest.raises(ValueError, match="has 12 blocks, not 11"):
+        optim.layer_scales({"encoder": {"blocks": blocks}}, 11, 0.65)
+
+
+@pytest.mark.parametrize(
+    "decays,tokens",
+    [
+        # Lr .1 then .2, both times 1/8: without decay 2 - .0125 - .025.
+        (optim.decay_weights, 1.9625),
+        # 2 - .0125 (1 + .05 * 2) = 1.98625, less .025 (1 + .05 * 1.98625).
+        (optim.decay_weights_and_tokens, 1.9587671875),
+    ],
+)
+def test_fine_tuning_updates_by_hand(decays, tokens):
+    # A constant gradient of 1 makes every Adam update 1.
+    optimizer = optim.adamw(
+        **SETTINGS | {"learning_rate": lambda step: 0.1 * (step + 1)},
+        decays=decays,
+        scales=lambda params: optim.layer_scales(params, depth=2, decay=0.5),
+    )
+    params = classifier()
+    ones = jax.tree.map(jnp.ones_like, params)
+    params = train(optimizer, params, [ones, ones])[-1]
+    encoder = params["encoder"]
+    block_0, block_1 = (encoder["blocks"][f"block_{b}"] for b in range(2))
+    for tensor, expected in (
+        (encoder["cls_token"], tokens),
+        (encoder["positions"], tokens),
+        (encoder["patch_embed"]["proj"]["kernel"], 1.9587671875),
+        (encoder["patch_embed"]["proj"]["bias"], 1.9625),
+        # 2 - .025 * 1.1 = 1.9725, less .05 (1 + .098625).
+        (block_0["mlp"]["fc1"]["kernel"], 1.91756875),
+        # 2 - .05 * 1.1 = 1.945, less .1 (1 + .09725).
+        (block_1["mlp"]["fc1"]["kernel"], 1.835275),
+        (block_1["norm1"]["scale"], 2 - 0.05 - 0.1),
+        # 2 - .1 * 1.1 = 1.89, less .2 (1 + .0945).
+        (params["head"]["kernel"], 1.6711),
+        (params["head"]["bias"], 2 - 0.1 - 0.2),
+        (params["fc_norm"]["scale"], 2 - 0.1 - 0.2),
+    ):
+        np.testing.assert_allclose(tensor, np.full(tensor.shape, expected), rtol=1e-6)
+
+
+def test_scales_act_on_frozen_layers_once_they_thaw():
+    params = {"last_layer": jnp.full((1, 1), 2.0), "other": jnp.full((1, 1), 2.0)}
+    optimizer = optim.adamw(
+        **SETTINGS | {"learning_rate": lambda step: 0.1 * (step + 1), "frozen_steps": 1},
+        scales=lambda params: {"last_layer": 0.5, "other": 0.25},
+    )
+    ones = jax.tree.map(jnp.ones_like, params)
+    first, second = train(optimizer, params, [ones, ones])
+    assert float(first["last_layer"][0, 0]) == 2.0
+    np.testing.assert_allclose(second["last_layer"], [[2 - 0.2 * 0.5 * 1.1]], rtol=1e-6)
+    np.testing.assert_allclose(first["other"], [[2 - 0.1 * 0.25 * 1.1]], rtol=1e-6)
+
+
+def test_scales_of_one_change_nothing():
+    params = classifier(depth=1)
+    rng = np.random.default_rng(0)
+    grads = [
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+        for _ in range(2)
+    ]
+    plain = train(optim.adamw(**SETTINGS), params, grads)[-1]
+    scaled = optim.adamw(**SETTINGS, scales=lambda params: optim.layer_scales(params, 1, 1.0))
+    jax.tree.map(np.testing.assert_array_equal, train(scaled, params, grads)[-1], plain)
+
+
+def test_lars_by_hand():
+    optimizer = optim.lars(
+        learning_rate=lambda step: jnp.array([1.0, 0.5, 0.2])[step],
+        weight_decay=lambda step: 0.0,
+        momentum=0.5,
+        trust=0.1,
+    )
+    params = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([1.0])}
+    grads = [
+        {"kernel": jnp.array([[g, h]]), "bias": jnp.array([2.0])}
+        for g, h in ((6.0, 8.0), (0.0, 9.0), (0.0, 0.0))
+    ]
+    history = train(optimizer, params, grads)
+    kernels = [
+        [[2.7, 3.6]],  # .1 * 5 / 10 of (6, 8): momentum (.3, .4)
+        [[2.625, 3.275]],  # .1 * 4.5 / 9 of (0, 9): momentum (.15, .65), times .5
+        [[2.61, 3.21]],  # momentum (.075, .325), times .2
+    ]
+    biases = [[-1.0], [-2.5], [-3.2]]  # momentum 2, 3, 3.5 of the gradients as they are
+    for params, kernel, bias in zip(history, kernels, biases, strict=True):
+        np.testing.assert_allclose(params["kernel"], kernel, rtol=1e-6)
+        np.testing.assert_allclose(params["bias"], bias, rtol=1e-6)
+
+
+def test_lars_decays_weights_before_the_ratio_and_by_schedule():
+    optimizer = optim.lars(
+        learning_rate=lambda step: 1.0,
+        weight_decay=lambda step: 0.5 * (step == 0),
+        momentum=0.0,
+        trust=0.1,
+    )
+    params = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([8.0])}
+    # (4.5, 6) + .5 (3, 4) = (6, 8), then .1 * 5 / 10 of it; the next step has no decay.
+    gradient = {"kernel": jnp.array([[4.5, 6.0]]), "bias": jnp.array([0.0])}
+    first, second = train(optimizer, params, [gradient, gradient])
+    np.testing.assert_allclose(first["kernel"], [[2.7, 3.6]], rtol=1e-6)
+    # .1 * 4.5 / 7.5 of (4.5, 6).
+    np.testing.assert_allclose(second["kernel"], [[2.43, 3.24]], rtol=1e-6)
+    np.testing.assert_array_equal(second["bias"], [8.0])
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (1, 2, 1, 2)])
+def test_lars_of_a_zero_tensor_takes_the_whole_gradient(shape):
+    constant = {"learning_rate": lambda step: 1.0, "weight_decay": lambda step: 0.0}
+    params, ones = {"kernel": jnp.zeros(shape)}, {"kernel": jnp.ones(shape)}
+    first, second = train(optim.lars(**constant), params, [ones, ones])
+    np.testing.assert_array_equal(first["kernel"], np.full(shape, -1.0))
+    # From -1: momentum .9 of the first update, and .001 * 2 / 2 of the gradient.
+    np.testing.assert_allclose(second["kernel"], np.full(shape, -1.901), rtol=1e-6)

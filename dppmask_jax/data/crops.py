@@ -36,11 +36,8 @@ def random_box(
     Returns:
       (left, top, box width, box height) in whole pixels, inside the image.
     """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_TRIES):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        box_width, box_height = _sides(rng, width * height, scale, ratio)
         if 0 < box_width <= width and 0 < box_height <= height:
             left = int(rng.integers(width - box_width + 1))
             top = int(rng.integers(height - box_height + 1))
@@ -53,6 +50,35 @@ def random_box(
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
 
 
+def single_draw_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+) -> tuple[int, int, int, int]:
+    """Draws the box of a random resized crop in one try, as MAE's linear probe (arXiv 2111.06377).
+
+    Area uniform in `scale` (a share of the image's), aspect ratio log-uniform in `ratio`; a side
+    that is longer than the image's is cut down to it, which changes the ratio.
+
+    Returns:
+      (left, top, box width, box height) in whole pixels, inside the image.
+    """
+    box_width, box_height = _sides(rng, width * height, scale, ratio)
+    box_width, box_height = np.clip((box_width, box_height), 1, (width, height)).tolist()
+    left = int(rng.integers(width - box_width + 1))
+    top = int(rng.integers(height - box_height + 1))
+    return left, top, box_width, box_height
+
+
+def _sides(rng, area: int, scale, ratio) -> tuple[int, int]:
+    area = area * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+
+
 def random_crop(
     data: bytes,
     rng: np.random.Generator,
@@ -60,6 +86,7 @@ def random_crop(
     image_size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float] = RATIO,
+    single_draw: bool = False,
 ) -> np.ndarray:
     """A random resized crop of an encoded image.
 
@@ -67,6 +94,7 @@ def random_crop(
       image_size: (H, W) of the result in pixels.
       scale: smallest and largest share of the image's area.
       ratio: smallest and largest ratio of the box's width to its height, relative to W / H.
+      single_draw: whether the box is that of `single_draw_box` instead of `random_box`.
 
     Returns:
       (H, W, 3) uint8.
@@ -75,7 +103,8 @@ def random_crop(
       decode.DecodeError: the bytes are no readable image.
     """
     image = _open(data)
-    (view,) = _cut(image, [_draw(rng, image, image_size, scale, ratio)])
+    box_of = single_draw_box if single_draw else random_box
+    (view,) = _cut(image, [_draw(rng, image, image_size, scale, ratio, box_of)])
     return view
 
 
@@ -89,7 +118,7 @@ def single_view(
 ) -> dict[str, np.ndarray]:
     """The training example of one crop, for loader.train_stream.
 
-    Args and errors are those of random_crop.
+    Args and errors are those of random_crop, with its `single_draw` off.
 
     Returns:
       "image" (H, W, 3) uint8.
@@ -158,10 +187,10 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _draw(rng, image: Image.Image, image_size, scale, ratio) -> _View:
+def _draw(rng, image: Image.Image, image_size, scale, ratio, box_of=random_box) -> _View:
     height, width = image_size
     ratio = (ratio[0] * width / height, ratio[1] * width / height)
-    return _View(random_box(rng, *image.size, scale=scale, ratio=ratio), height, width)
+    return _View(box_of(rng, *image.size, scale=scale, ratio=ratio), height, width)
 
 
 def _cut(image: Image.Image, views: list[_View]) -> list[np.ndarray]:

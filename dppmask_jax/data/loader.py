@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags, logging
 
 from dppmask_jax.data import crops, decode
-from dppmask_jax.data.sources import Source
+from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -100,9 +100,10 @@ def train_stream(
 
     Yields:
       The arrays of `example`, each with a leading axis of b = batch_size / num_shards; "label" (b,)
-      int32, -1 where there is none; "index" (b,) int32, the example's position in the stream
-      (step * batch_size + place in the batch, modulo 2**31); "bad" (b,) bool, whether another image
-      stands here because the one drawn is unreadable (the next readable one in the source's order).
+      int32, -1 where there is none, or (b, C) int32 where the source's labels are C numbers;
+      "index" (b,) int32, the example's position in the stream (step * batch_size + place in the
+      batch, modulo 2**31); "bad" (b,) bool, whether another image stands here because the one drawn
+      is unreadable (the next readable one in the source's order).
 
     Raises:
       InputError: while iterating, where a thousand images in a row (or all) are unreadable.
@@ -144,9 +145,10 @@ def eval_batches(
         batches.
 
     Yields:
-      "image" (b, H, W, 3) uint8; "label" (b,) int32; "index" (b,) int32, the image's number in the
-      source; "valid" (b,) bool, False for unreadable images and for those that fill up the last
-      batch (black, label -1). b = batch_size / num_shards.
+      "image" (b, H, W, 3) uint8; "label" (b,) int32, or (b, C) where the source's labels are C
+      numbers; "index" (b,) int32, the image's number in the source; "valid" (b,) bool, False for
+      unreadable images and for those that fill up the last batch (black, labels all -1).
+      b = batch_size / num_shards.
     """
     indices = np.arange(len(source)) if indices is None else np.asarray(indices)
     share = _share(batch_size, shard, num_shards)
@@ -222,7 +224,7 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
             continue
         return {
             **arrays,
-            "label": np.int32(label),
+            "label": np.asarray(label, np.int32),
             "index": np.int32(position % 2**31),
             "bad": np.bool_(step > 0),
             "wanted": np.int64(wanted),
@@ -236,17 +238,17 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
 def _load_listed(source, indices, image_size, share: _Share, local: int):
     position = share.position(local)
     index = int(indices[position]) if position < len(indices) else 0
-    image, label, valid = np.zeros((*image_size, 3), np.uint8), -1, position < len(indices)
-    bad = False
+    image, label = np.zeros((*image_size, 3), np.uint8), np.full(source.label_shape, -1)
+    valid, bad = position < len(indices), False
     if valid:
         try:
-            data, label = source.read(index)
-            image = crops.center_crop(data, image_size=image_size)
+            data, known = source.read(index)
+            image, label = crops.center_crop(data, image_size=image_size), known
         except (OSError, decode.DecodeError):
             valid, bad = False, True
     return {
         "image": image,
-        "label": np.int32(label),
+        "label": np.asarray(label, np.int32),
         "index": np.int32(index),
         "valid": np.bool_(valid),
         "bad": np.bool_(bad),

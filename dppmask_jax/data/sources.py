@@ -1,6 +1,6 @@
-"""Where images come from: random access to encoded images and their labels.
+"""Where images come from: opens the data sets that `data.source` names.
 
-`open_source` knows three kinds:
+`open_source` knows six kinds:
 
   shapes            the embedded data set (shapes.py); `shapes:size=96,train=2000,val=500,seed=1`
                     changes its options.
@@ -9,10 +9,12 @@
                     below PATH, and `val_fraction` of them is held out.
   tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
                     validation (or val, or test); without one of those, `val_fraction` is held out.
+  coco:ROOT, clevr:ROOT, csv:FILE
+                    annotated images, with several labels an image; see annotations.py.
 
-Files count as images by their extension (EXTENSIONS, in upper or lower case); hidden files and
-folders do not count. A folder split is labelled if each of its images lies exactly one folder
-below the split's root and there are at least two such folders: these are the classes, in
+In a folder, files count as images by their extension (EXTENSIONS, in upper or lower case); hidden
+files and folders do not count. A folder split is labelled if each of its images lies exactly one
+folder below the split's root and there are at least two such folders: these are the classes, in
 alphabetical order. Otherwise it is unlabelled. What is held out depends on the relative paths
 alone; of each class it is `val_fraction`, rounded up, but never all.
 """
@@ -20,59 +22,22 @@ alone; of each class it is `val_fraction`, rounded up, but never all.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from absl import logging
 
-from dppmask_jax.data import decode
+from dppmask_jax.data import annotations, decode
+from dppmask_jax.data.files import Files, check_readable, file_source, from_names
+from dppmask_jax.data.holdout import held_out
+from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TFDS_VALIDATION = ("validation", "val", "test")
-_READABLE_SAMPLE = 64  # images tried before a folder counts as unreadable
-
-
-def _no_extras(i: int) -> dict:
-    return {}
-
-
-@dataclass(frozen=True)
-class Source:
-    """One split of a data set. `len(source)` images; can be pickled.
-
-    Attributes:
-      size: number of images.
-      read: i -> (encoded image, label); the label is -1 where there is none. Raises OSError where
-        the file cannot be read.
-      name: i -> what to call image i in a message.
-      class_names: of the labels, in order; empty where there are none.
-      extras: i -> what else the data set knows of image i; for shapes "mask" (H, W) uint8 of 0
-        and 255, "attributes" (24,) uint8 and "background" int. Else an empty dict.
-      unlabelled_because: why there are no labels, in words; "" where there are some.
-    """
-
-    size: int
-    read: Callable[[int], tuple[bytes, int]]
-    name: Callable[[int], str]
-    class_names: tuple[str, ...] = ()
-    extras: Callable[[int], dict] = _no_extras
-    unlabelled_because: str = ""
-
-    def __len__(self) -> int:
-        return self.size
-
-    @property
-    def labelled(self) -> bool:
-        return bool(self.class_names)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+_RECORDS_AT_ONCE = 256  # while all labels are read
 
 
 def open_source(
@@ -81,7 +46,7 @@ def open_source(
     """Opens one split of a data set.
 
     Args:
-      spec: shapes | folder:PATH | tfds:NAME, see the module's docstring.
+      spec: see the module's docstring.
       split: "train" or "val".
       data_dir: where TFDS data sets lie, or where shapes is cached; None for the usual places.
       val_fraction: share, 0 to below 1, held out where the data set has no validation split.
@@ -107,41 +72,26 @@ def open_splits(
         return _open_folder(os.path.expanduser(rest), val_fraction)
     if kind == "tfds" and rest:
         return _open_tfds(rest, data_dir, val_fraction)
-    raise InputError(f"unknown data source {spec!r}; use shapes, folder:PATH or tfds:NAME")
+    if kind in ("coco", "clevr", "csv") and rest:
+        return _open_annotated(kind, os.path.expanduser(rest), val_fraction)
+    raise InputError(
+        f"unknown data source {spec!r}; use shapes, folder:PATH, tfds:NAME, coco:ROOT, clevr:ROOT "
+        "or csv:FILE"
+    )
 
 
-def _held_out(keys: list[bytes], labels: np.ndarray, fraction: float) -> np.ndarray:
-    """(n,) bool: the `fraction` of each label whose keys have the smallest hashes."""
-    digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
-    order = np.lexsort((np.frombuffer(digests, "<u8"), labels))
-    ordered = labels[order]
-    _, first, count = np.unique(ordered, return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(first, count)
-    quota = np.minimum(np.ceil(count * fraction - 1e-9), count - 1)
-    out = np.empty(len(order), bool)
-    out[order] = rank < np.repeat(quota, count)
-    return out
+def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, Source | None]:
+    if kind == "coco":
+        return annotations.open_coco(path)
+    if kind == "clevr":
+        return annotations.open_clevr(path)
+    return annotations.open_csv(path, val_fraction)
 
 
 # Folders.
 
 
-class _Files(NamedTuple):
-    """File names in a few flat arrays: a million of them is a few dozen MB, also when pickled."""
-
-    root: str
-    folders: tuple[str, ...]  # relative to the root; "" is the root itself
-    folder_of: np.ndarray  # (n,) int32
-    names: bytes  # all file names in one piece
-    ends: np.ndarray  # (n,) int64, where each name ends in it
-
-    def relative(self, i: int) -> str:
-        start = self.ends[i - 1] if i else 0
-        name = os.fsdecode(self.names[start : self.ends[i]])
-        return os.path.join(self.folders[self.folder_of[i]], name)
-
-
-def _scan(root: str) -> _Files:
+def _scan(root: str) -> Files:
     """All images below a folder, ordered by folder, then by name."""
     folders, folder_of, names = [], [], []
 
@@ -163,7 +113,7 @@ def _scan(root: str) -> _Files:
         if images:
             folder_of.append((len(folders), len(images)))
             folders.append(relative)
-            names.extend(os.fsencode(name) for name in sorted(images))
+            names.extend(sorted(images))
         for name in sorted(inner):
             visit(os.path.join(relative, name), above | {identity})
 
@@ -172,22 +122,7 @@ def _scan(root: str) -> _Files:
     except OSError as error:
         raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
     numbers = np.array([number for number, _ in folder_of], np.int32)
-    return _Files(
-        root,
-        tuple(folders),
-        np.repeat(numbers, [count for _, count in folder_of]),
-        b"".join(names),
-        np.cumsum([len(name) for name in names], dtype=np.int64),
-    )
-
-
-def _read_file(files: _Files, rows, labels, i: int) -> tuple[bytes, int]:
-    with open(_file_name(files, rows, i), "rb") as file:
-        return file.read(), int(labels[i])
-
-
-def _file_name(files: _Files, rows, i: int) -> str:
-    return os.path.join(files.root, files.relative(int(rows[i])))
+    return from_names(root, folders, np.repeat(numbers, [n for _, n in folder_of]), names)
 
 
 def _open_folder(path: str, val_fraction: float) -> tuple[Source, Source | None]:
@@ -221,31 +156,21 @@ def _held_out_folder(root: str, val_fraction: float) -> tuple[Source, Source | N
     files = _scan_images(root)
     classes, because = _classes(files, least=2)
     labels = files.folder_of if classes else np.zeros_like(files.folder_of)
-    keys = [os.fsencode(files.relative(i)) for i in range(len(files.ends))]
-    out = _held_out(keys, labels, val_fraction)
+    keys = [os.fsencode(files.relative(i)) for i in range(files.size)]
+    out = held_out(keys, labels, val_fraction)
     train = _folder_source(files, ~out, classes, because)
     return train, _folder_source(files, out, classes, because) if out.any() else None
 
 
-def _scan_images(root: str) -> _Files:
+def _scan_images(root: str) -> Files:
     files = _scan(root)
-    count = len(files.ends)
-    if not count:
+    if not files.size:
         raise InputError(f"there is no image below {root}; known are {' '.join(EXTENSIONS)}")
-    reason = ""
-    for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
-        path = os.path.join(root, files.relative(int(i)))
-        try:
-            with open(path, "rb") as file:
-                decode.decode(file.read())
-            return files
-        except (OSError, decode.DecodeError) as error:
-            reason = reason or f"{path}: {error}"
-    tried = "none of the" if count <= _READABLE_SAMPLE else f"none of {_READABLE_SAMPLE} tried of"
-    raise InputError(f"{tried} {count} images below {root} can be read; {reason}")
+    check_readable(files)
+    return files
 
 
-def _classes(files: _Files, least: int) -> tuple[tuple[str, ...], str]:
+def _classes(files: Files, least: int) -> tuple[tuple[str, ...], str]:
     """Class names, or none and the reason."""
     for number, folder in enumerate(files.folders):
         if not folder or os.sep in folder:
@@ -256,20 +181,14 @@ def _classes(files: _Files, least: int) -> tuple[tuple[str, ...], str]:
     return files.folders, ""
 
 
-def _folder_source(files: _Files, chosen, classes: tuple[str, ...], because: str) -> Source:
-    rows = np.arange(len(files.ends), dtype=np.int32)[chosen]
-    labels = np.full(len(rows), -1, np.int32)
+def _folder_source(files: Files, chosen, classes: tuple[str, ...], because: str) -> Source:
+    rows = np.arange(files.size, dtype=np.int32)[chosen]
+    labels = None
     if classes:
         number_of = {name: number for number, name in enumerate(classes)}
         labels = np.array([number_of[name] for name in files.folders], np.int32)
         labels = labels[files.folder_of[rows]]
-    return Source(
-        size=len(rows),
-        read=functools.partial(_read_file, files, rows, labels),
-        name=functools.partial(_file_name, files, rows),
-        class_names=classes,
-        unlabelled_because=because,
-    )
+    return file_source(files, rows, labels=labels, class_names=classes, unlabelled_because=because)
 
 
 # TFDS data sets, the embedded one among them. TFDS is imported only where it is used: it takes
@@ -293,6 +212,9 @@ def _open_shapes(options_text: str, cache: str | None) -> tuple[Source, Source]:
             name=functools.partial(_record_name, f"shapes {split}", None),
             class_names=shapes.CLASSES,
             extras=functools.partial(_shapes_extras, records),
+            labels=functools.partial(_column, records, "label", np.int32),
+            targets=functools.partial(_column, records, "attributes", np.uint8),
+            target_names=shapes.ATTRIBUTES,
         )
 
     return source("train"), source("val")
@@ -335,6 +257,10 @@ def _open_tfds(
 
     decoders = {key: tfds.decode.SkipDecoding() for key in images}
 
+    def kept_in(split):  # the sizes tell data sets of one name in several folders apart
+        info = builder.info.splits[split]
+        return f"{builder.info.full_name}/{split}-{info.num_examples}-{info.num_bytes}"
+
     def source(split, rows):
         records = builder.as_data_source(split, decoders=decoders)
         return Source(
@@ -343,6 +269,8 @@ def _open_tfds(
             name=functools.partial(_record_name, f"tfds:{name} {split}", rows),
             class_names=class_names,
             unlabelled_because=because,
+            labels=label
+            and functools.partial(_cached_labels, kept_in(split), records, label, rows),
         )
 
     for split in TFDS_VALIDATION:
@@ -350,7 +278,7 @@ def _open_tfds(
             return source("train", None), source(split, None)
     count = builder.info.splits["train"].num_examples
     keys = [str(i).encode() for i in range(count)]
-    out = _held_out(keys, np.zeros(count, np.int32), val_fraction)
+    out = held_out(keys, np.zeros(count, np.int32), val_fraction)
     val_rows = np.flatnonzero(out)
     return source("train", np.flatnonzero(~out)), source("train", val_rows) if out.any() else None
 
@@ -380,6 +308,40 @@ def _tfds_builder(tfds, name: str, data_dir: str | None):
 def _read_record(records, image: str, label: str | None, rows, i: int) -> tuple[bytes, int]:
     example = records[int(i if rows is None else rows[i])]
     return example[image], int(example[label]) if label else -1
+
+
+def _column(records, name: str, dtype) -> np.ndarray:
+    """(n, …) what all records say under a name."""
+    rows = range(len(records))
+    chunks = [rows[i : i + _RECORDS_AT_ONCE] for i in rows[::_RECORDS_AT_ONCE]]
+    read = records.__getitems__  # several at a time, in parallel
+    values = [np.stack([record[name] for record in read(chunk)]) for chunk in chunks]
+    return np.concatenate(values).astype(dtype)
+
+
+def _cached_labels(kept_in: str, records, label: str, rows) -> np.ndarray:
+    """(n,) int32. All records must be read for them, images too: once, then a file keeps them."""
+    from dppmask_jax.data import shapes
+
+    path = shapes.default_cache() / "labels" / f"{kept_in}.npy"
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, building = tempfile.mkstemp(dir=path.parent, prefix=".")
+        except OSError as error:
+            raise InputError(
+                f"cannot write the labels to {path} ({error.strerror}); "
+                "set DPPMASK_CACHE to a writable folder"
+            ) from error
+        try:
+            logging.info("reading all %d records once for their labels", len(records))
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, _column(records, label, np.int32))
+            os.replace(building, path)
+        finally:
+            Path(building).unlink(missing_ok=True)
+    labels = np.load(path)
+    return labels if rows is None else labels[rows]
 
 
 def _record_name(prefix: str, rows, i: int) -> str:

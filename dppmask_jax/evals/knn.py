@@ -1,60 +1,52 @@
-"""Weighted k-nearest-neighbour classification of frozen features.
-
-The protocol is that of DINO and iBOT (arXiv 2111.07832, section 4.1): cosine similarity, the k
-nearest training images vote with weight exp(similarity / temperature).
-"""
+"""k-nearest-neighbour classification of frozen features (iBOT, arXiv 2111.07832, section 4.1)."""
 
 from __future__ import annotations
 
-import functools
+from dppmask_jax import features
+from dppmask_jax.evals.base import (
+    Evaluation,
+    Result,
+    batches,
+    frozen_features,
+    percent,
+    require_labels,
+)
+from dppmask_jax.scores.knn import accuracies
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-
-def accuracy(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
-    chunk: int = 1024,
-) -> float:
-    """Share of test images whose predicted class is right, 0 to 1.
-
-    Args:
-      train_features: (M, D); at least one row.
-      train_labels: (M,) int in 0..num_classes-1.
-      test_features: (T, D).
-      test_labels: (T,).
-      k: neighbours; all of them where M < k.
-      temperature: above 0.
-      chunk: test images compared at a time.
-    """
-    k = min(k, len(train_features))
-    train = _unit_rows(train_features)
-    votes_of = functools.partial(_votes, k=k, num_classes=num_classes)
-    right = 0
-    for start in range(0, len(test_features), chunk):
-        test = _unit_rows(test_features[start : start + chunk])
-        votes = votes_of(train, train_labels, test, temperature)
-        right += int((np.argmax(votes, axis=1) == test_labels[start : start + chunk]).sum())
-    return right / len(test_features)
+_FEATURES = ("cls", "patches")
 
 
-def _unit_rows(features):
-    features = np.asarray(features, np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+def run(evaluation: Evaluation) -> Result:
+    """Accuracy for each feature and k, and that of the raw pixels."""
+    require_labels(evaluation)
+    config = evaluation.config
+    train, labels = frozen_features(evaluation, evaluation.train, _FEATURES, "training")
+    val, val_labels = frozen_features(evaluation, evaluation.val, _FEATURES, "validation")
+    train["pixels"], _ = features.raw_pixels(batches(evaluation, evaluation.train, "pixels"))
+    val["pixels"], _ = features.raw_pixels(batches(evaluation, evaluation.val, "pixels"))
 
-
-@functools.partial(jax.jit, static_argnames=("k", "num_classes"))
-def _votes(train, train_labels, test, temperature, *, k, num_classes):
-    similarity = jnp.matmul(test, train.T, precision=jax.lax.Precision.HIGHEST)
-    nearest, index = jax.lax.top_k(similarity, k)
-    weight = jnp.exp(nearest / temperature)
-    one_hot = jax.nn.one_hot(train_labels[index], num_classes, dtype=jnp.float32)
-    return jnp.einsum("tk,tkc->tc", weight, one_hot)
+    found = {}
+    for name in train:
+        mean = train[name].mean(axis=0) if config.center else 0.0
+        of_k = accuracies(
+            train[name],
+            labels,
+            val[name],
+            val_labels,
+            num_classes=evaluation.train.num_classes,
+            ks=tuple(config.k),
+            temperature=config.temperature,
+            mean=mean,
+        )
+        found[name] = {str(k): accuracy for k, accuracy in of_k.items()}
+    rows = [("feature", *(f"k = {k}" for k in config.k))]
+    rows += [(name, *map(percent, of_k.values())) for name, of_k in found.items()]
+    rows.append(("chance", *[percent(1 / evaluation.train.num_classes)] * len(config.k)))
+    return Result(
+        found,
+        rows,
+        f"cosine k-NN, votes weighted by exp(similarity / {config.temperature:g})"
+        + (", features less the training mean" if config.center else "")
+        + f", {len(labels):,} training and {len(val_labels):,} validation images; cls: class "
+        "token, patches: mean patch token, pixels: 32x32 means",
+    )

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from dppmask_jax import features, parallel
-from dppmask_jax.evals import knn
+from dppmask_jax.scores import knn
 
-Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+# Reads a split, or one process's share of it: () or (shard, num_shards) -> batches.
+Batches = Callable[..., Iterable[dict[str, np.ndarray]]]
 
 
 def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
@@ -55,8 +56,9 @@ def knn_accuracy(method, train: Batches, val: Batches, evaluate, num_classes: in
     extract = features.extractor(encode)
 
     def measure(state) -> float:
-        train_features, train_labels = extract(state.params, state.extra, train())
-        val_features, val_labels = extract(state.params, state.extra, val())
+        share = parallel.process_shard()
+        train_features, train_labels = extract(state.params, state.extra, train(*share))
+        val_features, val_labels = extract(state.params, state.extra, val(*share))
         return _accuracy(
             train_features["x"], train_labels, val_features["x"], val_labels, evaluate, num_classes
         )
@@ -72,13 +74,13 @@ def raw_pixel_accuracy(train: Batches, val: Batches, evaluate, num_classes: int)
 
 
 def _accuracy(train_x, train_labels, val_x, val_labels, evaluate, num_classes):
-    mean = train_x.mean(axis=0)
     return knn.accuracy(
-        train_x - mean,
+        train_x,
         train_labels,
-        val_x - mean,
+        val_x,
         val_labels,
         num_classes=num_classes,
         k=evaluate.knn_k,
         temperature=evaluate.knn_temperature,
+        mean=train_x.mean(axis=0),
     )

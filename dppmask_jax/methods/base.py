@@ -26,24 +26,6 @@ class Method(NamedTuple):
     after_step: Callable[..., Any]
     """(params, extra, aux, step) -> extra, with the parameters after the optimiser's step."""
 
-    encode: Callable[..., dict[str, Any]]
-    """(params, extra, images) -> {"cls": (B, D), "patches": (B, N, D), "patches_prenorm"}."""
-
-    encoder_of: Callable[..., Any]
-    """(params, extra) -> the parameters of the encoder that `encode` runs."""
-
-    with_encoder: Callable[..., tuple[Any, Any]]
-    """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
-
-    features: Callable[..., Any]
-    """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
-
-    selection: dict[str, Any]
-    """The keyword arguments of `dpp.select` that go with `features`."""
-
-    num_masked: tuple[int, int]
-    """The fewest and the most patches that a masked view has masked."""
-
     learning_rate: Callable[[float, float, int, int], Any]
     """(peak, final, warm-up steps, total steps) -> the schedule that its own code has."""
 
@@ -53,6 +35,33 @@ class Method(NamedTuple):
     watch: Callable[[], Callable[[int, dict[str, float]], str]] = lambda: lambda step, values: ""
     """() -> a function of each logged step and its values: what looks wrong with the run, in one
     line; "" where nothing does."""
+
+    logits: Callable[..., Any] | None = None
+    """(params, extra, images) -> (B, C) float32: the head's output for whole images."""
+
+    # Of pre-training methods.
+
+    encode: Callable[..., dict[str, Any]] | None = None
+    """(params, extra, images) -> {"cls": (B, D), "patches": (B, N, D), "patches_prenorm"}."""
+
+    encoder_of: Callable[..., Any] | None = None
+    """(params, extra) -> the parameters of the encoder that `encode` runs."""
+
+    with_encoder: Callable[..., tuple[Any, Any]] | None = None
+    """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
+
+    features: Callable[..., Any] | None = None
+    """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
+
+    selection: dict[str, Any] | None = None
+    """The keyword arguments of `dpp.select` that go with `features`."""
+
+    num_masked: tuple[int, int] | None = None
+    """The fewest and the most patches that a masked view has masked."""
+
+    view_clusters: Callable[..., dict[str, Any]] | None = None
+    """(params, extra, batch, key) -> {"teacher": (B,), "student": (B,)} int32: the prototype that
+    the teacher gives to the first view of each example, and the student to the second."""
 
     attention: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, heads, N): how much the class token of `encode` attends to

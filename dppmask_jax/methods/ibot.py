@@ -18,8 +18,8 @@ from dppmask_jax.data import crops, views
 from dppmask_jax.data.augment import normalize
 from dppmask_jax.methods import ibot_masks, selection
 from dppmask_jax.methods.base import Method
+from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
-from dppmask_jax.models.ibot import Backbone
 from dppmask_jax.models.vit import SIZES
 
 GLOBAL_VIEWS = 2
@@ -93,12 +93,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
     def loss(params, extra, batch, key, step):
         teacher = jax.lax.stop_gradient(extra["teacher"])
         num = len(batch["index"])
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        # Views stand one after the other, each with all examples, the two global ones first.
-        keys = jnp.concatenate(
-            [jax.vmap(jax.random.fold_in, (0, None))(keys, view) for view in range(num_views)]
-        )
-        keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+        keys = keys_of_views(key, batch["index"])
         view_keys, mask_keys, drop_keys = keys[:, 0], keys[: GLOBAL_VIEWS * num, 1], keys[:, 2]
         global_images, local_images = augmented(batch, view_keys)
 
@@ -149,6 +144,11 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             "teacher_entropy": entropy,
             "kl": class_loss - entropy,
             "masked_share": jnp.mean(masks.mask),
+            # "acc" of iBOT's code: the teacher on one view and the student on the other.
+            "agreement": jnp.mean(
+                jnp.argmax(class_target[0], axis=-1)
+                == jnp.argmax(of_views(of_student["class"])[1], axis=-1)
+            ),
         }
         best = jax.nn.one_hot(jnp.argmax(class_target, axis=-1), config.model.prototypes)
         aux = {
@@ -164,22 +164,34 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         total = config.loss.class_weight * class_loss + config.loss.patch_weight * patch_loss
         return total, (metrics, jax.lax.stop_gradient(aux))
 
+    def keys_of_views(key, index):
+        """(V B, 3) keys: of the views, of their masks, of drop-path.
+
+        Views stand one after the other, each with all examples, the two global ones first.
+        """
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        keys = jnp.concatenate(
+            [jax.vmap(jax.random.fold_in, (0, None))(keys, view) for view in range(num_views)]
+        )
+        return jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+
     def augmented(batch, keys):
         """Images (2B, H, W, 3) and (n B, h, w, 3), or None without local views."""
-        num = len(batch["index"])
-        first, second = (
-            augment(batch["global_views"][:, view], view_keys, blur_prob, solarize_prob)
-            for view, view_keys, blur_prob, solarize_prob in (
-                (0, keys[:num], data.blur_prob[0], 0.0),
-                (1, keys[num : 2 * num], data.blur_prob[1], data.solarize_prob),
-            )
-        )
+        globals_ = jnp.concatenate(augmented_globals(batch, keys))
         if not data.local_views:
-            return jnp.concatenate([first, second]), None
+            return globals_, None
         local = jnp.moveaxis(batch["local_views"], 1, 0)
         local = local.reshape(-1, *local.shape[2:])
-        local = augment(local, keys[GLOBAL_VIEWS * num :], data.blur_prob[2], 0.0)
-        return jnp.concatenate([first, second]), local
+        return globals_, augment(local, keys[len(globals_) :], data.blur_prob[2], 0.0)
+
+    def augmented_globals(batch, keys):
+        """The two global views, each (B, H, W, 3)."""
+        num = len(batch["index"])
+        first, second = batch["global_views"][:, 0], batch["global_views"][:, 1]
+        return (
+            augment(first, keys[:num], data.blur_prob[0], 0.0),
+            augment(second, keys[num : 2 * num], data.blur_prob[1], data.solarize_prob),
+        )
 
     def augment(images, keys, blur_prob, solarize_prob):
         return views.augment_view(
@@ -255,6 +267,24 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             values["num_greedy"] = aux["num_greedy"] / jnp.maximum(aux["masked_views"], 1e-6)
         return values
 
+    def logits(params, extra, images):
+        latent, _ = encoded(extra, images)
+        teacher = extra["teacher"]
+        return on_head(teacher, on_head(teacher, latent[:, 0], "project"), "class_logits")
+
+    def view_clusters(params, extra, batch, key):
+        keys = keys_of_views(key, batch["index"])[:, 0]
+        first, second = augmented_globals(batch, keys)
+        return {
+            "teacher": best_prototype(extra["teacher"], first),
+            "student": best_prototype(params, second),
+        }
+
+    def best_prototype(network, images):
+        latent, _ = backbone.apply({"params": network["encoder"]}, images)
+        projected = on_head(network, latent[:, 0], "project")
+        return jnp.argmax(on_head(network, projected, "class_logits"), axis=-1).astype(jnp.int32)
+
     def encoded(extra, images):
         return backbone.apply({"params": extra["teacher"]["encoder"]}, normalize(images))
 
@@ -293,6 +323,8 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         num_masked=(fewest, most),
         encoder_of=lambda params, extra: extra["teacher"]["encoder"],
         with_encoder=with_encoder,
+        logits=logits,
+        view_clusters=view_clusters,
         learning_rate=optim.linspace_cosine,
         report=report,
         watch=functools.partial(_watch_collapse, math.log(config.model.prototypes)),

@@ -1,4 +1,5 @@
-"""Backbone and head of iBOT (arXiv 2111.07832): one network, used as student and as teacher."""
+"""ViT encoder with learned positions: iBOT's student and teacher (arXiv 2111.07832, section 3), and
+the encoder of a classifier, whatever it was pre-trained with."""
 
 from __future__ import annotations
 
@@ -50,6 +51,11 @@ class Backbone(nn.Module):
           (latent, prenorm): both (B, 1 + N, D), class token first, after and before the final
           layer norm; latent is float32.
         """
+        prenorm = self.prenorm(images, keys, mask=mask, mask_embed=mask_embed)
+        return self.norm(prenorm), prenorm
+
+    def prenorm(self, images, keys=None, *, mask=None, mask_embed=None):
+        """As `__call__`, but without the final layer norm, whose parameters it does not make."""
         grid = patches.grid_shape(images.shape[1:3], self.patch_size)
         tokens = self.patch_embed(images)
         if mask is not None:
@@ -59,5 +65,4 @@ class Backbone(nn.Module):
         )
         positions = patches.resize_positions(self.positions, self.grid, grid)
         x = jnp.concatenate([cls, tokens], axis=1) + positions.astype(tokens.dtype)
-        prenorm = self.blocks(x, keys)
-        return self.norm(prenorm), prenorm
+        return self.blocks(x, keys)

@@ -1,0 +1,111 @@
+"""The background challenge on an ImageNet-9 folder, or on variants built from masks (arXiv
+2006.09994)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from dppmask_jax import checkpoint, parallel
+from dppmask_jax.data import backgrounds, in9
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import training
+from dppmask_jax.evals.base import (
+    Evaluation,
+    Result,
+    batches,
+    frozen_features,
+    percent,
+    require_labels,
+)
+from dppmask_jax.methods import supervised
+from dppmask_jax.scores import ridge
+from dppmask_jax.scores.backgrounds import challenge
+from dppmask_jax.workdir import from_json
+
+
+def run(evaluation: Evaluation) -> Result:
+    """Accuracy on every variant, and the gap between mixed_same and mixed_rand."""
+    config = evaluation.config
+    require_labels(evaluation)
+    classes = evaluation.train.class_names
+    if config.root:
+        variants, built = in9.open_variants(config.root), None
+        test_classes = next(iter(variants.values())).class_names
+        mapping = in9.in9_of_model_class(classes, config.mapping, log=evaluation.say)
+    else:
+        built = backgrounds.build(
+            evaluation.val, image_size=tuple(config.image_size), seed=config.seed
+        )
+        variants, test_classes = built.variants, classes
+        mapping = in9.in9_of_model_class(classes, "same")
+    predict, how = _classifier(evaluation)
+
+    def labelled(source, name):
+        for batch in batches(evaluation, source, name):
+            labels = np.where(batch["valid"], batch["label"], -1)
+            yield batch["image"], parallel.all_rows(labels)
+
+    found = challenge(
+        predict,
+        {name: labelled(source, name) for name, source in variants.items()},
+        mapping,
+        class_names=test_classes,
+    )
+    rows = [("variant", "accuracy", "images")]
+    for name, values in found["variants"].items():
+        rows.append((name, percent(values["accuracy"]), f"{values['images']:,}"))
+    if "bg_gap" in found:
+        rows.append(("BG-gap", percent(found["bg_gap"]), ""))
+    rows.append(("highest possible", percent(found["ceiling"]), ""))
+    where = config.root or (
+        f"variants built from the masks of {config.data.source} "
+        f"({len(built.left_out)} images left out, without a usable mask)"
+    )
+    return Result(found, rows, f"{how}; {where}; {len(test_classes)} classes")
+
+
+def _classifier(evaluation: Evaluation):
+    """(uint8 images -> classes, what it is in words)."""
+    config = evaluation.config
+    if config.classifier == "ridge":
+        return _ridge(evaluation)
+    folder = training.folder_of(evaluation.folder, config.classifier, config.classifier_seed)
+    try:
+        meta, state, step = checkpoint.read_newest(folder)
+    except InputError as error:
+        raise InputError(
+            f"config.classifier={config.classifier} wants the training in {folder}, and {error}; "
+            f"run task={config.classifier} in this workdir first, or set config.classifier=ridge"
+        ) from error
+    trained = from_json(meta["config"])
+    num_classes = np.shape(state["params"]["head"]["bias"])[0]
+    if num_classes != evaluation.train.num_classes:
+        raise InputError(
+            f"the classifier in {folder} knows {num_classes} classes, "
+            f"config.data.source={config.data.source} has {evaluation.train.num_classes}; give the "
+            "source that it was trained on"
+        )
+    build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.classifier]
+    method = build(trained, num_outputs=num_classes, several=False)
+    best = parallel.data_parallel_map(
+        lambda state, images: jnp.argmax(method.logits(*state, images), axis=-1)
+    )
+    state = (state["params"], state.get("extra", {}))
+    return (
+        lambda images: parallel.all_rows(best(state, images)),
+        f"{config.classifier} (seed {config.classifier_seed}, step {step})",
+    )
+
+
+def _ridge(evaluation: Evaluation):
+    config = evaluation.config
+    found, labels = frozen_features(evaluation, evaluation.train, ("mean",), "training")
+    fitted = ridge.fit(found["mean"], labels, evaluation.train.num_classes, tuple(config.ridge))
+    encode = supervised.encoder_features(config)
+    features = parallel.data_parallel_map(lambda encoder, images: encode(encoder, images)["mean"])
+    encoder = supervised.with_positions(evaluation.run.encoder, config)
+    return (
+        lambda images: np.argmax(fitted(parallel.all_rows(features(encoder, images))), axis=1),
+        f"ridge classifier on frozen features (strength {fitted.strength:g})",
+    )

@@ -1,0 +1,114 @@
+"""How far clusters agree with the classes, by the definitions that a paper's NMI and ACC may mean.
+
+iBOT (arXiv 2111.07832, section 4.1 and code): clusters are the prototypes that the teacher's class
+token is nearest to, on the evaluation crop or, as in its training log, on an augmented view; "acc"
+in that log is how often teacher and student agree on two views. DPPMask (arXiv 2303.12736, table 2)
+does not say which it reports.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from dppmask_jax import features, parallel
+from dppmask_jax.data import loader
+from dppmask_jax.evals.base import (
+    Evaluation,
+    Result,
+    batches,
+    frozen_features,
+    percent,
+    require_labels,
+)
+from dppmask_jax.evals.training import summary
+from dppmask_jax.scores.clustering import cluster_scores, fano_bound, kmeans
+
+_POOLS = ("cls", "mean")
+_NAMES = ("nmi", "ari", "fmi", "acc")
+
+
+def run(evaluation: Evaluation) -> Result:
+    """NMI, ARI, FMI and Hungarian accuracy of k-means, of the head, and the agreement of views."""
+    require_labels(evaluation)
+    config, run = evaluation.config, evaluation.run
+    num_classes = evaluation.val.num_classes
+    num_clusters = config.num_clusters or num_classes
+
+    found, labels = frozen_features(evaluation, evaluation.val, _POOLS, "validation")
+    scores = {
+        f"k-means ({pool})": _over_seeds(found[pool], labels, num_clusters, config.seeds)
+        for pool in _POOLS
+    }
+    if run.method.logits is not None:
+        scores["arg-max of the head"] = _plain(_head_scores(evaluation))
+    agreement = None
+    if run.method.view_clusters is not None:
+        of_views, agreement = _view_scores(evaluation)
+        scores["arg-max of the head, augmented view"] = _plain(of_views)
+
+    rows = [("clusters", "NMI", "ARI", "FMI", "ACC", "least NMI at that ACC")]
+    for name, values in scores.items():
+        bound = values["least_nmi"] = fano_bound(values["acc"]["mean"], num_classes)
+        rows.append((name, *(f"{values[key]['mean']:.4f}" for key in _NAMES), f"{bound:.4f}"))
+    if agreement is not None:
+        rows.append(("agreement of views", "", "", "", percent(agreement), ""))
+    return Result(
+        {"clusters": scores, "agreement": agreement},
+        rows,
+        f"{len(labels):,} validation images of {num_classes} classes; k-means with {num_clusters} "
+        f"clusters, mean over {len(config.seeds)} seed(s); ACC by Hungarian matching; the least "
+        "NMI is Fano's bound for even classes",
+    )
+
+
+def _over_seeds(values, labels, num_clusters, seeds):
+    found = [cluster_scores(kmeans(values, num_clusters, seed), labels) for seed in seeds]
+    return {name: summary([of_seed[name] for of_seed in found]) for name in _NAMES}
+
+
+def _plain(values):
+    return {name: summary([values[name]]) for name in _NAMES}
+
+
+def _head_scores(evaluation):
+    run = evaluation.run
+
+    def best(params, extra, images):
+        return {"best": run.method.logits(params, extra, images).argmax(axis=-1)}
+
+    found, labels = features.extractor(best)(
+        run.params, run.extra, batches(evaluation, evaluation.val, "validation")
+    )
+    return cluster_scores(found["best"], labels)
+
+
+def _view_scores(evaluation):
+    """(scores of the teacher's clusters on the first view, agreement with the student on the
+    second), over one pass of training views; the last batch is filled up from a second pass."""
+    config, run, source = evaluation.config, evaluation.run, evaluation.val
+    clusters = parallel.data_parallel_map(
+        lambda state, batch: run.method.view_clusters(*state, batch, jax.random.key(0))
+    )
+    batch_size = parallel.round_up(min(config.batch_size, 256))
+    shard, num_shards = parallel.process_shard()
+    teacher, student, labels = [], [], []
+    with loader.train_stream(
+        source,
+        example=run.method.example,
+        batch_size=batch_size,
+        seed=0,
+        shard=shard,
+        num_shards=num_shards,
+        workers=config.data.workers,
+        log=evaluation.say,
+    ) as stream:
+        for _ in range(-(-len(source) // batch_size)):
+            batch = next(stream)
+            out = clusters((run.params, run.extra), batch)
+            out = parallel.all_rows({**out, "label": batch["label"]})
+            teacher.append(out["teacher"])
+            student.append(out["student"])
+            labels.append(out["label"])
+    teacher, student, labels = map(np.concatenate, (teacher, student, labels))
+    return cluster_scores(teacher, labels), float(np.mean(teacher == student))

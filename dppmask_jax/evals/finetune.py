@@ -1,0 +1,59 @@
+"""Fine-tuning: encoder, positions and head trained together (MAE, arXiv 2111.06377, table 9)."""
+
+from __future__ import annotations
+
+import functools
+
+from dppmask_jax.evals import training
+from dppmask_jax.evals.base import Evaluation, Result, percent, require_labels
+from dppmask_jax.methods import supervised
+from dppmask_jax.scores.classification import top_k_accuracy
+
+
+def run(evaluation: Evaluation) -> Result:
+    """Top-1 and top-5 accuracy on the validation split."""
+    require_labels(evaluation)
+    config = evaluation.config
+    method = supervised.finetune(config, num_outputs=evaluation.train.num_classes, several=False)
+    trained = training.train_seeds(
+        evaluation,
+        method=method,
+        optimizer_of=lambda config, plan: training.finetune_optimizer(config, method, plan),
+        train=evaluation.train,
+        val=evaluation.val,
+        score=score,
+    )
+    return accuracy_result(
+        trained,
+        f"fine-tuned for {config.epochs:g} epochs of {len(evaluation.train):,} images, "
+        f"{config.model.pool} pooling, {evaluation.train.num_classes} classes, tested on "
+        f"{len(evaluation.val):,} images",
+    )
+
+
+def score(scores, labels) -> dict[str, float]:
+    """Top-1 accuracy, and top-5 where there are more classes than that."""
+    topk = functools.partial(top_k_accuracy, scores, labels)
+    values = {"top1": topk(1)}
+    return values | ({"top5": topk(5)} if scores.shape[1] > 5 else {})
+
+
+def accuracy_result(trained, protocol: str) -> Result:
+    """The result of trainings whose scores are `score`'s."""
+    any_record = next(iter(trained.values())).records[-1]
+    names = tuple(name for name in ("top1", "top5") if name in any_record)
+    found = training.best_and_last(trained, names)
+    rows = [("", "mean", "std", "seeds")]
+    for epoch in ("last", "best"):
+        for name in names:
+            values = found[epoch][name]
+            spread = "" if values["std"] is None else percent(values["std"])
+            rows.append(
+                (
+                    f"{name}, {epoch} epoch",
+                    percent(values["mean"]),
+                    spread,
+                    ", ".join(map(percent, values["values"])),
+                )
+            )
+    return Result(found, rows, protocol)

@@ -1,0 +1,55 @@
+"""Linear probing of the frozen encoder.
+
+`lars` is MAE's protocol (arXiv 2111.06377, table 10). `ridge` is a shortcut: features of the
+evaluation crop, computed once, and a closed-form solution.
+"""
+
+from __future__ import annotations
+
+from dppmask_jax.evals import training
+from dppmask_jax.evals.base import Evaluation, Result, frozen_features, percent, require_labels
+from dppmask_jax.evals.finetune import accuracy_result, score
+from dppmask_jax.methods import supervised
+from dppmask_jax.scores import ridge
+
+
+def run(evaluation: Evaluation) -> Result:
+    """Top-1 and top-5 accuracy on the validation split."""
+    require_labels(evaluation)
+    return {"lars": _lars, "ridge": _ridge}[evaluation.config.solver](evaluation)
+
+
+def _lars(evaluation: Evaluation) -> Result:
+    config = evaluation.config
+    method = supervised.linear(config, num_outputs=evaluation.train.num_classes, several=False)
+    trained = training.train_seeds(
+        evaluation,
+        method=method,
+        optimizer_of=lambda config, plan: training.lars_optimizer(config, method, plan),
+        train=evaluation.train,
+        val=evaluation.val,
+        score=score,
+    )
+    return accuracy_result(
+        trained,
+        f"linear layer on frozen features ({config.model.pool} pooling), LARS for "
+        f"{config.epochs:g} epochs of {len(evaluation.train):,} images, "
+        f"{evaluation.train.num_classes} classes, tested on {len(evaluation.val):,} images",
+    )
+
+
+def _ridge(evaluation: Evaluation) -> Result:
+    config = evaluation.config
+    pool = config.model.pool
+    train, train_labels = frozen_features(evaluation, evaluation.train, (pool,), "training")
+    val, val_labels = frozen_features(evaluation, evaluation.val, (pool,), "validation")
+    fitted = ridge.fit(train[pool], train_labels, evaluation.train.num_classes, tuple(config.ridge))
+    values = score(fitted(val[pool]), val_labels)
+    rows = [("", "accuracy"), *((name, percent(value)) for name, value in values.items())]
+    return Result(
+        {**values, "strength": fitted.strength},
+        rows,
+        f"closed-form ridge regression on frozen features ({pool} pooling, evaluation crop), "
+        f"{len(train_labels):,} training images, strength {fitted.strength:g} chosen on a tenth "
+        f"of them, tested on {len(val_labels):,} images; not MAE's protocol",
+    )

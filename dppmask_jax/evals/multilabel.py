@@ -1,0 +1,89 @@
+"""Several labels an image: COCO, CLEVR and the like (DPPMask, arXiv 2303.12736, tables 5 and 6)."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit
+
+from dppmask_jax.data.source import with_targets
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import training
+from dppmask_jax.evals.base import Evaluation, Result, percent
+from dppmask_jax.methods import supervised
+from dppmask_jax.scores.multilabel import multilabel_scores
+
+_NAMES = (
+    "mAP",
+    "f1_micro",
+    "f1_macro",
+    "f1_weighted",
+    "f1_of_means",
+    "precision_macro",
+    "recall_macro",
+    "accuracy",
+)
+
+
+def run(evaluation: Evaluation) -> Result:
+    """mAP, F1 of several kinds and element-wise accuracy on the validation split."""
+    config = evaluation.config
+    train, val = _labelled(evaluation)
+    names = evaluation.train.target_names
+    build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.train]
+    optimizer = {"finetune": training.finetune_optimizer, "linear": training.lars_optimizer}
+    method = build(config, num_outputs=len(names), several=True)
+
+    def all_scores(scores, targets):
+        return multilabel_scores(expit(scores), targets, names, config.threshold)
+
+    def score(scores, targets):
+        found = all_scores(scores, targets)
+        return {name: found[name] for name in _NAMES}
+
+    trained = training.train_seeds(
+        evaluation,
+        method=method,
+        optimizer_of=lambda config, plan: optimizer[config.train](config, method, plan),
+        train=train,
+        val=val,
+        score=score,
+    )
+    found = training.best_and_last(trained, _NAMES)
+    of_labels = {
+        str(seed): all_scores(result.scores, result.labels) for seed, result in trained.items()
+    }
+    any_scores = next(iter(of_labels.values()))
+    rows = [("last epoch", "mean", "std")]
+    for name in _NAMES:
+        spread = found["last"][name]["std"]
+        rows.append(
+            (name, percent(found["last"][name]["mean"]), "" if spread is None else percent(spread))
+        )
+    baseline = float(np.mean(evaluation.val.targets() == 0))
+    rows.append(("accuracy of no labels", percent(baseline), ""))
+    return Result(
+        found
+        | {
+            "accuracy_of_no_labels": baseline,
+            "per_label": {seed: scores["per_class"] for seed, scores in of_labels.items()},
+            "excluded": any_scores["excluded"],
+        },
+        rows,
+        f"{config.train}, {config.loss.kind} loss, {config.epochs:g} epochs of {len(train):,} "
+        f"images, {len(names)} labels, threshold {config.threshold:g}, tested on {len(val):,} "
+        "images"
+        + "".join(f"; without a positive image: {name}" for name in any_scores["excluded"]),
+    )
+
+
+def _labelled(evaluation: Evaluation):
+    config = evaluation.config
+    where = f"config.data.source={config.data.source}"
+    if evaluation.val is None:
+        raise InputError(f"{where} has no validation split; raise config.data.val_fraction above 0")
+    if evaluation.train.targets is None:
+        raise InputError(
+            f"task multilabel needs several labels an image, and {where} has none; use coco:ROOT, "
+            "clevr:ROOT, csv:FILE or shapes"
+        )
+    return with_targets(evaluation.train), with_targets(evaluation.val)

@@ -1,0 +1,31 @@
+"""Originals and reconstructions side by side (DPPMask, arXiv 2303.12736, figure 6)."""
+
+from __future__ import annotations
+
+from dppmask_jax import figures
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals.base import Evaluation, Result
+
+
+def run(evaluation: Evaluation) -> Result:
+    """Draws reconstruct/masks.png and tau.png: random and DPP masks from the same noise."""
+    config, run = evaluation.config, evaluation.run
+    if not run.can_reconstruct:
+        raise InputError(
+            f"a {run.config.method} run reconstructs no pixels; give --checkpoint an MAE run"
+        )
+    if config.images:
+        paths = config.images.split(",")
+        images = figures.read_images(paths, tuple(config.image_size), config.num)
+    else:
+        images = run.example_images(config.num)
+    out = evaluation.folder / "figures"
+    path = figures.write_mask_figure(
+        out, run, images, config.seed, tau=config.tau, name="reconstruct.png"
+    )
+    return Result(
+        {"figure": str(path), "images": len(images)},
+        [("figure", "images"), (str(path), str(len(images)))],
+        f"random and DPP masks (tau {config.tau:g}) from the same noise, seed {config.seed}; "
+        "white: visible under both, red: random alone, blue: DPP alone",
+    )

@@ -1,0 +1,135 @@
+"""Checks the config of an evaluation, before any work starts."""
+
+from __future__ import annotations
+
+from dppmask_jax import rules
+from dppmask_jax.errors import InputError
+from dppmask_jax.rules import above, fraction_below_1, number, one_of, pair, several, whole
+
+TASKS = ("finetune", "linear", "knn", "cluster", "multilabel", "backgrounds", "reconstruct")
+
+_SEEDS = several(whole(0), "a list of whole numbers such as (0, 1, 2)")
+_PROBABILITY = number(0, 1)
+
+_COMMON = {
+    "task": one_of(*TASKS),
+    "model.dtype": one_of("", "float32", "bfloat16"),
+}
+
+_DATA = {
+    "batch_size": whole(1),
+    "data.source": rules.TEXT,
+    "data.dir": rules.TEXT,
+    "data.val_fraction": fraction_below_1,
+    "data.classes": rules.TEXT,
+    "data.workers": whole(0, 256),
+    "memory_gb": above(0),
+}
+
+_TRAINING = {
+    "seeds": _SEEDS,
+    "epochs": above(0),
+    "log_every": whole(1),
+    "data.crop_scale": pair(
+        above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
+    ),
+    "data.flip": rules.FLAG,
+    "data.randaugment": number(0, 10),
+    "data.erase_prob": _PROBABILITY,
+    "data.mixup": number(0),
+    "data.cutmix": number(0),
+    "data.max_bad_frac": _PROBABILITY,
+    "model.pool": one_of("mean", "cls"),
+    "model.drop_path": fraction_below_1,
+    "model.remat": rules.FLAG,
+    "loss.kind": one_of("softmax", "bce", "asl"),
+    "loss.smoothing": fraction_below_1,
+    "loss.gamma_neg": number(0),
+    "loss.gamma_pos": number(0),
+    "loss.clip": fraction_below_1,
+    "optim.base_lr": above(0),
+    "optim.final_lr": number(0),
+    "optim.warmup_epochs": number(0),
+    "optim.weight_decay": number(0),
+    "optim.layer_decay": above(0, 1.0000001),
+    "optim.b1": fraction_below_1,
+    "optim.b2": fraction_below_1,
+    "optim.epsilon": above(0),
+    "optim.clip_norm": number(0),
+    "optim.accum_steps": whole(1),
+    "optim.max_bad_steps": whole(0),
+    "checkpoint.every": whole(1),
+    "checkpoint.keep": whole(1),
+    "evaluate.every_epochs": above(0),
+}
+
+_RIDGE = {"ridge": several(number(0), "a list of strengths such as (1e-4, 1e-2, 1.0)")}
+
+RULES = {
+    "finetune": _COMMON | _DATA | _TRAINING,
+    "linear": _COMMON | _DATA | _TRAINING | _RIDGE | {"solver": one_of("lars", "ridge")},
+    "multilabel": _COMMON
+    | _DATA
+    | _TRAINING
+    | {"train": one_of("finetune", "linear"), "threshold": above(0, 1)},
+    "knn": _COMMON
+    | _DATA
+    | {
+        "k": several(whole(1), "a list of whole numbers such as (10, 20, 100, 200)"),
+        "temperature": above(0),
+        "center": rules.FLAG,
+    },
+    "cluster": _COMMON | _DATA | {"seeds": _SEEDS, "num_clusters": whole(0)},
+    "backgrounds": _COMMON
+    | _DATA
+    | _RIDGE
+    | {
+        "seed": whole(0),
+        "root": rules.TEXT,
+        "classifier": one_of("ridge", "finetune", "linear"),
+        "classifier_seed": whole(0),
+        "mapping": one_of("same", "imagenet100", "imagenet1k", "wnid"),
+    },
+    "reconstruct": _COMMON
+    | {
+        "seed": whole(0),
+        "images": rules.TEXT,
+        "num": whole(1, 64),
+        "tau": number(0, 1),
+    },
+}
+
+
+def check(config) -> None:
+    """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+    task = config.get("task")
+    if task not in RULES:
+        raise InputError(f"config.task={task!r} is not allowed: {' | '.join(RULES)}")
+    rules.check_fields(rules.flatten(config), RULES[task])
+    if "epochs" in config:
+        _check_training(config)
+
+
+def _check_training(config) -> None:
+    if config.optim.warmup_epochs > config.epochs:
+        raise InputError(
+            f"config.optim.warmup_epochs={config.optim.warmup_epochs:g} is longer than "
+            f"config.epochs={config.epochs:g}"
+        )
+    several_labels = config.task == "multilabel"
+    if (config.loss.kind == "softmax") == several_labels:
+        right = "bce | asl" if several_labels else "softmax"
+        raise InputError(
+            f"config.loss.kind={config.loss.kind!r} does not fit config.task={config.task}: {right}"
+        )
+    if several_labels and config.loss.smoothing:
+        raise InputError(
+            f"config.loss.smoothing={config.loss.smoothing:g} is for one label an image; set it "
+            "to 0"
+        )
+    mixes = config.data.mixup or config.data.cutmix
+    if mixes and (config.batch_size // config.optim.accum_steps) % 2:
+        raise InputError(
+            f"config.batch_size={config.batch_size} gives odd batches, which mixup and cutmix "
+            "cannot pair; choose an even one"
+        )

@@ -1,0 +1,190 @@
+"""Supervised trainings of an evaluation: one for each seed, resumable, scored while they run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from dppmask_jax import features, loop, metrics, optim, parallel, workdir
+from dppmask_jax.evals.base import Evaluation, batches
+from dppmask_jax.fit import fit, plan_from
+from dppmask_jax.models.vit import SIZES
+
+_SCORED = "images_scored"  # in the records of scores alone
+# What may change while an evaluation goes on: the numbers stay the same.
+_FREE = ("data.workers", "log_every", "checkpoint.every", "checkpoint.keep", "memory_gb", "seeds")
+
+
+def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
+    """Where the training of a seed lies."""
+    return evaluation_folder / f"eval_{task}" / f"seed-{seed}"
+
+
+class Trained(NamedTuple):
+    """A finished training.
+
+    `records` are its scores, one an epoch, in order; `scores` (M, C) and `labels` those of the
+    whole validation split at the end.
+    """
+
+    records: list[dict]
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def train_seeds(
+    evaluation: Evaluation,
+    *,
+    method,
+    optimizer_of: Callable,
+    train,
+    val,
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+) -> dict[int, Trained]:
+    """Trains once for each of `config.seeds`, or goes on where that was interrupted.
+
+    Args:
+      method: `supervised.finetune` or `supervised.linear` of the evaluation's config.
+      optimizer_of: (config, plan) -> Optimizer.
+      train, val: the splits, with the labels that the method takes.
+      score: (scores (M, C), labels) of the whole validation split -> values to log, each epoch.
+
+    Returns:
+      The training of each seed.
+
+    Raises:
+      InputError: a training with another config lies there; nothing was changed.
+    """
+    runs = []
+    for seed in evaluation.config.seeds:  # looked at before any of them starts
+        config = evaluation.config.copy_and_resolve_references()
+        config.seed = seed
+        folder = folder_of(evaluation.folder, config.task, seed)
+        parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
+        changed = workdir.check_resumable(config, folder, lambda field: field not in _FREE)
+        runs.append((config, folder, changed is not None))
+    extract = features.extractor(
+        lambda params, extra, images: {"scores": method.logits(params, extra, images)}
+    )
+
+    def scores_of(state):
+        found, labels = extract(state.params, state.extra, batches(evaluation, val, "validation"))
+        return found["scores"], labels
+
+    trained = {}
+    for config, folder, resuming in runs:
+        state = _train(
+            evaluation, config, folder, resuming, method, optimizer_of, train, scores_of, score
+        )
+        logged = metrics.read_metrics(folder / "metrics.jsonl")
+        records = [record for record in logged if _SCORED in record]
+        trained[config.seed] = Trained(records, *scores_of(state))
+    return trained
+
+
+def _train(evaluation, config, folder, resuming, method, optimizer_of, train, scores_of, score):
+    plan = plan_from(config, len(train))
+    optimizer = optimizer_of(config, plan)
+    init_key, seed_key = jax.random.split(jax.random.key(config.seed))
+    state = loop.init_state(method, optimizer, init_key)
+    params, extra = method.with_encoder(state.params, state.extra, evaluation.run.encoder)
+    state = state._replace(params=params, extra=extra)
+
+    def probe(say):
+        def run(state, step):
+            if step == 0:
+                return {}
+            scores, labels = scores_of(state)
+            values = score(scores, labels)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            say(f"seed {config.seed}  step {step}/{plan.total_steps}  {shown}")
+            return {_SCORED: len(labels), **values}
+
+        return run
+
+    def announce(start_step, state):
+        del state
+        evaluation.say(
+            f"seed {config.seed}: {plan.total_steps:,} steps of {config.batch_size} images "
+            f"({config.epochs:g} epochs), learning rate {plan.peak_lr:.3g} at its peak, "
+            + (f"resuming at step {start_step:,}" if start_step else "from step 0")
+            + f", in {folder}"
+        )
+
+    return fit(
+        config,
+        folder,
+        state=state,
+        resuming=resuming,
+        method=method,
+        optimizer=optimizer,
+        source=train,
+        plan=plan,
+        seed_key=seed_key,
+        probe=probe,
+        announce=announce,
+    )
+
+
+def finetune_optimizer(config, method, plan) -> optim.Optimizer:
+    """AdamW with layer-wise decay of the learning rate (MAE, arXiv 2111.06377, table 9)."""
+    settings = config.optim
+    depth = SIZES[config.model.size].depth
+    clip = settings.clip_norm
+    return optim.adamw(
+        learning_rate=method.learning_rate(
+            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
+        ),
+        weight_decay=lambda step: settings.weight_decay,
+        b1=settings.b1,
+        b2=settings.b2,
+        epsilon=settings.epsilon,
+        clip=optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
+        decays=optim.decay_weights,
+        scales=lambda params: optim.layer_scales(params, depth, settings.layer_decay),
+    )
+
+
+def lars_optimizer(config, method, plan) -> optim.Optimizer:
+    """LARS (MAE, arXiv 2111.06377, table 10)."""
+    settings = config.optim
+    return optim.lars(
+        learning_rate=method.learning_rate(
+            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
+        ),
+        weight_decay=lambda step: settings.weight_decay,
+        momentum=settings.b1,
+    )
+
+
+def best_and_last(trained: dict[int, Trained], names: tuple[str, ...]) -> dict:
+    """The scores of the last epoch and of that with the best `names[0]`, over the seeds.
+
+    Returns:
+      {"last" | "best": {name: {"mean", "std", "values"}}}; "std" is that of a sample, null for one
+      seed. The best epoch is chosen on the validation split itself: it flatters.
+    """
+
+    def over_seeds(chosen):
+        return {
+            name: summary([chosen(of_seed.records)[name] for of_seed in trained.values()])
+            for name in names
+        }
+
+    return {
+        "last": over_seeds(lambda records: records[-1]),
+        "best": over_seeds(lambda records: max(records, key=lambda record: record[names[0]])),
+    }
+
+
+def summary(values: list[float]) -> dict:
+    """{"mean", "std", "values"}; "std" (n - 1) is None for a single value."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": math.fsum(values) / len(values), "std": spread, "values": values}

@@ -1,0 +1,139 @@
+"""Runs one evaluation task on a pre-trained run and writes down what it found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dppmask_jax import parallel
+from dppmask_jax import workdir as workdir_files
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import (
+    backgrounds,
+    cluster,
+    finetune,
+    knn,
+    linear,
+    multilabel,
+    reconstruct,
+    settings,
+)
+from dppmask_jax.evals.base import Evaluation, Result
+from dppmask_jax.pretrained import Run, load_run, open_data
+
+TASKS = {
+    "finetune": finetune,
+    "linear": linear,
+    "knn": knn,
+    "cluster": cluster,
+    "multilabel": multilabel,
+    "backgrounds": backgrounds,
+    "reconstruct": reconstruct,
+}
+
+
+def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: str = "") -> Path:
+    """Runs `config.task` on the newest checkpoint of a run, and prints a table.
+
+    Args:
+      config: a config such as configs/eval.py makes.
+      checkpoint: the workdir of a pre-training run.
+      workdir: where the result is written; "" is the checkpoint's own.
+      command: what was typed, to be written down.
+
+    Returns:
+      The path of eval_TASK.json (eval_linear_ridge.json for the closed form).
+
+    Raises:
+      InputError: the config, the checkpoint, the data or the workdir will not do.
+    """
+    settings.check(config)
+    folder = Path(workdir or checkpoint)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--workdir={folder} is a file; name a folder")
+    run = load_run(checkpoint)
+    config = _completed(config, run)
+    train, val = (None, None) if config.task == "reconstruct" else open_data(config)
+    evaluation = Evaluation(config, run, folder, train, val, _say)
+    _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
+
+    result = TASKS[config.task].run(evaluation)
+
+    path = folder / f"eval_{_name(config)}.json"
+    if parallel.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        record = _record(evaluation, str(checkpoint), result, command)
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+        partial.replace(path)
+        print(f"\n{result.protocol}\n\n{format_table(result.table)}\n\nresult  {path}", flush=True)
+    return path
+
+
+def _completed(config, run: Run):
+    """The config with what it leaves to the run filled in."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.image_size = tuple(run.config.image_size)
+        config.model.size = run.config.model.size
+        config.model.patch_size = run.config.model.patch_size
+        config.model.remat = config.model.get("remat", False)
+        config.model.dtype = config.model.dtype or run.config.model.dtype
+        if "data" in config:
+            config.data.source = config.data.source or run.config.data.source
+    return config
+
+
+def _name(config) -> str:
+    ridge = config.task == "linear" and config.solver == "ridge"
+    return "linear_ridge" if ridge else config.task
+
+
+def _named(run: Run) -> str:
+    config = run.config
+    return f"{config.method} {config.model.size}/{config.model.patch_size}"
+
+
+def _record(
+    evaluation: Evaluation, checkpoint: str, result: Result, command: str
+) -> dict[str, Any]:
+    config, run = evaluation.config, evaluation.run
+    return {
+        "task": _name(config),
+        "protocol": result.protocol,
+        "metrics": result.metrics,
+        "table": result.table,
+        "checkpoint": {
+            "workdir": checkpoint,
+            "step": run.step,
+            "config": workdir_files.to_json(run.config),
+        },
+        "data": {
+            "train_images": len(evaluation.train) if evaluation.train else 0,
+            "val_images": len(evaluation.val) if evaluation.val else 0,
+            "classes": evaluation.val.num_classes if evaluation.val else 0,
+        },
+        "config": workdir_files.to_json(config),
+        "command": command,
+        "devices": parallel.describe(),
+    }
+
+
+def _say(line: str) -> None:
+    if parallel.is_main():
+        print(line, flush=True)
+
+
+def format_table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of texts in columns of even width, the first row as the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row):
+        first, *rest = row
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    heading, *body = map(line, rows)
+    return "\n".join([heading, "-" * len(heading), *body])

@@ -1,0 +1,154 @@
+"""Trains a method in a folder, from the start or from its newest checkpoint: what pre-training and
+supervised evaluations share around the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dppmask_jax import checkpoint, loop, metrics, optim, parallel, workdir
+from dppmask_jax.data import loader
+
+
+class Plan(NamedTuple):
+    """What a config and the size of its data set imply."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    evaluate_every: int
+    peak_lr: float
+
+
+def plan_from(config, num_images: int) -> Plan:
+    """Steps of a run: an epoch is as many whole batches as the images fill, at least one."""
+    steps_per_epoch = max(1, num_images // config.batch_size)
+
+    def steps(epochs):
+        return max(1, round(epochs * steps_per_epoch))
+
+    total = steps(config.epochs)
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=min(round(config.optim.warmup_epochs * steps_per_epoch), total - 1),
+        evaluate_every=steps(config.evaluate.every_epochs),
+        peak_lr=optim.scaled_learning_rate(config.optim.base_lr, config.batch_size),
+    )
+
+
+def fit(
+    config,
+    folder: Path,
+    *,
+    state,
+    resuming: bool,
+    method,
+    optimizer,
+    source,
+    plan: Plan,
+    seed_key,
+    probe: Callable,
+    announce: Callable,
+    profile_steps: int = 0,
+):
+    """Trains to the end of the plan.
+
+    Args:
+      config: a checked config; its fields of data, optim, checkpoint and evaluate that say how to
+        train are used, and all of it is written into the folder.
+      folder: receives config.json, metrics.jsonl, checkpoints/ and tensorboard/.
+      state: the state before the first step.
+      resuming: whether the folder has checkpoints to go on from, see `workdir.check_resumable`.
+      source: training images.
+      seed_key: the key that the keys of all steps come from.
+      probe: `probe(say)` gives the function of state and step that the evaluation hook runs; `say`
+        prints a line above the progress bar.
+      announce: called with the step that training starts at and the state.
+      profile_steps: number of steps to trace into the folder's profile/; 0 traces none.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      loop.TrainingDiverged, InputError: see `loop.run`.
+    """
+    state = parallel.replicate(state)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
+    if resuming:
+        state = checkpoints.restore(state)
+    start_step = int(parallel.to_host(state.step))
+    if checkpoints.damaged:
+        if parallel.is_main():
+            checkpoints.set_damaged_aside()
+        parallel.wait_for_all("damaged checkpoints set aside")
+        checkpoints.reload()
+    if parallel.is_main():
+        workdir.write_config(config, folder)
+        announce(start_step, state)
+
+    writer = metrics.MetricsLog(
+        folder if parallel.is_main() else None, start_step if resuming else None
+    )
+    progress = metrics.Progress(start_step, plan.total_steps, parallel.is_main())
+    meta = {"config": workdir.to_json(config)}
+    try:
+        with _stream(config, method, source, start_step, progress.say) as batches:
+            return loop.run(
+                loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
+                state,
+                batches,
+                start_step=start_step,
+                total_steps=plan.total_steps,
+                seed_key=seed_key,
+                batch_size=config.batch_size,
+                log_every=config.log_every,
+                max_bad_steps=config.optim.max_bad_steps,
+                max_bad_frac=config.data.max_bad_frac,
+                num_images=len(source),
+                save_every=config.checkpoint.every,
+                save=lambda step, state: checkpoints.save(step, parallel.savable(state), meta),
+                log=writer.write,
+                progress=_shown(method, progress, plan.total_steps),
+                hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
+                profile=(
+                    loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
+                ),
+            )
+    finally:
+        progress.close()
+        checkpoints.close()
+        writer.close()
+
+
+def _stream(config, method, source, start_step: int, say):
+    shard, num_shards = parallel.process_shard()
+    return loader.train_stream(
+        source,
+        example=method.example,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        workers=config.data.workers,
+        shard=shard,
+        num_shards=num_shards,
+        log=say,
+    )
+
+
+def _shown(method, progress, total_steps):
+    """Shows a logged step, and says what the method finds wrong with the run, when it begins."""
+    watch = method.watch()
+    last = ""
+
+    def show(step, values):
+        nonlocal last
+        progress.update(step, values)
+        warning = watch(step, values)
+        if warning and warning != last and parallel.is_main():
+            progress.say(f"step {step}/{total_steps}  warning: {warning}")
+        last = warning
+
+    return show

@@ -1,0 +1,223 @@
+"""Supervised training on top of a pre-trained encoder: fine-tuning and the linear probe.
+
+Both follow MAE (arXiv 2111.06377, appendix A.1 and A.2, and its code) and take the encoder of any
+pre-training run.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dppmask_jax import losses, optim, parallel, patches
+from dppmask_jax.data import augment, classify, mixing
+from dppmask_jax.methods.base import Method
+from dppmask_jax.models.backbone import Backbone
+from dppmask_jax.models.classifier import Classifier
+from dppmask_jax.models.vit import SIZES, layer_norm, normal
+
+_NORM_EPSILON = 1e-6  # of the linear probe's batch norm
+_NORM_DECAY = 0.9  # of its running statistics
+_HEAD_STD = 0.01
+
+
+def finetune(config, *, num_outputs: int, several: bool) -> Method:
+    """Trains encoder, positions and head together.
+
+    Args:
+      config: a checked config of an evaluation, see configs/eval.py, with the pre-training run's
+        `image_size`, `model.size` and `model.patch_size`.
+      num_outputs: classes C, or labels C.
+      several: whether an image has any number of labels; "label" is then (B, C) of 0 and 1.
+    """
+    model, data = config.model, config.data
+    classifier = Classifier(
+        SIZES[model.size],
+        tuple(config.image_size),
+        model.patch_size,
+        num_outputs,
+        model.pool,
+        model.drop_path,
+        model.remat,
+        jnp.dtype(model.dtype),
+    )
+
+    def init(key):
+        images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
+        return classifier.init(key, images)["params"], {}
+
+    def loss(params, extra, batch, key, step):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        erase_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        images = augment.normalize(batch["image"])
+        if data.erase_prob:
+            images = augment.random_erasing(images, erase_keys, prob=data.erase_prob)
+        targets = _targets(batch["label"], num_outputs, several, config.loss.smoothing)
+        if data.mixup or data.cutmix:
+            # No example of the stream has this number: all devices mix alike.
+            mix_key = jax.random.fold_in(key, 2**31)
+            images, targets = mixing.mix(
+                images, targets, mix_key, mixup=data.mixup, cutmix=data.cutmix
+            )
+        logits = classifier.apply({"params": params}, images, drop_keys)
+        return _loss_of(config.loss)(logits, targets), ({}, {})
+
+    return Method(
+        example=functools.partial(
+            classify.classification_view,
+            image_size=tuple(config.image_size),
+            scale=tuple(data.crop_scale),
+            flip=data.flip,
+            randaugment=data.randaugment,
+        ),
+        init=init,
+        loss=loss,
+        after_step=lambda params, extra, aux, step: extra,
+        learning_rate=optim.warmup_cosine,
+        logits=lambda params, extra, images: classifier.apply(
+            {"params": params}, augment.normalize(images)
+        ),
+        with_encoder=lambda params, extra, encoder: (
+            {**params, "encoder": _only(with_positions(encoder, config), params["encoder"])},
+            extra,
+        ),
+    )
+
+
+def linear(config, *, num_outputs: int, several: bool) -> Method:
+    """Trains a linear layer on the frozen encoder's batch-normalised features.
+
+    Args are those of `finetune`. The statistics of the batch norm are those of the whole batch,
+    over all devices.
+    """
+    model, data = config.model, config.data
+    encode = encoder_features(config)
+    width = SIZES[model.size].width
+
+    def init(key):
+        encoder = _backbone(config).init(key, jnp.zeros((1, *config.image_size, 3)))["params"]
+        head = {
+            "kernel": normal(_HEAD_STD)(key, (width, num_outputs), jnp.float32),
+            "bias": jnp.zeros(num_outputs),
+        }
+        extra = {"encoder": encoder, "mean": jnp.zeros(width), "variance": jnp.ones(width)}
+        return {"head": head}, extra
+
+    def scores(params, features, mean, variance):
+        normal_features = (features - mean) / jnp.sqrt(variance + _NORM_EPSILON)
+        return normal_features @ params["head"]["kernel"] + params["head"]["bias"]
+
+    def loss(params, extra, batch, key, step):
+        features = jax.lax.stop_gradient(encode(extra["encoder"], batch["image"]))[model.pool]
+        mean = parallel.mean(jnp.mean(features, axis=0))
+        variance = parallel.mean(jnp.mean(jnp.square(features - mean), axis=0))
+        targets = _targets(batch["label"], num_outputs, several, config.loss.smoothing)
+        value = _loss_of(config.loss)(scores(params, features, mean, variance), targets)
+        return value, ({}, {"mean": mean, "variance": variance})
+
+    # As PyTorch's: the running variance is that of a sample.
+    count = config.batch_size // config.optim.accum_steps
+    unbiased = count / max(count - 1, 1)
+
+    def after_step(params, extra, aux, step):
+        def averaged(old, new):
+            return _NORM_DECAY * old + (1.0 - _NORM_DECAY) * new
+
+        return {
+            **extra,
+            "mean": averaged(extra["mean"], aux["mean"]),
+            "variance": averaged(extra["variance"], unbiased * aux["variance"]),
+        }
+
+    return Method(
+        example=functools.partial(
+            classify.classification_view,
+            image_size=tuple(config.image_size),
+            scale=tuple(data.crop_scale),
+            flip=data.flip,
+            single_draw=True,
+        ),
+        init=init,
+        loss=loss,
+        after_step=after_step,
+        learning_rate=optim.warmup_cosine,
+        logits=lambda params, extra, images: scores(
+            params, encode(extra["encoder"], images)[model.pool], extra["mean"], extra["variance"]
+        ),
+        with_encoder=lambda params, extra, encoder: (
+            params,
+            {**extra, "encoder": with_positions(encoder, config)},
+        ),
+    )
+
+
+def encoder_features(config):
+    """`encode(encoder, images) -> {"cls", "patches", "mean"}`, each (B, D) float32; images uint8.
+
+    "cls" is the class token and "patches" the mean patch token, both after the encoder's final
+    layer norm; "mean" is the mean of the patch tokens before it, normalised without trained scale
+    and shift, as fine-tuning pools before its first step.
+    """
+    backbone = _backbone(config)
+    norm = layer_norm(None)
+    width = SIZES[config.model.size].width
+    untrained = {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
+
+    def encode(encoder, images):
+        latent, prenorm = backbone.apply({"params": encoder}, augment.normalize(images))
+        pooled = jnp.mean(prenorm[:, 1:].astype(jnp.float32), axis=1)
+        return {
+            "cls": latent[:, 0],
+            "patches": jnp.mean(latent[:, 1:], axis=1),
+            "mean": norm.apply({"params": untrained}, pooled),
+        }
+
+    return encode
+
+
+def with_positions(encoder, config):
+    """The encoder's parameters with its positions among them, whether they were learned or not."""
+    if "positions" in encoder:
+        return encoder
+    width = SIZES[config.model.size].width
+    grid = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    positions = np.concatenate([np.zeros((1, width)), patches.sincos_positions(grid, width)])
+    return {**encoder, "positions": jnp.asarray(positions[None], jnp.float32)}
+
+
+def _backbone(config) -> Backbone:
+    model = config.model
+    return Backbone(
+        SIZES[model.size],
+        tuple(config.image_size),
+        model.patch_size,
+        remat=model.remat,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def _only(tree, wanted):
+    """The parts of a tree that another has: pooling patch tokens needs no final layer norm."""
+    return {name: tree[name] for name in wanted}
+
+
+def _targets(labels, num_outputs: int, several: bool, smoothing: float):
+    if several:
+        return labels.astype(jnp.float32)
+    return mixing.smooth_one_hot(labels, num_outputs, smoothing)
+
+
+def _loss_of(settings):
+    return {
+        "softmax": losses.soft_cross_entropy,
+        "bce": losses.binary_cross_entropy,
+        "asl": functools.partial(
+            losses.asymmetric_loss,
+            gamma_neg=settings.gamma_neg,
+            gamma_pos=settings.gamma_pos,
+            clip=settings.clip,
+        ),
+    }[settings.kind]

@@ -1,0 +1,95 @@
+"""Weighted k-nearest-neighbour classification of frozen features.
+
+The protocol is that of DINO and iBOT (arXiv 2111.07832, section 4.1): cosine similarity, the k
+nearest training images vote with weight exp(similarity / temperature).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_TEST_CHUNK = 1024
+_TRAIN_CHUNK = 65536  # training images compared at a time: their features may be in a file
+
+
+def accuracy(train, train_labels, test, test_labels, *, k: int = 20, **settings) -> float:
+    """`accuracies` for a single k."""
+    (found,) = accuracies(train, train_labels, test, test_labels, ks=(k,), **settings).values()
+    return found
+
+
+def accuracies(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    mean: np.ndarray | float = 0.0,
+) -> dict[int, float]:
+    """For each k the share of test images whose predicted class is right, 0 to 1.
+
+    Args:
+      train: (M, D); at least one row; may be a memory map.
+      train_labels: (M,) int in 0..num_classes-1.
+      test: (T, D).
+      test_labels: (T,).
+      ks: numbers of neighbours; all M of them where M < k.
+      temperature: above 0.
+      mean: taken off all features first, such as the training mean (D,).
+    """
+    most = min(max(ks), len(train))
+    right = dict.fromkeys(ks, 0)
+    for start in range(0, len(test), _TEST_CHUNK):
+        rows = slice(start, start + _TEST_CHUNK)
+        nearest, labels = _nearest(train, train_labels, _unit_rows(test[rows] - mean), most, mean)
+        for k in ks:
+            votes = _votes(nearest[:, :k], labels[:, :k], temperature, num_classes)
+            right[k] += int((np.argmax(votes, axis=1) == test_labels[rows]).sum())
+    return {k: count / len(test) for k, count in right.items()}
+
+
+def _nearest(train, train_labels, test, k: int, mean):
+    """Similarities (T, k) and labels (T, k) of the nearest training images, nearest first."""
+    nearest = labels = None
+    for start in range(0, len(train), _TRAIN_CHUNK):
+        rows = slice(start, start + _TRAIN_CHUNK)
+        chunk = _unit_rows(train[rows] - mean)
+        found, index = _top(chunk, test, k=min(k, len(chunk)))
+        found, of_index = np.asarray(found), train_labels[rows][np.asarray(index)]
+        if nearest is not None:
+            found = np.concatenate([nearest, found], axis=1)
+            of_index = np.concatenate([labels, of_index], axis=1)
+            # Stable, so that of equally near images the first counts, as without chunks.
+            order = np.argsort(-found, axis=1, kind="stable")[:, :k]
+            found = np.take_along_axis(found, order, axis=1)
+            of_index = np.take_along_axis(of_index, order, axis=1)
+        nearest, labels = found, of_index
+    return nearest, labels
+
+
+def _unit_rows(features):
+    features = np.asarray(features, np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _top(train, test, *, k):
+    similarity = jnp.matmul(test, train.T, precision=jax.lax.Precision.HIGHEST)
+    return jax.lax.top_k(similarity, k)
+
+
+def _votes(nearest, labels, temperature, num_classes):
+    # The nearest one's weight is 1: no temperature makes them overflow.
+    weights = np.exp((nearest - nearest[:, :1]) / temperature)
+    votes = np.zeros((len(nearest), num_classes), np.float64)
+    rows = np.repeat(np.arange(len(nearest)), nearest.shape[1])
+    np.add.at(votes, (rows, labels.ravel()), weights.ravel())
+    return votes

@@ -1,0 +1,42 @@
+"""Evaluate: python eval.py --config=configs/eval.py:task=knn --checkpoint=runs/mine"""
+
+import shlex
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from dppmask_jax import command
+from dppmask_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:task=TASK", lock_config=True)
+_CHECKPOINT = flags.DEFINE_list(
+    "checkpoint", [], "Workdir of a pre-training run, or several with commas between."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: the checkpoint's.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (not on TPU pods).")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.", lower_bound=0)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
+    if _CONFIG.value is None:
+        raise InputError(
+            "--config is missing: name a config file, such as configs/eval.py:task=knn"
+        )
+    if not _CHECKPOINT.value:
+        raise InputError("--checkpoint is missing: name the workdir of a run, such as runs/mine")
+    if _WORKDIR.value and len(_CHECKPOINT.value) > 1:
+        raise InputError("--workdir takes the result of one --checkpoint; leave it out for several")
+
+    from dppmask_jax import evaluate, parallel
+
+    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    for checkpoint in _CHECKPOINT.value:
+        evaluate.evaluate(_CONFIG.value, checkpoint, _WORKDIR.value, shlex.join(sys.argv))
+
+
+if __name__ == "__main__":
+    command.run(main)
