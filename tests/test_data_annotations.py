@@ -120,6 +120,10 @@ def test_wrong_coco(tmp_path):
     stray = coco_document("train")
     stray["annotations"].append(annotation(77, 1))
     fails(write_coco(tmp_path / "stray", train=stray), r"has not the format .*no 77")
+    twice = coco_document("train")
+    twice["images"].append(twice["images"][1])
+    train, _ = sources.open_splits(write_coco(tmp_path / "twice", train=twice))
+    assert len(train) == 3 and train.targets().tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
     nothing = coco_document("train") | {"annotations": []}
     fails(write_coco(tmp_path / "nothing", train=nothing), "train2014.json annotates no image")
     renamed = coco_document("val") | {

@@ -228,7 +228,7 @@ def test_boxes_of_a_single_draw_are_those_of_ten_tries_where_the_first_fits():
 
 
 def classification(data, seed=0, **options):
-    defaults = {"image_size": (24, 36), "scale": (0.08, 1.0), "flip": False, "randaugment": 0.0}
+    defaults = {"image_size": (24, 36), "scale": (0.08, 1.0), "flip": False}
     example = classify.classification_view(
         data, np.random.default_rng(seed), **(defaults | options)
     )

@@ -21,6 +21,7 @@ csv:FILE    a row an image. Columns: `path`, relative to the file's folder; `spl
 
 from __future__ import annotations
 
+import collections
 import csv
 import functools
 import json
@@ -31,13 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dppmask_jax.data import decode
-from dppmask_jax.data.files import (
-    Files,
-    check_present,
-    check_readable,
-    file_source,
-    from_paths,
-)
+from dppmask_jax.data.files import Files, check_present, check_readable, file_source, from_paths
 from dppmask_jax.data.holdout import held_out
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
@@ -115,11 +110,9 @@ def open_coco(root: str) -> tuple[Source, Source]:
 
 
 def _newest_year(folder: str) -> str:
-    found = {
-        split: set(re.findall(rf"^instances_{split}(\d+)\.json$", _names_in(folder), re.MULTILINE))
-        for split in ("train", "val")
-    }
-    years = found["train"] & found["val"]
+    found = [re.fullmatch(r"instances_(train|val)(\d+)\.json", name) for name in _names_in(folder)]
+    splits_of = collections.Counter(match[2] for match in found if match)
+    years = [year for year, splits in splits_of.items() if splits == 2]
     if not years:
         raise InputError(
             f"{folder} lacks instances_trainYEAR.json and instances_valYEAR.json of one year; "
@@ -128,9 +121,9 @@ def _newest_year(folder: str) -> str:
     return max(years)
 
 
-def _names_in(folder: str) -> str:
+def _names_in(folder: str) -> list[str]:
     try:
-        return "\n".join(os.listdir(folder))
+        return sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"cannot list {folder}: {error.strerror}") from error
 
@@ -144,7 +137,7 @@ def _coco(document, folder: str) -> _Annotated:
     categories = sorted((category["id"], category["name"]) for category in document["categories"])
     column_of = {number: column for column, (number, _) in enumerate(categories)}
     row_of = {image["id"]: row for row, image in enumerate(document["images"])}
-    targets = np.zeros((len(row_of), len(categories)), np.uint8)
+    targets = np.zeros((len(document["images"]), len(categories)), np.uint8)
     for annotation in document["annotations"]:
         targets[row_of[annotation["image_id"]], column_of[annotation["category_id"]]] = 1
     annotated = targets.any(axis=1)
@@ -170,7 +163,7 @@ def open_clevr(root: str) -> tuple[Source, Source | None]:
       InputError: a missing, broken or empty scene file, or missing images.
     """
     folder = os.path.join(root, "scenes")
-    files = sorted(name for name in _names_in(folder).split("\n") if name.endswith(".json"))
+    files = [name for name in _names_in(folder) if name.endswith(".json")]
     pair = [f"CLEVR_{split}_scenes.json" for split in ("train", "val")]
     if set(pair) <= set(files):
         train, val = (_clevr_file(root, name) for name in pair)

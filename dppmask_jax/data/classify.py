@@ -16,7 +16,7 @@ def classification_view(
     image_size: tuple[int, int],
     scale: tuple[float, float],
     flip: bool,
-    randaugment: float,
+    randaugment: float = 0.0,
     single_draw: bool = False,
 ) -> dict[str, np.ndarray]:
     """The training example of fine-tuning or of a linear probe, for loader.train_stream.

@@ -65,7 +65,8 @@ def train_seeds(
     runs = []
     for seed in evaluation.config.seeds:  # looked at before any of them starts
         config = evaluation.config.copy_and_resolve_references()
-        config.seed = seed
+        with config.unlocked():
+            config.seed = seed
         folder = folder_of(evaluation.folder, config.task, seed)
         parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
         changed = workdir.check_resumable(config, folder, lambda field: field not in _FREE)

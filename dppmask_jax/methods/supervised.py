@@ -138,6 +138,7 @@ def linear(config, *, num_outputs: int, several: bool) -> Method:
             image_size=tuple(config.image_size),
             scale=tuple(data.crop_scale),
             flip=data.flip,
+            randaugment=0.0,
             single_draw=True,
         ),
         init=init,
