@@ -75,13 +75,15 @@ def describe() -> str:
     )
 
 
-def check_batch(batch_size: int, accum_steps: int, field: str) -> None:
-    """Raises InputError unless every device gets the same whole number of images."""
-    parts = jax.device_count() * accum_steps
+def check_batch(batch_size: int, accum_steps: int, field: str, group: int = 1) -> None:
+    """Raises InputError unless every device gets the same whole number of groups of images."""
+    parts = jax.device_count() * accum_steps * group
     if batch_size < 1 or batch_size % parts:
         raise InputError(
             f"{field}={batch_size} is not a positive multiple of {parts} "
-            f"({jax.device_count()} device(s) x {accum_steps} accumulation step(s)); "
+            f"({jax.device_count()} device(s) x {accum_steps} accumulation step(s)"
+            + (f" x {group} images that are mixed" if group > 1 else "")
+            + "); "
             f"the nearest larger one is {max(1, -(-batch_size // parts)) * parts}"
         )
 

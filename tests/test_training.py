@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -151,6 +152,27 @@ def test_several_devices_give_the_same_ibot_run(finished_ibot, tmp_path):
     for one, several in zip(curve(workdir), curve(tmp_path / "run"), strict=True):
         for name in one.keys() - {"knn"}:
             np.testing.assert_allclose(several[name], one[name], rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_short_run_of_ibot_on_shapes_raises_knn(tmp_path):
+    """The recipe as it is, a third of it: 248 steps take the accuracy from 32 % to about 41 %."""
+    done = subprocess.run(
+        [
+            sys.executable, "train.py", "--config=configs/ibot.py:dataset=shapes,epochs=4",
+            f"--workdir={tmp_path}", "--config.evaluate.every_epochs=4.0",
+            "--config.evaluate.figure_images=0",
+        ],
+        cwd=tiny.ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},  # the tests' own flags make the code slow
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    untrained, trained = (r["knn"] for r in curve(tmp_path) if "knn" in r)
+    # The standard error of the difference is at most 2.2 points for 1,000 images.
+    assert trained > untrained + 0.045
 
 
 @pytest.mark.slow

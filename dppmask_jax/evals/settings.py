@@ -127,9 +127,3 @@ def _check_training(config) -> None:
             f"config.loss.smoothing={config.loss.smoothing:g} is for one label an image; set it "
             "to 0"
         )
-    mixes = config.data.mixup or config.data.cutmix
-    if mixes and (config.batch_size // config.optim.accum_steps) % 2:
-        raise InputError(
-            f"config.batch_size={config.batch_size} gives odd batches, which mixup and cutmix "
-            "cannot pair; choose an even one"
-        )

@@ -68,7 +68,12 @@ def train_seeds(
         with config.unlocked():
             config.seed = seed
         folder = folder_of(evaluation.folder, config.task, seed)
-        parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
+        parallel.check_batch(
+            config.batch_size,
+            config.optim.accum_steps,
+            "config.batch_size",
+            group=2 if config.data.mixup or config.data.cutmix else 1,
+        )
         changed = workdir.check_resumable(config, folder, lambda field: field not in _FREE)
         runs.append((config, folder, changed is not None))
     extract = features.extractor(
@@ -84,6 +89,7 @@ def train_seeds(
         state = _train(
             evaluation, config, folder, resuming, method, optimizer_of, train, scores_of, score
         )
+        parallel.wait_for_all("scores are written")
         logged = metrics.read_metrics(folder / "metrics.jsonl")
         records = [record for record in logged if _SCORED in record]
         trained[config.seed] = Trained(records, *scores_of(state))
