@@ -48,11 +48,11 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     task, dataset = chosen["task"], chosen["dataset"]
     config = config_dict.ConfigDict()
     config.task = task
-    config.model = config_dict.ConfigDict()
-    config.model.dtype = ""  # float32 | bfloat16; "" is the run's
     if task == "reconstruct":
         _reconstruct(config)
         return config
+    config.model = config_dict.ConfigDict()
+    config.model.dtype = ""  # float32 | bfloat16; "" is the run's
     _data(config, dataset)
     if task in ("finetune", "linear", "multilabel"):
         kind = chosen["train"] if task == "multilabel" else task
@@ -88,7 +88,8 @@ def _data(config, dataset):
     config.data = config_dict.ConfigDict()
     config.data.source = ""  # "" is what the run was pre-trained on
     config.data.dir = ""  # where tfds: and shapes keep their files
-    config.data.val_fraction = 0.1  # held out where the source has no validation split
+    config.data.val_fraction = 0.1  # held out where the source has no validation split; the run's,
+    # and its dir and classes as well, where the source is the run's
     config.data.classes = "imagenet100" if dataset == "imagenet100" else ""
     config.data.workers = 0  # loader processes; 0 loads in threads
 
@@ -97,15 +98,9 @@ def _training(config):
     config.seeds = (0,)  # a training for each; mean and standard deviation are reported
     config.log_every = 20  # steps
     config.data.flip = True
-    config.data.randaugment = 0.0
-    config.data.erase_prob = 0.0
-    config.data.mixup = 0.0  # alpha of its Beta distribution
-    config.data.cutmix = 0.0
     config.data.crop_scale = (0.08, 1.0)
     config.data.max_bad_frac = 0.01
     config.model.pool = "mean"  # mean of the patch tokens (paper) | cls
-    config.model.drop_path = 0.0
-    config.model.remat = False
     config.loss = config_dict.ConfigDict()
     config.loss.kind = "softmax"  # softmax | bce | asl
     config.loss.smoothing = 0.0
@@ -115,11 +110,7 @@ def _training(config):
     config.optim = config_dict.ConfigDict()
     config.optim.final_lr = 0.0
     config.optim.weight_decay = 0.0
-    config.optim.layer_decay = 1.0
     config.optim.b1 = 0.9  # also the momentum of LARS
-    config.optim.b2 = 0.999
-    config.optim.epsilon = 1e-8
-    config.optim.clip_norm = 0.0
     config.optim.accum_steps = 1
     config.optim.max_bad_steps = 20
     config.checkpoint = config_dict.ConfigDict()
@@ -137,11 +128,15 @@ def _finetune(config, dataset):
     config.optim.warmup_epochs = 5.0
     config.optim.weight_decay = 0.05
     config.optim.layer_decay = 0.65
+    config.optim.b2 = 0.999
+    config.optim.epsilon = 1e-8
+    config.optim.clip_norm = 0.0
     config.model.drop_path = 0.1
+    config.model.remat = False
     config.loss.smoothing = 0.1
     config.data.randaugment = 9.0
     config.data.erase_prob = 0.25
-    config.data.mixup = 0.8
+    config.data.mixup = 0.8  # alpha of its Beta distribution
     config.data.cutmix = 1.0
     if dataset in ("imagenet100", "imagenet1k"):
         return
@@ -168,12 +163,14 @@ def _linear(config, dataset):
     config.optim.warmup_epochs = 10.0
     if dataset in ("imagenet100", "imagenet1k"):
         return
-    config.batch_size = 512
+    # MAE's peak rate is 6.4; LARS turns so slowly that fewer steps want at least as much.
+    config.batch_size = 256
     config.epochs = 50.0 if dataset == "small" else 15.0
-    config.optim.base_lr = 0.5
+    config.optim.base_lr = 8.0
     config.optim.warmup_epochs = 1.0
     if dataset == "shapes":
-        config.batch_size = 256
+        config.batch_size = 128
+        config.optim.base_lr = 16.0
         config.data.crop_scale = (0.4, 1.0)
 
 
@@ -181,8 +178,9 @@ def _multilabel(config):
     config.threshold = 0.5  # of probabilities; ASL's code takes 0.8 (paper: not stated)
     config.loss.kind = "bce"
     config.loss.smoothing = 0.0
-    config.data.mixup = 0.0
-    config.data.cutmix = 0.0
+    if config.train == "finetune":
+        config.data.mixup = 0.0
+        config.data.cutmix = 0.0
 
 
 def _backgrounds(config):

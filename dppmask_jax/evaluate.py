@@ -80,6 +80,7 @@ def _completed(config, run: Run):
         config.model.patch_size = run.config.model.patch_size
         config.model.remat = config.model.get("remat", False)
         config.model.dtype = config.model.dtype or run.config.model.dtype
+        config.pretrained_step = run.step  # a training does not go on from another checkpoint
         if "data" in config:
             config.data.source = config.data.source or run.config.data.source
     return config

@@ -6,17 +6,13 @@ from dppmask_jax import rules
 from dppmask_jax.errors import InputError
 from dppmask_jax.rules import above, fraction_below_1, number, one_of, pair, several, whole
 
-TASKS = ("finetune", "linear", "knn", "cluster", "multilabel", "backgrounds", "reconstruct")
-
 _SEEDS = several(whole(0), "a list of whole numbers such as (0, 1, 2)")
 _PROBABILITY = number(0, 1)
 
-_COMMON = {
-    "task": one_of(*TASKS),
-    "model.dtype": one_of("", "float32", "bfloat16"),
-}
+_TASK = {"task": rules.TEXT}
 
 _DATA = {
+    "model.dtype": one_of("", "float32", "bfloat16"),
     "batch_size": whole(1),
     "data.source": rules.TEXT,
     "data.dir": rules.TEXT,
@@ -34,14 +30,8 @@ _TRAINING = {
         above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
     ),
     "data.flip": rules.FLAG,
-    "data.randaugment": number(0, 10),
-    "data.erase_prob": _PROBABILITY,
-    "data.mixup": number(0),
-    "data.cutmix": number(0),
     "data.max_bad_frac": _PROBABILITY,
     "model.pool": one_of("mean", "cls"),
-    "model.drop_path": fraction_below_1,
-    "model.remat": rules.FLAG,
     "loss.kind": one_of("softmax", "bce", "asl"),
     "loss.smoothing": fraction_below_1,
     "loss.gamma_neg": number(0),
@@ -51,11 +41,7 @@ _TRAINING = {
     "optim.final_lr": number(0),
     "optim.warmup_epochs": number(0),
     "optim.weight_decay": number(0),
-    "optim.layer_decay": above(0, 1.0000001),
     "optim.b1": fraction_below_1,
-    "optim.b2": fraction_below_1,
-    "optim.epsilon": above(0),
-    "optim.clip_norm": number(0),
     "optim.accum_steps": whole(1),
     "optim.max_bad_steps": whole(0),
     "checkpoint.every": whole(1),
@@ -63,24 +49,37 @@ _TRAINING = {
     "evaluate.every_epochs": above(0),
 }
 
+_FINETUNING = {
+    "data.randaugment": number(0, 10),
+    "data.erase_prob": _PROBABILITY,
+    "data.mixup": number(0),
+    "data.cutmix": number(0),
+    "model.drop_path": fraction_below_1,
+    "model.remat": rules.FLAG,
+    "optim.layer_decay": above(0, 1.0000001),
+    "optim.b2": fraction_below_1,
+    "optim.epsilon": above(0),
+    "optim.clip_norm": number(0),
+}
+
 _RIDGE = {"ridge": several(number(0), "a list of strengths such as (1e-4, 1e-2, 1.0)")}
 
 RULES = {
-    "finetune": _COMMON | _DATA | _TRAINING,
-    "linear": _COMMON | _DATA | _TRAINING | _RIDGE | {"solver": one_of("lars", "ridge")},
-    "multilabel": _COMMON
+    "finetune": _TASK | _DATA | _TRAINING | _FINETUNING,
+    "linear": _TASK | _DATA | _TRAINING | _RIDGE | {"solver": one_of("lars", "ridge")},
+    "multilabel": _TASK
     | _DATA
     | _TRAINING
     | {"train": one_of("finetune", "linear"), "threshold": above(0, 1)},
-    "knn": _COMMON
+    "knn": _TASK
     | _DATA
     | {
         "k": several(whole(1), "a list of whole numbers such as (10, 20, 100, 200)"),
         "temperature": above(0),
         "center": rules.FLAG,
     },
-    "cluster": _COMMON | _DATA | {"seeds": _SEEDS, "num_clusters": whole(0)},
-    "backgrounds": _COMMON
+    "cluster": _TASK | _DATA | {"seeds": _SEEDS, "num_clusters": whole(0)},
+    "backgrounds": _TASK
     | _DATA
     | _RIDGE
     | {
@@ -90,7 +89,7 @@ RULES = {
         "classifier_seed": whole(0),
         "mapping": one_of("same", "imagenet100", "imagenet1k", "wnid"),
     },
-    "reconstruct": _COMMON
+    "reconstruct": _TASK
     | {
         "seed": whole(0),
         "images": rules.TEXT,
