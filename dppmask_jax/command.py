@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import runpy
 import sys
 
@@ -27,7 +28,9 @@ def _parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except (KeyError, AttributeError) as error:
-        return fail(_unknown_field(argv, str(error).strip("'\"")) or error)
+        # The field is the first word; ml_collections may add a guess of its own.
+        leaf = re.search(r"\w+|$", str(error))[0]
+        return fail(_unknown_field(argv, leaf) or error)
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         # ml_collections hands on a config file's fault as the text of its traceback.
         last_line = str(error).strip().splitlines()[-1]
@@ -35,19 +38,21 @@ def _parse_flags(argv):
 
 
 def _unknown_field(argv, leaf: str) -> str | None:
-    """What to say if `leaf` ends the name of a --config.… flag among `argv`."""
-    names = [arg.split("=")[0].removeprefix("--config.") for arg in argv if "--config." in arg]
-    unknown = next((name for name in names if name.split(".")[-1] == leaf), None)
-    if unknown is None:
+    """What to say if `leaf` ends the name of a --config.… (or --eval.…) flag among `argv`."""
+    overrides = re.findall(r"(?:^| )--(\w+)\.([\w.]+)", " ".join(argv))
+    flag, unknown = next(
+        ((flag, name) for flag, name in overrides if name.split(".")[-1] == leaf), ("", "")
+    )
+    given = re.search(rf"(?:^| )--{flag}[= ](\S+)", " ".join(argv))
+    if not unknown or not given:
         return None
-    joined = " ".join(argv).split("--config", 1)[1].lstrip("= ").split()[0]
-    path, _, argument = joined.partition(":")
+    path, _, argument = given[1].partition(":")
     known = _field_names(runpy.run_path(path)["get_config"](*filter(None, [argument])))
     leaves = {field.split(".")[-1]: field for field in known}
     near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1)]
     near = near or difflib.get_close_matches(unknown, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"unknown config field {unknown!r}; {hint}"
+    return f"unknown {flag} field {unknown!r}; {hint}"
 
 
 def _field_names(config) -> list[str]:

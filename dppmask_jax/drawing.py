@@ -1,4 +1,4 @@
-"""Pictures of masks, reconstructions, attention and training curves.
+"""Pictures of masks, reconstructions, attention, training curves and sweeps.
 
 Every `draw_*` is a pure function: NumPy arrays in, a `matplotlib.figure.Figure` out, nothing global
 (no pyplot). Patches outlined in white are visible under both masks, in red under the random mask
@@ -523,19 +523,12 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
                 _plot(axes, run, name, dash, _LINES[number % len(_LINES)], words)
         axes.set_title(title, fontsize=11, color=_INK)
         axes.set_xlabel("step", fontsize=10, color=_INK)
-        axes.tick_params(labelsize=9, colors=_FAINT, labelcolor=_INK)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-        axes.grid(color="#e4e4e4", linewidth=0.7)
-        axes.set_axisbelow(True)
+        _plain_axes(axes)
         if title == KNN:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif title == PICKS:
             axes.set_ylim(0, 1.12 * axes.dataLim.ymax or 1)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color("#aaaaaa")
         labelled = bool(axes.get_legend_handles_labels()[1])
         if labelled:
             axes.legend(fontsize=9, frameon=False)
@@ -544,6 +537,18 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
                 axes.add_artist(axes.get_legend())  # or the second legend takes its place
             _legend_below(axes, lines, _FAINT if labelled else _LINES[0])
     return figure
+
+
+def _plain_axes(axes) -> None:
+    """Faint lines at few values of y, and a frame on two sides only."""
+    axes.tick_params(labelsize=9, colors=_FAINT, labelcolor=_INK)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.grid(color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#aaaaaa")
 
 
 def _has_many(panel) -> bool:
@@ -597,3 +602,59 @@ def _legend_below(axes, lines, color: str) -> None:
         handlelength=2.2,
         columnspacing=1.2,
     )
+
+
+# Sweeps.
+
+
+def draw_sweep(
+    lines: Mapping[str, Sequence[tuple[object, float, float | None]]], x_label: str, y_label: str
+) -> Figure:
+    """One line a label through the shares measured at the points of a grid.
+
+    Args:
+      lines: label -> (x, share from 0 to 1, its standard deviation or None). Where every x is a
+        number, x is an axis of numbers; otherwise the values stand side by side in the order in
+        which they come.
+      x_label, y_label: what the axes show, in words.
+
+    Returns:
+      A figure; shares are in percent, standard deviations are error bars.
+
+    Raises:
+      ValueError: there is no point.
+    """
+    values = list(dict.fromkeys(x for points in lines.values() for x, _, _ in points))
+    if not values:
+        raise ValueError("no point of the grid was measured: nothing to draw")
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values)
+    if numbers:
+        values.sort()
+    place = {x: x if numbers else number for number, x in enumerate(values)}
+    figure = Figure(figsize=(5.4, 3.8), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (label, points) in enumerate(lines.items()):
+        points = sorted(points, key=lambda point: place[point[0]])
+        axes.errorbar(
+            [place[x] for x, _, _ in points],
+            [share for _, share, _ in points],
+            # No bar, rather than one of no length, where the spread is not known.
+            yerr=[math.nan if std is None else std for _, _, std in points],
+            color=_LINES[number % len(_LINES)],
+            marker="os^Dv"[number // len(_LINES) % 5],
+            markersize=4.5,
+            linewidth=1.6,
+            capsize=3,
+            label=label or None,
+        )
+    axes.set_xticks(
+        list(place.values()), [f"{x:g}" if numbers else str(x) for x in values], minor=False
+    )
+    _plain_axes(axes)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(x_label, fontsize=10, color=_INK)
+    axes.set_ylabel(y_label, fontsize=10, color=_INK)
+    if any(lines):
+        axes.legend(fontsize=9, frameon=False)
+    return figure

@@ -8,7 +8,6 @@ from typing import Any
 
 from dppmask_jax import parallel
 from dppmask_jax import workdir as workdir_files
-from dppmask_jax.errors import InputError
 from dppmask_jax.evals import (
     backgrounds,
     cluster,
@@ -43,24 +42,23 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
       command: what was typed, to be written down.
 
     Returns:
-      The path of eval_TASK.json (eval_linear_ridge.json for the closed form).
+      The path of eval_TASK.json, see `result_name`.
 
     Raises:
       InputError: the config, the checkpoint, the data or the workdir will not do.
     """
     settings.check(config)
     folder = Path(workdir or checkpoint)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--workdir={folder} is a file; name a folder")
+    workdir_files.check_folder(folder)
     run = load_run(checkpoint)
-    config = _completed(config, run)
+    config = completed(config, run.config)
     train, val = (None, None) if config.task == "reconstruct" else open_data(config)
     evaluation = Evaluation(config, run, folder, train, val, _say)
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
 
     result = TASKS[config.task].run(evaluation)
 
-    path = folder / f"eval_{_name(config)}.json"
+    path = folder / result_name(config)
     if parallel.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         record = _record(evaluation, str(checkpoint), result, command)
@@ -71,19 +69,26 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
     return path
 
 
-def _completed(config, run: Run):
-    """The config with what it leaves to the run filled in."""
+def completed(config, run_config):
+    """The config of an evaluation with what it leaves to the run filled in."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.image_size = tuple(run.config.image_size)
-        config.model.size = run.config.model.size
-        config.model.patch_size = run.config.model.patch_size
-        config.model.remat = config.model.get("remat", False)
-        config.model.dtype = config.model.dtype or run.config.model.dtype
-        config.pretrained_step = run.step  # a training does not go on from another checkpoint
-        if "data" in config:
-            config.data.source = config.data.source or run.config.data.source
+        config.image_size = tuple(run_config.image_size)
+        if "model" in config:
+            config.model.size = run_config.model.size
+            config.model.patch_size = run_config.model.patch_size
+            config.model.dtype = config.model.dtype or run_config.model.dtype
+        if "data" in config and not config.data.source:
+            data = run_config.data
+            config.data.source, config.data.val_fraction = data.source, data.val_fraction
+            config.data.dir = config.data.dir or data.dir
+            config.data.classes = config.data.classes or data.classes
     return config
+
+
+def result_name(config) -> str:
+    """The name of the file that a result goes to: eval_TASK.json, or eval_linear_ridge.json."""
+    return f"eval_{_name(config)}.json"
 
 
 def _name(config) -> str:
@@ -103,6 +108,7 @@ def _record(
     return {
         "task": _name(config),
         "protocol": result.protocol,
+        "score": result.score and result.score._asdict(),
         "metrics": result.metrics,
         "table": result.table,
         "checkpoint": {

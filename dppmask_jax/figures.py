@@ -245,6 +245,20 @@ def write_curves(
     return _save(figure, out_dir, "curves.png")
 
 
+def write_sweep_figure(
+    out_dir: str | Path,
+    lines: Mapping[str, Sequence[tuple[object, float, float | None]]],
+    x_label: str,
+    y_label: str,
+) -> Path:
+    """Draws sweep.png, see `drawing.draw_sweep`.
+
+    Returns:
+      The path of sweep.png.
+    """
+    return _save(drawing.draw_sweep(lines, x_label, y_label), out_dir, "sweep.png")
+
+
 # The command.
 
 

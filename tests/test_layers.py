@@ -10,7 +10,8 @@ ROOT = Path(dppmask_jax.__file__).parent
 # A file imports only from earlier rows, or from its own folder; "" is the package itself.
 ROWS = (
     {"errors"},
-    {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"},
+    {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"}
+    | {"paper", "portable"},
     {"masking", "models", "data", "optim"},
     {"methods", "features", "config"},
     {"loop", "workdir"},
@@ -18,6 +19,7 @@ ROWS = (
     {"figures"},
     {"evals"},
     {"trainer", "evaluate"},
+    {"sweep", "results", "weights"},
     {""},
 )
 LAYERS = {name: row for row, names in enumerate(ROWS) for name in names}

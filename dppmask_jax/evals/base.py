@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from dppmask_jax import features, metrics, parallel
 from dppmask_jax.data import loader
 from dppmask_jax.data.source import Source
@@ -29,16 +32,30 @@ class Evaluation(NamedTuple):
     say: Callable[[str], None]
 
 
+class Score(NamedTuple):
+    """The one number that stands for a task where runs are compared.
+
+    `name` says in words what it is; `value` is a share from 0 to 1, higher is better; `std` is the
+    standard deviation over the seeds of the evaluation, None for a single one.
+    """
+
+    name: str
+    value: float
+    std: float | None = None
+
+
 class Result(NamedTuple):
     """What a task found.
 
     `metrics` is plain JSON; shares are from 0 to 1. `table` holds rows of texts, the first of them
-    the heading. `protocol` says in words how it was measured.
+    the heading. `protocol` says in words how it was measured. `score` is None where a task finds
+    no number.
     """
 
     metrics: dict[str, Any]
     table: list[tuple[str, ...]]
     protocol: str
+    score: Score | None = None
 
 
 def percent(share: float) -> str:
@@ -78,21 +95,22 @@ def frozen_features(evaluation: Evaluation, source: Source, names: tuple[str, ..
     """({name: (M, D) float32}, labels (M,) or (M, C)) of all readable images of a split.
 
     Args:
-      names: of what `supervised.encoder_features` gives.
+      names: of what `supervised.encoder_features` gives, and "pixels" for `features.pooled_pixels`.
       what: names the split in the progress bar.
 
-    More than `config.memory_gb` are kept in a file below the evaluation's folder that is gone when
-    the process ends.
+    More than `config.memory_gb` are kept in files in the evaluation's folder that are gone when the
+    arrays are.
     """
     config = evaluation.config
     encode = supervised.encoder_features(config)
+    encoder = supervised.with_positions(evaluation.run.encoder, config)
 
     def chosen(params, extra, images):
-        out = encode(params, images)
+        out = {**encode(params, images), "pixels": features.pooled_pixels(images)}
         return {name: out[name] for name in names}
 
-    encoder = supervised.with_positions(evaluation.run.encoder, config)
-    width = encoder["cls_token"].shape[-1]
-    too_large = 4 * len(source) * width * len(names) > config.memory_gb * 1e9
-    rows = features.OnDisk(evaluation.folder) if too_large else None
+    image = jax.ShapeDtypeStruct((1, *config.image_size, 3), np.uint8)
+    of_one = jax.tree.leaves(jax.eval_shape(chosen, encoder, {}, image))
+    size = len(source) * sum(leaf.size * leaf.dtype.itemsize for leaf in of_one)
+    rows = features.on_disk(evaluation.folder) if size > config.memory_gb * 1e9 else None
     return features.extractor(chosen)(encoder, {}, batches(evaluation, source, what), rows)

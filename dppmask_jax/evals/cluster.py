@@ -16,6 +16,7 @@ from dppmask_jax.data import loader
 from dppmask_jax.evals.base import (
     Evaluation,
     Result,
+    Score,
     batches,
     frozen_features,
     percent,
@@ -40,6 +41,9 @@ def run(evaluation: Evaluation) -> Result:
         f"k-means ({pool})": _over_seeds(found[pool], labels, num_clusters, config.seeds)
         for pool in _POOLS
     }
+    if num_clusters <= num_classes:  # for more clusters there is no such bound
+        for values in scores.values():
+            values["least_nmi"] = fano_bound(values["acc"]["mean"], num_classes)
     if run.method.logits is not None:
         scores["arg-max of the head"] = _plain(_head_scores(evaluation))
     agreement = None
@@ -49,16 +53,23 @@ def run(evaluation: Evaluation) -> Result:
 
     rows = [("clusters", "NMI", "ARI", "FMI", "ACC", "least NMI at that ACC")]
     for name, values in scores.items():
-        bound = values["least_nmi"] = fano_bound(values["acc"]["mean"], num_classes)
-        rows.append((name, *(f"{values[key]['mean']:.4f}" for key in _NAMES), f"{bound:.4f}"))
+        bound = f"{values['least_nmi']:.4f}" if "least_nmi" in values else ""
+        rows.append((name, *(f"{values[key]['mean']:.4f}" for key in _NAMES), bound))
     if agreement is not None:
         rows.append(("agreement of views", "", "", "", percent(agreement), ""))
+    # iBOT reports the head's clusters; a method without one has k-means alone.
+    of = "arg-max of the head" if "arg-max of the head" in scores else "k-means (mean)"
     return Result(
         {"clusters": scores, "agreement": agreement},
         rows,
         f"{len(labels):,} validation images of {num_classes} classes; k-means with {num_clusters} "
         f"clusters, mean over {len(config.seeds)} seed(s); ACC by Hungarian matching; the least "
-        "NMI is Fano's bound for even classes",
+        "NMI is Fano's bound for even classes and no more clusters than classes",
+        Score(
+            f"normalised mutual information, {of}",
+            scores[of]["nmi"]["mean"],
+            scores[of]["nmi"]["std"],
+        ),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import Evaluation, Result, percent, require_labels
+from dppmask_jax.evals.base import Evaluation, Result, Score, percent, require_labels
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.classification import top_k_accuracy
 
@@ -28,6 +28,7 @@ def run(evaluation: Evaluation) -> Result:
         f"fine-tuned for {config.epochs:g} epochs of {len(evaluation.train):,} images, "
         f"{config.model.pool} pooling, {evaluation.train.num_classes} classes, tested on "
         f"{len(evaluation.val):,} images",
+        "top-1 accuracy, fine-tuned",
     )
 
 
@@ -38,8 +39,8 @@ def score(scores, labels) -> dict[str, float]:
     return values | ({"top5": topk(5)} if scores.shape[1] > 5 else {})
 
 
-def accuracy_result(trained, protocol: str) -> Result:
-    """The result of trainings whose scores are `score`'s."""
+def accuracy_result(trained, protocol: str, score_name: str) -> Result:
+    """The result of trainings whose scores are `score`'s; the last epoch's top-1 stands for it."""
     any_record = next(iter(trained.values())).records[-1]
     names = tuple(name for name in ("top1", "top5") if name in any_record)
     found = training.best_and_last(trained, names)
@@ -56,4 +57,5 @@ def accuracy_result(trained, protocol: str) -> Result:
                     ", ".join(map(percent, values["values"])),
                 )
             )
-    return Result(found, rows, protocol)
+    top1 = found["last"]["top1"]
+    return Result(found, rows, protocol, Score(score_name, top1["mean"], top1["std"]))

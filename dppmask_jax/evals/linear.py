@@ -7,7 +7,14 @@ evaluation crop, computed once, and a closed-form solution.
 from __future__ import annotations
 
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import Evaluation, Result, frozen_features, percent, require_labels
+from dppmask_jax.evals.base import (
+    Evaluation,
+    Result,
+    Score,
+    frozen_features,
+    percent,
+    require_labels,
+)
 from dppmask_jax.evals.finetune import accuracy_result, score
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
@@ -35,6 +42,7 @@ def _lars(evaluation: Evaluation) -> Result:
         f"linear layer on frozen features ({config.model.pool} pooling), LARS for "
         f"{config.epochs:g} epochs of {len(evaluation.train):,} images, "
         f"{evaluation.train.num_classes} classes, tested on {len(evaluation.val):,} images",
+        "top-1 accuracy, linear probe",
     )
 
 
@@ -52,4 +60,5 @@ def _ridge(evaluation: Evaluation) -> Result:
         f"closed-form ridge regression on frozen features ({pool} pooling, evaluation crop), "
         f"{len(train_labels):,} training images, strength {fitted.strength:g} chosen on a tenth "
         f"of them, tested on {len(val_labels):,} images; not MAE's protocol",
+        Score("top-1 accuracy, ridge probe", values["top1"]),
     )

@@ -8,7 +8,7 @@ from scipy.special import expit
 from dppmask_jax.data.source import with_targets
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import Evaluation, Result, percent
+from dppmask_jax.evals.base import Evaluation, Result, Score, percent
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 
@@ -73,6 +73,7 @@ def run(evaluation: Evaluation) -> Result:
         f"images, {len(names)} labels, threshold {config.threshold:g}, tested on {len(val):,} "
         "images"
         + "".join(f"; without a positive image: {name}" for name in any_scores["excluded"]),
+        Score("mean average precision", found["last"]["mAP"]["mean"], found["last"]["mAP"]["std"]),
     )
 
 

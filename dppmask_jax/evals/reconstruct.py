@@ -8,7 +8,7 @@ from dppmask_jax.evals.base import Evaluation, Result
 
 
 def run(evaluation: Evaluation) -> Result:
-    """Draws reconstruct/masks.png and tau.png: random and DPP masks from the same noise."""
+    """Draws figures/reconstruct.png: random and DPP masks from the same noise."""
     config, run = evaluation.config, evaluation.run
     if not run.can_reconstruct:
         raise InputError(

@@ -104,7 +104,9 @@ def check(config) -> None:
     task = config.get("task")
     if task not in RULES:
         raise InputError(f"config.task={task!r} is not allowed: {' | '.join(RULES)}")
-    rules.check_fields(rules.flatten(config), RULES[task])
+    fine_tunes = task == "multilabel" and config.get("train") == "finetune"
+    allowed = RULES[task] | (_FINETUNING if fine_tunes else {})
+    rules.check_fields(rules.flatten(config), allowed)
     if "epochs" in config:
         _check_training(config)
 

@@ -16,6 +16,7 @@ from dppmask_jax import features, loop, metrics, optim, parallel, workdir
 from dppmask_jax.evals.base import Evaluation, batches
 from dppmask_jax.fit import fit, plan_from
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.pretrained import Run
 
 _SCORED = "images_scored"  # in the records of scores alone
 # What may change while an evaluation goes on: the numbers stay the same.
@@ -25,6 +26,11 @@ _FREE = ("data.workers", "log_every", "checkpoint.every", "checkpoint.keep", "me
 def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
     """Where the training of a seed lies."""
     return evaluation_folder / f"eval_{task}" / f"seed-{seed}"
+
+
+def pretrained(run: Run) -> dict:
+    """What tells the encoder that a training starts from; it is kept in the training's config."""
+    return {"step": run.step, "config": run.config.to_dict()}
 
 
 class Trained(NamedTuple):
@@ -60,19 +66,21 @@ def train_seeds(
       The training of each seed.
 
     Raises:
-      InputError: a training with another config lies there; nothing was changed.
+      InputError: a training with another config, or of another encoder, lies there, or the batch
+        does not split over the devices; nothing was changed.
     """
     runs = []
     for seed in evaluation.config.seeds:  # looked at before any of them starts
         config = evaluation.config.copy_and_resolve_references()
         with config.unlocked():
             config.seed = seed
+            config.pretrained = pretrained(evaluation.run)
         folder = folder_of(evaluation.folder, config.task, seed)
         parallel.check_batch(
             config.batch_size,
             config.optim.accum_steps,
             "config.batch_size",
-            group=2 if config.data.mixup or config.data.cutmix else 1,
+            group=2 if config.data.get("mixup") or config.data.get("cutmix") else 1,
         )
         changed = workdir.check_resumable(config, folder, lambda field: field not in _FREE)
         runs.append((config, folder, changed is not None))

@@ -1,0 +1,463 @@
+"""One page from the results of evaluations and sweeps, next to the paper's figures.
+
+    python -m dppmask_jax.results FILE... --out docs/results.md [--keep docs/results]
+
+FILE is an eval_TASK.json of eval.py or a sweep.json of dppmask_jax.sweep. The page says nothing of
+where the files lay; --keep also writes a copy of each FILE, without the paths of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dppmask_jax import command, paper
+from dppmask_jax.errors import InputError
+from dppmask_jax.portable import last_part, portable
+
+_INTRODUCTION = """\
+# Results
+
+Made by `python -m dppmask_jax.results`; do not edit. Rows marked *paper* are what DPPMask (arXiv
+2303.12736) reports, with its table. Rows marked *measured here* come from small runs of this
+project, whose data, models and schedules are not the paper's: compare their masks among
+themselves, never their level with the paper's. Accuracies, mAP and F1 are in percent; ± is the
+standard deviation over seeds. RUN and IMAGES stand for folders."""
+_NONE = "–"
+_METHODS = {"mae": "MAE", "ibot": "iBOT"}
+
+
+class Section(NamedTuple):
+    """A part of the page: the tasks whose records it shows, its columns {key: heading}, and
+    `cells(record)`, the rows {key: text} of a record. Keys of the paper's rows are the same.
+    `footnote(record)` says how the record was measured."""
+
+    title: str
+    tasks: tuple[str, ...]
+    columns: dict[str, str]
+    cells: Callable[[dict[str, Any]], list[dict[str, str]]]
+    footnote: Callable[[dict[str, Any]], str]
+    note: str
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The record of an eval_TASK.json or sweep.json, made portable.
+
+    Raises:
+      InputError: the file is missing, or something else.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    wanted = {"task", "protocol", "metrics", "checkpoint", "config", "command"}
+    try:
+        known = all(wanted <= evaluation.keys() for evaluation in _evaluations(record))
+    except (AttributeError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise InputError(f"{path} is no result; name an eval_TASK.json or a sweep.json")
+    return portable(record)
+
+
+def keep(records: Sequence[dict[str, Any]], folder: str | Path) -> list[Path]:
+    """Writes records of `load` into a folder, as TASK_RUN.json or sweep_NAME.json.
+
+    Returns:
+      The paths, in the order of the records.
+
+    Raises:
+      InputError: two different records would have the same name; nothing was written.
+    """
+    files: dict[Path, str] = {}
+    paths = []
+    for record in records:
+        path = Path(folder) / _file_name(record)
+        text = json.dumps(record, indent=2) + "\n"
+        if files.setdefault(path, text) != text:
+            raise InputError(
+                f"--keep: two results would be {path.name}; rename the workdir of one of them"
+            )
+        paths.append(path)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        path.write_text(text)
+    return paths
+
+
+def _file_name(record) -> str:
+    if "points" in record:
+        name = f"sweep_{record['name']}"
+    else:
+        name = f"{record['task']}_{record['checkpoint']['workdir']}"
+    return re.sub(r"[^\w.+-]+", "-", name) + ".json"
+
+
+def page(records: Sequence[dict[str, Any]]) -> str:
+    """The page of some records of `load`, the same for any order of them; those of the task
+    reconstruct have no number to show."""
+    evaluations, sweeps = [], []
+    for record in records:
+        evaluations += _evaluations(record)
+        sweeps += [record] if record.get("points") else []
+    parts = [_INTRODUCTION]
+    for section in SECTIONS:
+        shown = [record for record in evaluations if record["task"] in section.tasks]
+        parts.append(_section(section, shown))
+    parts.append("## Sweeps\n\n*paper*: " + paper.RATIO_SWEEP)
+    parts += sorted({_sweep(record) for record in sweeps})
+    return "\n\n".join(parts) + "\n"
+
+
+def _evaluations(record) -> list[dict]:
+    """A record itself, or those of a sweep's points with what their pre-trainings came to."""
+    if "points" not in record:
+        return [record]
+    return [
+        point["evaluation"] | {"pretraining": point["pretraining"]} for point in record["points"]
+    ]
+
+
+# Sections.
+
+
+def _percent(share: float | None) -> str:
+    return _NONE if share is None else f"{100 * share:.2f}"
+
+
+def _mean(values: dict[str, Any]) -> str:
+    """Of {"mean", "std"}."""
+    spread = "" if values["std"] is None else f" ± {_percent(values['std'])}"
+    return _percent(values["mean"]) + spread
+
+
+def _accuracies(first: str):
+    """Top-1, under the key `first`, and top-5, of the last epoch or of the closed form."""
+
+    def cells(record):
+        found = record["metrics"].get("last", record["metrics"])
+        texts = {
+            name: _mean(value) if isinstance(value, dict) else _percent(value)
+            for name, value in found.items()
+        }
+        row = {first: texts["top1"], "top5": texts.get("top5", _NONE)}
+        if "best" in record["metrics"]:
+            row["best"] = _mean(record["metrics"]["best"]["top1"])
+        return [row]
+
+    return cells
+
+
+def _neighbours(record):
+    found = record["metrics"]
+    return [
+        {"k": k, **{name: _percent(found[name][k]) for name in found}}
+        for k in next(iter(found.values()))
+    ]
+
+
+def _clusters(record):
+    rows = []
+    for name, scores in record["metrics"]["clusters"].items():
+        nmi = scores["nmi"]
+        spread = "" if nmi["std"] is None else f" ± {nmi['std']:.3f}"
+        rows.append(
+            {
+                "clusters": name,
+                "nmi": f"{nmi['mean']:.3f}{spread}",
+                "acc": _mean(scores["acc"]),
+            }
+        )
+    agreement = record["metrics"]["agreement"]
+    if agreement is not None:
+        rows.append({"clusters": "agreement of two views", "acc": _percent(agreement)})
+    return rows
+
+
+def _backgrounds(record):
+    found = record["metrics"]
+    row = {name: _percent(values["accuracy"]) for name, values in found["variants"].items()}
+    return [row | {"gap": _percent(found.get("bg_gap"))}]
+
+
+def _multilabel(record):
+    return [{name: _mean(values) for name, values in record["metrics"]["last"].items()}]
+
+
+def _pretraining(record):
+    found = record.get("pretraining", {})
+    if "loss" not in found:
+        return []
+    row = {name: f"{found[name]:.3f}" for name in ("loss", "val_loss") if name in found}
+    return [row | {"knn": _percent(found.get("knn"))}]
+
+
+def _footnote(record) -> str:
+    config = record["config"]
+    seeds = config.get("seeds", [config["seed"]] if "seed" in config else [])
+    words = f"{record['protocol']}; "
+    if seeds:
+        words += f"evaluation seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, "
+    return words + _how_trained(record)
+
+
+def _how_trained(record) -> str:
+    words = f"pre-training seed {record['checkpoint']['config']['seed']}"
+    words += f"; {record['devices']}" if record.get("devices") else ""
+    return f"{words}. `{record['command']}`" if record["command"] else f"{words}."
+
+
+SECTIONS = (
+    Section(
+        "Loss of pre-training",
+        ("finetune", "linear", "linear_ridge", "knn", "cluster", "multilabel", "backgrounds"),
+        {"loss": "loss", "val_loss": "validation loss", "knn": "k-NN"},
+        _pretraining,
+        _how_trained,
+        "Of the runs of sweeps, at their last step. The paper's prose says that the loss falls as "
+        "τ rises; its table shows the opposite.",
+    ),
+    Section(
+        "Fine-tuning",
+        ("finetune",),
+        {"finetune": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
+        _accuracies("finetune"),
+        _footnote,
+        "Measured: the last epoch. The best epoch is chosen on the validation images and flatters; "
+        "the paper does not say which it reports.",
+    ),
+    Section(
+        "Linear probing",
+        ("linear", "linear_ridge"),
+        {"linear": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
+        _accuracies("linear"),
+        _footnote,
+        "Closed-form ridge regression is a shortcut of this project, not MAE's protocol.",
+    ),
+    Section(
+        "k nearest neighbours",
+        ("knn",),
+        {"k": "k", "patches": "patch tokens", "cls": "class token", "pixels": "raw pixels"},
+        _neighbours,
+        _footnote,
+        "The paper gives no k-NN accuracy.",
+    ),
+    Section(
+        "Clusters",
+        ("cluster",),
+        {"clusters": "clusters", "nmi": "NMI", "acc": "ACC"},
+        _clusters,
+        _footnote,
+        "The paper does not define its NMI and ACC. By Fano's inequality both cannot come from one "
+        "assignment of its 100 balanced classes to 100 clusters.",
+    ),
+    Section(
+        "Background challenge",
+        ("backgrounds",),
+        {
+            "original": "original",
+            "only_fg": "only foreground",
+            "mixed_same": "mixed same",
+            "mixed_rand": "mixed random",
+            "mixed_next": "mixed next",
+            "gap": "gap",
+        },
+        _backgrounds,
+        _footnote,
+        "Gap: mixed same less mixed random.",
+    ),
+    Section(
+        "Several labels an image",
+        ("multilabel",),
+        {
+            "mAP": "mAP",
+            "f1_micro": "F1, all (micro)",
+            "f1_macro": "F1, class (macro)",
+            "f1_weighted": "F1, weighted",
+            "accuracy": "accuracy",
+        },
+        _multilabel,
+        _footnote,
+        "Measured: the last epoch. The paper does not say whether its encoders were fine-tuned, or "
+        "its threshold.",
+    ),
+)
+
+
+def _section(section: Section, records) -> str:
+    rows = [
+        (f"*paper*, table {row.table}", row.data, row.method, row.masks, _NONE, row.figures)
+        for row in paper.ROWS
+        if row.figures.keys() & section.columns.keys()
+    ]
+    measured = []
+    for record in records:
+        common = (_data(record), _model(record), _masks(record), _checkpoint(record))
+        measured += [(*common, cells, section.footnote(record)) for cells in section.cells(record)]
+    notes: list[str] = []
+    seen = []
+    for *common, cells, note in sorted(measured, key=_sort_key):
+        if (common, cells, note) in seen:  # an evaluation that a sweep holds as well
+            continue
+        seen.append((common, cells, note))
+        if note not in notes:
+            notes.append(note)
+        rows.append((f"*measured here* ({notes.index(note) + 1})", *common, cells))
+    heading = ["", "data", "method", "masks", "checkpoint", *section.columns.values()]
+    body = [
+        [*common, *(cells.get(key, _NONE) for key in section.columns)] for *common, cells in rows
+    ]
+    parts = [f"## {section.title}"]
+    parts += [_markdown_table(heading, body)] if body else []
+    parts += [section.note] if section.note else []
+    if notes:
+        parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
+    return "\n\n".join(parts)
+
+
+def _sort_key(row):
+    """By the words, with numbers in them by size."""
+    texts = [*row[:4], row[5], *row[4].values()]
+    return [
+        [(0, float(part), "") if part[0].isdigit() else (1, 0.0, part) for part in parts]
+        for parts in (re.findall(r"\d+(?:\.\d+)?|\D+", text) for text in texts)
+    ]
+
+
+def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells):
+        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+    return "\n".join([line(heading), "|" + "---|" * len(heading), *map(line, rows)])
+
+
+def _source(spec: str) -> str:
+    kind, _, rest = spec.partition(":")
+    return rest if kind in ("folder", "coco", "clevr", "csv") and rest else spec
+
+
+def _data(record) -> str:
+    trained = record["checkpoint"]["config"]["data"]
+    words = []
+    for data in (record["config"].get("data", trained), trained):
+        some = f", classes of {data['classes']}" if data.get("classes") else ""
+        words.append(_source(data["source"]) + some)
+    tested, learned = words
+    return tested if tested == learned else f"{tested}, pre-trained on {learned}"
+
+
+def _model(record) -> str:
+    config = record["checkpoint"]["config"]
+    model, (height, width) = config["model"], config["image_size"]
+    name, epochs = _METHODS.get(config["method"], config["method"]), config["epochs"]
+    return (
+        f"{name} {model['size']}/{model['patch_size']}, {height}×{width}, "
+        f"{epochs:g} epoch{'s' * (epochs != 1)}"
+    )
+
+
+def _masks(record) -> str:
+    mask = record["checkpoint"]["config"]["mask"]
+    ratio = mask["ratio"]
+    several = ratio if isinstance(ratio, list) else [ratio]
+    masked = " or ".join(f"{100 * share:g}" for share in several) + " % masked"
+    if mask["strategy"] == "attention":
+        return f"AttMask ({mask['attention']}), {masked}"
+    if mask["strategy"] != "dpp":
+        return f"{mask['strategy']}, {masked}"
+    end = "" if mask["tau_end"] is None else f" to {mask['tau_end']:g}"
+    random = " (random)" if mask["tau"] >= 1 and not end else ""
+    return f"DPP, τ {mask['tau']:g}{end}{random}, {masked}"
+
+
+def _checkpoint(record) -> str:
+    found = record["checkpoint"]
+    return f"{last_part(found['workdir'])}, step {found['step']:,}"
+
+
+# Sweeps.
+
+
+def _sweep(record) -> str:
+    """The scores of a sweep: a row for each value of the first field, a column for each combination
+    of the others."""
+    grid, points = record["grid"], record["points"]
+    first, *others = grid
+    scores = {
+        json.dumps([point["values"][field] for field in grid]): point["evaluation"]["score"]
+        for point in points
+    }
+    columns = list(itertools.product(*(grid[field] for field in others)))
+    heading = [
+        f"`{first}`",
+        *(
+            ", ".join(f"`{f}` {_value(v)}" for f, v in zip(others, values, strict=True))
+            for values in columns
+        ),
+    ]
+    if not others:
+        heading[1:] = ["score"]
+    rows = []
+    for x in grid[first]:
+        cells = []
+        for values in columns:
+            score = scores.get(json.dumps([x, *values]))
+            cells.append(
+                _NONE if score is None else _mean({"mean": score["value"], "std": score["std"]})
+            )
+        rows.append([_value(x), *cells])
+    evaluation = points[0]["evaluation"]
+    where = f"{_data(evaluation)}; {_model(evaluation)}"
+    return "\n\n".join(
+        [
+            f"### {record['name']}: {evaluation['score']['name']}",
+            f"*measured here*: {where}. `{record['command']}`",
+            _markdown_table(heading, rows),
+        ]
+    )
+
+
+def _value(value) -> str:
+    if isinstance(value, list):
+        return f"({', '.join(map(_value, value))})"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# The command.
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the page; see the module's docstring."""
+    parser = _Parser(
+        prog="python -m dppmask_jax.results",
+        description="Writes one page from results of evaluations and sweeps.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="eval_TASK.json or sweep.json")
+    parser.add_argument("--out", required=True, metavar="PAGE.md", help="the page")
+    parser.add_argument("--keep", metavar="FOLDER", help="for copies without paths")
+    args = parser.parse_args(argv)
+    records = [load(path) for path in args.files]
+    text = page(records)
+    if args.keep:
+        keep(records, args.keep)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    print(out)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        command.fail(message)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        command.fail(error)

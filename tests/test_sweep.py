@@ -1,0 +1,309 @@
+"""Grids of pre-training and evaluation: what is trained, what is left alone, what is refused."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import tiny
+
+from configs import eval as eval_config
+from dppmask_jax import drawing, evaluate, metrics, sweep, trainer, workdir
+from dppmask_jax.errors import InputError
+
+GRID = "mask.ratio=0.5,0.75 mask.tau=0.9,1"
+
+
+def evaluation(**changes):
+    config = eval_config.get_config("task=linear,dataset=shapes")
+    config.solver = "ridge"
+    for name, value in changes.items():
+        config[name] = value
+    return config.lock()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is trained and evaluated, in order, by stand-ins that only write the files."""
+    made = []
+
+    def train(config, folder):
+        made.append(f"train {folder.name}")
+        folder.mkdir(parents=True)
+        workdir.write_config(config, folder)
+        lines = ({"step": 0, "knn": 0.1}, {"step": 3, "loss": 0.5, "lr": 0.1, "val_loss": None})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def evaluated(config, folder, command=""):
+        made.append(f"evaluate {folder.name}")
+        saved = json.loads((folder / "config.json").read_text())
+        full = evaluate.completed(config, workdir.from_json(saved))
+        path = folder / evaluate.result_name(config)
+        record = {
+            "config": workdir.to_json(full),
+            "checkpoint": {"config": saved, "step": 3},
+            "score": {"name": "accuracy", "value": saved["mask"]["ratio"], "std": None},
+            "command": command,
+        }
+        path.write_text(json.dumps(record))
+        return path
+
+    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(evaluate, "evaluate", evaluated)
+    return made
+
+
+def both(*names):
+    return [f"{what} {name}" for name in names for what in ("train", "evaluate")]
+
+
+def test_every_combination_is_a_point_and_the_last_field_varies_fastest():
+    config = tiny.config(mask__strategy="dpp")
+    points = sweep.grid_points(config, "mask.ratio=0.5,0.75 mask.strategy=random,'dpp'")
+    assert [point.name for point in points] == [
+        "ratio-0.5_strategy-random",
+        "ratio-0.5_strategy-dpp",
+        "ratio-0.75_strategy-random",
+        "ratio-0.75_strategy-dpp",
+    ]
+    assert points[2].values == {"mask.ratio": 0.75, "mask.strategy": "random"}
+    assert points[2].config.mask.ratio == 0.75 and points[2].config.mask.strategy == "random"
+    assert config.mask.strategy == "dpp"
+
+
+def test_a_value_may_be_any_literal():
+    grid = "mask.ratio=(0.0, 0.5),(0.25,) mask.tau_end=None,1e-1 optim.base_lr=1"
+    points = sweep.grid_points(tiny.config("ibot"), grid)
+    ratios = [point.values["mask.ratio"] for point in points]
+    assert ratios == [(0.0, 0.5), (0.0, 0.5), (0.25,), (0.25,)]
+    assert [point.values["mask.tau_end"] for point in points] == [None, 0.1, None, 0.1]
+    assert points[0].name == "ratio-0.0-0.5_tau_end-None_base_lr-1.0"
+
+
+def test_a_path_names_a_point_by_its_last_part_and_equal_ends_by_the_whole_field():
+    grid = "data.source=folder:/a/b/some,folder:/c/other epochs=1 evaluate.every_epochs=2"
+    names = [point.name for point in sweep.grid_points(tiny.config(), grid)]
+    assert names[1] == "source-other_epochs-1.0_every_epochs-2.0"
+    names = [
+        point.name
+        for point in sweep.grid_points(
+            tiny.config("ibot"), "loss.class_temp.end=0.04 loss.patch_temp.end=0.07"
+        )
+    ]
+    assert names == ["loss.class_temp.end-0.04_loss.patch_temp.end-0.07"]
+
+
+@pytest.mark.parametrize(
+    "grid,words",
+    [
+        ("", "is empty"),
+        ("mask.rato=0.5", "did you mean mask.ratio"),
+        ("mask=1", "unknown config field 'mask'"),
+        ("mask.ratio", "lacks a value"),
+        ("mask.ratio=0.5,", "lacks a value"),
+        ("mask.ratio=half", "wrong type"),
+        ("batch_size=8.5", "wrong type"),
+        ("mask.ratio=0.5 mask.ratio=0.6", "twice"),
+        ("mask.ratio=0.5,0.50", "two points"),
+        ("mask.ratio=0.5,1.5", r"at mask.ratio=1.5: config.mask.ratio=1.5 is not allowed"),
+        ("mask.tau_end=high", r"config.mask.tau_end='high'"),
+        ("batch_size=True", r"config.batch_size=True"),
+        ("data.source=folder:/is/not/there", "no folder /is/not/there"),
+    ],
+)
+def test_a_bad_grid_is_one_line_before_anything_is_written(tmp_path, calls, grid, words):
+    with pytest.raises(InputError, match=words) as caught:
+        sweep.sweep(tiny.config(), evaluation(), grid, tmp_path / "new")
+    assert "\n" not in str(caught.value)
+    assert not calls and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "argument,changes,words",
+    [
+        ("task=linear", {"solver": "x"}, "--eval: config.solver"),
+        ("task=reconstruct", {}, "gives no number"),
+        ("task=backgrounds", {"classifier": "finetune"}, "a sweep does not make"),
+        ("task=knn", {"data.source": "folder:/is/not/there"}, "--eval: there is no folder"),
+    ],
+)
+def test_a_bad_evaluation_is_refused_before_the_first_point(
+    tmp_path, calls, argument, changes, words
+):
+    config = eval_config.get_config(argument)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=words):
+        sweep.sweep(tiny.config(), config, GRID, tmp_path / "new")
+    assert not calls
+
+
+def test_a_finished_point_is_left_alone_and_a_deleted_one_is_redone(tmp_path, calls):
+    folder = tmp_path / "sweep"
+    path = sweep.sweep(tiny.config(), evaluation(), GRID, folder, "typed")
+    names = ["ratio-0.5_tau-0.9", "ratio-0.5_tau-1.0", "ratio-0.75_tau-0.9", "ratio-0.75_tau-1.0"]
+    assert calls == both(*names)
+    record = json.loads(path.read_text())
+    assert record["name"] == "sweep" and record["command"] == "typed"
+    assert record["grid"] == {"mask.ratio": [0.5, 0.75], "mask.tau": [0.9, 1.0]}
+    point = record["points"][2]
+    assert point["values"] == {"mask.ratio": 0.75, "mask.tau": 0.9}
+    assert point["evaluation"]["score"]["value"] == 0.75
+    assert point["pretraining"] == {"knn": 0.1, "loss": 0.5}
+
+    calls.clear()
+    sweep.sweep(tiny.config(data__workers=1), evaluation(), GRID, folder, "typed")
+    assert not calls
+
+    shutil.rmtree(folder / names[1])
+    sweep.sweep(tiny.config(), evaluation(), GRID, folder, "typed")
+    assert calls == both(names[1])
+    assert json.loads(path.read_text()) == record
+
+
+def test_a_sweep_goes_on_at_the_point_that_was_interrupted(tmp_path, calls, monkeypatch):
+    real = trainer.train
+
+    def interrupted(config, folder):
+        if config.mask.tau == 1:
+            raise KeyboardInterrupt
+        real(config, folder)
+
+    monkeypatch.setattr(trainer, "train", interrupted)
+    grid = "mask.tau=0.8,1,0.9"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(tiny.config(), evaluation(), grid, tmp_path / "sweep")
+    assert calls == both("tau-0.8")
+    calls.clear()
+    monkeypatch.setattr(trainer, "train", real)
+    sweep.sweep(tiny.config(), evaluation(), grid, tmp_path / "sweep")
+    assert calls == both("tau-1.0", "tau-0.9")
+
+
+def test_more_values_are_added_to_a_sweep_and_another_sweep_is_refused(tmp_path, calls):
+    folder = tmp_path / "sweep"
+    path = sweep.sweep(tiny.config(), evaluation(), "mask.tau=0.8", folder)
+    calls.clear()
+    sweep.sweep(tiny.config(), evaluation(), "mask.tau=0.7,0.8", folder)
+    assert calls == both("tau-0.7")
+    before = path.read_text()
+    calls.clear()
+    for config, other, grid, words in (
+        (tiny.config(seed=1), evaluation(), "mask.tau=0.8", "seed: 0 -> 1"),
+        (tiny.config(), evaluation(ridge=(1.0,)), "mask.tau=0.8", "eval.ridge"),
+        (tiny.config(), evaluation(), "mask.ratio=0.5", "mask.tau -> mask.ratio"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sweep.sweep(config, other, grid, folder)
+    assert not calls and path.read_text() == before
+
+
+def test_other_seeds_of_the_evaluation_are_another_evaluation_of_the_same_sweep(
+    tmp_path, calls, monkeypatch
+):
+    sweep.sweep(tiny.config(), evaluation(), "mask.tau=0.8", tmp_path / "sweep")
+    calls.clear()
+    monkeypatch.setattr(trainer, "train", lambda config, folder: None)
+    sweep.sweep(tiny.config(), evaluation(seeds=(0, 1)), "mask.tau=0.8", tmp_path / "sweep")
+    assert calls == ["evaluate tau-0.8"]
+
+
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path, calls):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds no sweep\.json"):
+        sweep.sweep(tiny.config(), evaluation(), GRID, tmp_path)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        sweep.sweep(tiny.config(), evaluation(), GRID, tmp_path)
+    assert not calls
+
+
+def _points(*rows):
+    """Points of (values, score, std)."""
+    return [
+        {"values": values, "evaluation": {"score": {"name": "x", "value": value, "std": std}}}
+        for values, value, std in rows
+    ]
+
+
+def test_lines_are_the_other_fields_and_points_of_several_seeds_are_averaged():
+    def values(ratio, strategy, seed):
+        return {"seed": seed, "mask.ratio": ratio, "mask.strategy": strategy}
+
+    lines = sweep.sweep_lines(
+        _points(
+            (values(0.5, "dpp", 0), 0.2, 0.9),
+            (values(0.5, "dpp", 1), 0.4, 0.9),
+            (values(0.5, "random", 0), 0.3, 0.05),
+            (values(0.75, "dpp", 0), 0.6, None),
+        )
+    )
+    assert lines == {
+        "dpp masks": [
+            (0.5, pytest.approx(0.3), pytest.approx(0.02**0.5)),
+            (0.75, 0.6, None),
+        ],
+        "random masks": [(0.5, 0.3, 0.05)],
+    }
+
+
+def test_the_axis_is_of_numbers_or_of_words():
+    lines = {"a": [(0.75, 0.2, 0.1), (0.5, 0.1, None)], "b": [(0.6, 0.3, None)]}
+    (axes,) = drawing.draw_sweep(lines, "ratio", "accuracy").axes
+    assert list(axes.get_xticks()) == [0.5, 0.6, 0.75]
+    assert list(axes.containers[0][0].get_xdata()) == [0.5, 0.75]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("ratio", "accuracy")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    (axes,) = drawing.draw_sweep({"": [("random", 0.2, None), ("dpp", 0.1, None)]}, "", "").axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["random", "dpp"]
+    assert axes.get_legend() is None
+    with pytest.raises(ValueError, match="nothing to draw"):
+        drawing.draw_sweep({}, "", "")
+
+
+def _command(folder, *extra):
+    _, _, config, _, *overrides = tiny.command(folder)
+    return [
+        sys.executable,
+        "-m",
+        "dppmask_jax.sweep",
+        config,
+        *overrides,
+        "--eval=configs/eval.py:task=linear",
+        "--eval.solver=ridge",
+        f"--workdir={folder}",
+        *extra,
+    ]
+
+
+def test_bad_input_of_the_command_is_one_line_and_status_2(tmp_path):
+    done = tiny.run(_command(tmp_path / "new", "--eval.solvr=ridge"))
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown eval field 'solvr'; did you mean solver?\n"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_real_sweep_trains_evaluates_and_draws(tmp_path):
+    folder = tmp_path / "sweep"
+    done = tiny.run(_command(folder, "--grid=mask.ratio=0.5,0.75"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "sweep.json").read_text())
+    for point in record["points"]:
+        run = folder / point["name"]
+        assert json.loads((run / "eval_linear_ridge.json").read_text()) == point["evaluation"]
+        score = point["evaluation"]["score"]
+        assert score["value"] == point["evaluation"]["metrics"]["top1"]
+        saved = json.loads((run / "config.json").read_text())
+        assert saved["mask"]["ratio"] == point["values"]["mask.ratio"]
+        logged = metrics.read_metrics(run / "metrics.jsonl")
+        assert point["pretraining"]["val_loss"] == logged[-1]["val_loss"]
+    assert (folder / "figures" / "sweep.png").stat().st_size > 0
+    assert "top-1 accuracy, ridge probe" in done.stdout
+
+    def times():
+        return {path: path.stat().st_mtime_ns for path in folder.glob("ratio-*/**/*")}
+
+    before = times()
+    again = tiny.run(_command(folder, "--grid=mask.ratio=0.5,0.75"))
+    assert again.returncode == 0 and again.stdout.count("finished before") == 2
+    assert times() == before
