@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +20,8 @@ def extractor(encode: Callable) -> Callable:
     `extract(params, extra, batches, rows) -> ({name: (M, ...)}, labels (M, ...))`.
 
     `batches` are padded evaluation batches with "image", "label" and "valid", each process's own
-    share of them; `rows(name, shape, dtype)` makes the arrays to fill, see `in_memory` and
-    `OnDisk`. Every process gets the features of all M valid images, in the order of the source.
+    share of them; `rows(shape, dtype)` makes an array to fill, see `in_memory` and `on_disk`.
+    Every process gets the features of all M valid images, in the order of the source.
     """
     mapped = parallel.data_parallel_map(lambda state, images: encode(*state, images))
 
@@ -47,7 +49,7 @@ class _Filling:
     def add(self, values: dict[str, np.ndarray]) -> None:
         for name, rows in values.items():
             if name not in self._buffers:
-                self._buffers[name] = self._rows(name, rows.shape[1:], rows.dtype)
+                self._buffers[name] = self._rows(rows.shape[1:], rows.dtype)
             self._buffers[name].append(rows)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -65,41 +67,25 @@ class _Memory:
         return np.concatenate(self._parts)
 
 
-def in_memory(name: str, shape: tuple[int, ...], dtype) -> _Memory:
+def in_memory(shape: tuple[int, ...], dtype) -> _Memory:
     """Rows that are kept in memory."""
-    del name, shape, dtype
+    del shape, dtype
     return _Memory()
 
 
-class OnDisk:
-    """Rows that are streamed to files of a temporary folder and read through `np.memmap`.
+def on_disk(folder: str | Path) -> Callable[[tuple[int, ...], Any], _File]:
+    """Rows that are streamed to a file without a name in `folder` and read through `np.memmap`.
 
-    Use it as a context manager; the files are gone at its end.
-
-    Args:
-      folder: where the temporary folder is made.
+    The file is gone when the array is, and when the process ends, however that happens.
     """
-
-    def __init__(self, folder: str | Path):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(prefix=".features-", dir=folder)
-        self._count = 0
-
-    def __call__(self, name: str, shape: tuple[int, ...], dtype) -> _File:
-        self._count += 1
-        return _File(Path(self._folder.name) / f"{self._count}-{name}", shape, dtype)
-
-    def __enter__(self) -> OnDisk:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._folder.cleanup()
+    return functools.partial(_File, folder)
 
 
 class _File:
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype):
-        self._path, self._shape, self._dtype = path, shape, dtype
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by `array`)
+    def __init__(self, folder, shape: tuple[int, ...], dtype):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `array`)
+        self._shape, self._dtype = shape, dtype
         self._rows = 0
 
     def append(self, rows: np.ndarray) -> None:
@@ -107,22 +93,33 @@ class _File:
         self._rows += len(rows)
 
     def array(self) -> np.ndarray:
-        self._file.close()
-        return np.memmap(self._path, self._dtype, "r", shape=(self._rows, *self._shape))
+        with self._file as file:  # the map holds the file after that
+            file.flush()
+            return np.memmap(file, self._dtype, "r", shape=(self._rows, *self._shape))
 
 
-def raw_pixels(batches: Iterable[Batch], side: int = 32):
-    """The floor that features have to beat: (M, rows * columns * 3) mean-pooled pixels, labels.
+def pooled_pixels(images, side: int = 32):
+    """The floor that features have to beat: mean-pooled pixels.
 
     Pools each image over blocks so that about `side` blocks remain along each axis.
+
+    Args:
+      images: (B, H, W, 3), NumPy or JAX.
+
+    Returns:
+      (B, rows * columns * 3) float32.
     """
+    block_h, block_w = (max(1, size // side) for size in images.shape[1:3])
+    height, width = images.shape[1] // block_h, images.shape[2] // block_w
+    cut = images[:, : height * block_h, : width * block_w].astype(np.float32)
+    pooled = cut.reshape(len(cut), height, block_h, width, block_w, 3).mean(axis=(2, 4))
+    return pooled.reshape(len(pooled), -1)
+
+
+def raw_pixels(batches: Iterable[Batch]):
+    """(`pooled_pixels` (M, D), labels (M,)) of the valid images of some batches."""
     parts, labels = [], []
     for batch in batches:
-        images = batch["image"][batch["valid"]].astype(np.float32)
-        block_h, block_w = (max(1, size // side) for size in images.shape[1:3])
-        height, width = images.shape[1] // block_h, images.shape[2] // block_w
-        cut = images[:, : height * block_h, : width * block_w]
-        pooled = cut.reshape(len(cut), height, block_h, width, block_w, 3).mean(axis=(2, 4))
-        parts.append(pooled.reshape(len(pooled), -1))
+        parts.append(pooled_pixels(batch["image"][batch["valid"]]))
         labels.append(batch["label"][batch["valid"]])
     return np.concatenate(parts), np.concatenate(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,10 @@ def check_resumable(
       differ from the run so far and may.
 
     Raises:
-      InputError: the workdir is not a local folder, holds checkpoints that a fixed field tells from
-        this config, or a
-        damaged metrics.jsonl.
+      InputError: see `check_folder`; or the workdir holds checkpoints that a fixed field tells from
+        this config, or a damaged metrics.jsonl.
     """
-    if ":/" in str(workdir):
-        raise InputError(
-            f"--workdir={workdir} is not a local folder; runs are written to local or NFS folders"
-        )
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir} is a file; name a folder")
+    check_folder(workdir)
     meta = checkpoint.newest_meta(workdir)
     metrics.read_metrics(workdir / "metrics.jsonl")
     if meta is None:
@@ -55,6 +50,19 @@ def check_resumable(
             "name another folder, or go back to that config"
         )
     return list(changed.values())
+
+
+def check_folder(workdir: Path) -> None:
+    """Raises InputError unless the workdir is a local folder that can be written, or made."""
+    if ":/" in str(workdir):
+        raise InputError(
+            f"--workdir={workdir} is not a local folder; runs are written to local or NFS folders"
+        )
+    there = next(path for path in (workdir, *workdir.parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"--workdir={workdir}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--workdir={workdir}: {there} cannot be written; name another folder")
 
 
 def write_config(config, workdir: Path) -> None:

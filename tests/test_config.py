@@ -173,7 +173,7 @@ def test_wrong_values_are_one_line_that_names_the_field(fields, words):
         ({"mask__ratio": ()}, "config.mask.ratio=()"),
         ({"mask__features": "embedding"}, "tokens | head | pixels"),
         ({"mask__attention": "middle"}, "high | low | hint"),
-        ({"data__local_size": (33, 32)}, "config.data.local_size"),
+        ({"data__local_views": 1, "data__local_size": (33, 32)}, "config.data.local_size"),
         ({"data__jitter": (0.4, 0.4, 0.2, 0.6)}, "config.data.jitter"),
         ({"model__prototypes": 1}, "config.model.prototypes=1"),
         ({"loss__class_temp__start": 0.0}, "config.loss.class_temp.start"),

@@ -1,11 +1,19 @@
 """A run small enough for tests: 16 px shapes, 16 patches of 4 px, a four-block encoder."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from configs import eval as evaluations
 from configs import ibot, mae
+from dppmask_jax import checkpoint
+from dppmask_jax.methods import METHODS
+from dppmask_jax.workdir import to_json
 
 ROOT = Path(__file__).parent.parent
 COMMON = {
@@ -94,3 +102,35 @@ def run(arguments, devices=1):
         text=True,
         timeout=300,
     )
+
+
+def filled(shapes, seed):
+    """Arbitrary parameters of given shapes, norms and biases among them, without compiling."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, shape):
+        around = 1.0 if str(path[-1].key) == "scale" else 0.0
+        return (around + 0.2 * rng.normal(size=shape.shape)).astype(shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def save_run(workdir, method="mae", seed=3, **changes):
+    """Writes the checkpoint of a run of `config(method, **changes)` that was never trained."""
+    settings = config(method, **changes)
+    built = METHODS[method](settings, steps_per_epoch=1, total_steps=1)
+    params, extra = filled(jax.eval_shape(built.init, jax.random.key(0)), seed)
+    checkpoints = checkpoint.Checkpoints(Path(workdir) / checkpoint.FOLDER)
+    meta = {"config": to_json(settings)}
+    checkpoints.save(12, {"params": params, "extra": extra}, meta)
+    checkpoints.close()
+    return Path(workdir)
+
+
+def evaluation(argument, **changes):
+    """A config of eval.py on `shapes`; names of changed fields are written as for `config`."""
+    built = evaluations.get_config(f"dataset=shapes,{argument}")
+    for name, value in changes.items():
+        *path, leaf = name.split("__")
+        functools.reduce(lambda node, part: node[part], path, built)[leaf] = value
+    return built

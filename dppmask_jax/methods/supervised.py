@@ -195,7 +195,6 @@ def _backbone(config) -> Backbone:
         SIZES[model.size],
         tuple(config.image_size),
         model.patch_size,
-        remat=model.remat,
         dtype=jnp.dtype(model.dtype),
     )
 

@@ -53,7 +53,7 @@ def _moments(features):
     total = sum(np.sum(chunk, axis=0) for chunk in _chunks(features))
     mean = total / len(features)
     squares = sum(np.sum(np.square(chunk - mean), axis=0) for chunk in _chunks(features))
-    return mean, np.sqrt(squares / len(features)) + 1e-8
+    return mean, np.maximum(np.sqrt(squares / len(features)), 1e-8)
 
 
 def _chunks(features):
