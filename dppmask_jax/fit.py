@@ -59,7 +59,7 @@ def fit(
       config: a checked config; its fields of data, optim, checkpoint and evaluate that say how to
         train are used, and all of it is written into the folder.
       folder: receives config.json, metrics.jsonl, checkpoints/ and tensorboard/.
-      state: the state before the first step.
+      state: the state before the first step; its arrays may be given up.
       resuming: whether the folder has checkpoints to go on from, see `workdir.check_resumable`.
       source: training images.
       seed_key: the key that the keys of all steps come from.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dppmask_jax import figures
+from dppmask_jax import figures, parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result
+
+_NAME = "reconstruct.png"
 
 
 def run(evaluation: Evaluation) -> Result:
@@ -20,9 +22,9 @@ def run(evaluation: Evaluation) -> Result:
     else:
         images = run.example_images(config.num)
     out = evaluation.folder / "figures"
-    path = figures.write_mask_figure(
-        out, run, images, config.seed, tau=config.tau, name="reconstruct.png"
-    )
+    path = out / _NAME
+    if parallel.is_main():
+        figures.write_mask_figure(out, run, images, config.seed, tau=config.tau, name=_NAME)
     return Result(
         {"figure": str(path), "images": len(images)},
         [("figure", "images"), (str(path), str(len(images)))],

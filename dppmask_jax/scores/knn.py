@@ -45,34 +45,37 @@ def accuracies(
       temperature: above 0.
       mean: taken off all features first, such as the training mean (D,).
     """
-    most = min(max(ks), len(train))
+    nearest, labels = _nearest(train, train_labels, test, min(max(ks), len(train)), mean)
     right = dict.fromkeys(ks, 0)
-    for start in range(0, len(test), _TEST_CHUNK):
-        rows = slice(start, start + _TEST_CHUNK)
-        nearest, labels = _nearest(train, train_labels, _unit_rows(test[rows] - mean), most, mean)
+    for rows in _chunks(len(test), _TEST_CHUNK):
         for k in ks:
-            votes = _votes(nearest[:, :k], labels[:, :k], temperature, num_classes)
+            votes = _votes(nearest[rows, :k], labels[rows, :k], temperature, num_classes)
             right[k] += int((np.argmax(votes, axis=1) == test_labels[rows]).sum())
     return {k: count / len(test) for k, count in right.items()}
 
 
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
 def _nearest(train, train_labels, test, k: int, mean):
     """Similarities (T, k) and labels (T, k) of the nearest training images, nearest first."""
-    nearest = labels = None
-    for start in range(0, len(train), _TRAIN_CHUNK):
-        rows = slice(start, start + _TRAIN_CHUNK)
+    nearest = [np.empty((0, 0))] * len(_chunks(len(test), _TEST_CHUNK))
+    labels = list(nearest)
+    for rows in _chunks(len(train), _TRAIN_CHUNK):  # outermost: they may come from a file
         chunk = _unit_rows(train[rows] - mean)
-        found, index = _top(chunk, test, k=min(k, len(chunk)))
-        found, of_index = np.asarray(found), train_labels[rows][np.asarray(index)]
-        if nearest is not None:
-            found = np.concatenate([nearest, found], axis=1)
-            of_index = np.concatenate([labels, of_index], axis=1)
-            # Stable, so that of equally near images the first counts, as without chunks.
-            order = np.argsort(-found, axis=1, kind="stable")[:, :k]
-            found = np.take_along_axis(found, order, axis=1)
-            of_index = np.take_along_axis(of_index, order, axis=1)
-        nearest, labels = found, of_index
-    return nearest, labels
+        for part, test_rows in enumerate(_chunks(len(test), _TEST_CHUNK)):
+            found, index = _top(chunk, _unit_rows(test[test_rows] - mean), k=min(k, len(chunk)))
+            found, of_index = np.asarray(found), train_labels[rows][np.asarray(index)]
+            if nearest[part].size:
+                found = np.concatenate([nearest[part], found], axis=1)
+                of_index = np.concatenate([labels[part], of_index], axis=1)
+                # Stable, so that of equally near images the first counts, as without chunks.
+                order = np.argsort(-found, axis=1, kind="stable")[:, :k]
+                found = np.take_along_axis(found, order, axis=1)
+                of_index = np.take_along_axis(of_index, order, axis=1)
+            nearest[part], labels[part] = found, of_index
+    return np.concatenate(nearest), np.concatenate(labels)
 
 
 def _unit_rows(features):
