@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-peer lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -13,6 +13,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+test-peer: $(VENV)/.peer
+	$(BIN)/python -m pytest -m peer
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,6 +28,12 @@ $(VENV)/.train: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.train
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# PyTorch without CUDA, gigabytes smaller; pip has to know where its CPU builds are.
+$(VENV)/.peer: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0+cpu
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[peer]'
 	touch $@
 
 clean:

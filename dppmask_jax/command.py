@@ -26,7 +26,11 @@ def fail(message) -> None:
 def _parse_flags(argv):
     # A config file is Python and raises what it likes while it is read as a flag.
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        for value in flags.FLAGS.flag_values_dict().values():
+            if hasattr(value, "items"):
+                value.items()  # a config file that is not there is an error only now
+        return rest
     except (KeyError, AttributeError) as error:
         # The field is the first word; ml_collections may add a guess of its own.
         leaf = re.search(r"\w+|$", str(error))[0]

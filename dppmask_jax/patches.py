@@ -119,16 +119,18 @@ def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     )
 
 
-def resize_positions(positions, old_grid: tuple[int, int], new_grid: tuple[int, int]):
-    """Learned positions for another number of patches, by PyTorch's bicubic interpolation.
-
-    As DINO and iBOT do for local crops: a = -0.75, no antialiasing, borders repeated, and the
-    scale between the grids is (new + 0.1) / old along each axis.
+def resize_positions(
+    positions, old_grid: tuple[int, int], new_grid: tuple[int, int], excess: float = 0.1
+):
+    """Learned positions for another number of patches, by PyTorch's bicubic interpolation:
+    a = -0.75, no antialiasing, borders repeated.
 
     Args:
       positions: (1, 1 + N, D), the class token's first, then row by row.
       old_grid: (rows, columns) with rows * columns == N.
       new_grid: (rows, columns) wanted.
+      excess: the scale between the grids is (new + excess) / old along each axis. 0.1 is DINO's and
+        iBOT's, for local crops; 0 is interpolation to a size.
 
     Returns:
       (1, 1 + rows * columns, D); the class token's position is unchanged. The positions
@@ -137,7 +139,7 @@ def resize_positions(positions, old_grid: tuple[int, int], new_grid: tuple[int, 
     if tuple(old_grid) == tuple(new_grid):
         return positions
     rows, columns = (
-        jnp.asarray(_bicubic_weights(old, new), positions.dtype)
+        jnp.asarray(_bicubic_weights(old, new, excess), positions.dtype)
         for old, new in zip(old_grid, new_grid, strict=True)
     )
     on_grid = positions[0, 1:].reshape(*old_grid, -1)
@@ -145,10 +147,10 @@ def resize_positions(positions, old_grid: tuple[int, int], new_grid: tuple[int, 
     return jnp.concatenate([positions[:, :1], resized.reshape(1, -1, positions.shape[-1])], axis=1)
 
 
-def _bicubic_weights(old: int, new: int) -> np.ndarray:
+def _bicubic_weights(old: int, new: int, excess: float) -> np.ndarray:
     """(new, old) float64: how much of each old position goes into each new one."""
     a = -0.75
-    source = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
+    source = (np.arange(new) + 0.5) * old / (new + excess) - 0.5
     first = np.floor(source).astype(int)
     weights = np.zeros((new, old))
     for tap in range(-1, 3):

@@ -1,0 +1,175 @@
+"""Takes published weights in as a run, and writes a run's weights out.
+
+    python -m dppmask_jax.weights import FILE --format=FORMAT --workdir=DIR
+    python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT
+
+FORMAT is mae (encoder only), mae-full, mae-finetuned, hf, hf-encoder (transformers' ViTMAE), timm
+(vit_*_patch16), ibot-teacher, ibot-student or ibot. FILE is .safetensors or .pth; for hf and
+hf-encoder a folder with model.safetensors and config.json. See docs/weights.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from dppmask_jax import command
+from dppmask_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "import: FILE[:key=value,...] of the run, its sizes apart; default: configs/mae.py or "
+    "configs/ibot.py, dataset=imagenet1k.",
+    lock_config=True,
+)
+_FORMAT = flags.DEFINE_string("format", None, "What FILE is; see above.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "import: the run to make.")
+_IMAGE_SIZE = flags.DEFINE_list("image_size", [], "import: HEIGHT,WIDTH that FILE is for.")
+_HEADS = flags.DEFINE_integer("heads", None, "import: of the encoder.", lower_bound=1)
+_DECODER_HEADS = flags.DEFINE_integer("decoder_heads", None, "import: of it.", lower_bound=1)
+_EPSILON = flags.DEFINE_float("layer_norm_eps", None, "import: instead of config.json's.")
+_ALLOW_MISSING = flags.DEFINE_list(
+    "allow_missing", [], "import: decoder, head or norm: starts fresh where FILE lacks it."
+)
+_DROP = flags.DEFINE_list("drop", [], "import: leave tensors aside whose names start so.")
+_RESIZE = flags.DEFINE_list(
+    "resize_positions", [], "HEIGHT,WIDTH of images that positions are interpolated for."
+)
+_MEAN = flags.DEFINE_list("mean", [], "import: R,G,B that FILE's model wants taken from pixels.")
+_STD = flags.DEFINE_list("std", [], "import: R,G,B that it then wants pixels divided by.")
+
+_DEFAULT_CONFIG = "configs/{}.py:dataset=imagenet1k"
+
+
+def main(argv):
+    from dppmask_jax.weights import names
+
+    usage = "import FILE --format=… --workdir=DIR, or export WORKDIR FILE --format=…"
+    words = argv[1:]
+    if not words or words[0] not in ("import", "export"):
+        raise InputError(f"say {usage}")
+    if len(words) != (2 if words[0] == "import" else 3):
+        raise InputError(f"{words[0]} takes other arguments: {usage}")
+    if _FORMAT.value not in names.FORMATS:
+        raise InputError(
+            f"--format={_FORMAT.value or ''} is not allowed: {' | '.join(names.FORMATS)}"
+        )
+    if words[0] == "import":
+        _import(words[1], names.FORMATS[_FORMAT.value].holds)
+    else:
+        _export(*words[1:])
+
+
+def _import(path: str, holds: str) -> None:
+    from dppmask_jax.weights.importing import Options, import_weights
+    from dppmask_jax.weights.sizes import Known
+
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
+    method = "ibot" if holds in ("teacher", "student", "both") else "mae"
+    base = _given_config() or _DEFAULT_CONFIG.format(method)
+    known = Known(
+        _numbers(_IMAGE_SIZE, 2, int) or None, _HEADS.value, _DECODER_HEADS.value, _EPSILON.value
+    )
+    options = Options(
+        known,
+        tuple(_ALLOW_MISSING.value),
+        tuple(_DROP.value),
+        _numbers(_RESIZE, 2, int) or None,
+        _numbers(_MEAN, 3, float) or None,
+        _numbers(_STD, 3, float) or None,
+    )
+    config = _config(base)
+    made = import_weights(path, _FORMAT.value, _WORKDIR.value, config, options)
+    new, (height, width) = made.config, made.config.image_size
+    lines = [
+        f"run         {_WORKDIR.value}: {new.method} {new.model.size}/{new.model.patch_size}, "
+        f"{height}x{width} px, step 0",
+        f"fresh       {', '.join(made.fresh)}",
+    ]
+    lines += [f"left aside  {', '.join(made.left_aside)}"] if made.left_aside else []
+    lines += [
+        f"evaluate    python eval.py --config=configs/eval.py:task=knn "
+        f"--checkpoint={shlex.quote(_WORKDIR.value)}",
+        f"go on       {_training_command(base, config, new)}",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def _export(folder: str, path: str) -> None:
+    from dppmask_jax.weights.exporting import export_weights
+
+    only_import = [
+        flag.name
+        for flag in (_WORKDIR, _IMAGE_SIZE, _HEADS, _DECODER_HEADS, _EPSILON, _ALLOW_MISSING, _DROP,
+                     _MEAN, _STD, _CONFIG)
+        if flag.present
+    ]  # fmt: skip
+    if only_import:
+        raise InputError(f"--{only_import[0]} is for import; export takes its sizes from the run")
+    print(export_weights(folder, path, _FORMAT.value, _numbers(_RESIZE, 2, int) or None))
+
+
+def _numbers(flag, count: int, kind) -> tuple:
+    """The numbers of a flag, () where it is not given."""
+    try:
+        numbers = tuple(kind(value) for value in flag.value)
+    except ValueError:
+        numbers = (-1,)
+    if numbers and (len(numbers) != count or not all(0 <= number < 2**16 for number in numbers)):
+        what = "whole numbers" if kind is int else "numbers"
+        given = ",".join(flag.value)
+        raise InputError(f"--{flag.name}={given} is not {count} {what} with commas between")
+    return numbers
+
+
+def _given_config() -> str:
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if word in ("--config", "-config"):
+            return following
+        if word.startswith(("--config=", "-config=")):
+            return word.partition("=")[2]
+    return ""
+
+
+def _config(base: str):
+    """The config of --config, or else of the default."""
+    try:
+        if _CONFIG.value is None:
+            flags.FLAGS["config"].parse(base)
+        _CONFIG.value.items()  # a missing file is an error only now
+    except (flags.Error, OSError) as error:
+        path = base.partition(":")[0]
+        raise InputError(
+            f"there is no config file {path} here; name one with --config=FILE"
+        ) from error
+    return _CONFIG.value
+
+
+def _training_command(base: str, old, new) -> str:
+    from dppmask_jax.rules import flatten
+
+    before = flatten(old)
+    words = ["python", "train.py", f"--config={base}"]
+    # What was typed here is in the config before.
+    words += [word for word in sys.argv if word.startswith("--config.")]
+    words += [
+        f"--config.{field}={value}" for field, value in flatten(new).items()
+        if value != before[field]
+    ]  # fmt: skip
+    return shlex.join([*words, f"--workdir={_WORKDIR.value}"])
+
+
+def _underscored(word: str) -> str:
+    """--allow-missing=decoder as --allow_missing=decoder; what is no flag stays."""
+    name, separator, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + separator + value if name[:2] == "--" else word
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = map(_underscored, sys.argv[1:])
+    command.run(main)

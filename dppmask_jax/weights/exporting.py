@@ -1,0 +1,187 @@
+"""Writes a run's weights in the formats of others."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppmask_jax import checkpoint
+from dppmask_jax.errors import InputError
+from dppmask_jax.models.vit import NORM_EPSILON, SIZES
+from dppmask_jax.patches import grid_shape
+from dppmask_jax.weights import files, names, positions
+from dppmask_jax.workdir import from_json
+
+
+def export_weights(
+    folder: str | Path,
+    path: str | Path,
+    format_name: str,
+    resize_positions: tuple[int, int] | None = None,
+) -> Path:
+    """Writes the newest checkpoint of a run into a new file.
+
+    Args:
+      folder: the workdir of a pre-training run, or of a fine-tuning (its `seed-N` folder).
+      path: a file, .safetensors or .pth; for the formats of Hugging Face a folder, which receives
+        model.safetensors and config.json.
+      format_name: of `names.FORMATS`.
+      resize_positions: (height, width) of images that the positions are interpolated for.
+
+    Returns:
+      `path`.
+
+    Raises:
+      InputError: the run has nothing of that format, or `path` is taken; nothing was written.
+    """
+    path = Path(path)
+    form = names.FORMATS[format_name]
+    of_huggingface = format_name.startswith("hf")
+    files.check_target(path, folder=of_huggingface)
+    meta, state, _ = checkpoint.read_newest(folder)
+    config = from_json(meta["config"])
+    tree = _tree(folder, config, state, form.holds, format_name)
+    image_size = tuple(config.image_size)
+    if resize_positions and tuple(resize_positions) != image_size:
+        tree = _resized(tree, config, tuple(resize_positions), format_name)
+        image_size = tuple(resize_positions)
+    rows, columns = grid_shape(image_size, config.model.patch_size)
+    if format_name == "hf" and math.isqrt(rows * columns) ** 2 != rows * columns:
+        raise InputError(
+            f"{rows * columns} patches are no square number, and transformers' ViTMAE builds no "
+            "decoder for others; use mae-full, or hf-encoder"
+        )
+    tensors = names.write(tree, form.spell)
+    if not of_huggingface:
+        files.write(path, tensors, form.containers)
+        return path
+    partial = path.absolute().with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        files.write(partial / "model.safetensors", tensors, ())
+        described = _huggingface_config(config, image_size, form.holds == "autoencoder")
+        (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        partial.rename(path.absolute())
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def _tree(folder, config, state, holds: str, format_name: str) -> dict[str, Any]:
+    """What a format holds, out of a training state."""
+    params, extra = state["params"], state.get("extra", {})
+    method = config.get("method") or ("finetune" if "fc_norm" in params else config.get("task"))
+    makers = {
+        ("mae", "encoder"): lambda: {"encoder": _encoder(config, params["encoder"])},
+        ("mae", "autoencoder"): lambda: _autoencoder(config, params),
+        ("ibot", "encoder"): lambda: {"encoder": extra["teacher"]["encoder"]},
+        ("ibot", "teacher"): lambda: _network(config, extra["teacher"]),
+        ("ibot", "student"): lambda: _network(config, params),
+        ("ibot", "both"): lambda: {
+            "student": _network(config, params),
+            "teacher": _network(config, extra["teacher"]),
+            "class_center": extra["class_center"],
+            "patch_center": extra["patch_center"],
+        },
+        ("finetune", "classifier"): lambda: {
+            part: params[part] for part in ("encoder", "fc_norm", "head") if part in params
+        },
+    }
+    if (method, holds) not in makers:
+        fitting = [name for name, form in names.FORMATS.items() if (method, form.holds) in makers]
+        raise InputError(
+            f"{folder} is a run of {method}, which --format={format_name} does not fit; "
+            + (f"use {' | '.join(fitting)}" if fitting else "there is no format for it")
+        )
+    return makers[method, holds]()
+
+
+def _encoder(config, encoder):
+    table = positions.fixed(
+        tuple(config.image_size), config.model.patch_size, SIZES[config.model.size].width
+    )
+    return {**encoder, "positions": table}
+
+
+def _autoencoder(config, params):
+    table = positions.fixed(
+        tuple(config.image_size), config.model.patch_size, config.model.decoder_width
+    )
+    return {
+        "encoder": _encoder(config, params["encoder"]),
+        "decoder": {**params["decoder"], "positions": table},
+    }
+
+
+def _network(config, network):
+    """A student or teacher with both last layers and their scales, as iBOT's code has them."""
+
+    def layer(params):
+        prototypes = params["direction"].shape[-1]
+        return {"scale": np.ones((1, prototypes), np.float32), **params}
+
+    head = dict(network["head"])
+    head["last_layer"] = layer(head["last_layer"])
+    head["patch_last_layer"] = layer(head.get("patch_last_layer", head["last_layer"]))
+    return {**network, "head": head}
+
+
+def _resized(tree, config, image_size, format_name: str):
+    if "decoder" in tree:
+        raise InputError(
+            f"--resize_positions is for encoders; --format={format_name} has a decoder as well, "
+            "whose positions are those of one grid"
+        )
+    patch_size = config.model.patch_size
+    try:
+        grid_shape(image_size, patch_size)
+    except ValueError as error:
+        raise InputError(f"--resize_positions: {error}") from error
+    if "student" in tree:
+        both = {part: _resized(tree[part], config, image_size, format_name)
+                for part in ("student", "teacher")}  # fmt: skip
+        return {**tree, **both}
+    table = positions.resized(
+        tree["encoder"]["positions"], tuple(config.image_size), image_size, patch_size
+    )
+    return {**tree, "encoder": {**tree["encoder"], "positions": table}}
+
+
+def _huggingface_config(config, image_size, with_decoder: bool) -> dict[str, Any]:
+    """config.json of transformers' ViTMAE."""
+    width, depth, heads = SIZES[config.model.size]
+    height, wide = image_size
+    described = {
+        "architectures": ["ViTMAEForPreTraining" if with_decoder else "ViTMAEModel"],
+        "model_type": "vit_mae",
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": NORM_EPSILON,
+        "image_size": height if height == wide else [height, wide],
+        "patch_size": config.model.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "torch_dtype": "float32",
+        # An encoder alone is there to see whole images.
+        "mask_ratio": config.mask.ratio if with_decoder else 0.0,
+    }
+    if with_decoder:
+        model = config.model
+        described |= {
+            "decoder_hidden_size": model.decoder_width,
+            "decoder_num_hidden_layers": model.decoder_depth,
+            "decoder_num_attention_heads": model.decoder_heads,
+            "decoder_intermediate_size": 4 * model.decoder_width,
+            "norm_pix_loss": config.loss.norm_pix,
+        }
+    return described

@@ -1,0 +1,42 @@
+"""Positions in files: a table always, even where the model here computes them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dppmask_jax import patches
+from dppmask_jax.errors import InputError
+
+_TOLERANCE = 1e-4  # published tables were computed in other precisions
+
+
+def fixed(image_size: tuple[int, int], patch_size: int, width: int) -> np.ndarray:
+    """(1, 1 + N, D): zeros for the class token, then MAE's sine-cosine table."""
+    table = patches.sincos_positions(patches.grid_shape(image_size, patch_size), width)
+    return np.concatenate([np.zeros((1, width), np.float32), table])[None]
+
+
+def check_fixed(positions, name: str, spacing: float, image_size, patch_size: int) -> None:
+    """Raises InputError unless positions are the fixed ones, up to rounding.
+
+    Args:
+      name: in the file.
+      spacing: between the numbers of the file's type at 1.
+    """
+    wanted = fixed(image_size, patch_size, positions.shape[-1])
+    difference = float(np.abs(positions - wanted).max())
+    if not difference <= max(_TOLERANCE, spacing):
+        rows, columns = patches.grid_shape(image_size, patch_size)
+        raise InputError(
+            f"{name} is not MAE's sine-cosine table of {rows}x{columns} patches (it differs by up "
+            f"to {difference:.3g}), and an MAE here has no other: if the grid is another, add "
+            "--image_size=HEIGHT,WIDTH; if the positions were learned, add "
+            "--config=configs/ibot.py --allow_missing=head, whose encoder learns its own"
+        )
+
+
+def resized(positions, image_size, new_image_size, patch_size: int) -> np.ndarray:
+    """(1, 1 + N, D) for images of another size, by PyTorch's bicubic interpolation; the class
+    token's stays."""
+    old, new = (patches.grid_shape(size, patch_size) for size in (image_size, new_image_size))
+    return np.asarray(patches.resize_positions(positions, old, new, 0.0), np.float32)

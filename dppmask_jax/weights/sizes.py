@@ -1,0 +1,184 @@
+"""How large the model of a file is: from its tensors, and what they do not say from elsewhere.
+
+The number of heads, the layer norm's epsilon and a grid that is not square leave no trace in the
+tensors. They come from flags, from config.json beside the file, or from a table of the known
+widths, in this order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dppmask_jax.errors import InputError
+from dppmask_jax.models.vit import NORM_EPSILON, SIZES, Size
+
+# Of MAE, and of this project's smaller presets.
+DECODER_HEADS = {512: 16, 192: 6, 64: 4}
+# The default of Hugging Face's config, although MAE was trained with 1e-6: too small to matter.
+_HF_EPSILON = 1e-12
+
+
+class Known(NamedTuple):
+    """What flags say; None where they do not."""
+
+    image_size: tuple[int, int] | None = None
+    heads: int | None = None
+    decoder_heads: int | None = None
+    epsilon: float | None = None
+
+
+class Sizes(NamedTuple):
+    """The sizes of a file's model; `decoder` and `head` are None where it has none.
+
+    `size` is the name in `SIZES`; `head` is (hidden, bottleneck, prototypes).
+    """
+
+    size: str
+    patch_size: int
+    image_size: tuple[int, int]
+    decoder: Size | None
+    head: tuple[int, int, int] | None
+
+
+def read(
+    shapes: dict[str, tuple[int, ...]],
+    name_of: Callable[[str], str],
+    stated: dict[str, Any],
+    known: Known,
+) -> Sizes:
+    """The sizes of a file.
+
+    Args:
+      shapes: of its tensors.
+      name_of: MAE's name of a tensor -> the name in `shapes`.
+      stated: config.json beside the file; {} where there is none.
+
+    Raises:
+      InputError: a size is neither in the tensors nor stated, or no model here has it.
+    """
+
+    def shape(name, *wanted):
+        found = shapes.get(name_of(name))
+        if found is None:
+            raise InputError(f"the file has no {name_of(name)}; it does not fit --format")
+        if len(found) != len(wanted) or any(
+            size is not None and size != actual for size, actual in zip(wanted, found, strict=True)
+        ):
+            words = ", ".join("any" if size is None else str(size) for size in wanted)
+            raise InputError(f"{name_of(name)} has shape {found} where ({words}) is wanted")
+        return found
+
+    width = shape("cls_token", 1, 1, None)[2]
+    patch_size = shape("patch_embed.proj.weight", width, 3, None, None)[2]
+    if patch_size < 1:
+        raise InputError(f"{name_of('patch_embed.proj.weight')} is for patches of no pixels")
+    num_patches = shape("pos_embed", 1, None, width)[1] - 1
+    _check_epsilon(stated, known)
+    heads = known.heads or _whole(stated, "num_attention_heads")
+    heads = heads or {size.width: size.heads for size in SIZES.values()}.get(width)
+    if heads is None:
+        raise InputError(
+            f"how many heads an encoder of width {width} has is not in the file; add --heads"
+        )
+    decoder = None
+    if name_of("decoder_embed.weight") in shapes:
+        decoder = _decoder(shape("decoder_embed.weight", None, width)[0], shapes, name_of, stated,
+                           known)  # fmt: skip
+    head = None
+    if name_of("head.last_layer.weight_v") in shapes:
+        prototypes, bottleneck = shape("head.last_layer.weight_v", None, None)
+        head = (shape("head.mlp.0.weight", None, width)[0], bottleneck, prototypes)
+    return Sizes(
+        _name(Size(width, _depth(shapes, name_of, "blocks"), heads)),
+        patch_size,
+        _image_size(num_patches, patch_size, stated, known),
+        decoder,
+        head,
+    )
+
+
+def _decoder(width, shapes, name_of, stated, known) -> Size:
+    heads = known.decoder_heads or _whole(stated, "decoder_num_attention_heads")
+    heads = heads or DECODER_HEADS.get(width)
+    if heads is None:
+        raise InputError(
+            f"how many heads a decoder of width {width} has is not in the file; add --decoder_heads"
+        )
+    return Size(width, _depth(shapes, name_of, "decoder_blocks"), heads)
+
+
+def _depth(shapes, name_of, blocks: str) -> int:
+    depth = 0
+    while name_of(f"{blocks}.{depth}.norm1.weight") in shapes:
+        depth += 1
+    return depth
+
+
+def _name(size: Size) -> str:
+    for name, known in SIZES.items():
+        if known == size:
+            return name
+    have = ", ".join(f"{name} {s.width}/{s.depth}/{s.heads}" for name, s in SIZES.items())
+    raise InputError(
+        f"no model here has width {size.width}, {size.depth} blocks and {size.heads} heads "
+        f"(there are {have})"
+    )
+
+
+def _image_size(num_patches: int, patch_size: int, stated, known: Known) -> tuple[int, int]:
+    image_size = known.image_size or _stated_image_size(stated)
+    if image_size is None:
+        side = math.isqrt(max(num_patches, 0))
+        if side < 1 or side**2 != num_patches:
+            raise InputError(
+                f"{num_patches} patches make no square, and how they lie is not in the file; add "
+                "--image_size=HEIGHT,WIDTH"
+            )
+        return side * patch_size, side * patch_size
+    rows, columns = (side / patch_size for side in image_size)
+    if rows * columns != num_patches or rows != int(rows) or columns != int(columns):
+        raise InputError(
+            f"the file has {num_patches} positions, which images of "
+            f"{image_size[0]}x{image_size[1]} with {patch_size} px patches have not; add "
+            "--image_size=HEIGHT,WIDTH of the images that the file is for"
+        )
+    return image_size
+
+
+def _stated_image_size(stated) -> tuple[int, int] | None:
+    value = stated.get("image_size")
+    pretrained = stated.get("pretrained_cfg")
+    if isinstance(pretrained, dict) and isinstance(pretrained.get("input_size"), list):
+        value = pretrained["input_size"][1:]  # timm's, channels first
+    if value is None:
+        return None
+    sides = [value, value] if isinstance(value, int) else value
+    if (
+        not isinstance(sides, list)
+        or len(sides) != 2
+        or not all(isinstance(side, int) and side > 0 for side in sides)
+    ):
+        raise InputError(f"config.json: image_size is {value!r}; add --image_size=HEIGHT,WIDTH")
+    return sides[0], sides[1]
+
+
+def _whole(stated, field: str) -> int | None:
+    value = stated.get(field)
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise InputError(f"config.json: {field} is {value!r}, not a whole number from 1")
+    return value
+
+
+def _check_epsilon(stated, known: Known) -> None:
+    stated_epsilon = stated.get("layer_norm_eps", NORM_EPSILON)
+    epsilon = stated_epsilon if known.epsilon is None else known.epsilon
+    if epsilon not in (NORM_EPSILON, _HF_EPSILON):
+        raise InputError(
+            f"the layer norms have epsilon {epsilon!r}, those of the models here {NORM_EPSILON:g}; "
+            f"add --layer_norm_eps={NORM_EPSILON:g} to take the weights all the same"
+        )
+    activation = stated.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise InputError(f"config.json: hidden_act is {activation!r}; the models here have gelu")
