@@ -51,7 +51,13 @@ def test_every_preset_passes_the_checks(module, argument):
     config_checks.check(config)
 
 
-@PRESET
+@pytest.mark.parametrize(
+    "module,argument",
+    [
+        pytest.param(*preset, id=name, marks=[pytest.mark.slow] if "size=H" in name else [])
+        for preset, name in zip(PRESETS, NAMES, strict=True)
+    ],
+)
 def test_every_preset_can_be_built(module, argument):
     """Shapes only: the model, the loss and its gradient, the optimiser's state."""
     config = module.get_config(argument)

@@ -285,7 +285,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers, end", [(0, "pass"), (1, "pass"), (1, "batches.close()")])
+@pytest.mark.parametrize(
+    "workers, end",
+    [(0, "pass"), (1, "pass"), pytest.param(1, "batches.close()", marks=pytest.mark.slow)],
+)
 def test_program_ends_without_a_word(workers, end, tmp_path):
     script = tmp_path / "script.py"
     tests = os.path.dirname(__file__)

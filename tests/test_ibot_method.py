@@ -241,6 +241,7 @@ def test_dpp_masks_come_from_the_teachers_tokens():
     )
 
 
+@pytest.mark.slow
 def test_greedy_picks_are_those_of_masked_views():
     ratio = {"mask__ratio": (0.0, 0.7), "mask__ratio_var": (0.0, 0.0), "mask__tau": 0.0}
     _, method, params, extra = built(**ratio)
@@ -433,7 +434,10 @@ def written_out(config, params, extra, batch, key, step):
 
 @pytest.mark.parametrize(
     "strategy,step,num_local",
-    [("dpp", 0, 2), ("attention", 9, 2), pytest.param("dpp", 19, 0, marks=pytest.mark.slow)],
+    [
+        ("attention", 9, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("dpp", 0, 2), ("dpp", 19, 0))),
+    ],
 )
 def test_loss_and_centers_are_the_reference(strategy, step, num_local):
     ratio = {"mask__ratio": (0.4,), "mask__ratio_var": (0.1,), "mask__prob": 0.5}

@@ -81,6 +81,7 @@ def test_loss_equals_the_method_written_out(strategy, norm_pix):
     assert len({tuple(sorted(order[:4])) for order in orders}) > 1, "every image has its own mask"
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_same_masks_handed_in():
     config, method, params, extra = built(mask__tau=0.0)
     batch = batch_of()

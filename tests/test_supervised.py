@@ -239,6 +239,7 @@ def linear_loss_on(devices, method, params, extra, batch):
     return jax.tree.map(lambda x: np.asarray(x[0]), out)
 
 
+@pytest.mark.slow
 def test_the_probe_normalises_by_the_whole_batch():
     _, method, params, extra = built("linear")
     batch = batch_of()

@@ -275,6 +275,7 @@ def _command(folder, *extra):
     ]
 
 
+@pytest.mark.slow
 def test_bad_input_of_the_command_is_one_line_and_status_2(tmp_path):
     done = tiny.run(_command(tmp_path / "new", "--eval.solvr=ridge"))
     assert done.returncode == 2

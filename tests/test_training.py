@@ -197,6 +197,7 @@ def test_ibot_starts_from_another_ibot_and_refuses_an_mae(finished, finished_ibo
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same_run(finished, tmp_path):
     workdir, _ = finished
     done = tiny.run(tiny.command(tmp_path / "run", epochs=2.0), devices=4)
