@@ -79,7 +79,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     return config
 
 
-RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # strengths to choose from, a share of the features' variance
+# Strengths to choose from, a share of the features' variance.
+RIDGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def _data(config, dataset):
