@@ -27,10 +27,13 @@ def portable(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def last_part(path: str) -> str:
-    """The last part of a path, or of a data source's; names of TFDS data sets stay whole."""
+    """The last part of a path, or of a data source's; names of TFDS data sets stay whole, and a CSV
+    file keeps the folder that tells whose it is."""
     kind, rest = re.fullmatch(r"(\w+:)?(.*)", path, re.DOTALL).groups(default="")
     if kind == "tfds:" and not rest.startswith(("/", "~")):
         return path
+    if kind == "csv:":
+        return kind + "/".join(rest.split("/")[-2:])
     return kind + (rest.rstrip("/").rpartition("/")[2] or rest)
 
 

@@ -156,6 +156,7 @@ def test_prose_keeps_its_slashes():
     kept = "ViT-B/16, 300 images/s, and/or 1 / 2; see c.txt, (e) and csv:g.csv"
     assert portable.portable({"protocol": words})["protocol"] == kept
     assert portable.last_part("tfds:imagenette/160px-v2") == "tfds:imagenette/160px-v2"
+    assert portable.last_part("csv:/a/b/pets/labels.csv") == "csv:pets/labels.csv"
     assert portable.last_part("folder:/a:b/c/") == "folder:c"
 
 
