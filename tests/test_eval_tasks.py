@@ -324,9 +324,10 @@ def test_linear_probes_with_several_seeds(mae_run, colours, tmp_path):
 
 @pytest.mark.slow
 def test_linear_probes_learn_colours_but_not_shuffled_labels(mae_run, colours, shuffled, tmp_path):
-    for source, low, high in ((colours, 0.95, 1.0), (shuffled, 0.0, 0.6)):
+    cases = {"own": (colours, 0.95, 1.0), "shuffled": (shuffled, 0.0, 0.6)}
+    for name, (source, low, high) in cases.items():
         settings = LINEAR | {"data__source": source, "epochs": 100.0}
-        out = found(mae_run, tmp_path / source[-9:], "task=linear", **settings)
+        out = found(mae_run, tmp_path / name, "task=linear", **settings)
         assert low <= out["metrics"]["last"]["top1"]["mean"] <= high
 
 

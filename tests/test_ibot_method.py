@@ -547,6 +547,7 @@ def adamw(**changes):
     return optim.adamw(**arguments | changes)
 
 
+@pytest.mark.slow
 def test_teacher_averages_the_new_student_whose_last_layer_is_frozen_at_first():
     _, method, *_ = built()
     optimizer = adamw(learning_rate=lambda step: 1e-2)

@@ -169,6 +169,7 @@ def test_encode_sees_every_patch_and_its_shapes():
     assert not np.allclose(jax.jit(method.encode)(params, extra, changed)["cls"][0], out["cls"][0])
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss():
     _, method, *_ = built()
     optimizer = optim.adamw(

@@ -122,6 +122,7 @@ def test_order_among_visible_patches_does_not_matter():
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_initialisation():
     params = MAE(SIZES["S"], Size(128, 1, 4), (32, 32), 16).init(
         jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.arange(4)[None], 1

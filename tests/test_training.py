@@ -79,6 +79,7 @@ def test_a_run_says_what_it_does(finished):
         assert words in out, words
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_numbers(finished, tmp_path):
     workdir, _ = finished
     victim = tmp_path / "run"

@@ -248,6 +248,7 @@ def test_a_whole_autoencoder_comes_back_bit_for_bit(tmp_path):
     assert len(modes) == 1
 
 
+@pytest.mark.slow
 def test_a_whole_ibot_comes_back_bit_for_bit(ibot, tmp_path):
     path = export_weights(ibot, tmp_path / "ibot.safetensors", "ibot")
     made = taken(path, "ibot", tmp_path / "back", "ibot", model__prototypes=7)
@@ -258,6 +259,7 @@ def test_a_whole_ibot_comes_back_bit_for_bit(ibot, tmp_path):
         same(after["extra"][part], before["extra"][part])
 
 
+@pytest.mark.slow
 def test_learned_positions_are_resized_by_choice(ibot, tmp_path):
     """An encoder alone, its pixels normalised in another way, in an iBOT run of another size."""
     path = export_weights(ibot, tmp_path / "vit.safetensors", "timm")
