@@ -18,9 +18,10 @@ Arguments after the colon:
   epochs   a whole number; the warm-ups then take a tenth of them (learning rate, and the frozen
            last layer) and three tenths (teacher temperature) at most
 
-imagenet100 and small want --config.data.source=folder:PATH; imagenet1k reads tfds:imagenet2012
-unless told otherwise. Each mask brings its own ratios (see MASKS). What the paper does not state is
-marked below. On a CPU add --config.model.dtype=float32.
+imagenet100 and small want --config.data.source=folder:PATH; --config.data.classes=imagenet100
+takes the 100 classes out of a whole ImageNet. imagenet1k reads tfds:imagenet2012 unless told
+otherwise. Each mask brings its own ratios (see MASKS). What the paper does not state is marked
+below. On a CPU add --config.model.dtype=float32.
 
 What to expect:
 

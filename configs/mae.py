@@ -13,8 +13,9 @@ Arguments after the colon:
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
-imagenet100 and small want --config.data.source=folder:PATH; imagenet1k reads tfds:imagenet2012
-unless told otherwise. What the paper does not state is marked below. On a CPU add
+imagenet100 and small want --config.data.source=folder:PATH; --config.data.classes=imagenet100
+takes the 100 classes out of a whole ImageNet. imagenet1k reads tfds:imagenet2012 unless told
+otherwise. What the paper does not state is marked below. On a CPU add
 --config.model.dtype=float32.
 
 What to expect:
