@@ -38,6 +38,9 @@ def _parse_flags(argv):
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         # ml_collections hands on a config file's fault as the text of its traceback.
         last_line = str(error).strip().splitlines()[-1]
+        missing = re.search(r"No such file or directory: '(.*)'", last_line)
+        if missing:
+            return fail(f"there is no config file {missing[1]}; name one with --config=FILE")
         return fail(last_line.removeprefix("ValueError: "))
 
 
