@@ -14,9 +14,7 @@ _CHECKPOINT = flags.DEFINE_list(
     "checkpoint", [], "Workdir of a pre-training run, or several with commas between."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: the checkpoint's.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (not on TPU pods).")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.", lower_bound=0)
+_PROCESSES = command.define_process_flags()
 
 
 def main(argv):
@@ -33,7 +31,7 @@ def main(argv):
 
     from dppmask_jax import evaluate, parallel
 
-    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    parallel.initialize(*_PROCESSES())
     for checkpoint in _CHECKPOINT.value:
         evaluate.evaluate(_CONFIG.value, checkpoint, _WORKDIR.value, shlex.join(sys.argv))
 

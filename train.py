@@ -11,9 +11,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written; resum
 _PROFILE = flags.DEFINE_integer(
     "profile", 0, "Trace this many steps into WORKDIR/profile.", lower_bound=0
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (not on TPU pods).")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in the run.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.", lower_bound=0)
+_PROCESSES = command.define_process_flags()
 
 
 def main(argv):
@@ -26,7 +24,7 @@ def main(argv):
 
     from dppmask_jax import parallel, trainer
 
-    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    parallel.initialize(*_PROCESSES())
     trainer.train(_CONFIG.value, _WORKDIR.value, profile_steps=_PROFILE.value)
 
 

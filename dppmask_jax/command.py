@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import runpy
@@ -15,6 +16,35 @@ from dppmask_jax.errors import InputError
 def run(main) -> None:
     """Parses the flags and calls `main(argv)`. Does not return."""
     app.run(_answering_bad_input(main), flags_parser=_parse_flags)
+
+
+def run_parsed(main) -> None:
+    """Calls `main()` of a command that reads its arguments with an `ArgumentParser`."""
+    try:
+        main()
+    except InputError as error:
+        fail(error)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but a wrong argument is one line and status 2."""
+
+    def error(self, message):
+        fail(message)
+
+
+def define_process_flags():
+    """Defines the flags that make several processes one run.
+
+    Returns:
+      () -> (coordinator, number of processes, this one's), as parsed, for `parallel.initialize`.
+    """
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0 (not on TPU pods)."
+    )
+    num_processes = flags.DEFINE_integer("num_processes", None, "Processes in all.", lower_bound=1)
+    process_id = flags.DEFINE_integer("process_id", None, "This process, from 0.", lower_bound=0)
+    return lambda: (coordinator.value, num_processes.value, process_id.value)
 
 
 def fail(message) -> None:

@@ -8,7 +8,6 @@ mask differ only by what the determinantal point process did.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -299,7 +298,7 @@ def read_images(paths: Sequence[str | Path], image_size: tuple[int, int], num: i
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws the figures of a finished run; see the module's docstring."""
-    parser = _Parser(
+    parser = command.ArgumentParser(
         prog="python -m dppmask_jax.figures",
         description="Draws the figures and curves of a training run.",
     )
@@ -351,13 +350,5 @@ def run_labels(runs: Sequence[Path]) -> list[str]:
     return [f"{run.name} ({number})" for number, run in enumerate(runs, 1)]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        command.fail(message)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        command.fail(error)
+    command.run_parsed(main)

@@ -8,7 +8,6 @@ where the files lay; --keep also writes a copy of each FILE, without the paths o
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import re
@@ -433,7 +432,7 @@ def _value(value) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the page; see the module's docstring."""
-    parser = _Parser(
+    parser = command.ArgumentParser(
         prog="python -m dppmask_jax.results",
         description="Writes one page from results of evaluations and sweeps.",
     )
@@ -451,13 +450,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(out)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        command.fail(message)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        command.fail(error)
+    command.run_parsed(main)

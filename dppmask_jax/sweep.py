@@ -476,9 +476,7 @@ def main() -> None:
     )
     grid = flags.DEFINE_string("grid", "", "FIELD=VALUE,VALUE ... of --config.")
     folder = flags.DEFINE_string("workdir", None, "Where the sweep is written; resumed if there.")
-    coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (not on pods).")
-    processes = flags.DEFINE_integer("num_processes", None, "Processes in all.", lower_bound=1)
-    process = flags.DEFINE_integer("process_id", None, "This process, from 0.", lower_bound=0)
+    processes = command_line.define_process_flags()
 
     def run(argv):
         if len(argv) > 1:
@@ -489,7 +487,7 @@ def main() -> None:
             raise InputError("--eval is missing: name one, such as configs/eval.py:task=linear")
         if not folder.value:
             raise InputError("--workdir is missing: name a folder, such as runs/sweep")
-        parallel.initialize(coordinator.value, processes.value, process.value)
+        parallel.initialize(*processes())
         typed = shlex.join(["python", "-m", "dppmask_jax.sweep", *sys.argv[1:]])
         sweep(config.value, evaluation.value, grid.value, folder.value, typed)
 

@@ -13,23 +13,40 @@ from dppmask_jax.scores.classification import top_k_accuracy
 def run(evaluation: Evaluation) -> Result:
     """Top-1 and top-5 accuracy on the validation split."""
     require_labels(evaluation)
-    config = evaluation.config
-    method = supervised.finetune(config, num_outputs=evaluation.train.num_classes, several=False)
+    return accuracy(
+        evaluation,
+        supervised.finetune,
+        training.finetune_optimizer,
+        "fine-tuned",
+        "top-1 accuracy, fine-tuned",
+    )
+
+
+def accuracy(evaluation: Evaluation, build, optimizer, how: str, score_name: str) -> Result:
+    """Top-1 and top-5 accuracy of a training for each seed.
+
+    Args:
+      build: `supervised.finetune` or `supervised.linear`.
+      optimizer: (config, method, plan) -> Optimizer.
+      how: what is trained, in words.
+      score_name: of the last epoch's top-1.
+    """
+    config, num_classes = evaluation.config, evaluation.train.num_classes
+    method = build(config, num_outputs=num_classes, several=False)
     trained = training.train_seeds(
         evaluation,
         method=method,
-        optimizer_of=lambda config, plan: training.finetune_optimizer(config, method, plan),
+        optimizer_of=lambda config, plan: optimizer(config, method, plan),
         train=evaluation.train,
         val=evaluation.val,
         score=score,
     )
-    return accuracy_result(
-        trained,
-        f"fine-tuned for {config.epochs:g} epochs of {len(evaluation.train):,} images, "
-        f"{config.model.pool} pooling, {evaluation.train.num_classes} classes, tested on "
-        f"{len(evaluation.val):,} images",
-        "top-1 accuracy, fine-tuned",
+    protocol = (
+        f"{how} for {config.epochs:g} epochs of {len(evaluation.train):,} images, "
+        f"{config.model.pool} pooling, {num_classes} classes, tested on "
+        f"{len(evaluation.val):,} images"
     )
+    return _result(trained, protocol, score_name)
 
 
 def score(scores, labels) -> dict[str, float]:
@@ -39,7 +56,7 @@ def score(scores, labels) -> dict[str, float]:
     return values | ({"top5": topk(5)} if scores.shape[1] > 5 else {})
 
 
-def accuracy_result(trained, protocol: str, score_name: str) -> Result:
+def _result(trained, protocol: str, score_name: str) -> Result:
     """The result of trainings whose scores are `score`'s; the last epoch's top-1 stands for it."""
     any_record = next(iter(trained.values())).records[-1]
     names = tuple(name for name in ("top1", "top5") if name in any_record)

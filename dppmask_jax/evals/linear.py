@@ -15,7 +15,7 @@ from dppmask_jax.evals.base import (
     percent,
     require_labels,
 )
-from dppmask_jax.evals.finetune import accuracy_result, score
+from dppmask_jax.evals.finetune import accuracy, score
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 
@@ -27,21 +27,11 @@ def run(evaluation: Evaluation) -> Result:
 
 
 def _lars(evaluation: Evaluation) -> Result:
-    config = evaluation.config
-    method = supervised.linear(config, num_outputs=evaluation.train.num_classes, several=False)
-    trained = training.train_seeds(
+    return accuracy(
         evaluation,
-        method=method,
-        optimizer_of=lambda config, plan: training.lars_optimizer(config, method, plan),
-        train=evaluation.train,
-        val=evaluation.val,
-        score=score,
-    )
-    return accuracy_result(
-        trained,
-        f"linear layer on frozen features ({config.model.pool} pooling), LARS for "
-        f"{config.epochs:g} epochs of {len(evaluation.train):,} images, "
-        f"{evaluation.train.num_classes} classes, tested on {len(evaluation.val):,} images",
+        supervised.linear,
+        training.lars_optimizer,
+        "linear layer on frozen features, LARS",
         "top-1 accuracy, linear probe",
     )
 
