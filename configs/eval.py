@@ -187,7 +187,8 @@ def _multilabel(config):
 def _backgrounds(config):
     config.seed = 0  # of the backgrounds that are mixed
     config.root = ""  # an ImageNet-9 folder; "" builds the variants from masks of the source
-    config.classifier = "ridge"  # ridge: on frozen features, at once | finetune | linear: of a
+    config.classifier = "ridge"  # ridge: on frozen features, at once | own: the checkpoint's head,
+    # where it is a classifier | finetune | linear: of a
     config.classifier_seed = 0  # training with this seed that eval.py finished in the same workdir
     config.mapping = "wnid"  # how the model's classes are those of root: by their WordNet ids,
     # the numbers of imagenet100 or imagenet1k, or the same classes

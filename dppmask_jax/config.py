@@ -181,6 +181,12 @@ MODEL_FIELDS = (
 def check(config) -> None:
     """Raises InputError, in one line, for the first field that is wrong or does not fit."""
     values = flatten(config)
+    if "task" in values:
+        raise InputError(
+            f"config.task={values['task']} is for eval.py, which also goes on training a "
+            f"classifier: python eval.py --config=configs/eval.py:task={values['task']} "
+            "--checkpoint=RUN; train.py takes configs/mae.py and configs/ibot.py"
+        )
     method = values.get("method")
     if not isinstance(method, str) or method not in RULES:
         raise InputError(f"config.method={method!r} is not allowed: {' | '.join(RULES)}")

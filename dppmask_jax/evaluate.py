@@ -1,4 +1,4 @@
-"""Runs one evaluation task on a pre-trained run and writes down what it found."""
+"""Runs one evaluation task on a run and writes down what it found."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from dppmask_jax import parallel
 from dppmask_jax import workdir as workdir_files
+from dppmask_jax.errors import InputError
 from dppmask_jax.evals import (
     backgrounds,
     cluster,
@@ -37,7 +38,7 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
 
     Args:
       config: a config such as configs/eval.py makes.
-      checkpoint: the workdir of a pre-training run.
+      checkpoint: the workdir of a pre-training run, or the folder of a fine-tuning.
       workdir: where the result is written; "" is the checkpoint's own.
       command: what was typed, to be written down.
 
@@ -52,6 +53,11 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
     workdir_files.check_folder(folder)
     run = load_run(checkpoint)
     config = completed(config, run.config)
+    if "data" in config and not config.data.source:
+        raise InputError(
+            "config.data.source is empty, and the checkpoint does not know what it was trained on; "
+            "say where the images are: --config.data.source=folder:PATH (or tfds:NAME, …)"
+        )
     train, val = (None, None) if config.task == "reconstruct" else open_data(config)
     evaluation = Evaluation(config, run, folder, train, val, _say)
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
@@ -87,18 +93,20 @@ def completed(config, run_config):
 
 
 def result_name(config) -> str:
-    """The name of the file that a result goes to: eval_TASK.json, or eval_linear_ridge.json."""
+    """The name of the file that a result goes to: eval_TASK.json, eval_linear_ridge.json, or, for a
+    classifier that is not trained further, eval_classifier.json."""
     return f"eval_{_name(config)}.json"
 
 
 def _name(config) -> str:
-    ridge = config.task == "linear" and config.solver == "ridge"
-    return "linear_ridge" if ridge else config.task
+    if config.task == "linear" and config.solver == "ridge":
+        return "linear_ridge"
+    return "classifier" if config.task == "finetune" and not config.epochs else config.task
 
 
 def _named(run: Run) -> str:
-    config = run.config
-    return f"{config.method} {config.model.size}/{config.model.patch_size}"
+    model = run.config.model
+    return f"{run.kind} {model.size}/{model.patch_size}"
 
 
 def _record(

@@ -21,6 +21,7 @@ from dppmask_jax.evals.base import (
     percent,
     require_labels,
 )
+from dppmask_jax.evals.heads import head_for
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 from dppmask_jax.scores.backgrounds import challenge
@@ -31,7 +32,8 @@ def run(evaluation: Evaluation) -> Result:
     """Accuracy on every variant, and the gap between mixed_same and mixed_rand."""
     config = evaluation.config
     require_labels(evaluation)
-    trained = None if config.classifier == "ridge" else _trained(evaluation)
+    find = {"ridge": lambda _: None, "own": _own, "finetune": _trained, "linear": _trained}
+    trained = find[config.classifier](evaluation)
     classes = evaluation.train.class_names
     if config.root:
         variants, built = in9.open_variants(config.root), None
@@ -103,14 +105,30 @@ def _trained(evaluation: Evaluation):
         )
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.classifier]
     method = build(trained, num_outputs=num_classes, several=False)
+    return (
+        _best(method, state["params"], state.get("extra", {})),
+        f"{config.classifier} (seed {config.classifier_seed}, step {step})",
+    )
+
+
+def _own(evaluation: Evaluation):
+    """As `_trained`, of the checkpoint's own head."""
+    run, names = evaluation.run, evaluation.train.class_names
+    head, because = head_for(run, names, several=False, pool=run.config.model.get("pool"))
+    if head is None:
+        raise InputError(
+            f"config.classifier=own is the checkpoint's own head, but {because}; give the source "
+            "that it was trained on, or set config.classifier=ridge"
+        )
+    return _best(run.method, run.params, run.extra), f"the classifier as it is (step {run.step})"
+
+
+def _best(method, params, extra):
+    """uint8 images -> the class with the highest score."""
     best = parallel.data_parallel_map(
         lambda state, images: jnp.argmax(method.logits(*state, images), axis=-1)
     )
-    state = (state["params"], state.get("extra", {}))
-    return (
-        lambda images: parallel.all_rows(best(state, images)),
-        f"{config.classifier} (seed {config.classifier_seed}, step {step})",
-    )
+    return lambda images: parallel.all_rows(best((params, extra), images))
 
 
 def _ridge(evaluation: Evaluation):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from scipy.special import expit
 
@@ -9,6 +11,7 @@ from dppmask_jax.data.source import with_targets
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import training
 from dppmask_jax.evals.base import Evaluation, Result, Score, percent
+from dppmask_jax.evals.heads import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 
@@ -30,6 +33,8 @@ def run(evaluation: Evaluation) -> Result:
     train, val = _labelled(evaluation)
     names = evaluation.train.target_names
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.train]
+    if config.train == "finetune":
+        build = functools.partial(build, head=starting_head(evaluation, names, several=True))
     optimizer = {"finetune": training.finetune_optimizer, "linear": training.lars_optimizer}
     method = build(config, num_outputs=len(names), several=True)
 
@@ -46,6 +51,7 @@ def run(evaluation: Evaluation) -> Result:
         optimizer_of=lambda config, plan: optimizer[config.train](config, method, plan),
         train=train,
         val=val,
+        names=names,
         score=score,
     )
     found = training.best_and_last(trained, _NAMES)

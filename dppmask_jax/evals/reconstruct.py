@@ -13,9 +13,7 @@ def run(evaluation: Evaluation) -> Result:
     """Draws figures/reconstruct.png: random and DPP masks from the same noise."""
     config, run = evaluation.config, evaluation.run
     if not run.can_reconstruct:
-        raise InputError(
-            f"a {run.config.method} run reconstructs no pixels; give --checkpoint an MAE run"
-        )
+        raise InputError(f"a {run.kind} run reconstructs no pixels; give --checkpoint an MAE run")
     if config.images:
         paths = config.images.split(",")
         images = figures.read_images(paths, tuple(config.image_size), config.num)

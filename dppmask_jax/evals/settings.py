@@ -65,7 +65,8 @@ _FINETUNING = {
 _RIDGE = {"ridge": several(number(0), "a list of strengths such as (1e-4, 1e-2, 1.0)")}
 
 RULES = {
-    "finetune": _TASK | _DATA | _TRAINING | _FINETUNING,
+    # No epochs: a classifier as it is.
+    "finetune": _TASK | _DATA | _TRAINING | _FINETUNING | {"epochs": number(0)},
     "linear": _TASK | _DATA | _TRAINING | _RIDGE | {"solver": one_of("lars", "ridge")},
     "multilabel": _TASK
     | _DATA
@@ -85,7 +86,7 @@ RULES = {
     | {
         "seed": whole(0),
         "root": rules.TEXT,
-        "classifier": one_of("ridge", "finetune", "linear"),
+        "classifier": one_of("ridge", "finetune", "linear", "own"),
         "classifier_seed": whole(0),
         "mapping": one_of("same", "imagenet100", "imagenet1k", "wnid"),
     },
@@ -112,7 +113,7 @@ def check(config) -> None:
 
 
 def _check_training(config) -> None:
-    if config.optim.warmup_epochs > config.epochs:
+    if config.optim.warmup_epochs > config.epochs > 0:
         raise InputError(
             f"config.optim.warmup_epochs={config.optim.warmup_epochs:g} is longer than "
             f"config.epochs={config.epochs:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from dppmask_jax.pretrained import Run
 _SCORED = "images_scored"  # in the records of scores alone
 # What may change while an evaluation goes on: the numbers stay the same.
 _FREE = ("data.workers", "log_every", "checkpoint.every", "checkpoint.keep", "memory_gb", "seeds")
+_FREE += ("class_names",)  # which older trainings did not keep
 
 
 def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
@@ -52,6 +53,7 @@ def train_seeds(
     optimizer_of: Callable,
     train,
     val,
+    names: Sequence[str],
     score: Callable[[np.ndarray, np.ndarray], dict[str, float]],
 ) -> dict[int, Trained]:
     """Trains once for each of `config.seeds`, or goes on where that was interrupted.
@@ -60,6 +62,7 @@ def train_seeds(
       method: `supervised.finetune` or `supervised.linear` of the evaluation's config.
       optimizer_of: (config, plan) -> Optimizer.
       train, val: the splits, with the labels that the method takes.
+      names: of the C classes or labels, in order; they are kept with the training.
       score: (scores (M, C), labels) of the whole validation split -> values to log, each epoch.
 
     Returns:
@@ -75,6 +78,7 @@ def train_seeds(
         with config.unlocked():
             config.seed = seed
             config.pretrained = pretrained(evaluation.run)
+            config.class_names = tuple(names)
         folder = folder_of(evaluation.folder, config.task, seed)
         parallel.check_batch(
             config.batch_size,

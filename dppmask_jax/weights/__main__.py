@@ -22,8 +22,8 @@ from dppmask_jax.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "import: FILE[:key=value,...] of the run, its sizes apart; default: configs/mae.py or "
-    "configs/ibot.py, dataset=imagenet1k.",
+    "import: FILE[:key=value,...] of the run, its sizes apart; default: configs/mae.py, "
+    "configs/ibot.py or configs/eval.py:task=finetune, with dataset=imagenet1k.",
     lock_config=True,
 )
 _FORMAT = flags.DEFINE_string("format", None, "What FILE is; see above.")
@@ -42,7 +42,12 @@ _RESIZE = flags.DEFINE_list(
 _MEAN = flags.DEFINE_list("mean", [], "import: R,G,B that FILE's model wants taken from pixels.")
 _STD = flags.DEFINE_list("std", [], "import: R,G,B that it then wants pixels divided by.")
 
-_DEFAULT_CONFIG = "configs/{}.py:dataset=imagenet1k"
+_DEFAULT_CONFIGS = {
+    "encoder": "configs/mae.py:dataset=imagenet1k",
+    "autoencoder": "configs/mae.py:dataset=imagenet1k",
+    "classifier": "configs/eval.py:task=finetune,dataset=imagenet1k",
+    "teacher": "configs/ibot.py:dataset=imagenet1k",
+}
 
 
 def main(argv):
@@ -70,8 +75,7 @@ def _import(path: str, holds: str) -> None:
 
     if not _WORKDIR.value:
         raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
-    method = "ibot" if holds in ("teacher", "student", "both") else "mae"
-    base = _given_config() or _DEFAULT_CONFIG.format(method)
+    base = _given_config() or _DEFAULT_CONFIGS.get(holds, _DEFAULT_CONFIGS["teacher"])
     known = Known(
         _numbers(_IMAGE_SIZE, 2, int) or None, _HEADS.value, _DECODER_HEADS.value, _EPSILON.value
     )
@@ -86,17 +90,21 @@ def _import(path: str, holds: str) -> None:
     config = _config(base)
     made = import_weights(path, _FORMAT.value, _WORKDIR.value, config, options)
     new, (height, width) = made.config, made.config.image_size
+    what = f"classifier of {made.classes:,} classes," if made.classes else new.method
     lines = [
-        f"run         {_WORKDIR.value}: {new.method} {new.model.size}/{new.model.patch_size}, "
+        f"run         {_WORKDIR.value}: {what} {new.model.size}/{new.model.patch_size}, "
         f"{height}x{width} px, step 0",
         f"fresh       {', '.join(made.fresh)}",
     ]
     lines += [f"left aside  {', '.join(made.left_aside)}"] if made.left_aside else []
-    lines += [
-        f"evaluate    python eval.py --config=configs/eval.py:task=knn "
-        f"--checkpoint={shlex.quote(_WORKDIR.value)}",
-        f"go on       {_training_command(base, config, new)}",
-    ]
+    if made.classes:
+        lines += _classifier_commands(base, config, new)
+    else:
+        lines += [
+            f"evaluate    python eval.py --config=configs/eval.py:task=knn "
+            f"--checkpoint={shlex.quote(_WORKDIR.value)}",
+            f"go on       {_training_command(base, config, new)}",
+        ]
     print("\n".join(lines), flush=True)
 
 
@@ -148,6 +156,29 @@ def _config(base: str):
             f"there is no config file {path} here; name one with --config=FILE"
         ) from error
     return _CONFIG.value
+
+
+def _classifier_commands(base: str, old, new) -> list[str]:
+    """What can be done with an imported classifier."""
+    words = ["python", "eval.py", f"--config={base}"]
+    words += [word for word in sys.argv if word.startswith("--config.")]
+    if new.model.pool != old.model.pool:
+        words.append(f"--config.model.pool={new.model.pool}")
+    if not new.data.source:
+        words.append("--config.data.source=folder:PATH")
+    words.append(f"--checkpoint={_WORKDIR.value}")
+    model = new.model
+    pretraining = [
+        "python", "train.py", f"--config=configs/ibot.py:dataset=imagenet1k,size={model.size}",
+        f"--config.model.patch_size={model.patch_size}",
+        f"--config.image_size={tuple(new.image_size)}", f"--config.init_from={_WORKDIR.value}",
+        "--workdir=RUN",
+    ]  # fmt: skip
+    return [
+        f"as it is    {shlex.join([*words, '--config.epochs=0'])}",
+        f"go on       {shlex.join(words)}",
+        f"pre-train   {shlex.join(pretraining)}",
+    ]
 
 
 def _training_command(base: str, old, new) -> str:
