@@ -1,6 +1,7 @@
 """Weights in other formats, without PyTorch: names, layouts, sizes, round trips, bad files."""
 
 import json
+import math
 import re
 import struct
 import sys
@@ -15,7 +16,7 @@ import tiny
 from reference_ibot import resize_positions
 
 import dppmask_jax
-from dppmask_jax import patches
+from dppmask_jax import command, patches
 from dppmask_jax.data.augment import MEAN, STD
 from dppmask_jax.errors import InputError
 from dppmask_jax.weights import files, names, positions
@@ -483,6 +484,30 @@ def test_a_hostile_file_is_refused(what, tmp_path):
     refused(path, "mae", tmp_path / "run", "no whole safetensors file")
 
 
+def test_an_oversized_file_is_refused_before_it_is_read(encoder_file, tmp_path):
+    """A sparse file that says that it holds a terabyte."""
+    tensors, _ = encoder_file
+    described, offset = {}, 0
+    shapes = {name: x.shape for name, x in tensors.items()} | {"head.weight": (3 * 10**9, 96)}
+    for name, shape in shapes.items():
+        end = offset + 4 * math.prod(shape)
+        described[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    path = tmp_path / "weights.safetensors"
+    with path.open("wb") as file:
+        file.write(header(**described))
+        file.truncate(file.tell() + offset)
+    refused(path, "mae", tmp_path / "run", "2.9e+11 numbers", options=DECODER)
+    with pytest.raises(InputError, match=re.escape("2.9e+11 numbers")):
+        classifier = tiny.evaluation("task=finetune")
+        import_weights(path, "mae-finetuned", tmp_path / "run", classifier, Options(KNOWN))
+    path.unlink()
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**25)
+    path.write_bytes(b"")
+    refused(path, "mae", tmp_path / "run", "config.json is too large")
+
+
 def test_other_files_are_refused(tmp_path):
     run = tmp_path / "run"
     refused(tmp_path / "none.pth", "mae", run, "there is no file")
@@ -545,6 +570,17 @@ def test_nothing_is_overwritten(mae, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
     refused(path, "mae", mae, "is not empty", options=DECODER)
     refused(path, "mae", path, "is a file", options=DECODER)
+
+
+def test_names_of_a_file_say_nothing_to_the_terminal(tmp_path, capsys):
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({"\x1b[31mred\nline": np.zeros(1, np.float32)}, path)
+    with pytest.raises(InputError) as caught:
+        taken(path, "mae", tmp_path / "run")
+    with pytest.raises(SystemExit):
+        command.fail(caught.value)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "\N{REPLACEMENT CHARACTER}[31mred line" in line and "\x1b" not in line
 
 
 # The command.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.weights import files, names, sizes
 
 PARTS = ("decoder", "head", "norm")
+_MOST_VALUES = 2**32  # thrice those of the largest, an iBOT with two ViT-H
 
 
 class Options(NamedTuple):
@@ -67,13 +69,19 @@ def opened(path: str | Path, format_name: str, drop: tuple[str, ...]) -> Iterato
       drop: see `Options`.
 
     Raises:
-      InputError: see `files.opened`; or the file is of another format.
+      InputError: see `files.opened`; or the file is of another format, or absurdly large.
     """
     form, path = names.FORMATS[format_name], files.find(path)
     stated = files.read_config(path)
     with files.opened(path, form.containers) as (entries, beside):
         entries, dropped = _without(entries, drop)
         entries = _respelled(path, entries, form, format_name)
+        num_values = sum(math.prod(entry.shape) for entry in entries.values())
+        if num_values > _MOST_VALUES:
+            raise InputError(
+                f"{path} holds {num_values:.1e} numbers, more than any model here (at most "
+                f"{_MOST_VALUES:.1e} are read)"
+            )
         yield File(path, form, entries, stated, (*dropped, *beside))
 
 
