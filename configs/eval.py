@@ -1,10 +1,11 @@
-"""Evaluate a pre-trained encoder.
+"""Evaluate a pre-trained encoder, or a classifier.
 
 python eval.py --config=configs/eval.py:task=linear --checkpoint=runs/mine
 
 Arguments after the colon:
 
-  task     finetune     encoder, positions and head together (MAE's recipe)
+  task     finetune     encoder, positions and head together (MAE's recipe); with
+                        --config.epochs=0 a classifier is tested as it is
            linear       a linear layer on frozen features; --config.solver=lars is MAE's protocol,
                         ridge (closed form, features computed once) takes seconds
            knn          k nearest neighbours of frozen features

@@ -3,9 +3,11 @@
     python -m dppmask_jax.weights import FILE --format=FORMAT --workdir=DIR
     python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT
 
-FORMAT is mae (encoder only), mae-full, mae-finetuned, hf, hf-encoder (transformers' ViTMAE), timm
-(vit_*_patch16), ibot-teacher, ibot-student or ibot. FILE is .safetensors or .pth; for hf and
-hf-encoder a folder with model.safetensors and config.json. See docs/weights.md.
+FORMAT is mae (encoder only), mae-full, mae-finetuned (a classifier with its head), hf, hf-encoder
+(transformers' ViTMAE), timm (vit_*_patch16), ibot-teacher, ibot-student or ibot. FILE is
+.safetensors or .pth; for hf and hf-encoder a folder with model.safetensors and config.json. What is
+imported is evaluated with eval.py; train.py goes on training it, eval.py a classifier. See
+docs/weights.md.
 """
 
 from __future__ import annotations
