@@ -257,6 +257,11 @@ def _check_evaluation(config) -> None:
         settings.check(config)
         if config.task == "reconstruct":
             raise InputError("task reconstruct gives no number; choose another task")
+        if config.task == "finetune" and not config.epochs:
+            raise InputError(
+                "config.epochs=0 tests a classifier as it is, and the runs of a sweep have none; "
+                "raise it"
+            )
         if config.task == "backgrounds" and config.classifier != "ridge":
             raise InputError(
                 f"config.classifier={config.classifier} wants a training that a sweep does not "
