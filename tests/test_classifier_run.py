@@ -334,7 +334,7 @@ def test_a_head_is_taken_for_its_own_classes_only(imported):
     assert head_for(run, names, several=False, pool="mean")[0] is not None
     swapped = ("b", "a", *names[2:])
     head, because = head_for(run, swapped, several=False, pool="mean")
-    assert head is None and "'a' where 'b' is here" in because
+    assert head is None and "class 'a' there, where 'b' is here" in because
 
 
 # Training on.

@@ -35,7 +35,7 @@ def head_for(
     there = config.get("class_names", names)
     for theirs, ours in zip(there, names, strict=True):
         if theirs != ours:
-            return None, f"other classes there, such as {theirs!r} where {ours!r} is here"
+            return None, f"class {theirs!r} there, where {ours!r} is here"
     return head_of(run.params), ""
 
 
