@@ -49,15 +49,8 @@ def define_process_flags():
 
 def fail(message) -> None:
     """Ends the command with one line on stderr and status 2."""
-    print("error: " + printable(message), file=sys.stderr, flush=True)
+    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
     sys.exit(2)
-
-
-def printable(text) -> str:
-    """A text on one line, without what a terminal would take for a command: a file's own names
-    may stand in it."""
-    line = " ".join(str(text).split())
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
 
 
 def _parse_flags(argv):

@@ -89,9 +89,8 @@ def fit(
         workdir.write_config(config, folder)
         announce(start_step, state)
 
-    writer = metrics.MetricsLog(
-        folder if parallel.is_main() else None, start_step if resuming else None
-    )
+    # From step 0, which is where an imported run goes on from, everything is logged anew.
+    writer = metrics.MetricsLog(folder if parallel.is_main() else None, start_step or None)
     progress = metrics.Progress(start_step, plan.total_steps, parallel.is_main())
     meta = {"config": workdir.to_json(config)}
     try:

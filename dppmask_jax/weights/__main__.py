@@ -90,8 +90,7 @@ def _import(path: str) -> None:
         f"{height}x{width} px, step 0",
         f"fresh       {', '.join(made.fresh)}",
     ]
-    if made.left_aside:
-        lines.append(command.printable(f"left aside: {', '.join(made.left_aside)}"))
+    lines += [f"left aside  {', '.join(made.left_aside)}"] if made.left_aside else []
     if made.classes:
         lines += _classifier_commands(base, config, new)
     else:

@@ -22,7 +22,7 @@ import safetensors.numpy
 from dppmask_jax.errors import InputError
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_LARGEST_CONFIG = 2**24  # bytes; one that names 20,000 classes has 2 million
+_LARGEST_CONFIG = 2**24  # bytes; a model is described in some thousand
 _TORCH = "PyTorch is not installed: pip install 'dppmask-jax[torch]', or use a .safetensors file"
 
 

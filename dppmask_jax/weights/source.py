@@ -74,6 +74,9 @@ def opened(path: str | Path, format_name: str, drop: tuple[str, ...]) -> Iterato
     form, path = names.FORMATS[format_name], files.find(path)
     stated = files.read_config(path)
     with files.opened(path, form.containers) as (entries, beside):
+        for name in (*entries, *beside):
+            if not name.isprintable():  # nor does a terminal get to see it
+                raise InputError(f"{path} has a tensor called {name!r}; it is no such file")
         entries, dropped = _without(entries, drop)
         entries = _respelled(path, entries, form, format_name)
         num_values = sum(math.prod(entry.shape) for entry in entries.values())
