@@ -49,7 +49,8 @@ def toy_batch(seed, size=8):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(size, 3)).astype(np.float32)
     label = x @ np.array([1.0, -2.0, 0.5], np.float32)
-    return {"image": x, "label": label, "bad": np.zeros(size, bool)}
+    stop = np.zeros(size, np.int32)
+    return {"image": x, "label": label, "bad": np.zeros(size, bool), "stop": stop}
 
 
 def start(method, optimizer):
@@ -117,6 +118,8 @@ class Recorder:
     def arguments(self):
         return {
             "save": lambda step, state: self.saved.append(step),
+            "settle": lambda: None,
+            "stop": lambda: 0,
             "log": lambda step, values: self.logged.append((step, values)),
             "progress": lambda step, values: self.shown.append(step),
         }
@@ -141,7 +144,7 @@ def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
         total_steps=total_steps,
         **arguments,
         **recorder.arguments(),
-    )
+    ).state
 
 
 def test_loop_logs_probes_and_saves_when_due():
