@@ -104,15 +104,16 @@ def _answering_bad_input(main):
     def answered(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-            logging.get_absl_logger().addFilter(_is_not_repeated)
+            logging.get_absl_logger().addFilter(_is_news)
         return _answering(lambda: main(argv))
 
     return answered
 
 
-def _is_not_repeated(record) -> bool:
-    """False for the tracebacks that orbax logs of exceptions that it then raises."""
-    return not (record.exc_info and "/orbax/" in record.pathname)
+def _is_news(record) -> bool:
+    """False where orbax logs an exception that it then raises, or waiting that was meant."""
+    known = record.exc_info or "Waiting for previous save" in str(record.msg)
+    return not (known and "/orbax/" in record.pathname)
 
 
 def _answering(main):
