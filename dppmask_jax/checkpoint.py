@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -43,8 +44,12 @@ class Checkpoints:
         self._directory = epath.Path(directory).resolve()
         self._directory.mkdir(parents=True, exist_ok=True)
         self._remove_partial()
+        self._keep = keep
         self._saving: int | None = None
-        self._manager = ocp.CheckpointManager(
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self._directory,
             item_names=(_STATE, _META),
             item_handlers={
@@ -52,7 +57,7 @@ class Checkpoints:
                 _META: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.LatestN(keep),
+                preservation_policy=preservation_policy.LatestN(self._keep),
                 enable_async_checkpointing=True,
                 create=False,
                 async_options=ocp.options.AsyncOptions(
@@ -116,8 +121,13 @@ class Checkpoints:
         if reason is None:
             raise error
         step, self._saving = self._saving, None
-        self._remove_partial()
-        self._manager.reload()  # it forgot those that the failed one was to replace
+        # The manager keeps other errors of this save for the next, and has forgotten the
+        # checkpoints that this one was to replace.
+        with contextlib.suppress(OSError, ValueError):
+            self._manager.close()
+        with contextlib.suppress(OSError):  # read-only by now: the next start removes it
+            self._remove_partial()
+        self._manager = self._open()
         raise SaveFailed(step, reason) from error
 
     def _write_manifest(self) -> None:

@@ -59,15 +59,15 @@ def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> 
 
     Returns:
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
-      with "stop" int32 (b,), of which the metrics have the largest of all processes.
+      with or without "stop" int32 (b,), of which the metrics have the largest of all processes.
       Gradients, metrics and `aux` are averaged over the micro-batches and the devices, then there
       is one update and one `after_step`. Where the loss or the gradient norm is not finite, only
       the counts change.
     """
 
     def step(state: TrainState, batch, seed_key):
-        stop = parallel.largest(jnp.max(batch["stop"]))
-        batch = {name: values for name, values in batch.items() if name != "stop"}
+        batch = dict(batch)
+        stop = parallel.largest(jnp.max(batch.pop("stop", 0)))
         key = jax.random.fold_in(seed_key, state.step)
         grads, metrics, aux = parallel.mean(
             _accumulated_gradients(method, state, batch, key, accum_steps)

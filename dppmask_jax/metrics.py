@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -18,6 +19,8 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from dppmask_jax.errors import InputError
+
+_FLUSH_SECONDS = 10  # of TensorBoard's file
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -108,7 +111,10 @@ class MetricsLog:
             self._say(f"{len(self._waiting)} records of metrics.jsonl are lost: {error.strerror}")
         self._file.close()
         if self._events is not None:
-            self._events.close()
+            try:
+                self._events.close()
+            except OSError:
+                self._events.abandon()
 
     def _append(self) -> None:
         if not self._waiting:
@@ -127,6 +133,7 @@ class MetricsLog:
         try:
             self._events.write(step, values)
         except OSError as error:
+            self._events.abandon()
             self._events = None
             self._say(
                 f"step {step}: tensorboard/ cannot be written ({error.strerror}); it ends here, "
@@ -143,16 +150,24 @@ class _Events:
         self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         start = SessionLog(status=SessionLog.START)  # hides what comes again
         self._writer.write_event(Event(step=first_step, session_log=start))
+        self._flushed = time.monotonic()
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         for name, value in values.items():
             if value is not None:
                 event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
                 self._writer.write_event(event)
-        self._writer.flush()
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._writer.close()
+
+    def abandon(self) -> None:
+        """Closes the file without what could not be written."""
+        with contextlib.suppress(OSError):
+            self._writer._py_recordio_writer.close()  # `close` above would flush and fail first
 
 
 def counted(batches, total: int, what: str, enabled: bool = True):

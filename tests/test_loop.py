@@ -49,8 +49,7 @@ def toy_batch(seed, size=8):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(size, 3)).astype(np.float32)
     label = x @ np.array([1.0, -2.0, 0.5], np.float32)
-    stop = np.zeros(size, np.int32)
-    return {"image": x, "label": label, "bad": np.zeros(size, bool), "stop": stop}
+    return {"image": x, "label": label, "bad": np.zeros(size, bool)}
 
 
 def start(method, optimizer):
