@@ -18,7 +18,7 @@ from dppmask_jax import checkpoint, metrics
 from dppmask_jax.methods.base import TrainState
 
 TIMING = ("images_per_sec", "data_wait_frac")
-PATIENCE = 300  # seconds
+PATIENCE = 900  # seconds
 
 
 def curve(workdir):
