@@ -118,6 +118,7 @@ def _training(config):
     config.checkpoint = config_dict.ConfigDict()
     config.checkpoint.every = 500
     config.checkpoint.keep = 1
+    config.checkpoint.max_failed_saves = 3  # in a row, before the training stops
     config.evaluate = config_dict.ConfigDict()
     config.evaluate.every_epochs = 1.0
 

@@ -1,16 +1,20 @@
-"""Runs a command: bad input is one line and status 2; any other fault keeps its traceback."""
+"""Runs a command: bad input is one line and status 2, an early end one line and its own status; any
+other fault keeps its traceback."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import re
 import runpy
 import sys
 
 from absl import app, flags, logging
 
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, Stopped
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run(main) -> None:
@@ -20,10 +24,7 @@ def run(main) -> None:
 
 def run_parsed(main) -> None:
     """Calls `main()` of a command that reads its arguments with an `ArgumentParser`."""
-    try:
-        main()
-    except InputError as error:
-        fail(error)
+    _answering(main)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -49,8 +50,7 @@ def define_process_flags():
 
 def fail(message) -> None:
     """Ends the command with one line on stderr and status 2."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
-    sys.exit(2)
+    _end("error: " + " ".join(str(message).split()), 2)
 
 
 def _parse_flags(argv):
@@ -104,9 +104,34 @@ def _answering_bad_input(main):
     def answered(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        try:
-            return main(argv)
-        except InputError as error:
-            return fail(error)
+            logging.get_absl_logger().addFilter(_is_news)
+        return _answering(lambda: main(argv))
 
     return answered
+
+
+def _is_news(record) -> bool:
+    """False where orbax logs an exception that it then raises, or waiting that was meant."""
+    known = record.exc_info or "Waiting for previous save" in str(record.msg)
+    return not (known and "/orbax/" in record.pathname)
+
+
+def _answering(main):
+    try:
+        return main()
+    except InputError as error:
+        fail(error)
+    except Stopped as end:
+        _end(end, end.status)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        _end(f"error: {error.strerror}{where}; make room there and run the same command again", 1)
+
+
+def _end(message, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -71,6 +71,7 @@ COMMON_RULES = {
     "optim.max_bad_steps": whole(0),
     "checkpoint.every": whole(1),
     "checkpoint.keep": whole(1),
+    "checkpoint.max_failed_saves": whole(1),
     "evaluate.every_epochs": above(0),
     "evaluate.knn_images": whole(0),
     "evaluate.knn_k": whole(1),

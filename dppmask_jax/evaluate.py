@@ -46,11 +46,18 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
       The path of eval_TASK.json, see `result_name`.
 
     Raises:
-      InputError: the config, the checkpoint, the data or the workdir will not do.
+      InputError: the config, the checkpoint, the data or the workdir will not do, or another
+        process is at the same task there.
+      Stopped: a training was stopped by a signal, or could not save.
     """
     settings.check(config)
     folder = Path(workdir or checkpoint)
     workdir_files.check_folder(folder)
+    with workdir_files.locked(folder, f".lock_eval_{config.task}"):
+        return _evaluate(config, checkpoint, folder, command)
+
+
+def _evaluate(config, checkpoint, folder: Path, command: str) -> Path:
     run = load_run(checkpoint)
     config = completed(config, run.config)
     if "data" in config and not config.data.source:

@@ -3,12 +3,15 @@ supervised evaluations share around the loop."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dppmask_jax import checkpoint, loop, metrics, optim, parallel, workdir
+from dppmask_jax import checkpoint, loop, metrics, optim, parallel, signals, workdir
 from dppmask_jax.data import loader
+from dppmask_jax.errors import Stopped
+from dppmask_jax.saves import FAILED, Saves
 
 
 class Plan(NamedTuple):
@@ -73,53 +76,87 @@ def fit(
 
     Raises:
       loop.TrainingDiverged, InputError: see `loop.run`.
+      Stopped: SIGTERM or SIGINT came, and the state is saved; or too many saves failed.
     """
     state = parallel.replicate(state)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
-    if resuming:
-        state = checkpoints.restore(state)
-    start_step = int(parallel.to_host(state.step))
-    if checkpoints.damaged:
-        if parallel.is_main():
-            checkpoints.set_damaged_aside()
-        parallel.wait_for_all("damaged checkpoints set aside")
-        checkpoints.reload()
-    if parallel.is_main():
-        workdir.write_config(config, folder)
-        announce(start_step, state)
+    start_step, state = _restored(folder, state) if resuming else (0, state)
+    main = parallel.is_main()
+    with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(signals.noted())
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            workdir.write_config(config, folder)
+            announce(start_step, state)
+        progress = metrics.Progress(start_step, plan.total_steps, main)
+        stack.callback(progress.close)
+        # From step 0, which is where an imported run goes on from, everything is logged anew.
+        writer = metrics.MetricsLog(folder if main else None, start_step or None, progress.say)
+        stack.callback(writer.close)
+        saves = Saves(
+            checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
+            if main
+            else None,
+            meta={"config": workdir.to_json(config)},
+            max_failed=config.checkpoint.max_failed_saves,
+            write_metrics=writer.flush,
+            say=progress.say,
+        )
+        stack.callback(saves.close)
+        batches = stack.enter_context(_stream(config, method, source, start_step, progress.say))
+        outcome = loop.run(
+            loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
+            state,
+            batches,
+            start_step=start_step,
+            total_steps=plan.total_steps,
+            seed_key=seed_key,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            max_bad_steps=config.optim.max_bad_steps,
+            max_bad_frac=config.data.max_bad_frac,
+            num_images=len(source),
+            save_every=config.checkpoint.every,
+            save=lambda step, state: saves.begin(step, parallel.savable(state)),
+            settle=saves.settle,
+            stop=lambda: max(asked(), saves.status()),
+            log=writer.write,
+            progress=_shown(method, progress, plan.total_steps),
+            hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
+            profile=(
+                loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
+            ),
+        )
+        unsaved = parallel.decided_by_main(lambda: FAILED if saves.failed else 0)
+        if outcome.status or unsaved:
+            status = outcome.status or unsaved
+            raise Stopped(_why(status, outcome.step, plan, saves, folder), status)
+        return outcome.state
 
-    # From step 0, which is where an imported run goes on from, everything is logged anew.
-    writer = metrics.MetricsLog(folder if parallel.is_main() else None, start_step or None)
-    progress = metrics.Progress(start_step, plan.total_steps, parallel.is_main())
-    meta = {"config": workdir.to_json(config)}
-    try:
-        with _stream(config, method, source, start_step, progress.say) as batches:
-            return loop.run(
-                loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
-                state,
-                batches,
-                start_step=start_step,
-                total_steps=plan.total_steps,
-                seed_key=seed_key,
-                batch_size=config.batch_size,
-                log_every=config.log_every,
-                max_bad_steps=config.optim.max_bad_steps,
-                max_bad_frac=config.data.max_bad_frac,
-                num_images=len(source),
-                save_every=config.checkpoint.every,
-                save=lambda step, state: checkpoints.save(step, parallel.savable(state), meta),
-                log=writer.write,
-                progress=_shown(method, progress, plan.total_steps),
-                hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
-                profile=(
-                    loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
-                ),
-            )
-    finally:
-        progress.close()
-        checkpoints.close()
-        writer.close()
+
+def _restored(folder: Path, state):
+    """(step, state) of the newest checkpoint that is whole; newer ones are moved out of the way."""
+    damaged = []
+
+    def choose():
+        step, newer = checkpoint.newest_whole(folder, state)
+        damaged.extend(newer)
+        return step
+
+    step = parallel.decided_by_main(choose)
+    checkpoint.set_aside(folder, damaged)  # the other processes have looked at the folder by now
+    return step, checkpoint.restore(folder, step, state)
+
+
+def _why(status: int, step: int, plan: Plan, saves: Saves, folder: Path) -> str:
+    where = f"after step {step:,} of {plan.total_steps:,}"
+    if not parallel.is_main():
+        return f"stopped {where}, as process 0 did; the same command goes on"
+    if status != FAILED:
+        return f"{signals.name(status)}: stopped {where}; the same command {saves.resumes()}"
+    return (
+        f"stopped {where}: {saves.failed} save(s) in a row failed, the last one: {saves.reason}; "
+        f"mend that for {folder}, and the same command {saves.resumes()}"
+    )
 
 
 def _stream(config, method, source, start_step: int, say):

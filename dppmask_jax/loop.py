@@ -58,13 +58,16 @@ def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> 
     """The training step, compiled for all devices.
 
     Returns:
-      `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`.
+      `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
+      with or without "stop" int32 (b,), of which the metrics have the largest of all processes.
       Gradients, metrics and `aux` are averaged over the micro-batches and the devices, then there
       is one update and one `after_step`. Where the loss or the gradient norm is not finite, only
       the counts change.
     """
 
     def step(state: TrainState, batch, seed_key):
+        batch = dict(batch)
+        stop = parallel.largest(jnp.max(batch.pop("stop", 0)))
         key = jax.random.fold_in(seed_key, state.step)
         grads, metrics, aux = parallel.mean(
             _accumulated_gradients(method, state, batch, key, accum_steps)
@@ -85,7 +88,7 @@ def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> 
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
         counts = {"bad_steps": bad_steps, "bad_images": bad_images}
-        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts}
+        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts, "stop": stop}
         return TrainState(state.step + 1, *kept, **counts), metrics
 
     return parallel.data_parallel_update(step)
@@ -106,6 +109,15 @@ class Profile(NamedTuple):
     skip: int = 5
 
 
+class Outcome(NamedTuple):
+    """The state after `step`, the last that was made, and the `status` that stopped it there; 0
+    after the last of all."""
+
+    state: TrainState
+    step: int
+    status: int
+
+
 def run(
     step_fn: Callable,
     state: TrainState,
@@ -121,12 +133,14 @@ def run(
     num_images: int,
     save_every: int,
     save: Callable[[int, TrainState], Any],
+    settle: Callable[[], Any],
+    stop: Callable[[], int],
     log: Callable[[int, dict[str, float]], Any],
     progress: Callable[[int, dict[str, float]], Any],
     hooks: tuple[Hook, ...] = (),
     profile: Profile | None = None,
-) -> TrainState:
-    """Trains from `start_step` to `total_steps`.
+) -> Outcome:
+    """Trains from `start_step` to `total_steps`, or until `stop` says so; then it saves.
 
     Args:
       batches: this process's share of the batch of step `start_step`, `start_step + 1`, …
@@ -134,7 +148,12 @@ def run(
       max_bad_frac: share of the images, 0 to 1, that may be unreadable.
       num_images: images in the data set.
       save: called with the step and the state every `save_every` steps and at the end, after
-        everything of that step is logged.
+        everything of that step is logged. It may return before the state is written.
+      settle: waits until it is. Called while the devices make the next step, of which nothing is
+        logged or begun before: a killed run repeats at most `save_every` steps.
+      stop: 0, or the exit status that this process wants to end with. Alone, it stops before the
+        next step. Of several processes, each step carries the wish of all, so that they end after
+        the same one, three steps later.
       log: called with a step and the values to write down.
       progress: called after each logged step.
       profile: which steps to trace; None traces none.
@@ -155,16 +174,25 @@ def run(
     stream = iter(batches)
     clock = _Clock(start_step)
     in_flight = None
+    alone, status, saved = parallel.is_alone(), 0, start_step
     trace_from, trace_to = _traced_steps(profile, start_step, total_steps)
     for step in range(start_step + 1, total_steps + 1):
+        wish = stop()
+        if status := wish if alone else status:
+            if saved < step - 1:
+                save(step - 1, state)
+            settle()
+            return Outcome(state, step - 1, status)
         if step == trace_from:
             jax.profiler.start_trace(profile.directory)
         batch = clock.timed_wait(lambda: next(stream))
+        batch["stop"] = np.full(len(batch["bad"]), wish, np.int32)
         state, metrics = step_fn(state, parallel.split_batch(batch), seed_key)
         # The host runs at most one step ahead of the devices: batches must not pile up.
         if in_flight is not None:
-            jax.block_until_ready(in_flight)
-        in_flight = metrics["loss"]
+            status = int(parallel.to_host(in_flight))
+        in_flight = metrics.pop("stop")
+        settle()
         if step == start_step + 1 and not due(step, log_every):
             # Keeps the compilation out of the first logged throughput.
             jax.block_until_ready(in_flight)
@@ -203,10 +231,11 @@ def run(
                 evaluated = True
         if due(step, save_every):
             save(step, state)
-            evaluated = True
+            saved, evaluated = step, True
         if evaluated:
             clock.restart(step)
-    return state
+    settle()
+    return Outcome(state, total_steps, 0)
 
 
 def _traced_steps(profile, start_step, total_steps):

@@ -42,7 +42,10 @@ from dppmask_jax.pretrained import open_data
 from dppmask_jax.rules import flatten
 
 # What may change while a sweep goes on: the numbers stay the same.
-_FREE = ("data.workers", "log_every", "checkpoint.every", "checkpoint.keep", "memory_gb")
+_FREE = (
+    "data.workers", "log_every", "checkpoint.every", "checkpoint.keep",
+    "checkpoint.max_failed_saves", "memory_gb",
+)  # fmt: skip
 _NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac")  # of metrics.jsonl
 _AXES = {
     "mask.ratio": "share of patches masked",
@@ -83,6 +86,7 @@ def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "")
       InputError: the grid, a config of one of its points, the data or the folder will not do;
         nothing was trained.
       loop.TrainingDiverged: too many steps of a pre-training in a row were not finite.
+      Stopped: by a signal, or because nothing could be saved.
     """
     folder = Path(folder)
     points = grid_points(config, grid)

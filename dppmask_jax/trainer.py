@@ -32,10 +32,17 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     Raises:
       InputError: the config, the data or the workdir will not do; nothing was changed.
       loop.TrainingDiverged: too many steps in a row were not finite.
+      Stopped: by a signal, or because nothing could be saved.
     """
     folder = Path(folder)
     check(config)
     parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
+    workdir.check_folder(folder)
+    with workdir.locked(folder):
+        _train(config, folder, profile_steps)
+
+
+def _train(config, folder: Path, profile_steps: int) -> None:
     changed = workdir.check_resumable(config, folder)
     train_source, val_source = open_data(config)
     plan = plan_from(config, len(train_source))

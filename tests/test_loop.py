@@ -117,6 +117,8 @@ class Recorder:
     def arguments(self):
         return {
             "save": lambda step, state: self.saved.append(step),
+            "settle": lambda: None,
+            "stop": lambda: 0,
             "log": lambda step, values: self.logged.append((step, values)),
             "progress": lambda step, values: self.shown.append(step),
         }
@@ -141,7 +143,7 @@ def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
         total_steps=total_steps,
         **arguments,
         **recorder.arguments(),
-    )
+    ).state
 
 
 def test_loop_logs_probes_and_saves_when_due():

@@ -46,6 +46,7 @@ _TRAINING = {
     "optim.max_bad_steps": whole(0),
     "checkpoint.every": whole(1),
     "checkpoint.keep": whole(1),
+    "checkpoint.max_failed_saves": whole(1),
     "evaluate.every_epochs": above(0),
 }
 
