@@ -66,7 +66,7 @@ class Chip(NamedTuple):
     memory_rate: float
     memory: float
     links: float
-    options: dict[str, str] = {}
+    configuration: str = ""  # that the compiler is asked for
 
     @property
     def clock(self) -> float:
@@ -77,7 +77,7 @@ class Chip(NamedTuple):
 GIB = 2**30
 CHIPS = {
     # Both cores of a chip as one device, as JAX has them on v4 hosts.
-    "v4": Chip(8 * 128**2, 275e12, 1200e9, 30.5 * GIB, 300e9, {"chip_config_name": "megacore"}),
+    "v4": Chip(8 * 128**2, 275e12, 1200e9, 30.5 * GIB, 300e9, "megacore"),
     "v5e": Chip(4 * 128**2, 197e12, 819e9, 15.75 * GIB, 200e9),
     "v5p": Chip(8 * 128**2, 459e12, 2765e9, 95.74 * GIB, 600e9),
     "v6e": Chip(4 * 256**2, 918e12, 1638e9, 31.25 * GIB, 400e9),
@@ -119,9 +119,11 @@ def devices_of(topology: str):
     kind = topology.partition(":")[0]
     if kind not in CHIPS:
         raise InputError(f"--topology={topology}: the chip is one of {', '.join(CHIPS)}")
+    configuration = CHIPS[kind].configuration
+    options = {"chip_config_name": configuration} if configuration else {}
     try:
         description = topologies.get_topology_desc(
-            topology_name=topology, platform="tpu", **CHIPS[kind].options
+            topology_name=topology, platform="tpu", **options
         )
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise InputError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
