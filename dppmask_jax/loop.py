@@ -54,8 +54,13 @@ def _accumulated_gradients(method, state, batch, key, accum_steps):
     return jax.tree.map(lambda x: x / accum_steps, total)
 
 
-def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> Callable:
+def make_step(
+    method: Method, optimizer: Optimizer, *, accum_steps: int = 1, devices=None
+) -> Callable:
     """The training step, compiled for all devices.
+
+    Args:
+      devices: see `parallel.data_parallel_update`.
 
     Returns:
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
@@ -75,23 +80,25 @@ def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = optax.with_extra_args_support(optimizer.tx).update(
-            grads, state.opt_state, state.params, train_step=state.step
-        )
-        lr = optimizer.learning_rate(state.step)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: lr * u, updates))
-        extra = method.after_step(params, state.extra, aux, state.step)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optax.with_extra_args_support(optimizer.tx).update(
+                grads, state.opt_state, state.params, train_step=state.step
+            )
+            lr = optimizer.learning_rate(state.step)
+            params = optax.apply_updates(state.params, jax.tree.map(lambda u: lr * u, updates))
+            extra = method.after_step(params, state.extra, aux, state.step)
         metrics = {**metrics, **method.report(extra, aux, state.step)}
         updated = (params, opt_state, extra)
         unchanged = (state.params, state.opt_state, state.extra)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
+        with jax.named_scope("optimizer"):
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
         counts = {"bad_steps": bad_steps, "bad_images": bad_images}
         metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts, "stop": stop}
         return TrainState(state.step + 1, *kept, **counts), metrics
 
-    return parallel.data_parallel_update(step)
+    return parallel.data_parallel_update(step, devices)
 
 
 class Hook(NamedTuple):

@@ -140,13 +140,21 @@ def split_batch(batch):
     return jax.tree.map(lambda x: x.reshape((local, -1, *x.shape[1:])), batch)
 
 
-def data_parallel_update(step):
+def data_parallel_update(step, devices=None):
     """Compiles `step(state, batch, shared) -> (state, metrics)` for all devices.
 
     Inside, use `mean` on everything that has to agree. The old state is given up.
+
+    Args:
+      devices: what to compile for, such as a topology that is not there; None is all there are.
     """
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=(0,),
     )
 
 
