@@ -1,4 +1,5 @@
-"""Runs a command: bad input is one line and status 2; any other fault keeps its traceback."""
+"""Runs a command: bad input is one line and status 2, a run that cannot go on is one line and
+status 3, any other fault keeps its traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import sys
 
 from absl import app, flags, logging
 
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, RunStopped
 
 
 def run(main) -> None:
@@ -24,6 +25,8 @@ def run_parsed(main) -> None:
         main()
     except InputError as error:
         fail(error)
+    except RunStopped as error:
+        fail(error, status=3)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -47,10 +50,10 @@ def define_process_flags():
     return lambda: (coordinator.value, num_processes.value, process_id.value)
 
 
-def fail(message) -> None:
-    """Ends the command with one line on stderr and status 2."""
+def fail(message, status: int = 2) -> None:
+    """Ends the command with one line on stderr."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _parse_flags(argv):
@@ -108,5 +111,7 @@ def _answering_bad_input(main):
             return main(argv)
         except InputError as error:
             return fail(error)
+        except RunStopped as error:
+            return fail(error, status=3)
 
     return answered

@@ -110,7 +110,7 @@ def fit(
                 num_images=len(source),
                 save_every=config.checkpoint.every,
                 save=lambda step, state: checkpoints.save(step, parallel.savable(state), meta),
-                log=writer.write,
+                log=_logged(writer, progress, plan.total_steps),
                 progress=_shown(method, progress, plan.total_steps),
                 hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
                 profile=(
@@ -136,6 +136,20 @@ def _stream(config, method, source, start_step: int, say):
         num_shards=num_shards,
         log=say,
     )
+
+
+def _logged(writer, progress, total_steps):
+    """Writes values down, and says when the first of some steps is skipped."""
+
+    def log(step, values):
+        writer.write(step, values)
+        if values.get("bad_steps") == 1 and parallel.is_main():
+            progress.say(
+                f"step {step}/{total_steps}  warning: loss {values['loss']:.4g}, gradient norm "
+                f"{values['grad_norm']:.4g}; a step that is not finite is skipped"
+            )
+
+    return log
 
 
 def _shown(method, progress, total_steps):

@@ -43,7 +43,8 @@ from dppmask_jax.rules import flatten
 
 # What may change while a sweep goes on: the numbers stay the same.
 _FREE = ("data.workers", "log_every", "checkpoint.every", "checkpoint.keep", "memory_gb")
-_NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac")  # of metrics.jsonl
+# Of metrics.jsonl.
+_NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
 _AXES = {
     "mask.ratio": "share of patches masked",
     "mask.tau": "threshold τ of the DPP",
