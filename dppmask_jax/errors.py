@@ -1,4 +1,4 @@
-"""The exceptions whose message is all that a person needs: the commands print no traceback."""
+"""Ends of a command that are one line: the user can mend it, or the run was stopped."""
 
 
 class InputError(ValueError):
@@ -9,9 +9,24 @@ class InputError(ValueError):
     """
 
 
-class RunStopped(RuntimeError):
-    """A run that was given everything it needs cannot go on; its checkpoints are kept.
+class Stopped(Exception):
+    """A run that ended early and in good order.
 
-    The message is one line that says why and what to try. The commands print it without a traceback
-    and end with status 3, which tells a script that starting again by itself will not help.
+    The message is one line that says why, and how to go on. The commands print it without a
+    traceback and end with `status`.
     """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def one_line(text: str) -> str:
+    """The text with everything that does not print, line breaks too, written as an escape.
+
+    File names can hold any of it, and would move the cursor of a terminal or start a line of their
+    own in a log.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dppmask_jax import checkpoint, loop, metrics, optim, parallel, workdir
 from dppmask_jax.data import loader
+from dppmask_jax.errors import InputError
 
 
 class Plan(NamedTuple):
@@ -22,13 +23,22 @@ class Plan(NamedTuple):
 
 
 def plan_from(config, num_images: int) -> Plan:
-    """Steps of a run: an epoch is as many whole batches as the images fill, at least one."""
+    """Steps of a run: an epoch is as many whole batches as the images fill, at least one.
+
+    Raises:
+      InputError: the steps are too many to be counted in an int32.
+    """
     steps_per_epoch = max(1, num_images // config.batch_size)
 
     def steps(epochs):
         return max(1, round(epochs * steps_per_epoch))
 
     total = steps(config.epochs)
+    if total >= 2**31 - 1:
+        raise InputError(
+            f"config.epochs={config.epochs:g} of {steps_per_epoch} steps are {total:.3g} steps in "
+            "all, more than 2147483646; lower it"
+        )
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,

@@ -12,13 +12,19 @@ import numpy as np
 import optax
 
 from dppmask_jax import parallel
-from dppmask_jax.errors import InputError, RunStopped
+from dppmask_jax.errors import InputError, Stopped
 from dppmask_jax.methods.base import Method, TrainState
 from dppmask_jax.optim import Optimizer
 
 
-class TrainingDiverged(RunStopped):
-    """Too many steps in a row had a loss or a gradient that was not finite."""
+class TrainingDiverged(Stopped):
+    """Too many steps in a row had a loss, a gradient or an update that was not finite.
+
+    The status 3 tells scripts from a crash that starting again by itself will not help.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message, status=3)
 
 
 def init_state(method: Method, optimizer: Optimizer, key) -> TrainState:
@@ -154,7 +160,7 @@ def run(
     def due(step, every):
         return step % every == 0 or step == total_steps
 
-    def settle(step, metrics):
+    def look_back(step, metrics):
         """Waits for a step, and looks whether it was skipped."""
         bad_steps = parallel.to_host(metrics["bad_steps"]).item()
         if bad_steps and not due(step, log_every):
@@ -177,7 +183,7 @@ def run(
         state, metrics = step_fn(state, parallel.split_batch(batch), seed_key)
         # The host runs at most one step ahead of the devices: batches must not pile up.
         if in_flight is not None:
-            settle(*in_flight)
+            look_back(*in_flight)
         in_flight = step, metrics
         if step == start_step + 1 and not due(step, log_every):
             # Keeps the compilation out of the first logged throughput.
@@ -204,7 +210,7 @@ def run(
             jax.block_until_ready(metrics["loss"])
             jax.profiler.stop_trace()
         if any(due(step, every) for every in (log_every, save_every, *(h.every for h in hooks))):
-            settle(*in_flight)
+            look_back(*in_flight)
             in_flight = None
         evaluated = False
         for hook in hooks:
