@@ -1,5 +1,6 @@
 """The same run on any number of devices, processes and workers, and from one number to another."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,15 @@ from dppmask_jax import metrics
 STEPS = 20
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """What one of the runs compiles, the next with as many devices finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 def start(workdir, devices, *flags, method="mae"):
     command = [sys.executable, "tests/elastic.py", method, str(workdir), *flags]
     return subprocess.Popen(
@@ -22,7 +32,7 @@ def start(workdir, devices, *flags, method="mae"):
 
 
 def end(process, status=0):
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == status, err
     return out
 

@@ -6,8 +6,8 @@ is transparent is laid over white; the EXIF orientation is applied; of an animat
 counts; what a file is called does not matter. A file that ends early is unreadable, not grey at the
 bottom.
 
-An image of the most pixels that are allowed takes up to 0.7 GB while it is decoded, one of the
-WebP format 1.1 GB, and smaller ones in proportion. A JPEG takes a part of it where it is shrunk.
+While it is decoded, an image of the most pixels that are allowed takes up to 0.8 GB of memory, or
+1.1 GB if it is a WebP, and smaller ones in proportion. A JPEG that is shrunk takes a part of that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 MAX_PIXELS = 89_478_485  # refused beyond this, before decoding; where Pillow starts to warn
 # Not all that Pillow knows: some formats start other programs or are documents.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_BAND = 256  # rows
+_BAND = 2**20  # pixels converted at a time
 _ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,8 +113,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _bands(image: Image.Image):
     """(top, part) of the image, from above: what is done in steps takes memory for a part."""
-    for top in range(0, image.height, _BAND):
-        yield top, image.crop((0, top, image.width, min(top + _BAND, image.height)))
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

@@ -112,7 +112,7 @@ def check_readable(files: Files) -> None:
     for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
         path = files.path(int(i))
         try:
-            decode.decode(read_file(path))
+            decode.to_rgb(decode.open_image(read_file(path)))
             return
         except (OSError, decode.DecodeError) as error:
             reason = reason or f"{path}: {error}"
