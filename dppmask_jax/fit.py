@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dppmask_jax import checkpoint, loop, metrics, optim, parallel, signals, workdir
 from dppmask_jax.data import loader
-from dppmask_jax.errors import Stopped
+from dppmask_jax.errors import InputError, Stopped
 from dppmask_jax.saves import FAILED, Saves
 
 
@@ -25,13 +25,22 @@ class Plan(NamedTuple):
 
 
 def plan_from(config, num_images: int) -> Plan:
-    """Steps of a run: an epoch is as many whole batches as the images fill, at least one."""
+    """Steps of a run: an epoch is as many whole batches as the images fill, at least one.
+
+    Raises:
+      InputError: the steps are too many to be counted in an int32.
+    """
     steps_per_epoch = max(1, num_images // config.batch_size)
 
     def steps(epochs):
         return max(1, round(epochs * steps_per_epoch))
 
     total = steps(config.epochs)
+    if total >= 2**31 - 1:
+        raise InputError(
+            f"config.epochs={config.epochs:g} of {steps_per_epoch} steps are {total:.3g} steps in "
+            "all, more than 2147483646; lower it"
+        )
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
@@ -119,7 +128,7 @@ def fit(
             save=lambda step, state: saves.begin(step, parallel.savable(state)),
             settle=saves.settle,
             stop=lambda: max(asked(), saves.status()),
-            log=writer.write,
+            log=_logged(writer, progress, plan.total_steps),
             progress=_shown(method, progress, plan.total_steps),
             hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
             profile=(
@@ -172,6 +181,20 @@ def _stream(config, method, source, start_step: int, say):
         num_shards=num_shards,
         log=say,
     )
+
+
+def _logged(writer, progress, total_steps):
+    """Writes values down, and says when the first of some steps is skipped."""
+
+    def log(step, values):
+        writer.write(step, values)
+        if values.get("bad_steps") == 1 and parallel.is_main():
+            progress.say(
+                f"step {step}/{total_steps}  warning: loss {values['loss']:.4g}, gradient norm "
+                f"{values['grad_norm']:.4g}; a step that is not finite is skipped"
+            )
+
+    return log
 
 
 def _shown(method, progress, total_steps):

@@ -27,16 +27,19 @@ def read_metrics(path: Path) -> list[dict]:
     """The records of a metrics.jsonl, in order; a half-written last line is left out.
 
     Raises:
-      InputError: a line in the middle is not a record.
+      InputError: a line in the middle is not a record, an object with a whole "step".
     """
     if not path.exists():
         return []
     records = []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise ValueError('no object with a whole "step"')
+            records.append(record)
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"line {number} of {path} is damaged ({error}); remove that line"
             ) from error

@@ -46,7 +46,8 @@ _FREE = (
     "data.workers", "log_every", "checkpoint.every", "checkpoint.keep",
     "checkpoint.max_failed_saves", "memory_gb",
 )  # fmt: skip
-_NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac")  # of metrics.jsonl
+# Of metrics.jsonl.
+_NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
 _AXES = {
     "mask.ratio": "share of patches masked",
     "mask.tau": "threshold τ of the DPP",

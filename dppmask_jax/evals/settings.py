@@ -4,20 +4,41 @@ from __future__ import annotations
 
 from dppmask_jax import rules
 from dppmask_jax.errors import InputError
-from dppmask_jax.rules import above, fraction_below_1, number, one_of, pair, several, whole
+from dppmask_jax.rules import (
+    Rule,
+    above,
+    above_to,
+    fraction_below_1,
+    number,
+    one_of,
+    pair,
+    several,
+    whole,
+)
 
-_SEEDS = several(whole(0), "a list of whole numbers such as (0, 1, 2)")
+_WHOLE_NUMBERS = several(whole(0), "")
+_SEEDS = Rule(
+    lambda value: _WHOLE_NUMBERS.holds(value) and len(set(value)) == len(value),
+    "a list of different whole numbers such as (0, 1, 2)",
+)
+_ALPHA = Rule(
+    lambda value: rules.is_number(value) and (value == 0 or 1e-3 <= value <= 1e3),
+    "0, or a number from 0.001 to 1000",
+)
 _PROBABILITY = number(0, 1)
 
 _TASK = {"task": rules.TEXT}
 
 _DATA = {
     "model.dtype": one_of("", "float32", "bfloat16"),
-    "batch_size": whole(1),
-    "data.source": rules.TEXT,
+    "batch_size": whole(1, 2**20),
+    "data.source": Rule(
+        lambda value: rules.is_text(value) and (value == "" or rules.SOURCE.holds(value)),
+        f"{rules.SOURCE.allowed}; '' for the images of the run",
+    ),
     "data.dir": rules.TEXT,
     "data.val_fraction": fraction_below_1,
-    "data.classes": rules.TEXT,
+    "data.classes": rules.CLASSES,
     "data.workers": whole(0, 256),
     "memory_gb": above(0),
 }
@@ -27,7 +48,7 @@ _TRAINING = {
     "epochs": above(0),
     "log_every": whole(1),
     "data.crop_scale": pair(
-        above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
+        above_to(0, 1), "(smallest, largest) share of the area, within 0 to 1", ordered=True
     ),
     "data.flip": rules.FLAG,
     "data.max_bad_frac": _PROBABILITY,
@@ -53,11 +74,11 @@ _TRAINING = {
 _FINETUNING = {
     "data.randaugment": number(0, 10),
     "data.erase_prob": _PROBABILITY,
-    "data.mixup": number(0),
-    "data.cutmix": number(0),
+    "data.mixup": _ALPHA,
+    "data.cutmix": _ALPHA,
     "model.drop_path": fraction_below_1,
     "model.remat": rules.FLAG,
-    "optim.layer_decay": above(0, 1.0000001),
+    "optim.layer_decay": above_to(0, 1),
     "optim.b2": fraction_below_1,
     "optim.epsilon": above(0),
     "optim.clip_norm": number(0),
@@ -103,12 +124,19 @@ RULES = {
 
 def check(config) -> None:
     """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+    if not hasattr(config, "items"):
+        raise InputError(
+            f"the config is {rules.shown(config)}; get_config must return a ConfigDict"
+        )
     task = config.get("task")
-    if task not in RULES:
-        raise InputError(f"config.task={task!r} is not allowed: {' | '.join(RULES)}")
-    fine_tunes = task == "multilabel" and config.get("train") == "finetune"
-    allowed = RULES[task] | (_FINETUNING if fine_tunes else {})
-    rules.check_fields(rules.flatten(config), allowed)
+    if not isinstance(task, str) or task not in RULES:
+        raise InputError(f"config.task={rules.shown(task)} is not allowed: {' | '.join(RULES)}")
+    values = rules.flatten(config)
+    allowed = RULES[task]
+    if task == "multilabel":  # it says which other fields there are
+        rules.check_fields({"train": values.get("train")}, {"train": allowed["train"]})
+        allowed = allowed | (_FINETUNING if config.train == "finetune" else {})
+    rules.check_fields(values, allowed)
     if "epochs" in config:
         _check_training(config)
 
