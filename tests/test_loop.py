@@ -235,7 +235,7 @@ def test_a_short_streak_between_logged_steps_is_counted_and_forgiven():
 
 
 def test_the_count_of_bad_steps_survives_a_resume_and_saves_stay_finite(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=9)
+    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER, keep=9)
     saved = {}
 
     def save(step, state):
@@ -258,9 +258,10 @@ def test_the_count_of_bad_steps_survives_a_resume_and_saves_stay_finite(tmp_path
         )  # fmt: skip
 
     train(start(method, optimizer), 0, 6)
-    checkpoints.close()
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=9)
-    state = checkpoints.restore(start(method, optimizer))
+    checkpoints.wait()
+    newest, damaged = checkpoint.newest_whole(tmp_path, start(method, optimizer))
+    assert (newest, damaged) == (6, [])
+    state = checkpoint.restore(tmp_path, newest, start(method, optimizer))
     assert int(state.step) == 6 and int(state.bad_steps) == 2
     with pytest.raises(loop.TrainingDiverged, match="4 steps in a row up to step 8"):
         train(state, 6, 50)
