@@ -78,8 +78,8 @@ class Saves:
 
     def resumes(self) -> str:
         """What the same command will do, in words."""
-        newest = self._checkpoints and self._checkpoints.newest
-        return "starts again" if newest is None else f"resumes at step {newest:,}"
+        newest = self._checkpoints.newest
+        return "begins at step 0" if newest is None else f"resumes at step {newest:,}"
 
     def _note(self, step: int, reason: str) -> None:
         self.failed, self.reason = self.failed + 1, reason

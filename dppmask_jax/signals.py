@@ -40,10 +40,15 @@ def noted() -> Iterator[Callable[[], int]]:
         signal.signal(number, note)
     try:
         yield lambda: status
+    except BaseException:
+        status = 0
+        raise
     finally:
         for number, handler in before.items():
             # None: set by another library, in C; it cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if status:
+            signal.raise_signal(status - 128)
 
 
 def name(status: int) -> str:

@@ -31,12 +31,13 @@ def check_resumable(
 
     Raises:
       InputError: see `check_folder`; or the workdir holds checkpoints that a fixed field tells from
-        this config, or a damaged metrics.jsonl.
+        this config, a damaged metrics.jsonl, or one of a run whose checkpoints are gone.
     """
     check_folder(workdir)
     meta = checkpoint.newest_meta(workdir)
-    metrics.read_metrics(workdir / "metrics.jsonl")
+    records = metrics.read_metrics(workdir / "metrics.jsonl")
     if meta is None:
+        _check_begins(workdir, records)
         return None
     old, new = flatten(from_json(meta["config"])), flatten(config)
     changed = {
@@ -51,6 +52,17 @@ def check_resumable(
             "name another folder, or go back to that config"
         )
     return list(changed.values())
+
+
+def _check_begins(workdir: Path, records: list[dict]) -> None:
+    """Raises InputError where a run has gone past its first save and has no checkpoint."""
+    written = workdir / "config.json"
+    last = max((record["step"] for record in records if "loss" in record), default=0)
+    if written.exists() and last > json.loads(written.read_text())["checkpoint"]["every"]:
+        raise InputError(
+            f"--workdir={workdir} holds a run that reached step {last}, and none of its "
+            "checkpoints; restore them, or move its metrics.jsonl away to start again"
+        )
 
 
 @contextlib.contextmanager

@@ -281,6 +281,11 @@ def test_a_run_falls_back_from_damage_and_stops_where_nothing_is_left(alone, env
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert faults.checkpoint_names(workdir) == [str(STEPS - 8), str(STEPS)]
 
+    (workdir / checkpoint.FOLDER).rename(tmp_path / "gone")
+    status, said = faults.run(command, env, tmp_path / "fourth.txt")
+    assert status == 2 and said.count("\n") == 1 and "none of its checkpoints" in said, said
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
 
 @needs_mount
 @pytest.mark.slow

@@ -22,6 +22,7 @@ CHANGES = {
     "evaluate__every_epochs": 2.0,
 }
 STEPS = 96
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_STOP = 60  # generous, for machines that do much else
 SECONDS_TO_NOTICE = 120  # of a lost process: twice parallel.LOST_AFTER_SECONDS
 
@@ -29,24 +30,32 @@ SECONDS_TO_NOTICE = 120  # of a lost process: twice parallel.LOST_AFTER_SECONDS
 # In this process.
 
 
-def test_a_signal_is_noted_and_the_handlers_come_back():
-    def own(number, frame):
-        raise AssertionError
+class ActedUpon(Exception):
+    pass
 
-    before = signal.signal(signal.SIGTERM, own)
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_the_handlers_come_back(number):
+    received = []
+    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in SIGNALS}
+    own = signal.getsignal(number)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with signals.noted() as asked:
-                assert asked() == 0
-                os.kill(os.getpid(), number)
-                assert asked() == 128 + number
-                assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-                os.kill(os.getpid(), signal.SIGTERM)  # no second one changes the answer
-                assert asked() == 128 + number
-            assert signal.getsignal(signal.SIGTERM) is own
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(ActedUpon), signals.noted() as asked:
+            assert asked() == 0
+            os.kill(os.getpid(), number)
+            assert asked() == 128 + number
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            os.kill(os.getpid(), signal.SIGTERM)  # no second one changes the answer
+            assert asked() == 128 + number
+            raise ActedUpon
+        assert signal.getsignal(number) is own and received == []
+        with signals.noted():
+            os.kill(os.getpid(), number)
+            assert received == []
+        assert received == [number], "a signal that nobody acted upon is lost"
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for n, handler in before.items():
+            signal.signal(n, handler)
 
 
 def _hold(folder, ready):
@@ -145,18 +154,22 @@ def test_a_second_sigint_stops_at_once(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_loader_processes_do_not_die_of_the_signal_first(alone, cache, tmp_path):
-    """Schedulers and terminals signal all processes of a job."""
+def test_loader_processes_leave_signals_alone_and_end_with_the_run(alone, cache, tmp_path):
+    """Schedulers and terminals signal all processes of a job; a kill may hit the main one only."""
     workdir = tmp_path / "run"
-    changes = CHANGES | {"data__workers": 2}
-    command, env = tiny.command(workdir, **changes), faults.environment(cache)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    command = tiny.command(workdir, **CHANGES, data__workers=2)
+    env = faults.environment(cache)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         life = faults.Life(command, env, tmp_path / f"{number}.txt", start_new_session=True)
         life.wait_for_step(workdir, faults.last_step(workdir) + 10)
-        os.killpg(life.process.pid, number)
-        status, seconds = life.end()
-        assert status == 128 + number and seconds < SECONDS_TO_STOP, life.said()
-        assert f"resumes at step {faults.last_step(workdir)}" in life.said()
+        if number == signal.SIGKILL:
+            life.send(number)
+            assert life.end()[0] == -number
+        else:
+            os.killpg(life.process.pid, number)
+            status, seconds = life.end()
+            assert status == 128 + number and seconds < SECONDS_TO_STOP, life.said()
+            assert f"resumes at step {faults.last_step(workdir)}" in life.said()
         with pytest.raises(ProcessLookupError):  # none of the group is left
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple
@@ -196,8 +199,22 @@ def _iterate(examples: grain.MapDataset, batch_size: int, workers: int) -> grain
         if not flags.FLAGS.is_parsed():  # grain's workers read flags, which only absl.app parses
             flags.FLAGS.mark_as_parsed()
         ahead = max(1, 2 * per_batch // workers)
-        chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(workers, ahead))
+        chunks = chunks.mp_prefetch(
+            grain.MultiprocessingOptions(workers, ahead), worker_init_fn=_begin_worker
+        )
     return iter(chunks.batch(per_batch, batch_fn=_concatenate))
+
+
+def _begin_worker(number: int, count: int) -> None:
+    """Leaves the signals that a whole job is sent to the process that trains, and ends with it."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _cores() -> int:
