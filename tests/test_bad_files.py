@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,20 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
 
 
+def tiff_of_one_tile(side, tile):
+    """A compressed TIFF whose one tile is of another size than the image."""
+    data = zlib.compress(bytes(10**6))
+    sizes = {256: side, 257: side, 322: tile, 323: tile, 325: len(data)}
+    kinds = {258: 8, 259: 8, 262: 1, 277: 1}  # bits, zlib, grey, one channel
+    fields = sorted([*sizes, *kinds, 324])
+    behind = 8 + 2 + 12 * len(fields) + 4
+    out = b"II*\0" + struct.pack("<IH", 8, len(fields))
+    for tag in fields:
+        kind, value = (3, kinds[tag]) if tag in kinds else (4, sizes.get(tag, behind))
+        out += struct.pack("<HHII", tag, kind, 1, value)
+    return out + bytes(4) + data
+
+
 def saved(save, values):
     buffer = io.BytesIO()
     save(buffer, values)
@@ -73,6 +88,7 @@ BAD = {
     "page.jpg": b"<html><body>404 Not Found</body></html>",
     "bomb.png": png_header(60_000, 60_000),
     "wide_bomb.png": png_header(2**31 - 1, 2**31 - 1),
+    "tile_bomb.tif": tiff_of_one_tile(10, 40_000),
     "array.png": saved(np.save, PIXELS),
     "arrays.jpg": saved(lambda file, x: np.savez(file, x=x), PIXELS),
     "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage",
@@ -206,7 +222,11 @@ def peak_memory(path, how):
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["bomb.png", "wide_bomb.png"])
+def test_a_tile_of_a_usual_size_is_read():
+    assert decode.decode(tiff_of_one_tile(10, 16)).shape == (10, 10, 3)
+
+
+@pytest.mark.parametrize("name", ["bomb.png", "wide_bomb.png", "tile_bomb.tif"])
 def test_a_bomb_takes_no_memory(name, tmp_path):
     (tmp_path / name).write_bytes(BAD[name])
     assert peak_memory(tmp_path / name, "decode") < 30

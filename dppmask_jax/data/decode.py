@@ -28,6 +28,7 @@ MAX_PIXELS = 89_478_485  # refused beyond this, before decoding; where Pillow st
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _BAND = 2**20  # pixels converted at a time
 _ORIENTATION = 0x0112
+_TILE = (322, 323)  # TIFF's tags of a tile's width and height
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,11 +52,14 @@ def open_image(data: bytes) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        sizes = [image.size]
+        if image.format == "TIFF":  # whatever the image's size, its decoder makes room for a tile
+            sizes.append([int(image.tag_v2.get(tag, 0)) for tag in _TILE])
     except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
         raise DecodeError(_words(error)) from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DecodeError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+    for width, height in sizes:
+        if width * height > MAX_PIXELS:
+            raise DecodeError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
     return image
 
 
