@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,12 +25,12 @@ _PARTIAL = ".orbax-checkpoint-tmp"
 log = logging.getLogger(__name__)
 
 
-class SaveFailed(Exception):
+class SaveFailed(OSError):
     """A checkpoint could not be written; `step` and `reason` say which and why."""
 
-    def __init__(self, step: int, reason: str):
-        super().__init__(f"checkpoint {step} could not be written: {reason}")
-        self.step, self.reason = step, reason
+    def __init__(self, step: int, number: int):
+        self.step, self.reason = step, os.strerror(number)
+        super().__init__(number, f"checkpoint {step} could not be written: {self.reason}")
 
 
 class Checkpoints:
@@ -117,8 +118,8 @@ class Checkpoints:
             self._manager.close()
 
     def _give_up(self, error: OSError | ValueError) -> None:
-        reason = _storage_fault(error)
-        if reason is None:
+        number = _error_number(error)
+        if number is None:
             raise error
         step, self._saving = self._saving, None
         # The manager keeps other errors of this save for the next, and has forgotten the
@@ -128,7 +129,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # read-only by now: the next start removes it
             self._remove_partial()
         self._manager = self._open()
-        raise SaveFailed(step, reason) from error
+        raise SaveFailed(step, number) from error
 
     def _write_manifest(self) -> None:
         folder = self._directory / f"{self._saving}{_PARTIAL}"
@@ -141,13 +142,15 @@ class Checkpoints:
             path.rmtree()
 
 
-def _storage_fault(error: OSError | ValueError) -> str | None:
-    """What the file system said, where that is what failed; else None."""
+def _error_number(error: OSError | ValueError) -> int | None:
+    """The number of the file system's error, where that is what failed."""
+    if isinstance(error, TimeoutError):
+        return errno.ETIMEDOUT  # orbax' own has no number
     if isinstance(error, OSError):
-        return f"{error.strerror} ({error.filename})" if error.filename else str(error)
+        return error.errno
     # The library below orbax raises ValueError for everything.
     found = re.search(r"os_error_code='(\d+)'", str(error))
-    return found and os.strerror(int(found[1]))
+    return found and int(found[1])
 
 
 def newest_meta(workdir) -> dict[str, Any] | None:

@@ -47,10 +47,10 @@ class Saves:
             # A resumed run has to find the records of the steps that it does not repeat.
             self._write_metrics()
             self._checkpoints.save(step, state, self._meta)
+        except checkpoint.SaveFailed as error:
+            self._note(error.step, error.reason)
         except OSError as error:
             self._note(step, f"metrics.jsonl: {error.strerror}")
-        except checkpoint.SaveFailed as error:
-            self._note(step, error.reason)
         else:
             self._step = step
 

@@ -56,9 +56,9 @@ def check_resumable(
 
 def _check_begins(workdir: Path, records: list[dict]) -> None:
     """Raises InputError where a run has gone past its first save and has no checkpoint."""
-    written = workdir / "config.json"
+    path = workdir / "config.json"
     last = max((record["step"] for record in records if "loss" in record), default=0)
-    if written.exists() and last > json.loads(written.read_text())["checkpoint"]["every"]:
+    if path.exists() and last > json.loads(path.read_text())["checkpoint"]["every"]:
         raise InputError(
             f"--workdir={workdir} holds a run that reached step {last}, and none of its "
             "checkpoints; restore them, or move its metrics.jsonl away to start again"

@@ -242,7 +242,7 @@ STEPS = 144
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
-    return faults.environment(tmp_path_factory.mktemp("cache"))
+    return faults.environment(tmp_path_factory.getbasetemp() / "compiled")
 
 
 @pytest.fixture(scope="module")

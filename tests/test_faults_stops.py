@@ -92,7 +92,7 @@ def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+    return tmp_path_factory.getbasetemp() / "compiled"
 
 
 @pytest.fixture(scope="module")
