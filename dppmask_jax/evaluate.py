@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ TASKS = {
 }
 
 
+def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:
+    """`evaluate` for several runs, each in its own folder.
+
+    Raises:
+      InputError: one of them will not do; none was evaluated.
+    """
+    for checkpoint in checkpoints:
+        _opened(config, checkpoint, checkpoint)
+    return [evaluate(config, checkpoint, command=command) for checkpoint in checkpoints]
+
+
 def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: str = "") -> Path:
     """Runs `config.task` on the newest checkpoint of a run, and prints a table.
 
@@ -47,13 +59,10 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
     Raises:
       InputError: the config, the checkpoint, the data or the workdir will not do.
     """
-    settings.check(config)
-    folder = Path(workdir or checkpoint)
-    workdir_files.check_folder(folder)
-    run = load_run(checkpoint)
-    config = completed(config, run.config)
-    train, val = (None, None) if config.task == "reconstruct" else open_data(config)
-    evaluation = Evaluation(config, run, folder, train, val, _say)
+    evaluation = _opened(config, checkpoint, workdir or checkpoint)
+    config, run, folder = evaluation.config, evaluation.run, evaluation.folder
+    # What one process writes from here on, another must not find while it looks at the input.
+    parallel.wait_for_all("the input was looked at")
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
 
     result = TASKS[config.task].run(evaluation)
@@ -67,6 +76,22 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
         partial.replace(path)
         print(f"\n{result.protocol}\n\n{format_table(result.table)}\n\nresult  {path}", flush=True)
     return path
+
+
+def _opened(config, checkpoint, folder) -> Evaluation:
+    """An evaluation that can run.
+
+    Raises:
+      InputError: the config, the checkpoint, the data or the folder will not do.
+    """
+    settings.check(config)
+    workdir_files.check_folder(Path(folder))
+    run = load_run(checkpoint)
+    config = completed(config, run.config)
+    train, val = (None, None) if config.task == "reconstruct" else open_data(config)
+    evaluation = Evaluation(config, run, Path(folder), train, val, _say)
+    TASKS[config.task].check(evaluation)
+    return evaluation
 
 
 def completed(config, run_config):

@@ -10,9 +10,14 @@ from dppmask_jax.methods import supervised
 from dppmask_jax.scores.classification import top_k_accuracy
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where the data or a training in the folder will not do."""
+    require_labels(evaluation)
+    training.check(evaluation, evaluation.train.class_names)
+
+
 def run(evaluation: Evaluation) -> Result:
     """Top-1 and top-5 accuracy on the validation split."""
-    require_labels(evaluation)
     return accuracy(
         evaluation,
         supervised.finetune,
@@ -39,6 +44,7 @@ def accuracy(evaluation: Evaluation, build, optimizer, how: str, score_name: str
         optimizer_of=lambda config, plan: optimizer(config, method, plan),
         train=evaluation.train,
         val=evaluation.val,
+        names=evaluation.train.class_names,
         score=score,
     )
     protocol = (

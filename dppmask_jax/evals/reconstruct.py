@@ -9,13 +9,18 @@ from dppmask_jax.evals.base import Evaluation, Result
 _NAME = "reconstruct.png"
 
 
-def run(evaluation: Evaluation) -> Result:
-    """Draws figures/reconstruct.png: random and DPP masks from the same noise."""
-    config, run = evaluation.config, evaluation.run
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError unless the run can reconstruct."""
+    run = evaluation.run
     if not run.can_reconstruct:
         raise InputError(
             f"a {run.config.method} run reconstructs no pixels; give --checkpoint an MAE run"
         )
+
+
+def run(evaluation: Evaluation) -> Result:
+    """Draws figures/reconstruct.png: random and DPP masks from the same noise."""
+    config, run = evaluation.config, evaluation.run
     if config.images:
         paths = config.images.split(",")
         images = figures.read_images(paths, tuple(config.image_size), config.num)

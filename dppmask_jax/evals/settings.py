@@ -6,7 +6,7 @@ from dppmask_jax import rules
 from dppmask_jax.errors import InputError
 from dppmask_jax.rules import above, fraction_below_1, number, one_of, pair, several, whole
 
-_SEEDS = several(whole(0), "a list of whole numbers such as (0, 1, 2)")
+_SEEDS = several(whole(0), "a list of different whole numbers such as (0, 1, 2)", different=True)
 _PROBABILITY = number(0, 1)
 
 _TASK = {"task": rules.TEXT}
@@ -70,11 +70,17 @@ RULES = {
     "multilabel": _TASK
     | _DATA
     | _TRAINING
-    | {"train": one_of("finetune", "linear"), "threshold": above(0, 1)},
+    | {
+        "train": one_of("finetune", "linear"),
+        "threshold": above(0, 1),
+        "data.whole": rules.FLAG,
+    },
     "knn": _TASK
     | _DATA
     | {
-        "k": several(whole(1), "a list of whole numbers such as (10, 20, 100, 200)"),
+        "k": several(
+            whole(1), "a list of different whole numbers such as (10, 20, 100, 200)", different=True
+        ),
         "temperature": above(0),
         "center": rules.FLAG,
     },
