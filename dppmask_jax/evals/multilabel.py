@@ -71,14 +71,13 @@ def run(evaluation: Evaluation) -> Result:
         str(seed): all_scores(result.scores, result.labels) for seed, result in trained.items()
     }
     any_scores = next(iter(of_labels.values()))
-    rows = [("last epoch", "mean", "std")]
+    rows = [("", "last epoch", "std", "best epoch")]
     for name in _NAMES:
-        spread = found["last"][name]["std"]
-        rows.append(
-            (name, percent(found["last"][name]["mean"]), "" if spread is None else percent(spread))
-        )
+        last, best = found["last"][name], found["best"][name]
+        spread = "" if last["std"] is None else percent(last["std"])
+        rows.append((name, percent(last["mean"]), spread, percent(best["mean"])))
     baseline = float(np.mean(evaluation.val.targets() == 0))
-    rows.append(("accuracy of no labels", percent(baseline), ""))
+    rows.append(("accuracy of no labels", percent(baseline), "", ""))
     return Result(
         found
         | {
@@ -89,7 +88,7 @@ def run(evaluation: Evaluation) -> Result:
         rows,
         f"{config.train}, {config.loss.kind} loss, {config.epochs:g} epochs of {len(train):,} "
         f"images, {len(names)} labels, threshold {config.threshold:g}, tested on {len(val):,} "
-        "images"
+        f"{'whole ' * config.data.whole}images; the best epoch is that of the highest mAP"
         + "".join(f"; without a positive image: {name}" for name in any_scores["excluded"]),
         Score("mean average precision", found["last"]["mAP"]["mean"], found["last"]["mAP"]["std"]),
     )
