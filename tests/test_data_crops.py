@@ -457,7 +457,7 @@ def test_a_whole_image_is_all_of_it(height, width):
     np.testing.assert_array_equal(out, expected)
     # What the evaluation crop cuts off is there: a white margin on black.
     pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[:, :4] = 255
+    pixels[:, :2] = 255
     assert crops.whole_image(encode(pixels), image_size=(32, 32))[:, 0].min() > 200
     assert not crops.center_crop(encode(pixels), image_size=(32, 32))[:, :1].any()
 
