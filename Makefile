@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test test-slow test-peer lint clean
+.PHONY: quickstart test test-slow test-faults test-peer lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -12,7 +12,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not faults'
+
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -s -m faults
 
 test-peer: $(VENV)/.peer
 	$(BIN)/python -m pytest -m peer

@@ -11,7 +11,9 @@ from dppmask_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:task=TASK", lock_config=True)
 _CHECKPOINT = flags.DEFINE_list(
-    "checkpoint", [], "Workdir of a pre-training run, or several with commas between."
+    "checkpoint",
+    [],
+    "Workdir of a run, or eval_finetune/seed-N of a fine-tuning; several with commas between.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: the checkpoint's.")
 _PROCESSES = command.define_process_flags()

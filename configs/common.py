@@ -82,6 +82,7 @@ def base() -> config_dict.ConfigDict:
     config.checkpoint = config_dict.ConfigDict()
     config.checkpoint.every = 1000  # steps
     config.checkpoint.keep = 2
+    config.checkpoint.max_failed_saves = 3  # in a row, before the run stops
 
     config.evaluate = config_dict.ConfigDict()
     config.evaluate.every_epochs = 10.0

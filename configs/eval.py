@@ -1,10 +1,11 @@
-"""Evaluate a pre-trained encoder.
+"""Evaluate a pre-trained encoder, or a classifier.
 
 python eval.py --config=configs/eval.py:task=linear --checkpoint=runs/mine
 
 Arguments after the colon:
 
-  task     finetune     encoder, positions and head together (MAE's recipe)
+  task     finetune     encoder, positions and head together (MAE's recipe); with
+                        --config.epochs=0 a classifier is tested as it is
            linear       a linear layer on frozen features; --config.solver=lars is MAE's protocol,
                         ridge (closed form, features computed once) takes seconds
            knn          k nearest neighbours of frozen features
@@ -117,6 +118,7 @@ def _training(config):
     config.checkpoint = config_dict.ConfigDict()
     config.checkpoint.every = 500
     config.checkpoint.keep = 1
+    config.checkpoint.max_failed_saves = 3  # in a row, before the training stops
     config.evaluate = config_dict.ConfigDict()
     config.evaluate.every_epochs = 1.0
 
@@ -191,7 +193,8 @@ def _multilabel(config):
 def _backgrounds(config):
     config.seed = 0  # of the backgrounds that are mixed
     config.root = ""  # an ImageNet-9 folder; "" builds the variants from masks of the source
-    config.classifier = "ridge"  # ridge: on frozen features, at once | finetune | linear: of a
+    config.classifier = "ridge"  # ridge: on frozen features, at once | own: the checkpoint's head,
+    # where it is a classifier | finetune | linear: of a
     config.classifier_seed = 0  # training with this seed that eval.py finished in the same workdir
     config.mapping = "wnid"  # how the model's classes are those of root: by their WordNet ids,
     # the numbers of imagenet100 or imagenet1k, or the same classes

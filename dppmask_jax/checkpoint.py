@@ -1,9 +1,12 @@
-"""Checkpoints with orbax: written in the background, restored from the newest good one."""
+"""Checkpoints with orbax: written in the background, checked file by file when they are read."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
+import re
 from typing import Any
 
 import jax
@@ -12,170 +15,304 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dppmask_jax import integrity
 from dppmask_jax.errors import InputError
 
 FOLDER = "checkpoints"
+_STATE, _META = "state", "meta"
+_PARTIAL = ".orbax-checkpoint-tmp"
 log = logging.getLogger(__name__)
 
 
-class Checkpoints:
-    """The checkpoints of one run under WORKDIR/checkpoints (or any path that orbax takes).
+class SaveFailed(Exception):
+    """A checkpoint could not be written; `step` and `reason` say which and why."""
 
-    A checkpoint holds the training state and `meta`, a JSON object. `save` returns before the
-    files are written; `close` waits for them. `damaged` lists the steps that `restore` could not
-    read.
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"checkpoint {step} could not be written: {reason}")
+        self.step, self.reason = step, reason
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run under WORKDIR/checkpoints (or any path that orbax takes).
+
+    For one process only: of several, all but this one write nothing. A checkpoint holds the
+    training state, `meta`, a JSON object, and a manifest of their files; it appears under its
+    name once all of it is written. What an earlier process left half written is removed.
     """
 
     def __init__(self, directory, *, keep: int = 2):
-        self.damaged: list[int] = []
-        self._manager = ocp.CheckpointManager(
-            epath.Path(directory).resolve(),
-            item_names=tuple(_handlers()),
-            item_handlers=_handlers(),
+        self._directory = epath.Path(directory).resolve()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._remove_partial()
+        self._keep = keep
+        self._saving: int | None = None
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self._directory,
+            item_names=(_STATE, _META),
+            item_handlers={
+                _STATE: ocp.StandardCheckpointHandler(),
+                _META: ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.LatestN(keep),
+                preservation_policy=preservation_policy.LatestN(self._keep),
                 enable_async_checkpointing=True,
-                create=True,
+                create=False,
+                async_options=ocp.options.AsyncOptions(
+                    post_finalization_callback=self._write_manifest
+                ),
+                # The state is the same in all processes: none needs to wait for another here.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}, barrier_sync_key_prefix="writer"
+                ),
             ),
         )
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that is written."""
+        return max(ocp.utils.checkpoint_steps(self._directory), default=None)
 
     def save(self, step: int, state, meta: dict[str, Any]) -> None:
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-            ),
-        )
-
-    def restore(self, like):
-        """The state of the newest checkpoint that can be read.
-
-        What cannot be read is named in the log and listed in `damaged`.
+        """Begins to write a checkpoint; `wait` says how it ended.
 
         Args:
-          like: a state of the same structure, shapes, dtypes and shardings.
+          state: arrays that this process holds whole; they are copied before this returns.
 
         Raises:
-          InputError: there is no checkpoint that can be read, or the newest that can holds another
-            training state.
+          SaveFailed: as for `wait`.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                _meta(self._manager, step)
-                saved = self._manager.item_metadata(step)["state"].tree
-                if _shapes(saved) == _shapes(like):
-                    restored = self._manager.restore(
-                        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
-                    )
-                    return restored["state"]
-            except Exception:
-                log.exception("checkpoint %d cannot be read; trying the one before it", step)
-                self.damaged.append(step)
-            else:
-                raise InputError(
-                    f"checkpoint {step} in {self._manager.directory} holds another training state "
-                    "than this config has; go back to its model and optimiser, or name another "
-                    "workdir"
-                )
-        raise InputError(
-            f"none of the checkpoints in {self._manager.directory} can be read; "
-            "move that folder away to start again"
+        self.wait()
+        self._saving = step
+        args = ocp.args.Composite(
+            **{_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave(meta)}
         )
+        try:
+            self._manager.save(step, args=args)
+        except (OSError, ValueError) as error:
+            self._give_up(error)
 
-    def set_damaged_aside(self) -> None:
-        """Moves what `restore` could not read out of the folder, so that new ones can be saved."""
-        folder = self._manager.directory
-        for step in self.damaged:
-            number = 0
-            while (aside := folder.parent / f"{folder.name}-damaged-{step}-{number}").exists():
-                number += 1
-            (folder / str(step)).rename(aside)
-            log.warning("checkpoint %d was moved to %s", step, aside)
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one.
 
-    def reload(self) -> None:
-        """Looks again at which checkpoints there are."""
-        self._manager.reload()
+        Raises:
+          SaveFailed: the disk is full, say. The checkpoints before are as they were, and what was
+            written of this one is removed.
+        """
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+        self._saving = None
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits as `wait` does, and ends the threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _give_up(self, error: OSError | ValueError) -> None:
+        reason = _storage_fault(error)
+        if reason is None:
+            raise error
+        step, self._saving = self._saving, None
+        # The manager keeps other errors of this save for the next, and has forgotten the
+        # checkpoints that this one was to replace.
+        with contextlib.suppress(OSError, ValueError):
+            self._manager.close()
+        with contextlib.suppress(OSError):  # read-only by now: the next start removes it
+            self._remove_partial()
+        self._manager = self._open()
+        raise SaveFailed(step, reason) from error
+
+    def _write_manifest(self) -> None:
+        folder = self._directory / f"{self._saving}{_PARTIAL}"
+        if not folder.exists():  # object stores have no renaming, so nothing temporary
+            folder = self._directory / str(self._saving)
+        integrity.write_manifest(folder, (_STATE, _META))
+
+    def _remove_partial(self) -> None:
+        for path in self._directory.glob(f"*{_PARTIAL}*"):
+            path.rmtree()
+
+
+def _storage_fault(error: OSError | ValueError) -> str | None:
+    """What the file system said, where that is what failed; else None."""
+    if isinstance(error, OSError):
+        return f"{error.strerror} ({error.filename})" if error.filename else str(error)
+    # The library below orbax raises ValueError for everything.
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return found and os.strerror(int(found[1]))
 
 
 def newest_meta(workdir) -> dict[str, Any] | None:
-    """The `meta` of the newest checkpoint that can be read, or None if there is no checkpoint.
+    """The `meta` of the newest checkpoint whose `meta` is whole; None if there is no checkpoint.
 
     Raises:
-      InputError: there are checkpoints, and the `meta` of none can be read.
+      InputError: there are checkpoints, and the `meta` of none is whole.
     """
-    with _reading(workdir) as manager:
-        if manager is None or not manager.all_steps():
-            return None
-        return _newest_good(manager, workdir, lambda step: _meta(manager, step))
+    folder = _folder(workdir)
+    return _newest(folder, _checked_meta)[1] if _steps(folder) else None
+
+
+def newest_whole(workdir, like) -> tuple[int, list[int]]:
+    """Looks for the checkpoint to go on from, file by file.
+
+    What is damaged is named in the log.
+
+    Args:
+      like: a state of the same structure and shapes.
+
+    Returns:
+      (its step, the steps of newer ones, which are damaged).
+
+    Raises:
+      InputError: there is no checkpoint that is whole, or the newest such holds another training
+        state.
+    """
+    folder = _folder(workdir)
+    step, shapes, damaged = _newest(folder, _checked_shapes)
+    if shapes != _shapes(like):
+        raise InputError(
+            f"checkpoint {step} in {folder} holds another training state than this config has; go "
+            "back to its model and optimiser, or name another workdir"
+        )
+    return step, damaged
+
+
+def restore(workdir, step: int, like):
+    """The state of a checkpoint that is whole.
+
+    Args:
+      like: a state of the same structure, shapes, dtypes and shardings.
+    """
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(_folder(workdir) / str(step) / _STATE, like)
+
+
+def set_aside(workdir, steps: list[int]) -> None:
+    """Moves checkpoints out of the folder, so that their steps can be saved again."""
+    folder = _folder(workdir)
+    for step in steps:
+        number = 0
+        while (aside := folder.parent / f"{folder.name}-damaged-{step}-{number}").exists():
+            number += 1
+        (folder / str(step)).rename(aside)
+        log.warning("checkpoint %d was moved to %s", step, aside)
 
 
 def read_newest(workdir, parts: tuple[str, ...] = ("params", "extra")):
     """Reads parts of the training state of a finished or running run, as NumPy arrays.
 
     Returns:
-      (meta, {part: tree}, step) of the newest checkpoint that can be read.
+      (meta, {part: tree}, step) of the newest checkpoint that is whole.
 
     Raises:
-      InputError: there is no checkpoint under `workdir`, or none that can be read.
+      InputError: there is no checkpoint under `workdir`, or none that is whole.
     """
-    with _reading(workdir) as manager:
-        if manager is None or not manager.all_steps():
-            raise InputError(
-                f"there is no checkpoint in {workdir}; name the workdir of a run that saved one"
-            )
-        return _newest_good(
-            manager, workdir, lambda step: (*_read_parts(manager, step, parts), step)
+    folder = _folder(workdir)
+    if not _steps(folder):
+        raise InputError(
+            f"there is no checkpoint in {workdir}; name the workdir of a run that saved one"
         )
+    step, (meta, state), _ = _newest(folder, lambda path: _read_parts(path, parts))
+    return meta, state, step
 
 
-def _read_parts(manager, step, parts):
-    tree = manager.item_metadata(step)["state"].tree
-    wanted = {part: tree[part] for part in parts if part in tree}
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    with ocp.PyTreeCheckpointer() as reader:
-        state = reader.restore(
-            manager.directory / str(step) / "state",
-            args=ocp.args.PyTreeRestore(
-                item=wanted, restore_args=restore_args, partial_restore=True
-            ),
-        )
-    return _meta(manager, step), state
+def _folder(workdir):
+    return (epath.Path(workdir) / FOLDER).resolve()
 
 
-def _newest_good(manager, workdir, read):
-    for step in sorted(manager.all_steps(), reverse=True):
+def _steps(folder) -> list[int]:
+    """Newest first."""
+    return sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.exists() else []
+
+
+def _newest(folder, read):
+    """(step, what `read` makes of its path, the newer steps) of the newest that is whole."""
+    steps, damaged = _steps(folder), {}
+    for step in steps:
+        path = folder / str(step)
         try:
-            return read(step)
-        except Exception:
-            log.exception("checkpoint %d cannot be read; trying the one before it", step)
-    raise InputError(f"none of the checkpoints in {workdir} can be read")
+            return step, read(path), list(damaged)
+        except integrity.Damaged as reason:
+            if path.exists():  # or the run that is writing here has replaced it
+                log.warning("checkpoint %d in %s is damaged: %s", step, folder, reason)
+                log.debug("checkpoint %d", step, exc_info=True)
+            damaged[step] = reason
+    if _steps(folder) != steps:
+        return _newest(folder, read)
+    reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+    raise InputError(
+        f"none of the checkpoints in {folder} is whole ({reasons}); restore them from a copy, or "
+        "move that folder away to start again"
+    )
+
+
+def _checked_meta(path):
+    if not integrity.check(path, _META):
+        _check_loadable(path, values=False)
+    return _meta(path)
+
+
+def _checked_shapes(path) -> list[tuple[int, ...]]:
+    _check(path)
+    return _shapes(_stored_tree(path))
+
+
+def _read_parts(path, parts):
+    _check(path)
+    try:
+        tree = _stored_tree(path)
+        return _meta(path), _load(path, {part: tree[part] for part in parts if part in tree})
+    except (OSError, ValueError):
+        _check(path)  # a run that is writing here may have removed it meanwhile
+        raise
+
+
+def _check(path) -> None:
+    if not integrity.check(path):
+        _check_loadable(path, values=True)
+
+
+def _check_loadable(path, *, values: bool) -> None:
+    """Judges a checkpoint that has no manifest by what can be read: weaker than a manifest.
+
+    Raises:
+      Damaged: `meta` cannot be read; or, with `values`, an array cannot, or is not finite.
+    """
+    try:
+        _meta(path)
+        state = _load(path, _stored_tree(path)) if values else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first, *_ = str(error).splitlines() or [""]
+        raise integrity.Damaged(f"{type(error).__name__}: {first[:200]}") from error
+    for name, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise integrity.Damaged(f"{jax.tree_util.keystr(name)} is not finite")
+
+
+def _stored_tree(path):
+    return ocp.StandardCheckpointHandler().metadata(path / _STATE).tree
+
+
+def _load(path, tree):
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(
+            path / _STATE,
+            args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True),
+        )
+
+
+def _meta(path) -> dict[str, Any]:
+    return json.loads((path / _META / "metadata").read_text())
 
 
 def _shapes(tree) -> list[tuple[int, ...]]:
     return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def _handlers():
-    return {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-
-
-@contextlib.contextmanager
-def _reading(workdir):
-    folder = epath.Path(workdir) / FOLDER
-    if not folder.exists():
-        yield None
-        return
-    with ocp.CheckpointManager(
-        folder.resolve(),
-        item_names=tuple(_handlers()),
-        item_handlers=_handlers(),
-    ) as manager:
-        yield manager
-
-
-def _meta(manager, step):
-    return dict(manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])

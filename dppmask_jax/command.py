@@ -1,16 +1,22 @@
-"""Runs a command: bad input is one line and status 2; any other fault keeps its traceback."""
+"""Runs a command: bad input is one line and status 2, an early end one line and its own status; any
+other fault keeps its traceback."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import os
 import re
 import runpy
 import sys
+import traceback
 
 from absl import app, flags, logging
 
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, Stopped, one_line
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run(main) -> None:
@@ -20,10 +26,7 @@ def run(main) -> None:
 
 def run_parsed(main) -> None:
     """Calls `main()` of a command that reads its arguments with an `ArgumentParser`."""
-    try:
-        main()
-    except InputError as error:
-        fail(error)
+    _answering(main)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -47,31 +50,80 @@ def define_process_flags():
     return lambda: (coordinator.value, num_processes.value, process_id.value)
 
 
-def fail(message) -> None:
-    """Ends the command with one line on stderr and status 2."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
-    sys.exit(2)
+def fail(message, status: int = 2) -> None:
+    """Ends the command with one line on stderr."""
+    _end("error: " + " ".join(str(message).split()), status)
 
 
 def _parse_flags(argv):
     # A config file is Python and raises what it likes while it is read as a flag.
+    logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)
         for value in flags.FLAGS.flag_values_dict().values():
             if hasattr(value, "items"):
                 value.items()  # a config file that is not there is an error only now
         return rest
-    except (KeyError, AttributeError) as error:
+    except Exception as error:
+        return fail(_what_is_wrong(error, argv))
+
+
+def _what_is_wrong(error: Exception, argv) -> str:
+    """What to say of an exception that came up while the flags were parsed."""
+    fault = error
+    while fault.__cause__ or fault.__context__:
+        fault = fault.__cause__ or fault.__context__
+    line = _line_in_config_file(fault, argv)
+    if line and isinstance(fault, ValueError):
+        return str(fault)  # said for the person who typed the command
+    if line:
+        return f"{line}: {type(fault).__name__}: {fault}"
+    if isinstance(error, (KeyError, AttributeError)):
+        if "has no attribute 'get_config'" in str(error):
+            return "the config file defines no function get_config; take configs/mae.py for a model"
         # The field is the first word; ml_collections may add a guess of its own.
         leaf = re.search(r"\w+|$", str(error))[0]
-        return fail(_unknown_field(argv, leaf) or error)
-    except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
-        # ml_collections hands on a config file's fault as the text of its traceback.
-        last_line = str(error).strip().splitlines()[-1]
-        missing = re.search(r"No such file or directory: '(.*)'", last_line)
-        if missing:
-            return fail(f"there is no config file {missing[1]}; name one with --config=FILE")
-        return fail(last_line.removeprefix("ValueError: "))
+        return _unknown_field(argv, leaf) or str(error)
+    # ml_collections hands on a config file's fault as the text of its traceback.
+    last_line = str(error).strip().splitlines()[-1]
+    missing = re.search(r"No such file or directory: '(.*)'", last_line)
+    if missing:
+        return f"there is no config file {missing[1]}; name one with --config=FILE"
+    value = re.search(r"flag --([\w.]+\.\w+)=(.*?): (.*)", last_line)
+    if value:
+        return _not_allowed(*value.groups())
+    return last_line.removeprefix(
+        "Configuration is not available because of an earlier failure to load: "
+    )
+
+
+def _line_in_config_file(fault: Exception, argv) -> str:
+    """ "FILE, line N" of the config file that raised an exception; "" where none did."""
+    named = {os.path.abspath(re.sub(r"^--\w+=", "", word).partition(":")[0]) for word in argv[1:]}
+    frames = traceback.extract_tb(fault.__traceback__)
+    lines = [
+        f"{frame.filename}, line {frame.lineno}"
+        for frame in frames
+        if os.path.abspath(frame.filename) in named
+    ]
+    return lines[-1] if lines else ""
+
+
+def _not_allowed(field: str, value: str, reason: str) -> str:
+    """What to say of a value that is not of its field's type, by the parser's own words."""
+    if "as a ConfigDict" in reason:
+        return (
+            f"{field}={value} is not allowed: {field} is a group of fields; set one of them with "
+            f"--{field}.FIELD={value}"
+        )
+    words = {
+        "could not convert string to float": "a number",
+        "invalid literal for int": "a whole number",
+        "Non-boolean argument": "True or False",
+        "as tuple": "a list such as '(1, 2)'",
+    }
+    allowed = next((words[part] for part in words if part in reason), reason)
+    return f"{field}={value!r} is not allowed: {allowed}"
 
 
 def _unknown_field(argv, leaf: str) -> str | None:
@@ -104,9 +156,34 @@ def _answering_bad_input(main):
     def answered(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        try:
-            return main(argv)
-        except InputError as error:
-            return fail(error)
+            logging.get_absl_logger().addFilter(_is_news)
+        return _answering(lambda: main(argv))
 
     return answered
+
+
+def _is_news(record) -> bool:
+    """False where orbax logs an exception that it then raises, or waiting that was meant."""
+    known = record.exc_info or "Waiting for previous save" in str(record.msg)
+    return not (known and "/orbax/" in record.pathname)
+
+
+def _answering(main):
+    try:
+        return main()
+    except InputError as error:
+        fail(error)
+    except Stopped as end:
+        _end(end, end.status)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        _end(f"error: {error.strerror}{where}; make room there and run the same command again", 1)
+
+
+def _end(message, status: int) -> None:
+    print(one_line(str(message)), file=sys.stderr, flush=True)
+    sys.exit(status)

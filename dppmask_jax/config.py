@@ -9,48 +9,39 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.masking import num_masked, num_visible, ratio_range
 from dppmask_jax.models.vit import SIZES
 from dppmask_jax.rules import (
+    CLASSES,
     FLAG,
+    SOURCE,
     TEXT,
     Rule,
     above,
+    above_to,
     check_fields,
     flatten,
     fraction_below_1,
     is_number,
     number,
     one_of,
+    optional,
     pair,
     several,
+    shown,
     whole,
 )
 
-_SCALE = pair(
-    above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
-)
+MOST_PATCHES = 2**14  # of an image; the selector's kernel has their square
+
+_SCALE = pair(above_to(0, 1), "(smallest, largest) share of the area, within 0 to 1", ordered=True)
 COMMON_RULES = {
     "method": TEXT,
     "seed": whole(0),
     "image_size": pair(whole(1, 16384), "(height, width) in pixels, such as (224, 224)"),
-    "batch_size": whole(1),
+    "batch_size": whole(1, 2**20),
     "epochs": above(0),
     "log_every": whole(1),
     "init_from": TEXT,
-    "data.source": Rule(
-        lambda value: (
-            isinstance(value, str)
-            and (
-                value == "shapes"
-                or value.startswith(("folder:", "tfds:", "shapes:", "coco:", "clevr:", "csv:"))
-            )
-        ),
-        "shapes | folder:PATH | tfds:NAME | coco:ROOT | clevr:ROOT | csv:FILE",
-    ),
-    "data.classes": Rule(
-        lambda value: (
-            isinstance(value, str) and (value in ("", "imagenet100") or value.endswith(".txt"))
-        ),
-        "imagenet100, or a FILE.txt with the name of a class on each line; '' for all classes",
-    ),
+    "data.source": SOURCE,
+    "data.classes": CLASSES,
     "data.dir": TEXT,
     "data.val_fraction": fraction_below_1,
     "data.crop_scale": _SCALE,
@@ -64,15 +55,14 @@ COMMON_RULES = {
     "optim.b1": fraction_below_1,
     "optim.b2": fraction_below_1,
     "optim.epsilon": above(0),
-    "optim.weight_decay_end": Rule(
-        lambda v: v is None or (is_number(v) and v >= 0), "a number from 0 up"
-    ),
+    "optim.weight_decay_end": optional(number(0)),
     "optim.clip_norm": number(0),
     "optim.clip_per_tensor": FLAG,
     "optim.accum_steps": whole(1),
     "optim.max_bad_steps": whole(0),
     "checkpoint.every": whole(1),
     "checkpoint.keep": whole(1),
+    "checkpoint.max_failed_saves": whole(1),
     "evaluate.every_epochs": above(0),
     "evaluate.knn_images": whole(0),
     "evaluate.knn_k": whole(1),
@@ -85,9 +75,7 @@ COMMON_RULES = {
     "model.dtype": one_of("float32", "bfloat16"),
     "model.remat": FLAG,
     "mask.tau": number(0, 1),
-    "mask.tau_end": Rule(
-        lambda v: v is None or (is_number(v) and 0 <= v <= 1), "a number from 0 to 1"
-    ),
+    "mask.tau_end": optional(number(0, 1)),
     "mask.threshold_on": one_of("d2", "d"),
     "mask.kernel": one_of("gaussian", "cosine"),
     "mask.bandwidth": above(0),
@@ -95,9 +83,9 @@ COMMON_RULES = {
 }
 
 MAE_RULES = {
-    "model.decoder_width": whole(4),
-    "model.decoder_depth": whole(1),
-    "model.decoder_heads": whole(1),
+    "model.decoder_width": whole(4, 2**14),
+    "model.decoder_depth": whole(1, 128),
+    "model.decoder_heads": whole(1, 2**14),
     "mask.strategy": one_of("dpp", "random", "block"),
     "mask.ratio": Rule(
         lambda v: is_number(v) and 0 < v < 1, "a number above 0 and below 1 (share masked)"
@@ -133,19 +121,19 @@ IBOT_RULES = {
         "three numbers from 0 to 1 (first global view, second, local views)",
     ),
     "data.blur_sigma": pair(
-        above(0, 2.4000001), "(smallest, largest) in pixels, above 0 to 2.4", ordered=True
+        above_to(0, 2.4), "(smallest, largest) in pixels, above 0 to 2.4", ordered=True
     ),
     "data.solarize_prob": number(0, 1),
     "model.init_std": above(0),
-    "model.head_hidden": whole(1),
-    "model.head_bottleneck": whole(1),
-    "model.prototypes": whole(2),
+    "model.head_hidden": whole(1, 2**16),
+    "model.head_bottleneck": whole(1, 2**16),
+    "model.prototypes": whole(2, 2**20),
     "model.shared_head": FLAG,
     "model.norm_last_layer": FLAG,
     "mask.strategy": one_of("dpp", "random", "block", "attention"),
     "mask.ratio": several(fraction_below_1, "a list such as (0.0, 0.7), each from 0 to below 1"),
     "mask.ratio_var": several(fraction_below_1, "a list such as (0.0, 0.05), one a ratio"),
-    "mask.prob": above(0, 1.0000001),
+    "mask.prob": above_to(0, 1),
     "mask.start_epoch": number(0),
     "mask.attention": one_of("high", "low", "hint"),
     "mask.features": one_of("tokens", "head", "pixels"),
@@ -166,14 +154,19 @@ RULES = {"mae": COMMON_RULES | MAE_RULES, "ibot": COMMON_RULES | IBOT_RULES}
 
 # Of a method's or a task's config: fields that came when such configs were kept already, with what
 # had been done before. A config that was kept without one means this value.
+_FAILED_SAVES = {"checkpoint.max_failed_saves": 3}
 LATER_FIELDS = {
     "mae": {
         "optim.clip_per_tensor": False,
         "optim.weight_decay_end": None,
         "data.classes": "",
-    },
-    "ibot": {"data.blur_sigma": (0.1, 2.0), "model.init_std": 0.02, "data.classes": ""},
-    "multilabel": {"data.whole": False},
+    }
+    | _FAILED_SAVES,
+    "ibot": {"data.blur_sigma": (0.1, 2.0), "model.init_std": 0.02, "data.classes": ""}
+    | _FAILED_SAVES,
+    "finetune": _FAILED_SAVES,
+    "linear": _FAILED_SAVES,
+    "multilabel": {"data.whole": False} | _FAILED_SAVES,
 }
 
 MODEL_FIELDS = (
@@ -207,17 +200,29 @@ def with_later_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 def check(config) -> None:
     """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+    if not hasattr(config, "items"):
+        raise InputError(f"the config is {shown(config)}; get_config must return a ConfigDict")
     values = flatten(config)
+    if "task" in values:
+        raise InputError(
+            f"config.task={values['task']} is for eval.py, which also goes on training a "
+            f"classifier: python eval.py --config=configs/eval.py:task={values['task']} "
+            "--checkpoint=RUN; train.py takes configs/mae.py and configs/ibot.py"
+        )
     method = values.get("method")
     if not isinstance(method, str) or method not in RULES:
-        raise InputError(f"config.method={method!r} is not allowed: {' | '.join(RULES)}")
+        raise InputError(f"config.method={shown(method)} is not allowed: {' | '.join(RULES)}")
     rules = RULES[method]
-    if values.get("data.source") == "":
+
+    def is_set_to(field, text):
+        return isinstance(values.get(field), str) and values[field] == text
+
+    if is_set_to("data.source", ""):
         raise InputError(
             "config.data.source is empty; say where the images are: "
             "--config.data.source=folder:PATH (or shapes, or tfds:NAME)"
         )
-    if method == "mae" and values.get("mask.strategy") == "attention":
+    if method == "mae" and is_set_to("mask.strategy", "attention"):
         raise InputError(
             "config.mask.strategy='attention' needs a teacher, which MAE has not; "
             "use dpp | random | block"
@@ -227,6 +232,17 @@ def check(config) -> None:
 
 
 def _check_fit(config) -> None:
+    evaluate = config.evaluate
+    if 0 < evaluate.knn_images < evaluate.knn_k:
+        raise InputError(
+            f"config.evaluate.knn_k={evaluate.knn_k} neighbours are more than "
+            f"config.evaluate.knn_images={evaluate.knn_images}"
+        )
+    if config.batch_size % config.optim.accum_steps:
+        raise InputError(
+            f"config.batch_size={config.batch_size} is not a multiple of "
+            f"config.optim.accum_steps={config.optim.accum_steps}"
+        )
     num_patches = _num_patches("image_size", config.image_size, config.model.patch_size)
     {"mae": _check_mae, "ibot": _check_ibot}[config.method](config, num_patches)
     if config.optim.warmup_epochs > config.epochs:
@@ -241,6 +257,11 @@ def _num_patches(field: str, size, patch_size: int) -> int:
         rows, columns = patches.grid_shape(tuple(size), patch_size)
     except ValueError as error:
         raise InputError(f"config.{field}, config.model.patch_size: {error}") from error
+    if rows * columns > MOST_PATCHES:
+        raise InputError(
+            f"config.{field}, config.model.patch_size: {rows * columns} patches are more than "
+            f"{MOST_PATCHES}; take larger patches or smaller images"
+        )
     return rows * columns
 
 

@@ -1,4 +1,4 @@
-"""Runs one evaluation task on a pre-trained run and writes down what it found."""
+"""Runs one evaluation task on a run and writes down what it found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from dppmask_jax import parallel
 from dppmask_jax import workdir as workdir_files
+from dppmask_jax.errors import InputError
 from dppmask_jax.evals import (
     backgrounds,
     cluster,
@@ -39,7 +40,9 @@ def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -
     Raises:
       InputError: one of them will not do; none was evaluated.
     """
-    for checkpoint in checkpoints:
+    settings.check(config)
+    for checkpoint in map(Path, checkpoints):
+        workdir_files.check_folder(checkpoint)
         _opened(config, checkpoint, checkpoint)
     return [evaluate(config, checkpoint, command=command) for checkpoint in checkpoints]
 
@@ -49,7 +52,7 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
 
     Args:
       config: a config such as configs/eval.py makes.
-      checkpoint: the workdir of a pre-training run.
+      checkpoint: the workdir of a pre-training run, or the folder of a fine-tuning.
       workdir: where the result is written; "" is the checkpoint's own.
       command: what was typed, to be written down.
 
@@ -57,10 +60,20 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
       The path of eval_TASK.json, see `result_name`.
 
     Raises:
-      InputError: the config, the checkpoint, the data or the workdir will not do.
+      InputError: the config, the checkpoint, the data or the workdir will not do, or another
+        process is at the same task there.
+      Stopped: a training was stopped by a signal, or could not save.
     """
-    evaluation = _opened(config, checkpoint, workdir or checkpoint)
-    config, run, folder = evaluation.config, evaluation.run, evaluation.folder
+    settings.check(config)
+    folder = Path(workdir or checkpoint)
+    workdir_files.check_folder(folder)
+    with workdir_files.locked(folder, f".lock_eval_{config.task}"):
+        return _evaluate(config, checkpoint, folder, command)
+
+
+def _evaluate(config, checkpoint, folder: Path, command: str) -> Path:
+    evaluation = _opened(config, checkpoint, folder)
+    config, run = evaluation.config, evaluation.run
     # What one process writes from here on, another must not find while it looks at the input.
     parallel.wait_for_all("the input was looked at")
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
@@ -78,18 +91,21 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
     return path
 
 
-def _opened(config, checkpoint, folder) -> Evaluation:
+def _opened(config, checkpoint, folder: Path) -> Evaluation:
     """An evaluation that can run.
 
     Raises:
-      InputError: the config, the checkpoint, the data or the folder will not do.
+      InputError: the checkpoint, the data or a training in the folder will not do.
     """
-    settings.check(config)
-    workdir_files.check_folder(Path(folder))
     run = load_run(checkpoint)
     config = completed(config, run.config)
+    if "data" in config and not config.data.source:
+        raise InputError(
+            "config.data.source is empty, and the checkpoint does not know what it was trained on; "
+            "say where the images are: --config.data.source=folder:PATH (or tfds:NAME, …)"
+        )
     train, val = (None, None) if config.task == "reconstruct" else open_data(config)
-    evaluation = Evaluation(config, run, Path(folder), train, val, _say)
+    evaluation = Evaluation(config, run, folder, train, val, _say)
     TASKS[config.task].check(evaluation)
     return evaluation
 
@@ -112,18 +128,20 @@ def completed(config, run_config):
 
 
 def result_name(config) -> str:
-    """The name of the file that a result goes to: eval_TASK.json, or eval_linear_ridge.json."""
+    """The name of the file that a result goes to: eval_TASK.json, eval_linear_ridge.json, or, for a
+    classifier that is not trained further, eval_classifier.json."""
     return f"eval_{_name(config)}.json"
 
 
 def _name(config) -> str:
-    ridge = config.task == "linear" and config.solver == "ridge"
-    return "linear_ridge" if ridge else config.task
+    if config.task == "linear" and config.solver == "ridge":
+        return "linear_ridge"
+    return "classifier" if config.task == "finetune" and not config.epochs else config.task
 
 
 def _named(run: Run) -> str:
-    config = run.config
-    return f"{config.method} {config.model.size}/{config.model.patch_size}"
+    model = run.config.model
+    return f"{run.kind} {model.size}/{model.patch_size}"
 
 
 def _record(

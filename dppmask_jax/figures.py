@@ -322,6 +322,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out_dir = Path(args.out) if args.out else workdir / "figures"
 
     run = pretrained.load_run(workdir)
+    if not run.has_masks:
+        raise InputError(f"--workdir={workdir} is a {run.kind}, which masks nothing: name another")
     if args.images:
         images = read_images(args.images, tuple(run.config.image_size), args.num)
     else:

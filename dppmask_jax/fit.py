@@ -3,12 +3,15 @@ supervised evaluations share around the loop."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dppmask_jax import checkpoint, loop, metrics, optim, parallel, workdir
+from dppmask_jax import checkpoint, loop, metrics, optim, parallel, signals, workdir
 from dppmask_jax.data import loader
+from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.saves import FAILED, Saves
 
 
 class Plan(NamedTuple):
@@ -22,13 +25,22 @@ class Plan(NamedTuple):
 
 
 def plan_from(config, num_images: int) -> Plan:
-    """Steps of a run: an epoch is as many whole batches as the images fill, at least one."""
+    """Steps of a run: an epoch is as many whole batches as the images fill, at least one.
+
+    Raises:
+      InputError: the steps are too many to be counted in an int32.
+    """
     steps_per_epoch = max(1, num_images // config.batch_size)
 
     def steps(epochs):
         return max(1, round(epochs * steps_per_epoch))
 
     total = steps(config.epochs)
+    if total >= 2**31 - 1:
+        raise InputError(
+            f"config.epochs={config.epochs:g} of {steps_per_epoch} steps are {total:.3g} steps in "
+            "all, more than 2147483646; lower it"
+        )
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
@@ -73,54 +85,87 @@ def fit(
 
     Raises:
       loop.TrainingDiverged, InputError: see `loop.run`.
+      Stopped: SIGTERM or SIGINT came, and the state is saved; or too many saves failed.
     """
     state = parallel.replicate(state)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
-    if resuming:
-        state = checkpoints.restore(state)
-    start_step = int(parallel.to_host(state.step))
-    if checkpoints.damaged:
-        if parallel.is_main():
-            checkpoints.set_damaged_aside()
-        parallel.wait_for_all("damaged checkpoints set aside")
-        checkpoints.reload()
-    if parallel.is_main():
-        workdir.write_config(config, folder)
-        announce(start_step, state)
+    start_step, state = _restored(folder, state) if resuming else (0, state)
+    main = parallel.is_main()
+    with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(signals.noted())
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            workdir.write_config(config, folder)
+            announce(start_step, state)
+        progress = metrics.Progress(start_step, plan.total_steps, main)
+        stack.callback(progress.close)
+        # From step 0, which is where an imported run goes on from, everything is logged anew.
+        writer = metrics.MetricsLog(folder if main else None, start_step or None, progress.say)
+        stack.callback(writer.close)
+        saves = Saves(
+            checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
+            if main
+            else None,
+            meta={"config": workdir.to_json(config)},
+            max_failed=config.checkpoint.max_failed_saves,
+            write_metrics=writer.flush,
+            say=progress.say,
+        )
+        stack.callback(saves.close)
+        batches = stack.enter_context(_stream(config, method, source, start_step, progress.say))
+        outcome = loop.run(
+            loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
+            state,
+            batches,
+            start_step=start_step,
+            total_steps=plan.total_steps,
+            seed_key=seed_key,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            max_bad_steps=config.optim.max_bad_steps,
+            max_bad_frac=config.data.max_bad_frac,
+            num_images=len(source),
+            save_every=config.checkpoint.every,
+            save=lambda step, state: saves.begin(step, parallel.savable(state)),
+            settle=saves.settle,
+            stop=lambda: max(asked(), saves.status()),
+            log=_logged(writer, progress, plan.total_steps),
+            progress=_shown(method, progress, plan.total_steps),
+            hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
+            profile=(
+                loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
+            ),
+        )
+        unsaved = parallel.decided_by_main(lambda: FAILED if saves.failed else 0)
+        if outcome.status or unsaved:
+            status = outcome.status or unsaved
+            raise Stopped(_why(status, outcome.step, plan, saves, folder), status)
+        return outcome.state
 
-    writer = metrics.MetricsLog(
-        folder if parallel.is_main() else None, start_step if resuming else None
+
+def _restored(folder: Path, state):
+    """(step, state) of the newest checkpoint that is whole; newer ones are moved out of the way."""
+    damaged = []
+
+    def choose():
+        step, newer = checkpoint.newest_whole(folder, state)
+        damaged.extend(newer)
+        return step
+
+    step = parallel.decided_by_main(choose)
+    checkpoint.set_aside(folder, damaged)  # the other processes have looked at the folder by now
+    return step, checkpoint.restore(folder, step, state)
+
+
+def _why(status: int, step: int, plan: Plan, saves: Saves, folder: Path) -> str:
+    where = f"after step {step:,} of {plan.total_steps:,}"
+    if not parallel.is_main():
+        return f"stopped {where}, as process 0 did; the same command goes on"
+    if status != FAILED:
+        return f"{signals.name(status)}: stopped {where}; the same command {saves.resumes()}"
+    return (
+        f"stopped {where}: {saves.failed} save(s) in a row failed, the last one: {saves.reason}; "
+        f"mend that for {folder}, and the same command {saves.resumes()}"
     )
-    progress = metrics.Progress(start_step, plan.total_steps, parallel.is_main())
-    meta = {"config": workdir.to_json(config)}
-    try:
-        with _stream(config, method, source, start_step, progress.say) as batches:
-            return loop.run(
-                loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
-                state,
-                batches,
-                start_step=start_step,
-                total_steps=plan.total_steps,
-                seed_key=seed_key,
-                batch_size=config.batch_size,
-                log_every=config.log_every,
-                max_bad_steps=config.optim.max_bad_steps,
-                max_bad_frac=config.data.max_bad_frac,
-                num_images=len(source),
-                save_every=config.checkpoint.every,
-                save=lambda step, state: checkpoints.save(step, parallel.savable(state), meta),
-                log=writer.write,
-                progress=_shown(method, progress, plan.total_steps),
-                hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
-                profile=(
-                    loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
-                ),
-            )
-    finally:
-        progress.close()
-        checkpoints.close()
-        writer.close()
 
 
 def _stream(config, method, source, start_step: int, say):
@@ -136,6 +181,20 @@ def _stream(config, method, source, start_step: int, say):
         num_shards=num_shards,
         log=say,
     )
+
+
+def _logged(writer, progress, total_steps):
+    """Writes values down, and says when the first of some steps is skipped."""
+
+    def log(step, values):
+        writer.write(step, values)
+        if values.get("bad_steps") == 1 and parallel.is_main():
+            progress.say(
+                f"step {step}/{total_steps}  warning: loss {values['loss']:.4g}, gradient norm "
+                f"{values['grad_norm']:.4g}; a step that is not finite is skipped"
+            )
+
+    return log
 
 
 def _shown(method, progress, total_steps):

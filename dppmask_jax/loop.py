@@ -12,13 +12,19 @@ import numpy as np
 import optax
 
 from dppmask_jax import parallel
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, Stopped
 from dppmask_jax.methods.base import Method, TrainState
 from dppmask_jax.optim import Optimizer
 
 
-class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that was not finite."""
+class TrainingDiverged(Stopped):
+    """Too many steps in a row had a loss, a gradient or an update that was not finite.
+
+    The status 3 tells scripts from a crash that starting again by itself will not help.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message, status=3)
 
 
 def init_state(method: Method, optimizer: Optimizer, key) -> TrainState:
@@ -54,41 +60,55 @@ def _accumulated_gradients(method, state, batch, key, accum_steps):
     return jax.tree.map(lambda x: x / accum_steps, total)
 
 
-def make_step(method: Method, optimizer: Optimizer, *, accum_steps: int = 1) -> Callable:
+def make_step(
+    method: Method, optimizer: Optimizer, *, accum_steps: int = 1, devices=None
+) -> Callable:
     """The training step, compiled for all devices.
 
+    Args:
+      devices: see `parallel.data_parallel_update`.
+
     Returns:
-      `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`.
+      `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
+      with or without "stop" int32 (b,), of which the metrics have the largest of all processes.
       Gradients, metrics and `aux` are averaged over the micro-batches and the devices, then there
-      is one update and one `after_step`. Where the loss or the gradient norm is not finite, only
-      the counts change.
+      is one update and one `after_step`. Where the loss, the gradient norm or a parameter after the
+      update is not finite, only the counts change.
     """
 
     def step(state: TrainState, batch, seed_key):
+        batch = dict(batch)
+        stop = parallel.largest(jnp.max(batch.pop("stop", 0)))
         key = jax.random.fold_in(seed_key, state.step)
         grads, metrics, aux = parallel.mean(
             _accumulated_gradients(method, state, batch, key, accum_steps)
         )
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-
-        updates, opt_state = optax.with_extra_args_support(optimizer.tx).update(
-            grads, state.opt_state, state.params, train_step=state.step
-        )
-        lr = optimizer.learning_rate(state.step)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: lr * u, updates))
-        extra = method.after_step(params, state.extra, aux, state.step)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optax.with_extra_args_support(optimizer.tx).update(
+                grads, state.opt_state, state.params, train_step=state.step
+            )
+            lr = optimizer.learning_rate(state.step)
+            params = optax.apply_updates(state.params, jax.tree.map(lambda u: lr * u, updates))
+            extra = method.after_step(params, state.extra, aux, state.step)
+            # Of finite gradients an update can still overflow: nothing else may reach a checkpoint.
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & _all_finite(params)
         metrics = {**metrics, **method.report(extra, aux, state.step)}
         updated = (params, opt_state, extra)
         unchanged = (state.params, state.opt_state, state.extra)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
+        with jax.named_scope("optimizer"):
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
         counts = {"bad_steps": bad_steps, "bad_images": bad_images}
-        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts}
+        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts, "stop": stop}
         return TrainState(state.step + 1, *kept, **counts), metrics
 
-    return parallel.data_parallel_update(step)
+    return parallel.data_parallel_update(step, devices)
+
+
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 class Hook(NamedTuple):
@@ -106,6 +126,15 @@ class Profile(NamedTuple):
     skip: int = 5
 
 
+class Outcome(NamedTuple):
+    """The state after `step`, the last that was made, and the `status` that stopped it there; 0
+    after the last of all."""
+
+    state: TrainState
+    step: int
+    status: int
+
+
 def run(
     step_fn: Callable,
     state: TrainState,
@@ -121,12 +150,14 @@ def run(
     num_images: int,
     save_every: int,
     save: Callable[[int, TrainState], Any],
+    settle: Callable[[], Any],
+    stop: Callable[[], int],
     log: Callable[[int, dict[str, float]], Any],
     progress: Callable[[int, dict[str, float]], Any],
     hooks: tuple[Hook, ...] = (),
     profile: Profile | None = None,
-) -> TrainState:
-    """Trains from `start_step` to `total_steps`.
+) -> Outcome:
+    """Trains from `start_step` to `total_steps`, or until `stop` says so; then it saves.
 
     Args:
       batches: this process's share of the batch of step `start_step`, `start_step + 1`, …
@@ -134,20 +165,36 @@ def run(
       max_bad_frac: share of the images, 0 to 1, that may be unreadable.
       num_images: images in the data set.
       save: called with the step and the state every `save_every` steps and at the end, after
-        everything of that step is logged.
-      log: called with a step and the values to write down.
+        everything of that step is logged. It may return before the state is written.
+      settle: waits until it is. Called while the devices make the next step, of which nothing is
+        logged or begun before: a killed run repeats at most `save_every` steps.
+      stop: 0, or the exit status that this process wants to end with. Alone, it stops before the
+        next step. Of several processes, each step carries the wish of all, so that they end after
+        the same one, at most three steps later.
+      log: called with a step and the values to write down; also for each step that was skipped.
       progress: called after each logged step.
       profile: which steps to trace; None traces none.
 
     Raises:
-      TrainingDiverged: more than `max_bad_steps` steps in a row were not finite.
+      TrainingDiverged: more than `max_bad_steps` steps in a row were not finite. It is raised at
+        that step if it is logged, probed or saved, else while the next one runs.
       InputError: more images were unreadable than `max_bad_frac` of the data set, or, from the
-        second epoch on, of all images drawn. Both are looked at when a step is logged; all
-        processes know the same counts and stop together.
+        second epoch on, of all images drawn; looked at when a step is logged.
+      All processes know the same counts and stop together.
     """
 
     def due(step, every):
         return step % every == 0 or step == total_steps
+
+    def look_back(step, metrics) -> int:
+        """Waits for a step, looks whether it was skipped, and returns what it carries of `stop`."""
+        bad_steps = parallel.to_host(metrics["bad_steps"]).item()
+        if bad_steps and not due(step, log_every):
+            names = ("loss", "grad_norm", "bad_steps")
+            log(step, {name: parallel.to_host(metrics[name]).item() for name in names})
+        if bad_steps > max_bad_steps:
+            raise _diverged(step, bad_steps, max_bad_steps)
+        return parallel.to_host(metrics["stop"]).item()
 
     if start_step == 0:
         for hook in hooks:
@@ -155,35 +202,38 @@ def run(
     stream = iter(batches)
     clock = _Clock(start_step)
     in_flight = None
+    alone, status, saved = parallel.is_alone(), 0, start_step
     trace_from, trace_to = _traced_steps(profile, start_step, total_steps)
     for step in range(start_step + 1, total_steps + 1):
+        wish = stop()
+        if status := wish if alone else status:
+            if saved < step - 1:
+                save(step - 1, state)
+            settle()
+            return Outcome(state, step - 1, status)
         if step == trace_from:
             jax.profiler.start_trace(profile.directory)
         batch = clock.timed_wait(lambda: next(stream))
+        batch["stop"] = np.full(len(batch["bad"]), wish, np.int32)
         state, metrics = step_fn(state, parallel.split_batch(batch), seed_key)
         # The host runs at most one step ahead of the devices: batches must not pile up.
         if in_flight is not None:
-            jax.block_until_ready(in_flight)
-        in_flight = metrics["loss"]
+            status = look_back(*in_flight)
+        in_flight = step, metrics
+        settle()
         if step == start_step + 1 and not due(step, log_every):
             # Keeps the compilation out of the first logged throughput.
-            jax.block_until_ready(in_flight)
+            jax.block_until_ready(metrics["loss"])
             clock.restart(step)
         if due(step, log_every):
             values = {name: value.item() for name, value in parallel.to_host(metrics).items()}
+            del values["stop"]
             bad_steps, bad_images = int(values.pop("bad_steps")), int(values.pop("bad_images"))
             values.update(clock.lap(step, batch_size))
             values |= {"bad_steps": bad_steps} if bad_steps else {}
             values |= {"bad_images": bad_images} if bad_images else {}
             log(step, values)
             progress(step, values)
-            if bad_steps > max_bad_steps:
-                raise TrainingDiverged(
-                    f"{bad_steps} steps in a row up to step {step} had a loss or gradient that "
-                    "is not finite; lower optim.base_lr, lengthen optim.warmup_epochs, set "
-                    "optim.clip_norm=1.0 or model.dtype=float32, and run again to resume from "
-                    "the last checkpoint"
-                )
             # In the first epoch against all images: no unlucky start of it ends a run.
             drawn = step * batch_size
             if bad_images > max_bad_frac * max(drawn, num_images):
@@ -194,8 +244,11 @@ def run(
                     "raise data.max_bad_frac"
                 )
         if step == trace_to:
-            jax.block_until_ready(in_flight)
+            jax.block_until_ready(metrics["loss"])
             jax.profiler.stop_trace()
+        if any(due(step, every) for every in (log_every, save_every, *(h.every for h in hooks))):
+            status = look_back(*in_flight)
+            in_flight = None
         evaluated = False
         for hook in hooks:
             if due(step, hook.every):
@@ -203,10 +256,20 @@ def run(
                 evaluated = True
         if due(step, save_every):
             save(step, state)
-            evaluated = True
+            saved, evaluated = step, True
         if evaluated:
             clock.restart(step)
-    return state
+    settle()
+    return Outcome(state, total_steps, 0)
+
+
+def _diverged(step, bad_steps, max_bad_steps):
+    return TrainingDiverged(
+        f"{bad_steps} steps in a row up to step {step}, more than optim.max_bad_steps="
+        f"{max_bad_steps}, were skipped because loss, gradient or update was not finite. The "
+        "checkpoints are kept, and finite: lower optim.base_lr, lengthen optim.warmup_epochs, set "
+        "optim.clip_norm=1.0 or model.dtype=float32, and run again to go on from the last of them"
+    )
 
 
 def _traced_steps(profile, start_step, total_steps):

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from dppmask_jax.errors import InputError
+
+_FLUSH_SECONDS = 10  # of TensorBoard's file
 
 
 def read_metrics(path: Path) -> list[dict]:
     """The records of a metrics.jsonl, in order; a half-written last line is left out.
 
     Raises:
-      InputError: a line in the middle is not a record.
+      InputError: a line in the middle is not a record, an object with a whole "step".
     """
     if not path.exists():
         return []
     records = []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise ValueError('no object with a whole "step"')
+            records.append(record)
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"line {number} of {path} is damaged ({error}); remove that line"
             ) from error
@@ -39,10 +51,18 @@ class MetricsLog:
 
     Opening it cuts the file back to `restored_step`, the step of the checkpoint that the run goes
     on from (None: it starts anew and the file too), so that every logged step stands there once.
-    With `workdir` None (all processes but one) nothing is written.
+    Records that cannot be written, on a full disk say, wait for the next `write` or `flush`; `say`
+    is told. With `workdir` None (all processes but one) nothing is written.
     """
 
-    def __init__(self, workdir: Path | None, restored_step: int | None):
+    def __init__(
+        self,
+        workdir: Path | None,
+        restored_step: int | None,
+        say: Callable[[str], Any] = logging.warning,
+    ):
+        self._say = say
+        self._waiting: list[str] = []
         self._file = self._events = None
         if workdir is None:
             return
@@ -52,10 +72,9 @@ class MetricsLog:
         partial = path.with_suffix(".jsonl.part")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         partial.replace(path)
-        self._file = path.open("a")
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=last + 1, flush_secs=10
-        )
+        self._file = path.open("ab", buffering=0)
+        self._size = path.stat().st_size
+        self._events = _Events(workdir / "tensorboard", last + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one record. A value that is not finite is written as null."""
@@ -65,16 +84,93 @@ class MetricsLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._events.add_scalar(name, value, step)
+        waited = bool(self._waiting)
+        self._waiting.append(json.dumps({"step": step, **values}) + "\n")
+        try:
+            self._append()
+        except OSError as error:
+            if not waited:
+                self._say(f"step {step}: metrics.jsonl cannot be written ({error.strerror}); "
+                          "its records wait")  # fmt: skip
+        self._show(step, values)
+
+    def flush(self) -> None:
+        """Returns once all records are on the disk.
+
+        Raises:
+          OSError: they are not; they still wait.
+        """
+        if self._file is not None:
+            self._append()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._events.close()
+        """Writes what waits, or says how much is lost."""
+        if self._file is None:
+            return
+        try:
+            self._append()
+        except OSError as error:
+            self._say(f"{len(self._waiting)} records of metrics.jsonl are lost: {error.strerror}")
+        self._file.close()
+        if self._events is not None:
+            try:
+                self._events.close()
+            except OSError:
+                self._events.abandon()
+
+    def _append(self) -> None:
+        if not self._waiting:
+            return
+        data = "".join(self._waiting).encode()
+        self._file.truncate(self._size)  # what a failed write left of a line
+        written = 0
+        while written < len(data):
+            written += self._file.write(data[written:])
+        self._size += written
+        self._waiting = []
+
+    def _show(self, step: int, values: dict[str, float | None]) -> None:
+        if self._events is None:
+            return
+        try:
+            self._events.write(step, values)
+        except OSError as error:
+            self._events.abandon()
+            self._events = None
+            self._say(
+                f"step {step}: tensorboard/ cannot be written ({error.strerror}); it ends here, "
+                "metrics.jsonl goes on"
+            )
+
+
+class _Events:
+    """TensorBoard's file of one process. The writer of the library's front hides a full disk, and
+    then waits for ever."""
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        start = SessionLog(status=SessionLog.START)  # hides what comes again
+        self._writer.write_event(Event(step=first_step, session_log=start))
+        self._flushed = time.monotonic()
+
+    def write(self, step: int, values: dict[str, float | None]) -> None:
+        for name, value in values.items():
+            if value is not None:
+                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                self._writer.write_event(event)
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Closes the file without what could not be written."""
+        with contextlib.suppress(OSError):
+            self._writer._py_recordio_writer.close()  # `close` above would flush and fail first
 
 
 def counted(batches, total: int, what: str, enabled: bool = True):

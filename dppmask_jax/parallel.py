@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dppmask_jax.errors import InputError
 
 AXIS = "batch"
+LOST_AFTER_SECONDS = 60  # without a word from a process, the others end
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -31,17 +33,23 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if all(given):
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        _join(coordinator, num_processes, process_id)
     elif any(given):
         raise InputError(
             "--coordinator, --num_processes and --process_id belong together: give all or none"
         )
     elif _on_tpu_host():
         try:
-            jax.distributed.initialize()
+            _join()
         except ValueError as error:
             # A single machine outside a pod, which JAX detects by its environment.
             print(f"no TPU pod found ({error}); this process runs alone", flush=True)
+
+
+def _join(*who) -> None:
+    # It would take SIGTERM for itself; a run has its own answer to that.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(*who, heartbeat_timeout_seconds=LOST_AFTER_SECONDS)
 
 
 def _on_tpu_host() -> bool:
@@ -54,6 +62,33 @@ def wait_for_all(what: str) -> None:
     """Returns once every process got here; `what` names the place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def is_alone() -> bool:
+    """True where the run has no other process."""
+    return jax.process_count() == 1
+
+
+def decided_by_main(decide: Callable[[], int]) -> int:
+    """Calls `decide()`, which returns a number from 0 up, in the main process alone.
+
+    Returns:
+      Its result, in every process.
+
+    Raises:
+      InputError: in every process, where `decide` raises it.
+    """
+    refusal, result = None, -1
+    if is_main():
+        try:
+            result = decide()
+        except InputError as error:
+            refusal = error
+    if jax.process_count() > 1:
+        result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
+    if result < 0:
+        raise refusal or InputError("process 0 refuses to start; it says why")
+    return result
 
 
 def is_main() -> bool:
@@ -105,13 +140,21 @@ def split_batch(batch):
     return jax.tree.map(lambda x: x.reshape((local, -1, *x.shape[1:])), batch)
 
 
-def data_parallel_update(step):
+def data_parallel_update(step, devices=None):
     """Compiles `step(state, batch, shared) -> (state, metrics)` for all devices.
 
     Inside, use `mean` on everything that has to agree. The old state is given up.
+
+    Args:
+      devices: what to compile for, such as a topology that is not there; None is all there are.
     """
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=(0,),
     )
 
 
@@ -155,6 +198,11 @@ def mean(tree):
 def total(tree):
     """Sum over all devices; only inside a function compiled here."""
     return jax.lax.psum(tree, AXIS)
+
+
+def largest(tree):
+    """Maximum over all devices; only inside a function compiled here."""
+    return jax.lax.pmax(tree, AXIS)
 
 
 def savable(tree):

@@ -1,4 +1,4 @@
-"""Using a run after training: its encoder, its masks, its reconstructions."""
+"""Using a run after training: its encoder, its head, its masks, its reconstructions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,20 @@ from dppmask_jax.data import loader, sources
 from dppmask_jax.data.classes import class_list
 from dppmask_jax.data.source import only_classes
 from dppmask_jax.errors import InputError
-from dppmask_jax.methods import METHODS
+from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.models.vit import SIZES
+
+CLASSIFIER = "classifier"
+
+
+def kind_of(config) -> str | None:
+    """What a run with this config is: a method of pre-training, CLASSIFIER for a fine-tuning, None
+    for what is no run."""
+    if config.get("method") in METHODS:
+        return config.method
+    task = config.get("task")
+    fine_tunes = task == "finetune" or (task == "multilabel" and config.get("train") == "finetune")
+    return CLASSIFIER if fine_tunes else None
 
 
 class Run:
@@ -24,29 +36,43 @@ class Run:
 
     Attributes:
       config: the run's config.
+      kind: see `kind_of`.
       step: the optimiser step of the checkpoint.
       method: the functions of the method, see `methods.base.Method`.
       params, extra: what they take.
-      encoder: the parameters of the encoder that `encode` runs.
+      encoder: the parameters of the encoder that `encode` runs. That of a classifier which pools
+        patch tokens has no final layer norm; one with scale 1 and shift 0 stands there.
+      knn_feature: which tokens the run trains, "patches" or "cls".
       selection_settings: the keyword arguments of `dpp.select` that go with `features`.
       num_masked: (fewest, most) patches that a masked view has masked.
-      can_reconstruct, has_attention: whether the method answers to `reconstruct`, `attention`.
+      has_masks, can_reconstruct, has_attention: whether the method answers to `features` (and so
+        has the two above), to `reconstruct` and to `attention`.
     """
 
     def __init__(self, config, params, extra, step: int):
         self.config = config
+        self.kind = kind_of(config)
         self.step = step
         self.params, self.extra = params, extra
-        self.method = method = METHODS[config.method](
-            config, steps_per_epoch=1, total_steps=max(step, 1)
-        )
+        if self.kind == CLASSIFIER:
+            method = supervised.finetune(
+                config,
+                num_outputs=len(params["head"]["bias"]),
+                several=config.task == "multilabel",
+            )
+            self.knn_feature = {"mean": "patches", "cls": "cls"}[config.model.pool]
+        else:
+            method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
+            self.knn_feature = config.evaluate.knn_feature
+        self.method = method
         self.selection_settings = method.selection
         self.num_masked = method.num_masked
+        self.has_masks = method.features is not None
         self.can_reconstruct = method.reconstruct is not None
         self.has_attention = method.attention is not None
         self.encoder = method.encoder_of(params, extra)
         self._encode = jax.jit(method.encode)
-        self._features = jax.jit(method.features)
+        self._features = jax.jit(method.features) if self.has_masks else None
         self._reconstruct = jax.jit(method.reconstruct) if self.can_reconstruct else None
         self._attention = jax.jit(method.attention) if self.has_attention else None
 
@@ -103,15 +129,19 @@ class Run:
 def load_run(workdir: str | Path) -> Run:
     """Loads the newest checkpoint of a run.
 
+    Args:
+      workdir: what train.py wrote, the `eval_finetune/seed-N` of a fine-tuning, or what
+        `dppmask_jax.weights` imported.
+
     Raises:
-      InputError: there is no checkpoint in `workdir`.
+      InputError: there is no checkpoint in `workdir`, or one of something else.
     """
     meta, state, step = checkpoint.read_newest(workdir)
     config = workdir_files.from_json(meta.get("config", {}))
-    if config.get("method") not in METHODS:
+    if kind_of(config) is None:
         raise InputError(
-            f"the checkpoint in {workdir} is not that of a pre-training run; name a workdir that "
-            "train.py wrote"
+            f"the checkpoint in {workdir} is neither a pre-training run nor a fine-tuning; name a "
+            "workdir that train.py wrote, or the seed-N folder of a fine-tuning"
         )
     return Run(config, state["params"], state.get("extra", {}), step)
 

@@ -206,7 +206,9 @@ def _footnote(record) -> str:
 
 
 def _how_trained(record) -> str:
-    words = f"pre-training seed {record['checkpoint']['config']['seed']}"
+    config = record["checkpoint"]["config"]
+    training = "pre-training" if "method" in config else "fine-tuning"
+    words = f"{training} seed {config['seed']}" if "seed" in config else "imported classifier"
     words += f"; {record['devices']}" if record.get("devices") else ""
     return f"{words}. `{record['command']}`" if record["command"] else f"{words}."
 
@@ -223,7 +225,7 @@ SECTIONS = (
     ),
     Section(
         "Fine-tuning",
-        ("finetune",),
+        ("finetune", "classifier"),
         {"finetune": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
         _accuracies("finetune"),
         _footnote,
@@ -345,7 +347,7 @@ def _data(record) -> str:
     words = []
     for data in (record["config"].get("data", trained), trained):
         some = f", classes of {data['classes']}" if data.get("classes") else ""
-        words.append(_source(data["source"]) + some)
+        words.append((_source(data["source"]) or "unknown") + some)
     tested, learned = words
     return tested if tested == learned else f"{tested}, pre-trained on {learned}"
 
@@ -353,7 +355,8 @@ def _data(record) -> str:
 def _model(record) -> str:
     config = record["checkpoint"]["config"]
     model, (height, width) = config["model"], config["image_size"]
-    name, epochs = _METHODS.get(config["method"], config["method"]), config["epochs"]
+    method = config.get("method", "classifier")
+    name, epochs = _METHODS.get(method, method), config["epochs"]
     return (
         f"{name} {model['size']}/{model['patch_size']}, {height}×{width}, "
         f"{epochs:g} epoch{'s' * (epochs != 1)}"
@@ -361,7 +364,12 @@ def _model(record) -> str:
 
 
 def _masks(record) -> str:
-    mask = record["checkpoint"]["config"]["mask"]
+    config = record["checkpoint"]["config"]
+    while "pretrained" in config:  # a fine-tuned one
+        config = config["pretrained"]["config"]
+    if "mask" not in config:
+        return _NONE
+    mask = config["mask"]
     ratio = mask["ratio"]
     several = ratio if isinstance(ratio, list) else [ratio]
     masked = " or ".join(f"{100 * share:g}" for share in several) + " % masked"

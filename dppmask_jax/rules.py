@@ -7,7 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dppmask_jax.errors import InputError
+
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)  # devices take what is smaller for 0
 
 
 class Rule(NamedTuple):
@@ -22,7 +27,8 @@ def is_whole(value) -> bool:
 
 
 def is_number(value) -> bool:
-    return (is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+    """Whether a value is an int or float that float32 can hold."""
+    return (is_whole(value) or isinstance(value, float)) and abs(value) <= _LARGEST
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Rule:
@@ -37,7 +43,16 @@ def number(low: float, high: float = math.inf) -> Rule:
 
 def above(low: float, below: float = math.inf) -> Rule:
     words = f"a number above {low:g}" + (f" and below {below:g}" if below < math.inf else "")
-    return Rule(lambda value: is_number(value) and low < value < below, words)
+    return Rule(
+        lambda value: is_number(value) and low + _SMALLEST <= value < below, f"{words} (float32)"
+    )
+
+
+def above_to(low: float, high: float) -> Rule:
+    return Rule(
+        lambda value: is_number(value) and low + _SMALLEST <= value <= high,
+        f"a number above {low:g} to {high:g} (float32)",
+    )
 
 
 def one_of(*choices: str) -> Rule:
@@ -68,9 +83,34 @@ def several(each: Rule, words: str, different: bool = False) -> Rule:
     return Rule(holds, words)
 
 
-TEXT = Rule(lambda value: isinstance(value, str), "a text")
+def optional(rule: Rule) -> Rule:
+    return Rule(lambda value: value is None or rule.holds(value), f"{rule.allowed}, or None")
+
+
+def is_text(value) -> bool:
+    """Whether a value is a string that can be a path and printed on one line."""
+    return isinstance(value, str) and not any(c < " " or c == "\x7f" for c in value)
+
+
+TEXT = Rule(is_text, "a text on one line")
 FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
-fraction_below_1 = Rule(lambda v: is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
+fraction_below_1 = Rule(
+    lambda v: is_number(v) and v >= 0 and np.float32(v) < 1, "a number from 0 to below 1 (float32)"
+)
+SOURCE = Rule(
+    lambda value: (
+        is_text(value)
+        and (
+            value == "shapes"
+            or value.startswith(("folder:", "tfds:", "shapes:", "coco:", "clevr:", "csv:"))
+        )
+    ),
+    "shapes | folder:PATH | tfds:NAME | coco:ROOT | clevr:ROOT | csv:FILE",
+)
+CLASSES = Rule(
+    lambda value: is_text(value) and (value in ("", "imagenet100") or value.endswith(".txt")),
+    "imagenet100, or a FILE.txt with the name of a class on each line; '' for all classes",
+)
 
 
 def flatten(config) -> dict[str, Any]:
@@ -89,11 +129,35 @@ def check_fields(values: dict[str, Any], rules: dict[str, Rule]) -> None:
     or breaks its rule."""
     for field in values:
         if field not in rules:
-            near = difflib.get_close_matches(field, rules, n=1)
-            hint = f"did you mean config.{near[0]}?" if near else "remove it"
-            raise InputError(f"unknown config field config.{field}; {hint}")
+            raise InputError(_no_such_field(field, values[field], rules))
     for field, rule in rules.items():
         if field not in values:
             raise InputError(f"config.{field} is missing; it takes {rule.allowed}")
         if not rule.holds(values[field]):
-            raise InputError(f"config.{field}={values[field]!r} is not allowed: {rule.allowed}")
+            raise InputError(
+                f"config.{field}={shown(values[field])} is not allowed: {rule.allowed}"
+            )
+
+
+def _no_such_field(field: str, value, rules) -> str:
+    inner = [name for name in rules if name.startswith(f"{field}.")]
+    if inner:
+        return (
+            f"config.{field}={shown(value)} is not allowed: config.{field} is a group of fields: "
+            + ", ".join(name.removeprefix(f"{field}.") for name in inner)
+        )
+    parts = field.split(".")
+    for outer in (".".join(parts[:n]) for n in range(1, len(parts))):
+        if outer in rules:
+            return f"config.{outer} is a group of fields, not allowed: {rules[outer].allowed}"
+    near = difflib.get_close_matches(field, rules, n=1)
+    hint = f"did you mean config.{near[0]}?" if near else "remove it"
+    return f"unknown config field config.{field}; {hint}"
+
+
+def shown(value) -> str:
+    """A value on one short line."""
+    if is_whole(value) and abs(value) > 10**30:
+        return f"<a whole number of {value.bit_length()} bits>"  # Python refuses to write some
+    words = " ".join(repr(value).split())
+    return words if len(words) <= 80 else f"{words[:77]}..."

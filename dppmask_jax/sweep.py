@@ -42,8 +42,12 @@ from dppmask_jax.pretrained import open_data
 from dppmask_jax.rules import flatten
 
 # What may change while a sweep goes on: the numbers stay the same.
-_FREE = ("data.workers", "log_every", "checkpoint.every", "checkpoint.keep", "memory_gb")
-_NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac")  # of metrics.jsonl
+_FREE = (
+    "data.workers", "log_every", "checkpoint.every", "checkpoint.keep",
+    "checkpoint.max_failed_saves", "memory_gb",
+)  # fmt: skip
+# Of metrics.jsonl.
+_NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
 _AXES = {
     "mask.ratio": "share of patches masked",
     "mask.tau": "threshold τ of the DPP",
@@ -83,6 +87,7 @@ def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "")
       InputError: the grid, a config of one of its points, the data or the folder will not do;
         nothing was trained.
       loop.TrainingDiverged: too many steps of a pre-training in a row were not finite.
+      Stopped: by a signal, or because nothing could be saved.
     """
     folder = Path(folder)
     points = grid_points(config, grid)
@@ -257,6 +262,15 @@ def _check_evaluation(config) -> None:
         settings.check(config)
         if config.task == "reconstruct":
             raise InputError("task reconstruct gives no number; choose another task")
+        if config.task == "finetune" and not config.epochs:
+            raise InputError(
+                "config.epochs=0 tests a classifier as it is, and the runs of a sweep have none; "
+                "raise it"
+            )
+        if config.task == "finetune" and not config.epochs:
+            raise InputError(
+                "config.epochs=0 tests a classifier, and a sweep pre-trains none; raise it"
+            )
         if config.task == "backgrounds" and config.classifier != "ridge":
             raise InputError(
                 f"config.classifier={config.classifier} wants a training that a sweep does not "

@@ -32,10 +32,17 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     Raises:
       InputError: the config, the data or the workdir will not do; nothing was changed.
       loop.TrainingDiverged: too many steps in a row were not finite.
+      Stopped: by a signal, or because nothing could be saved.
     """
     folder = Path(folder)
     check(config)
     parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
+    workdir.check_folder(folder)
+    with workdir.locked(folder):
+        _train(config, folder, profile_steps)
+
+
+def _train(config, folder: Path, profile_steps: int) -> None:
     changed = workdir.check_resumable(config, folder)
     train_source, val_source = open_data(config)
     plan = plan_from(config, len(train_source))
@@ -105,10 +112,15 @@ def _encoder_of(config, method):
     fits = jax.tree.map(jnp.shape, run.encoder) == jax.tree.map(jnp.shape, wanted)
     # Learned positions belong to one grid, even where another has as many patches.
     learned = "positions" in wanted
+    if "positions" in run.encoder and not learned:
+        raise InputError(
+            f"config.init_from={config.init_from} has a {run.kind} encoder, which learned its "
+            f"positions; those of {config.method} are fixed: use --config=configs/ibot.py"
+        )
     if not fits or (learned and tuple(run.config.image_size) != tuple(config.image_size)):
         model, (height, width) = run.config.model, run.config.image_size
         raise InputError(
-            f"config.init_from={config.init_from} has a {run.config.method} encoder of size "
+            f"config.init_from={config.init_from} has a {run.kind} encoder of size "
             f"{model.size} with {model.patch_size} px patches for images of {height}x{width}, "
             "which does not fit this config; set config.method, model.size, model.patch_size"
             + (" and image_size" if learned else "")

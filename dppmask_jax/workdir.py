@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
 
-from dppmask_jax import checkpoint, metrics
+from dppmask_jax import checkpoint, lock, metrics, parallel
 from dppmask_jax.config import MODEL_FIELDS, with_later_fields
 from dppmask_jax.errors import InputError
 from dppmask_jax.rules import flatten
@@ -50,6 +51,23 @@ def check_resumable(
             "name another folder, or go back to that config"
         )
     return list(changed.values())
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Keeps other runs out of a folder while the context lasts; reading needs no lock.
+
+    Raises:
+      InputError: in every process; another run holds the lock, and nothing was changed.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def take():
+            stack.enter_context(lock.held(folder, name))
+            return 0
+
+        parallel.decided_by_main(take)
+        yield
 
 
 def check_folder(workdir: Path) -> None:

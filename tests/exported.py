@@ -25,11 +25,14 @@ def weights(config, seed=0):
     """(params, extra) of a config; scales of layer norms are near 1."""
     method = trainer.method_from(config, plan_from(config, config.batch_size))
     drawn = random_like(jax.eval_shape(method.init, jax.random.key(0)), seed)
+    return _with_scales_near_one(drawn)
 
+
+def _with_scales_near_one(tree):
     def near_one(path, leaf):
         return leaf + 1 if path[-1].key == "scale" else leaf
 
-    return jax.tree_util.tree_map_with_path(near_one, drawn)
+    return jax.tree_util.tree_map_with_path(near_one, tree)
 
 
 def save(folder, config, params, extra):
@@ -46,18 +49,19 @@ def run(folder, method="mae", seed=0, **changes):
     return save(folder, config, *weights(config, seed))
 
 
-def finetuned(folder, num_outputs=5):
-    """The workdir of a tiny fine-tuned classifier with mean pooling."""
-    from configs import eval as eval_config
-
-    config = eval_config.get_config("task=finetune,dataset=shapes")
-    pretraining = tiny.config("mae", image_size=(16, 24))
-    config.image_size = (16, 24)
-    config.model.size = pretraining.model.size
-    config.model.patch_size = pretraining.model.patch_size
-    config.model.dtype = "float32"
+def finetuned(folder, num_outputs=5, seed=0, **changes):
+    """The folder of a tiny fine-tuned classifier; names of changed fields are written as for
+    `tiny.config`."""
+    config = tiny.evaluation("task=finetune", **changes)
+    pretraining = tiny.config("mae")
+    with config.unlocked():
+        config.image_size = (16, 24)
+        config.model.size = pretraining.model.size
+        config.model.patch_size = pretraining.model.patch_size
+        config.model.dtype = "float32"
     method = supervised.finetune(config, num_outputs=num_outputs, several=False)
-    return save(folder, config, *random_like(jax.eval_shape(method.init, jax.random.key(0))))
+    drawn = random_like(jax.eval_shape(method.init, jax.random.key(0)), seed)
+    return save(folder, config, *_with_scales_near_one(drawn))
 
 
 def state_of(folder):

@@ -223,20 +223,6 @@ def test_unknown_and_missing_fields_are_named():
 
 
 @pytest.mark.parametrize("module", [mae, ibot])
-def test_nonsense_in_any_field_is_an_input_error_that_names_it(module):
-    fields = config_checks.flatten(module.get_config())
-    texts = {"init_from", "data.dir"}
-    for field in fields:
-        for value in (float("nan"), object(), ("a", "b", "c"), -1e9, b"x"):
-            with pytest.raises(InputError) as error:
-                config_checks.check(changed(module, **{field.replace(".", "__"): value}))
-            assert field in str(error.value)
-        if field not in texts:
-            with pytest.raises(InputError, match=field):
-                config_checks.check(changed(module, **{field.replace(".", "__"): "nonsense"}))
-
-
-@pytest.mark.parametrize("module", [mae, ibot])
 def test_every_field_of_a_config_has_a_rule_and_every_rule_a_field(module):
     config = module.get_config()
     assert set(config_checks.flatten(config)) == set(config_checks.RULES[config.method])
@@ -296,4 +282,5 @@ def test_a_later_field_says_what_a_run_without_it_did(module):
     training = workdir.from_json(start)
     assert training.pretrained.to_dict() == {"step": 3, "config": filled.to_dict()}
     assert training.data.to_dict() == {"whole": False}
+    assert training.checkpoint.max_failed_saves == 3
     assert workdir.from_json(workdir.to_json(config)).to_dict() == config.to_dict(), "as it was"

@@ -134,7 +134,6 @@ def test_exif_orientation(kind, orientation, pixels):
     np.testing.assert_array_equal(out, UPRIGHT[orientation](stored))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_leaves_the_pixels(pixels):
     data = encode(Image.fromarray(pixels), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     assert decode.decode(data).shape == (20, 30, 3)
@@ -201,3 +200,23 @@ def test_formats_that_start_other_programs_are_refused():
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
     with pytest.raises(decode.DecodeError):
         decode.open_image(script)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F"])
+def test_converting_in_bands_changes_nothing(mode, pixels, monkeypatch):
+    options = {}
+    if mode in ("RGBA", "LA"):
+        image = Image.fromarray(pixels).convert(mode)
+        image.putalpha(Image.fromarray(pixels[..., 1]))
+    elif mode == "P":
+        image, options = Image.fromarray(pixels).quantize(16), {"transparency": 3}
+    elif mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 201)
+    else:
+        image = Image.fromarray(pixels[..., 0].astype(np.float32) / np.float32(150))
+    data = encode(image, "TIFF" if mode == "F" else "PNG", **options)
+    whole = decode.decode(data)
+    assert len(np.unique(whole)) > 2
+    for band in (1, 95):  # a row, and three rows, of which the last band lacks one
+        monkeypatch.setattr(decode, "_BAND", band)
+        np.testing.assert_array_equal(decode.decode(data), whole)

@@ -361,10 +361,29 @@ def test_labels_of_a_tfds_data_set_are_kept(cache, monkeypatch, tmp_path):
         np.testing.assert_array_equal(labels, [source.read(i)[1] for i in range(len(source))])
         assert labels.dtype == np.int32
     (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert kept.parent == tmp_path / "labels" / tfds_name() / "1.1.0"
-    assert kept.name.startswith("train-12-")
+    assert kept.parent == tmp_path / "labels"
+    assert kept.name.startswith(f"{tfds_name().replace('/', '_')}_1.1.0_train-12-")
     np.save(kept, np.arange(12, dtype=np.int32))
     np.testing.assert_array_equal(np.sort([*train.labels(), *val.labels()]), np.arange(12))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "short", "other", "pickle"])
+def test_damaged_labels_are_read_again(damage, cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path))
+    train, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    expected = train.labels()
+    (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    whole = kept.read_bytes()
+    if damage in ("cut", "empty"):
+        kept.write_bytes(whole[: len(whole) - 5 if damage == "cut" else 0])
+    elif damage == "short":
+        np.save(kept, np.arange(3, dtype=np.int32))
+    elif damage == "other":
+        kept.write_text("labels")
+    else:
+        np.save(kept, np.array([print] * 12), allow_pickle=True)
+    np.testing.assert_array_equal(train.labels(), expected)
+    assert kept.read_bytes() == whole
 
 
 def test_labels_that_cannot_be_kept(cache, monkeypatch, tmp_path):

@@ -458,16 +458,14 @@ def test_bad_input_is_one_line_before_anything_is_written(mae_run, ibot_run, col
         evaluate.evaluate(config, mae_run)
 
 
-@pytest.mark.slow
-def test_an_evaluations_own_training_is_no_pretraining(finetuned, tmp_path):
-    workdir, _ = finetuned
-    with pytest.raises(InputError, match="is not that of a pre-training run; name a workdir"):
-        found(folder_of(workdir, "finetune", 0), tmp_path / "new", "task=knn")
-    checkpoints = checkpoint.Checkpoints(tmp_path / "bare" / checkpoint.FOLDER)
-    checkpoints.save(1, {"params": {"x": np.zeros(2)}}, {})
-    checkpoints.close()
-    with pytest.raises(InputError, match="is not that of a pre-training run; name a workdir"):
-        found(tmp_path / "bare", tmp_path / "new", "task=knn")
+def test_what_is_no_run_is_refused(tmp_path):
+    """A checkpoint without a config, and a linear probe, whose encoder is that of its run."""
+    for name, meta in (("bare", {}), ("probe", {"config": {"task": "linear"}})):
+        checkpoints = checkpoint.Checkpoints(tmp_path / name / checkpoint.FOLDER)
+        checkpoints.save(1, {"params": {"x": np.zeros(2)}}, meta)
+        checkpoints.close()
+        with pytest.raises(InputError, match="is neither a pre-training run nor a fine-tuning"):
+            found(tmp_path / name, tmp_path / "new", "task=knn")
     assert not (tmp_path / "new").exists()
 
 

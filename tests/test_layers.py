@@ -9,12 +9,12 @@ ROOT = Path(dppmask_jax.__file__).parent
 
 # A file imports only from earlier rows, or from its own folder; "" is the package itself.
 ROWS = (
-    {"errors"},
+    {"errors", "integrity"},
     {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"}
-    | {"paper", "portable"},
+    | {"paper", "portable", "signals", "lock"},
     {"masking", "models", "data", "optim"},
     {"methods", "features", "config"},
-    {"loop", "workdir"},
+    {"loop", "workdir", "saves"},
     {"fit", "pretrained", "drawing"},
     {"figures"},
     {"evals"},

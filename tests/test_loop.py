@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from dppmask_jax import loop, parallel
+from dppmask_jax import checkpoint, loop, parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import Method
 from dppmask_jax.optim import Optimizer
@@ -90,24 +90,48 @@ def test_accumulated_micro_batches_equal_one_batch():
         np.testing.assert_allclose(one, several, rtol=1e-5)
 
 
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(poison):
-    method, optimizer = toy_method(), sgd()
+def trapped(method):
+    """The method with a loss that stays finite where only its gradient is not: the root of 0."""
+
+    def loss(params, extra, batch, key, step):
+        value, rest = method.loss(params, extra, batch, key, step)
+        w = params["w"][0]
+        change = w - jax.lax.stop_gradient(w)
+        to_nan, to_inf = jnp.mean(batch["to_nan"]), jnp.mean(batch["to_inf"])
+        return value + jnp.sqrt(to_nan * w**2) + jnp.sqrt(to_inf + change), rest
+
+    return method._replace(loss=loss)
+
+
+def trapped_batch(seed, trap=""):
+    free = {name: np.ones(8, np.float32) for name in ("to_nan", "to_inf")}
+    return toy_batch(seed) | free | ({trap: np.zeros(8, np.float32)} if trap else {})
+
+
+@pytest.mark.parametrize("fault", ["loss nan", "loss inf", "to_nan", "to_inf", "update"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(fault):
+    method, optimizer = trapped(toy_method()), sgd()
+    if fault == "update":  # of finite gradients, in the second step
+        optimizer = Optimizer(optimizer.tx, lambda step: jnp.where(step == 0, 0.1, 3e38))
     step = loop.make_step(method, optimizer)
-    state, _ = step(start(method, optimizer), parallel.split_batch(toy_batch(0)), KEY)
+    state, _ = step(start(method, optimizer), parallel.split_batch(trapped_batch(0)), KEY)
     before = parallel.to_host(state)
-    bad = toy_batch(1)
-    bad["image"][5, 1] = poison
+    bad = trapped_batch(1, fault if fault.startswith("to_") else "")
+    if fault.startswith("loss"):
+        bad["image"][5, 1] = float(fault.split()[1])
     for count in (1, 2):
         state, metrics = step(state, parallel.split_batch(bad), KEY)
         assert int(state.bad_steps) == int(metrics["bad_steps"]) == count
+    assert np.isfinite(metrics["loss"]) == (not fault.startswith("loss"))
+    assert np.isfinite(metrics["grad_norm"]) == (fault == "update")
     after = parallel.to_host(state)
     for name in ("params", "opt_state", "extra"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
     assert int(state.step) == 3
-    state, _ = step(state, parallel.split_batch(toy_batch(2)), KEY)
-    assert int(state.bad_steps) == 0
-    assert not np.array_equal(state.params["w"], before.params["w"])
+    if fault != "update":
+        state, _ = step(state, parallel.split_batch(trapped_batch(2)), KEY)
+        assert int(state.bad_steps) == 0
+        assert not np.array_equal(state.params["w"], before.params["w"])
 
 
 class Recorder:
@@ -117,6 +141,8 @@ class Recorder:
     def arguments(self):
         return {
             "save": lambda step, state: self.saved.append(step),
+            "settle": lambda: None,
+            "stop": lambda: 0,
             "log": lambda step, values: self.logged.append((step, values)),
             "progress": lambda step, values: self.shown.append(step),
         }
@@ -141,7 +167,7 @@ def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
         total_steps=total_steps,
         **arguments,
         **recorder.arguments(),
-    )
+    ).state
 
 
 def test_loop_logs_probes_and_saves_when_due():
@@ -169,18 +195,82 @@ def test_loop_goes_on_from_where_it_was():
     assert recorder.saved == [6, 8]
 
 
-def test_loop_stops_after_too_many_bad_steps_in_a_row():
-    def batches():
-        for i in range(99):
-            batch = toy_batch(i)
-            if i >= 3:
-                batch["image"][0] = np.nan
-            yield batch
+def poisoned_from(step, start_step=0, until=99):
+    """Batches of which those of the steps `step` to `until` - 1 give a loss that is no number."""
+    for i in range(start_step, 99):
+        batch = toy_batch(i)
+        if step <= i + 1 < until:
+            batch["image"][0] = np.nan
+        yield batch
 
+
+@pytest.mark.parametrize(
+    ("log_every", "save_every", "dispatched"),
+    [
+        (1, 50, 7),  # a logged step is looked at at once
+        (50, 50, 8),  # any other while the next one runs
+        (50, 7, 7),  # before it would be saved
+    ],
+)
+def test_loop_stops_after_too_many_bad_steps_in_a_row(log_every, save_every, dispatched):
+    recorder, drawn = Recorder(), []
+    batches = (drawn.append(i) or batch for i, batch in enumerate(poisoned_from(5)))
+    with pytest.raises(loop.TrainingDiverged, match=r"lower optim\.base_lr") as error:
+        run_toy(batches, recorder, total_steps=50, log_every=log_every, save_every=save_every,
+                max_bad_steps=2)  # fmt: skip
+    assert "3 steps in a row up to step 7" in str(error.value) and "\n" not in str(error.value)
+    assert len(drawn) == dispatched
+    counts = [(s, v["bad_steps"]) for s, v in recorder.logged if "bad_steps" in v]
+    assert counts == [(5, 1), (6, 2), (7, 3)]
+    assert all(np.isnan(v["loss"]) and np.isnan(v["grad_norm"]) for _, v in recorder.logged[-3:])
+    assert recorder.saved == []
+
+
+def test_a_short_streak_between_logged_steps_is_counted_and_forgiven():
     recorder = Recorder()
-    with pytest.raises(loop.TrainingDiverged, match=r"optim\.base_lr"):
-        run_toy(batches(), recorder, total_steps=50, log_every=1)
-    assert recorder.logged[-1][0] == 5 and recorder.logged[-1][1]["bad_steps"] == 2
+    batches = poisoned_from(5, until=7)
+    state = run_toy(batches, recorder, total_steps=20, log_every=20, save_every=6, max_bad_steps=2)
+    assert [(s, v.get("bad_steps")) for s, v in recorder.logged] == [(5, 1), (6, 2), (20, None)]
+    assert int(state.bad_steps) == 0 and np.isfinite(state.params["w"]).all()
+
+
+def test_the_count_of_bad_steps_survives_a_resume_and_saves_stay_finite(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=9)
+    saved = {}
+
+    def save(step, state):
+        checkpoints.save(step, state, {})
+        saved[step] = parallel.to_host(state)
+
+    arguments = Recorder().arguments() | {
+        "save": save,
+        "log_every": 50,
+        "save_every": 2,
+        "max_bad_steps": 3,
+    }
+    method, optimizer = toy_method(), sgd()
+
+    def train(state, start_step, total_steps):
+        return loop.run(
+            loop.make_step(method, optimizer), state, poisoned_from(5, start_step),
+            start_step=start_step, total_steps=total_steps, max_bad_frac=0.0, num_images=100,
+            batch_size=8, seed_key=KEY, **arguments,
+        )  # fmt: skip
+
+    train(start(method, optimizer), 0, 6)
+    checkpoints.close()
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=9)
+    state = checkpoints.restore(start(method, optimizer))
+    assert int(state.step) == 6 and int(state.bad_steps) == 2
+    with pytest.raises(loop.TrainingDiverged, match="4 steps in a row up to step 8"):
+        train(state, 6, 50)
+    checkpoints.close()
+    # What was saved amid the skipped steps is what the last good step left.
+    assert list(saved) == [2, 4, 6]
+    for name in ("params", "opt_state", "extra"):
+        four, six = getattr(saved[4], name), getattr(saved[6], name)
+        jax.tree.map(np.testing.assert_array_equal, four, six)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(six))
 
 
 def unreadable_ones(every):

@@ -36,6 +36,21 @@ def test_a_damaged_line_is_named(tmp_path):
         metrics.read_metrics(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[]", "1", '{"loss": 1.0}', '{"step": "1"}', '{"step": 1.5}', '{"step": true}', "{" * 9),
+        *("[" * 100_000, '{"step": ' + "9" * 5000 + "}", '{"a\udcff": 1}', "__import__('os')"),
+    ],
+)
+def test_what_is_no_record_is_named_and_nothing_is_done_with_it(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(f'{{"step": 0}}\n{line}\n'.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match="line 2 of") as error:
+        metrics.read_metrics(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
 def test_half_written_last_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')

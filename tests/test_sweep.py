@@ -126,12 +126,14 @@ def test_a_bad_grid_is_one_line_before_anything_is_written(tmp_path, calls, grid
         ("task=linear", {"solver": "x"}, "--eval: config.solver"),
         ("task=reconstruct", {}, "gives no number"),
         ("task=backgrounds", {"classifier": "finetune"}, "a sweep does not make"),
+        ("task=finetune", {"epochs": 0.0}, "the runs of a sweep have none"),
         ("task=knn", {"data.source": "folder:/is/not/there"}, "--eval: there is no folder"),
         (
             "task=linear",
             {"batch_size": 3},
             r"--eval: config\.batch_size=3 is not a positive multiple",
         ),
+        ("task=finetune", {"epochs": 0.0}, "--eval: config.epochs=0 tests a classifier"),
         ("task=multilabel", {"data.source": "folder:colours"}, "--eval: .* needs several labels"),
         (
             "task=backgrounds",

@@ -146,16 +146,6 @@ def test_a_killed_ibot_run_goes_on_with_the_same_numbers(finished_ibot, tmp_path
 
 
 @pytest.mark.slow
-def test_several_devices_give_the_same_ibot_run(finished_ibot, tmp_path):
-    workdir, _ = finished_ibot
-    done = tiny.run(tiny.command(tmp_path / "run", method="ibot", epochs=2.0), devices=4)
-    assert done.returncode == 0, done.stderr
-    for one, several in zip(curve(workdir), curve(tmp_path / "run"), strict=True):
-        for name in one.keys() - {"knn"}:
-            np.testing.assert_allclose(several[name], one[name], rtol=2e-4, err_msg=name)
-
-
-@pytest.mark.slow
 def test_a_short_run_of_ibot_on_shapes_raises_knn(tmp_path):
     """The recipe as it is, with a third of its epochs: from 32 % to about 36 % in 248 steps."""
     done = subprocess.run(

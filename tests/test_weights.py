@@ -1,6 +1,7 @@
 """Weights in other formats, without PyTorch: names, layouts, sizes, round trips, bad files."""
 
 import json
+import math
 import re
 import struct
 import sys
@@ -18,6 +19,7 @@ import dppmask_jax
 from dppmask_jax import patches
 from dppmask_jax.data.augment import MEAN, STD
 from dppmask_jax.errors import InputError
+from dppmask_jax.metrics import read_metrics
 from dppmask_jax.weights import files, names, positions
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
@@ -483,6 +485,30 @@ def test_a_hostile_file_is_refused(what, tmp_path):
     refused(path, "mae", tmp_path / "run", "no whole safetensors file")
 
 
+def test_an_oversized_file_is_refused_before_it_is_read(encoder_file, tmp_path):
+    """A sparse file that says that it holds a terabyte."""
+    tensors, _ = encoder_file
+    described, offset = {}, 0
+    shapes = {name: x.shape for name, x in tensors.items()} | {"head.weight": (3 * 10**9, 96)}
+    for name, shape in shapes.items():
+        end = offset + 4 * math.prod(shape)
+        described[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    path = tmp_path / "weights.safetensors"
+    with path.open("wb") as file:
+        file.write(header(**described))
+        file.truncate(file.tell() + offset)
+    refused(path, "mae", tmp_path / "run", "2.9e+11 numbers", options=DECODER)
+    with pytest.raises(InputError, match=re.escape("2.9e+11 numbers")):
+        classifier = tiny.evaluation("task=finetune")
+        import_weights(path, "mae-finetuned", tmp_path / "run", classifier, Options(KNOWN))
+    path.unlink()
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**25)
+    path.write_bytes(b"")
+    refused(path, "mae", tmp_path / "run", "config.json is too large")
+
+
 def test_other_files_are_refused(tmp_path):
     run = tmp_path / "run"
     refused(tmp_path / "none.pth", "mae", run, "there is no file")
@@ -545,6 +571,12 @@ def test_nothing_is_overwritten(mae, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
     refused(path, "mae", mae, "is not empty", options=DECODER)
     refused(path, "mae", path, "is a file", options=DECODER)
+
+
+def test_names_of_a_file_say_nothing_to_the_terminal(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({"\x1b[31mred": np.zeros(1, np.float32)}, path)
+    refused(path, "mae", tmp_path / "run", r"called '\x1b[31mred'")
 
 
 # The command.
@@ -621,6 +653,11 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(method, format_name, tm
     if method == "mae":  # an iBOT's encoder is its teacher's, which the file has not
         one, two = (dppmask_jax.load_encoder(folder)(images) for folder in (before, run))
         same(one, two)
+    # As if a first training had been interrupted before it saved anything.
+    (run / "metrics.jsonl").write_text('{"step": 0, "knn": 0.5}\n{"step": 1, "loss": 0.5}\n')
     done = tiny.run(train)
     assert done.returncode == 0, done.stderr
     assert "starting at step 0" in done.stdout and "changed" not in done.stdout
+    records = read_metrics(run / "metrics.jsonl")
+    assert len([record for record in records if record["step"] == 0]) == 1
+    assert len([record for record in records if record["step"] == 1]) == 1

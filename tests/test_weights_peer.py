@@ -16,10 +16,12 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from dppmask_jax import losses, patches
+from dppmask_jax import losses, patches, pretrained
+from dppmask_jax.data.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import ibot as ibot_method
 from dppmask_jax.methods import mae as mae_method
+from dppmask_jax.models.vit import SIZES
 from dppmask_jax.weights import files, names
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
@@ -177,9 +179,6 @@ def test_all_three_spellings_of_transformers_are_imported(autoencoder, tmp_path)
 def test_an_encoder_is_transformers_vit(method, tmp_path, transformers):
     run = exported.run(tmp_path / "run", method)
     path = export_weights(run, tmp_path / "hf", "hf-encoder")
-    from dppmask_jax import pretrained
-    from dppmask_jax.data.augment import normalize
-
     images = np.random.default_rng(2).integers(0, 256, (3, 16, 24, 3), np.uint8)
     ours = pretrained.load_run(run).encode(images)
     pixels = channels_first(np.asarray(normalize(jnp.asarray(images))))
@@ -209,6 +208,118 @@ def test_positions_are_resized_as_by_pytorch(new_grid):
     factor = tuple((new + 0.1) / old for new, old in zip(new_grid, (4, 6), strict=True))
     dino = interpolate(on_grid, scale_factor=factor, mode="bicubic", align_corners=False)
     close(patches.resize_positions(table, (4, 6), new_grid), as_table(dino))
+
+
+# Fine-tuned classifiers.
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = torch.nn.Linear(width, 3 * width)
+        self.proj = torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
+        weights = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1)
+        return self.proj((weights @ value).transpose(1, 2).flatten(2))
+
+
+class Block(torch.nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        nn = torch.nn
+        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+        self.attn = Attention(width, heads)
+        self.mlp = nn.Sequential()
+        self.mlp.fc1 = nn.Linear(width, 4 * width)
+        self.mlp.act = nn.GELU()
+        self.mlp.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class FineTuned(torch.nn.Module):
+    """A classifier by the description of MAE's appendix, with the names of the published files."""
+
+    def __init__(self, size, patch_size, num_patches, num_classes, pool):
+        super().__init__()
+        nn, width = torch.nn, size.width
+        self.pool = pool
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, width))
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.proj = nn.Conv2d(3, width, patch_size, patch_size)
+        self.blocks = nn.Sequential(*(Block(width, size.heads) for _ in range(size.depth)))
+        setattr(self, {"mean": "fc_norm", "cls": "norm"}[pool], nn.LayerNorm(width, 1e-6))
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, pixels):
+        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1)
+        tokens = self.blocks(tokens + self.pos_embed)
+        if self.pool == "mean":
+            return self.head(self.fc_norm(tokens[:, 1:].mean(dim=1)))
+        return self.head(self.norm(tokens)[:, 0])
+
+
+@pytest.mark.parametrize(
+    "size,patch_size,image_size,pool",
+    [("Pi", 4, (16, 24), "mean"), ("Pi", 4, (16, 24), "cls"), ("B", 16, (224, 224), "mean")],
+)
+def test_a_fine_tuned_classifier_is_imported(size, patch_size, image_size, pool, tmp_path):
+    """Its logits and its gradients are PyTorch's; both kinds of file make the same run."""
+    num_patches = image_size[0] * image_size[1] // patch_size**2
+    theirs = FineTuned(SIZES[size], patch_size, num_patches, 11, pool)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in theirs.named_parameters():
+            around = 1.0 if name.endswith("weight") and "norm" in name else 0.0
+            tensor.copy_(around + 0.05 * torch.randn(tensor.shape))
+    saved = theirs.state_dict()
+    torch.save({"model": saved}, tmp_path / "tuned.pth")
+    safetensors.numpy.save_file(
+        {name: tensor.numpy() for name, tensor in saved.items()}, tmp_path / "tuned.safetensors"
+    )
+    options = Options(Known(image_size=image_size))
+    for suffix in ("pth", "safetensors"):
+        made = import_weights(
+            tmp_path / f"tuned.{suffix}", "mae-finetuned", tmp_path / suffix,
+            tiny.evaluation("task=finetune", model__dtype="float32"), options,
+        )  # fmt: skip
+        assert made.classes == 11 and made.config.model.pool == pool
+    runs = [pretrained.load_run(tmp_path / suffix) for suffix in ("pth", "safetensors")]
+    jax.tree.map(np.testing.assert_array_equal, *(run.params for run in runs))
+
+    images = np.random.default_rng(5).integers(0, 256, (3, *image_size, 3), np.uint8)
+    labels = np.array([3, 0, 10])
+    run = runs[0]
+
+    def loss(params):
+        logits = run.method.logits(params, {}, images)
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(3), labels]), logits
+
+    (found, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(run.params)
+    pixels = channels_first(np.asarray(normalize(jnp.asarray(images))))
+    their_logits = theirs(pixels)
+    their_loss = torch.nn.functional.cross_entropy(their_logits, torch.from_numpy(labels))
+    close(logits, their_logits, "logits")
+    close(found, their_loss, "loss")
+    their_loss.backward()
+    of_ours = names.write(jax.device_get(grads), names.FORMATS["mae-finetuned"].spell)
+    of_theirs = {name: tensor.grad for name, tensor in theirs.named_parameters()}
+    assert of_ours.keys() == of_theirs.keys() == saved.keys()
+    largest = max(float(grad.abs().max()) for grad in of_theirs.values())
+    for name, grad in of_theirs.items():
+        # Small gradients are held to the largest: next to it they are nothing but rounding.
+        scale = max(float(grad.abs().max()), 1e-3 * largest)
+        assert np.abs(of_ours[name] - grad.numpy()).max() < TOLERANCE * scale, name
 
 
 # iBOT.

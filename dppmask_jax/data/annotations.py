@@ -11,7 +11,8 @@ clevr:ROOT  CLEVR v1.0 (arXiv 1612.06890): ROOT/scenes/CLEVR_train_scenes.json a
             ADIOS (arXiv 2201.13100). With one file of scenes only, in ROOT/scenes, 30 % of its
             images are for validation, chosen by their names; they lie in ROOT/images/SPLIT for
             CLEVR_SPLIT_scenes.json if there is that folder, else in ROOT/images.
-csv:FILE    a row an image. Columns: `path`, relative to the file's folder; `split`, where what
+csv:FILE    a row an image. Columns: `path`, relative to the file's folder, or absolute (a CSV file
+            is your own: it may name any image on the machine); `split`, where what
             starts with "train" is for training and the rest for validation (without it,
             `val_fraction` of each label is held out); `label`, numbers or names, of which the
             classes are the different ones in ascending order; `mask`, the path of a greyscale
@@ -32,7 +33,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dppmask_jax.data import decode
-from dppmask_jax.data.files import Files, check_present, check_readable, file_source, from_paths
+from dppmask_jax.data.files import (
+    Files,
+    check_present,
+    check_readable,
+    file_source,
+    from_paths,
+    read_file,
+)
 from dppmask_jax.data.holdout import held_out
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
@@ -95,7 +103,7 @@ def open_coco(root: str) -> tuple[Source, Source]:
         document = _load(path, object_hook=_without_outline)
         try:
             annotated = _coco(document, f"{split}{year}")
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} has not the format of COCO's instances ({_words(error)}); "
                 "download it again"
@@ -142,11 +150,23 @@ def _coco(document, folder: str) -> _Annotated:
         targets[row_of[annotation["image_id"]], column_of[annotation["category_id"]]] = 1
     annotated = targets.any(axis=1)
     paths = [
-        os.path.join(folder, image["file_name"])
+        _inside(folder, image["file_name"])
         for image, kept in zip(document["images"], annotated, strict=True)
         if kept
     ]
     return _Annotated(paths, targets[annotated], tuple(name for _, name in categories))
+
+
+def _inside(folder: str, name: str) -> str:
+    """The path of a file that a downloaded annotation names: it may not lead out of the folder.
+
+    Raises:
+      ValueError: it does, or can be no file's name.
+    """
+    if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
+        raise ValueError(f"{name!r} names a file outside of the folder {folder}")
+    os.fsencode(name)
+    return os.path.join(folder, name)
 
 
 def _words(error: Exception) -> str:
@@ -202,7 +222,7 @@ def _clevr(document, folder: str) -> _Annotated:
         for thing in scene["objects"]:
             color, shape = CLEVR_COLORS.index(thing["color"]), CLEVR_SHAPES.index(thing["shape"])
             targets[row, color + len(CLEVR_COLORS) * shape] = 1
-    paths = [os.path.join(folder, scene["image_filename"]) for scene in scenes]
+    paths = [_inside(folder, scene["image_filename"]) for scene in scenes]
     return _Annotated(paths, targets, CLEVR_TARGETS)
 
 
@@ -329,10 +349,8 @@ def _mask(files: Files, masks: Files, rows, i: int) -> dict[str, np.ndarray]:
     row = int(rows[i])
     if not masks.base_name(row):
         return {}
-    with open(masks.path(row), "rb") as file:
-        mask = decode.decode(file.read())[..., 0]
-    with open(files.path(row), "rb") as file:
-        image = decode.open_image(file.read())
+    mask = decode.decode(read_file(masks.path(row)))[..., 0]
+    image = decode.open_image(read_file(files.path(row)))
     width, height = image.size if decode.orientation(image) < 5 else image.size[::-1]
     if mask.shape != (height, width):
         raise InputError(

@@ -359,7 +359,7 @@ def _evaluation_crop(image: Image.Image, image_size, resample) -> np.ndarray:
 def _write_variant(variant: Source, folder: str) -> None:
     digits = max(2, len(str(variant.num_classes - 1)))
     classes = [
-        os.path.join(folder, f"{number:0{digits}}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}")
+        os.path.join(folder, f"{number:0{digits}}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:100]}")
         for number, name in enumerate(variant.class_names)
     ]
     for path in classes:

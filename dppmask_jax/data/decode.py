@@ -3,19 +3,30 @@
 What becomes of unusual files: greyscale is repeated over the channels; 16-bit and float greyscale
 is scaled to 8 bits; CMYK goes through Pillow's own conversion; palettes are looked up; whatever
 is transparent is laid over white; the EXIF orientation is applied; of an animation the first frame
-counts. A file that ends early is unreadable, not grey at the bottom.
+counts; what a file is called does not matter. A file that ends early is unreadable, not grey at the
+bottom.
+
+While it is decoded, an image of the most pixels that are allowed takes up to 0.8 GB of memory, or
+1.1 GB if it is a WebP, and smaller ones in proportion. A JPEG that is shrunk takes a part of that.
 """
 
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+# Of broken metadata and large images; what makes pixels unreadable is raised. A filter, because
+# warnings.catch_warnings is of no use in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 MAX_PIXELS = 89_478_485  # refused beyond this, before decoding; where Pillow starts to warn
 # Not all that Pillow knows: some formats start other programs or are documents.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_BAND = 2**20  # pixels converted at a time
 _ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,22 +99,44 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image):
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _from_grey(np.asarray(image, np.float32) / 257.0)
+        return _in_bands(image, lambda band: _from_grey(np.asarray(band, np.float32) / 257.0))
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        return _from_grey(values * (255.0 if values.max() <= 1.0 else 1.0))
+        largest = max(_finite(band).max() for _, band in _bands(image))
+        scale = 255.0 if largest <= 1.0 else 1.0
+        return _in_bands(image, lambda band: _from_grey(_finite(band) * scale))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _in_bands(image, _over_white)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_grey(values):
+def _bands(image: Image.Image):
+    """(top, part) of the image, from above: what is done in steps takes memory for a part."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    out = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        out.paste(convert(band), (0, top))
+    return out
+
+
+def _finite(band: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(band))
+
+
+def _from_grey(values: np.ndarray) -> Image.Image:
     grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
+
+
+def _over_white(band: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", band.size, "white")
+    return Image.alpha_composite(white, band.convert("RGBA")).convert("RGB")
 
 
 def _words(error: Exception) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import stat
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from dppmask_jax.data import decode
 from dppmask_jax.data.source import Source, known
 from dppmask_jax.errors import InputError
 
+MAX_BYTES = 2**29  # of a file; an uncompressed image of decode.MAX_PIXELS has fewer
 _READABLE_SAMPLE = 64  # images tried before a data set counts as unreadable
 
 
@@ -82,6 +85,26 @@ def _listing(folder: str) -> set[str]:
         raise InputError(f"cannot list {folder}: {error.strerror}") from error
 
 
+def read_file(path: str) -> bytes:
+    """The content of a regular file of at most MAX_BYTES.
+
+    Raises:
+      OSError: there is none, or it cannot be read. Of a pipe or a device nothing is read: it could
+        go on for ever.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        if status.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
+
+
 def check_readable(files: Files) -> None:
     """Raises InputError if none of a sample of the files can be read as an image."""
     reason = ""
@@ -89,8 +112,7 @@ def check_readable(files: Files) -> None:
     for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
         path = files.path(int(i))
         try:
-            with open(path, "rb") as file:
-                decode.decode(file.read())
+            decode.to_rgb(decode.open_image(read_file(path)))
             return
         except (OSError, decode.DecodeError) as error:
             reason = reason or f"{path}: {error}"
@@ -133,8 +155,7 @@ def file_source(
 
 
 def _read(files: Files, rows, labels, i: int) -> tuple[bytes, int]:
-    with open(files.path(int(rows[i])), "rb") as file:
-        return file.read(), int(labels[i])
+    return read_file(files.path(int(rows[i]))), int(labels[i])
 
 
 def _name(files: Files, rows, i: int) -> str:

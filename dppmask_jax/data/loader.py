@@ -23,7 +23,7 @@ from absl import flags, logging
 
 from dppmask_jax.data import crops, decode
 from dppmask_jax.data.source import Source
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, one_line
 
 Batch = dict[str, np.ndarray]
 # Encoded image and random numbers -> the arrays of one example; DecodeError if it is unreadable.
@@ -269,4 +269,4 @@ class _Namer:
         for index in indices.tolist():
             if index not in self._known:
                 self._known.add(index)
-                self._log(f"unreadable image: {self._source.name(index)}")
+                self._log(f"unreadable image: {one_line(self._source.name(index))}")

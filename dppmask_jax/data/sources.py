@@ -12,17 +12,19 @@
   coco:ROOT, clevr:ROOT, csv:FILE
                     annotated images, with several labels an image; see annotations.py.
 
-In a folder, files count as images by their extension (EXTENSIONS, in upper or lower case); hidden
-files and folders do not count. A folder split is labelled if each of its images lies exactly one
-folder below the split's root and there are at least two such folders: these are the classes, in
-alphabetical order. Otherwise it is unlabelled. What is held out depends on the relative paths
-alone; of each class it is `val_fraction`, rounded up, but never all.
+In a folder, files count as images by their extension (EXTENSIONS, in upper or lower case), whatever
+is in them: what cannot be read is met, named and replaced while training. Hidden files and folders
+do not count; a folder called x.jpg is a folder. A folder split is labelled if each of its images
+lies exactly one folder below the split's root and there are at least two such folders: these are
+the classes, in alphabetical order. Otherwise it is unlabelled. What is held out depends on the
+relative paths alone; of each class it is `val_fraction`, rounded up, but never all.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -106,7 +108,7 @@ def _scan(root: str) -> Files:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     inner.append(entry.name)
                 elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                     images.append(entry.name)
@@ -123,6 +125,13 @@ def _scan(root: str) -> Files:
         raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
     numbers = np.array([number for number, _ in folder_of], np.int32)
     return from_names(root, folders, np.repeat(numbers, [n for _, n in folder_of]), names)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # symbolic links that go round in a circle
+        return False
 
 
 def _open_folder(path: str, val_fraction: float) -> tuple[Source, Source | None]:
@@ -323,8 +332,11 @@ def _cached_labels(kept_in: str, records, label: str, rows) -> np.ndarray:
     """(n,) int32. All records must be read for them, images too: once, then a file keeps them."""
     from dppmask_jax.data import shapes
 
-    path = shapes.default_cache() / "labels" / f"{kept_in}.npy"
-    if not path.exists():
+    # The data set's own files say what it is called: no part of that may be a folder.
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", kept_in)
+    path = shapes.default_cache() / "labels" / f"{name}.npy"
+    labels = _kept_labels(path, len(records))
+    if labels is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, building = tempfile.mkstemp(dir=path.parent, prefix=".")
@@ -336,12 +348,22 @@ def _cached_labels(kept_in: str, records, label: str, rows) -> np.ndarray:
         try:
             logging.info("reading all %d records once for their labels", len(records))
             with os.fdopen(handle, "wb") as file:
-                np.save(file, _column(records, label, np.int32))
+                labels = _column(records, label, np.int32)
+                np.save(file, labels)
             os.replace(building, path)
         finally:
             Path(building).unlink(missing_ok=True)
-    labels = np.load(path)
     return labels if rows is None else labels[rows]
+
+
+def _kept_labels(path: Path, count: int) -> np.ndarray | None:
+    """The labels that a file keeps; None where there is none, or a damaged one."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(labels, np.ndarray) and labels.shape == (count,) and labels.dtype == np.int32
+    return labels if fits else None
 
 
 def _record_name(prefix: str, rows, i: int) -> str:

@@ -21,6 +21,7 @@ from dppmask_jax.evals.base import (
     percent,
     require_labels,
 )
+from dppmask_jax.evals.heads import head_for
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 from dppmask_jax.scores.backgrounds import challenge
@@ -35,14 +36,13 @@ def check(evaluation: Evaluation) -> None:
         _of_root(config, evaluation.train.class_names, lambda line: None)
     else:
         backgrounds.require_masks(evaluation.val)
-    if config.classifier != "ridge":
-        _trained(evaluation)
+    _classifier(evaluation)
 
 
 def run(evaluation: Evaluation) -> Result:
     """Accuracy on every variant, and the gap between mixed_same and mixed_rand."""
     config = evaluation.config
-    trained = None if config.classifier == "ridge" else _trained(evaluation)
+    trained = _classifier(evaluation)
     classes = evaluation.train.class_names
     if config.root:
         variants, mapping = _of_root(config, classes, evaluation.say)
@@ -86,6 +86,13 @@ def run(evaluation: Evaluation) -> Result:
     )
 
 
+def _classifier(evaluation: Evaluation):
+    """(uint8 images -> classes, what it is in words) of a trained classifier, None for ridge, which
+    is yet to be fitted."""
+    find = {"ridge": lambda _: None, "own": _own, "finetune": _trained, "linear": _trained}
+    return find[evaluation.config.classifier](evaluation)
+
+
 def _of_root(config, classes, say):
     """The variants of an ImageNet-9 folder, and which of its classes each of the model's is."""
     variants = in9.open_variants(config.root)
@@ -127,14 +134,30 @@ def _trained(evaluation: Evaluation):
         )
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.classifier]
     method = build(trained, num_outputs=len(names), several=False)
+    return (
+        _best(method, state["params"], state.get("extra", {})),
+        f"{config.classifier} (seed {config.classifier_seed}, step {step})",
+    )
+
+
+def _own(evaluation: Evaluation):
+    """As `_trained`, of the checkpoint's own head."""
+    run, names = evaluation.run, evaluation.train.class_names
+    head, because = head_for(run, names, several=False, pool=run.config.model.get("pool"))
+    if head is None:
+        raise InputError(
+            f"config.classifier=own is the checkpoint's own head, but {because}; give the source "
+            "that it was trained on, or set config.classifier=ridge"
+        )
+    return _best(run.method, run.params, run.extra), f"the classifier as it is (step {run.step})"
+
+
+def _best(method, params, extra):
+    """uint8 images -> the class with the highest score."""
     best = parallel.data_parallel_map(
         lambda state, images: jnp.argmax(method.logits(*state, images), axis=-1)
     )
-    state = (state["params"], state.get("extra", {}))
-    return (
-        lambda images: parallel.all_rows(best(state, images)),
-        f"{config.classifier} (seed {config.classifier_seed}, step {step})",
-    )
+    return lambda images: parallel.all_rows(best((params, extra), images))
 
 
 def _ridge(evaluation: Evaluation):

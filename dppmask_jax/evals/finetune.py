@@ -4,26 +4,66 @@ from __future__ import annotations
 
 import functools
 
+from dppmask_jax import features
+from dppmask_jax.errors import InputError
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import Evaluation, Result, Score, percent, require_labels
+from dppmask_jax.evals.base import Evaluation, Result, Score, batches, percent, require_labels
+from dppmask_jax.evals.heads import head_for, starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.classification import top_k_accuracy
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the data or a training in the folder will not do."""
+    """Raises InputError where the data, a training in the folder or, for no epochs, the
+    checkpoint's own head will not do."""
     require_labels(evaluation)
-    training.check(evaluation, evaluation.train.class_names)
+    if evaluation.config.epochs:
+        training.check(evaluation, evaluation.train.class_names)
+    else:
+        _check_own_head(evaluation)
 
 
 def run(evaluation: Evaluation) -> Result:
-    """Top-1 and top-5 accuracy on the validation split."""
+    """Top-1 and top-5 accuracy on the validation split; of a classifier as it is, where
+    `config.epochs` is 0."""
+    if not evaluation.config.epochs:
+        return _as_it_is(evaluation)
+    head = starting_head(evaluation, evaluation.train.class_names, several=False)
     return accuracy(
         evaluation,
-        supervised.finetune,
+        functools.partial(supervised.finetune, head=head),
         training.finetune_optimizer,
         "fine-tuned",
         "top-1 accuracy, fine-tuned",
+    )
+
+
+def _check_own_head(evaluation: Evaluation) -> None:
+    names, pool = evaluation.train.class_names, evaluation.config.model.pool
+    head, because = head_for(evaluation.run, names, several=False, pool=pool)
+    if head is None:
+        raise InputError(
+            f"config.epochs=0 tests the checkpoint's own head, but {because}; raise config.epochs "
+            "to train one"
+        )
+
+
+def _as_it_is(evaluation: Evaluation) -> Result:
+    config, run, names = evaluation.config, evaluation.run, evaluation.train.class_names
+    method = supervised.finetune(config, num_outputs=len(names), several=False)
+    extract = features.extractor(
+        lambda params, extra, images: {"scores": method.logits(params, extra, images)}
+    )
+    found, labels = extract(
+        run.params, run.extra, batches(evaluation, evaluation.val, "validation")
+    )
+    values = score(found["scores"], labels)
+    return Result(
+        values,
+        [("", "accuracy"), *((name, percent(value)) for name, value in values.items())],
+        f"the classifier as it is, not trained further; {config.model.pool} pooling, {len(names)} "
+        f"classes, tested on {len(labels):,} images",
+        Score("top-1 accuracy of the classifier", values["top1"]),
     )
 
 

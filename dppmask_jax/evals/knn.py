@@ -44,7 +44,7 @@ def run(evaluation: Evaluation) -> Result:
     rows += [(name, *map(percent, of_k.values())) for name, of_k in found.items()]
     rows.append(("chance", *[percent(1 / evaluation.train.num_classes)] * len(config.k)))
     # The run's own probe says which feature its method trains; 20 neighbours are iBOT's usual best.
-    feature = evaluation.run.config.evaluate.knn_feature
+    feature = evaluation.run.knn_feature
     k = 20 if 20 in config.k else config.k[0]
     return Result(
         found,

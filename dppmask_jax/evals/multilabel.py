@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from scipy.special import expit
 
@@ -9,6 +11,7 @@ from dppmask_jax.data.source import with_targets
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import training
 from dppmask_jax.evals.base import Evaluation, Result, Score, percent, require_validation
+from dppmask_jax.evals.heads import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 
@@ -47,6 +50,8 @@ def run(evaluation: Evaluation) -> Result:
     train, val = with_targets(evaluation.train), with_targets(evaluation.val)
     names = evaluation.train.target_names
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.train]
+    if config.train == "finetune":
+        build = functools.partial(build, head=starting_head(evaluation, names, several=True))
     optimizer = {"finetune": training.finetune_optimizer, "linear": training.lars_optimizer}
     method = build(config, num_outputs=len(names), several=True)
 

@@ -13,9 +13,7 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError unless the run can reconstruct and the images are there."""
     run = evaluation.run
     if not run.can_reconstruct:
-        raise InputError(
-            f"a {run.config.method} run reconstructs no pixels; give --checkpoint an MAE run"
-        )
+        raise InputError(f"a {run.kind} run reconstructs no pixels; give --checkpoint an MAE run")
     _images(evaluation)
 
 

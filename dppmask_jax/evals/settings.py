@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from dppmask_jax import rules
 from dppmask_jax.errors import InputError
-from dppmask_jax.rules import above, fraction_below_1, number, one_of, pair, several, whole
+from dppmask_jax.rules import (
+    Rule,
+    above,
+    above_to,
+    fraction_below_1,
+    number,
+    one_of,
+    pair,
+    several,
+    whole,
+)
 
 _SEEDS = several(whole(0), "a list of different whole numbers such as (0, 1, 2)", different=True)
+_ALPHA = Rule(
+    lambda value: rules.is_number(value) and (value == 0 or 1e-3 <= value <= 1e3),
+    "0, or a number from 0.001 to 1000",
+)
 _PROBABILITY = number(0, 1)
 
 _TASK = {"task": rules.TEXT}
 
 _DATA = {
     "model.dtype": one_of("", "float32", "bfloat16"),
-    "batch_size": whole(1),
-    "data.source": rules.TEXT,
+    "batch_size": whole(1, 2**20),
+    "data.source": Rule(
+        lambda value: rules.is_text(value) and (value == "" or rules.SOURCE.holds(value)),
+        f"{rules.SOURCE.allowed}; '' for the images of the run",
+    ),
     "data.dir": rules.TEXT,
     "data.val_fraction": fraction_below_1,
-    "data.classes": rules.TEXT,
+    "data.classes": rules.CLASSES,
     "data.workers": whole(0, 256),
     "memory_gb": above(0),
 }
@@ -27,7 +44,7 @@ _TRAINING = {
     "epochs": above(0),
     "log_every": whole(1),
     "data.crop_scale": pair(
-        above(0, 1.0000001), "(smallest, largest) share of the area, within 0 to 1", ordered=True
+        above_to(0, 1), "(smallest, largest) share of the area, within 0 to 1", ordered=True
     ),
     "data.flip": rules.FLAG,
     "data.max_bad_frac": _PROBABILITY,
@@ -46,17 +63,18 @@ _TRAINING = {
     "optim.max_bad_steps": whole(0),
     "checkpoint.every": whole(1),
     "checkpoint.keep": whole(1),
+    "checkpoint.max_failed_saves": whole(1),
     "evaluate.every_epochs": above(0),
 }
 
 _FINETUNING = {
     "data.randaugment": number(0, 10),
     "data.erase_prob": _PROBABILITY,
-    "data.mixup": number(0),
-    "data.cutmix": number(0),
+    "data.mixup": _ALPHA,
+    "data.cutmix": _ALPHA,
     "model.drop_path": fraction_below_1,
     "model.remat": rules.FLAG,
-    "optim.layer_decay": above(0, 1.0000001),
+    "optim.layer_decay": above_to(0, 1),
     "optim.b2": fraction_below_1,
     "optim.epsilon": above(0),
     "optim.clip_norm": number(0),
@@ -65,7 +83,8 @@ _FINETUNING = {
 _RIDGE = {"ridge": several(number(0), "a list of strengths such as (1e-4, 1e-2, 1.0)")}
 
 RULES = {
-    "finetune": _TASK | _DATA | _TRAINING | _FINETUNING,
+    # No epochs: a classifier as it is.
+    "finetune": _TASK | _DATA | _TRAINING | _FINETUNING | {"epochs": number(0)},
     "linear": _TASK | _DATA | _TRAINING | _RIDGE | {"solver": one_of("lars", "ridge")},
     "multilabel": _TASK
     | _DATA
@@ -91,7 +110,7 @@ RULES = {
     | {
         "seed": whole(0),
         "root": rules.TEXT,
-        "classifier": one_of("ridge", "finetune", "linear"),
+        "classifier": one_of("ridge", "finetune", "linear", "own"),
         "classifier_seed": whole(0),
         "mapping": one_of("same", "imagenet100", "imagenet1k", "wnid"),
     },
@@ -107,18 +126,25 @@ RULES = {
 
 def check(config) -> None:
     """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+    if not hasattr(config, "items"):
+        raise InputError(
+            f"the config is {rules.shown(config)}; get_config must return a ConfigDict"
+        )
     task = config.get("task")
-    if task not in RULES:
-        raise InputError(f"config.task={task!r} is not allowed: {' | '.join(RULES)}")
-    fine_tunes = task == "multilabel" and config.get("train") == "finetune"
-    allowed = RULES[task] | (_FINETUNING if fine_tunes else {})
-    rules.check_fields(rules.flatten(config), allowed)
+    if not isinstance(task, str) or task not in RULES:
+        raise InputError(f"config.task={rules.shown(task)} is not allowed: {' | '.join(RULES)}")
+    values = rules.flatten(config)
+    allowed = RULES[task]
+    if task == "multilabel":  # it says which other fields there are
+        rules.check_fields({"train": values.get("train")}, {"train": allowed["train"]})
+        allowed = allowed | (_FINETUNING if config.train == "finetune" else {})
+    rules.check_fields(values, allowed)
     if "epochs" in config:
         _check_training(config)
 
 
 def _check_training(config) -> None:
-    if config.optim.warmup_epochs > config.epochs:
+    if config.optim.warmup_epochs > config.epochs > 0:
         raise InputError(
             f"config.optim.warmup_epochs={config.optim.warmup_epochs:g} is longer than "
             f"config.epochs={config.epochs:g}"

@@ -21,8 +21,11 @@ from dppmask_jax.pretrained import Run, open_data
 
 _SCORED = "images_scored"  # in the records of scores alone
 # What may change while an evaluation goes on: the numbers stay the same.
-_FREE = ("data.workers", "log_every", "checkpoint.every", "checkpoint.keep", "memory_gb", "seeds")
-_FREE += ("class_names",)  # which older trainings did not keep
+_FREE = (
+    "data.workers", "log_every", "checkpoint.every", "checkpoint.keep",
+    "checkpoint.max_failed_saves", "memory_gb", "seeds",
+    "class_names",  # which older trainings did not keep
+)  # fmt: skip
 
 
 def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:

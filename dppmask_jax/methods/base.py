@@ -39,7 +39,7 @@ class Method(NamedTuple):
     logits: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, C) float32: the head's output for whole images."""
 
-    # Of pre-training methods.
+    # Of methods that train an encoder.
 
     encode: Callable[..., dict[str, Any]] | None = None
     """(params, extra, images) -> {"cls": (B, D), "patches": (B, N, D), "patches_prenorm"}."""
@@ -49,6 +49,8 @@ class Method(NamedTuple):
 
     with_encoder: Callable[..., tuple[Any, Any]] | None = None
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
+
+    # Of pre-training methods.
 
     features: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, N, D): what the selection kernel sees."""

@@ -95,16 +95,18 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         num = len(batch["index"])
         keys = keys_of_views(key, batch["index"])
         view_keys, mask_keys, drop_keys = keys[:, 0], keys[: GLOBAL_VIEWS * num, 1], keys[:, 2]
-        global_images, local_images = augmented(batch, view_keys)
+        with jax.named_scope("augment"):
+            global_images, local_images = augmented(batch, view_keys)
 
         latent, _, weights = attended(teacher["encoder"], global_images)
-        masks, num_greedy = draw_masks(
-            mask_keys,
-            key,
-            step,
-            lambda: kernel_features(teacher, global_images, latent),
-            jnp.mean(weights, axis=1),
-        )
+        with jax.named_scope("selection"):
+            masks, num_greedy = draw_masks(
+                mask_keys,
+                key,
+                step,
+                lambda: kernel_features(teacher, global_images, latent),
+                jnp.mean(weights, axis=1),
+            )
         # Every masked patch of a view and, where it has fewer than the most, some visible ones.
         chosen = masks.order[:, num_patches - most :]
         of_teacher = teacher_logits(teacher, latent, chosen)

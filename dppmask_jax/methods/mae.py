@@ -48,14 +48,15 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         flip_keys, mask_keys, drop_keys = split[:, 0], split[:, 1], split[:, 2]
         images = augment.flip_and_normalize(batch["image"], flip_keys, flip=config.data.flip)
         tokens = model.apply({"params": params}, images, method="embed")
-        mask, metrics = draw_masks(
-            config,
-            mask_keys,
-            kernel_features(images, tokens),
-            grid,
-            num_keep,
-            selection.tau_at(config.mask, step, total_steps),
-        )
+        with jax.named_scope("selection"):
+            mask, metrics = draw_masks(
+                config,
+                mask_keys,
+                kernel_features(images, tokens),
+                grid,
+                num_keep,
+                selection.tau_at(config.mask, step, total_steps),
+            )
         pred = model.apply(
             {"params": params}, tokens, mask.order, num_keep, drop_keys, method="predict"
         )

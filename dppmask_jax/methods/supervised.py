@@ -1,7 +1,7 @@
 """Supervised training on top of a pre-trained encoder: fine-tuning and the linear probe.
 
 Both follow MAE (arXiv 2111.06377, appendix A.1 and A.2, and its code) and take the encoder of any
-pre-training run.
+run.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ _NORM_DECAY = 0.9  # of its running statistics
 _HEAD_STD = 0.01
 
 
-def finetune(config, *, num_outputs: int, several: bool) -> Method:
+def finetune(config, *, num_outputs: int, several: bool, head=None) -> Method:
     """Trains encoder, positions and head together.
 
     Args:
-      config: a checked config of an evaluation, see configs/eval.py, with the pre-training run's
-        `image_size`, `model.size` and `model.patch_size`.
+      config: a checked config of an evaluation, see configs/eval.py, with the run's `image_size`,
+        `model.size` and `model.patch_size`.
       num_outputs: classes C, or labels C.
       several: whether an image has any number of labels; "label" is then (B, C) of 0 and 1.
+      head: `head_of` the classifier that training goes on from; None starts a fresh one.
     """
     model, data = config.model, config.data
     classifier = Classifier(
@@ -48,6 +49,20 @@ def finetune(config, *, num_outputs: int, several: bool) -> Method:
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
         return classifier.init(key, images)["params"], {}
+
+    backbone = _backbone(config)
+
+    def encoder_of(params, extra):
+        return {"norm": _untrained_norm(SIZES[model.size].width), **params["encoder"]}
+
+    def encode(params, extra, images):
+        encoder = {"params": encoder_of(params, extra)}
+        latent, prenorm = backbone.apply(encoder, augment.normalize(images))
+        return {
+            "cls": latent[:, 0],
+            "patches": latent[:, 1:],
+            "patches_prenorm": prenorm[:, 1:].astype(jnp.float32),
+        }
 
     def loss(params, extra, batch, key, step):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -80,18 +95,29 @@ def finetune(config, *, num_outputs: int, several: bool) -> Method:
         logits=lambda params, extra, images: classifier.apply(
             {"params": params}, augment.normalize(images)
         ),
+        encode=encode,
+        encoder_of=encoder_of,
         with_encoder=lambda params, extra, encoder: (
-            {**params, "encoder": _only(with_positions(encoder, config), params["encoder"])},
+            {
+                **params,
+                **(head or {}),
+                "encoder": _only(with_positions(encoder, config), params["encoder"]),
+            },
             extra,
         ),
     )
 
 
+def head_of(params) -> dict:
+    """{"head"} of a classifier's parameters, with "fc_norm" where it pools patch tokens."""
+    return {name: params[name] for name in ("fc_norm", "head") if name in params}
+
+
 def linear(config, *, num_outputs: int, several: bool) -> Method:
     """Trains a linear layer on the frozen encoder's batch-normalised features.
 
-    Args are those of `finetune`. The statistics of the batch norm are those of the whole batch,
-    over all devices.
+    Args are those of `finetune`, but for its `head`. The statistics of the batch norm are those of
+    the whole batch, over all devices.
     """
     model, data = config.model, config.data
     encode = encoder_features(config)
@@ -164,8 +190,7 @@ def encoder_features(config):
     """
     backbone = _backbone(config)
     norm = layer_norm(None)
-    width = SIZES[config.model.size].width
-    untrained = {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
+    untrained = _untrained_norm(SIZES[config.model.size].width)
 
     def encode(encoder, images):
         latent, prenorm = backbone.apply({"params": encoder}, augment.normalize(images))
@@ -197,6 +222,10 @@ def _backbone(config) -> Backbone:
         model.patch_size,
         dtype=jnp.dtype(model.dtype),
     )
+
+
+def _untrained_norm(width: int):
+    return {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
 
 
 def _only(tree, wanted):

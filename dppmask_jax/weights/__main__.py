@@ -3,9 +3,11 @@
     python -m dppmask_jax.weights import FILE --format=FORMAT --workdir=DIR
     python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT
 
-FORMAT is mae (encoder only), mae-full, mae-finetuned, hf, hf-encoder (transformers' ViTMAE), timm
-(vit_*_patch16), ibot-teacher, ibot-student or ibot. FILE is .safetensors or .pth; for hf and
-hf-encoder a folder with model.safetensors and config.json. See docs/weights.md.
+FORMAT is mae (encoder only), mae-full, mae-finetuned (a classifier with its head), hf, hf-encoder
+(transformers' ViTMAE), timm (vit_*_patch16), ibot-teacher, ibot-student or ibot. FILE is
+.safetensors or .pth; for hf and hf-encoder a folder with model.safetensors and config.json. What is
+imported is evaluated with eval.py; train.py goes on training it, eval.py a classifier. See
+docs/weights.md.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from dppmask_jax.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "import: FILE[:key=value,...] of the run, its sizes apart; default: configs/mae.py or "
-    "configs/ibot.py, dataset=imagenet1k.",
+    "import: FILE[:key=value,...] of the run, its sizes apart; default: configs/mae.py, "
+    "configs/ibot.py or configs/eval.py:task=finetune, with dataset=imagenet1k.",
     lock_config=True,
 )
 _FORMAT = flags.DEFINE_string("format", None, "What FILE is; see above.")
@@ -42,8 +44,6 @@ _RESIZE = flags.DEFINE_list(
 _MEAN = flags.DEFINE_list("mean", [], "import: R,G,B that FILE's model wants taken from pixels.")
 _STD = flags.DEFINE_list("std", [], "import: R,G,B that it then wants pixels divided by.")
 
-_DEFAULT_CONFIG = "configs/{}.py:dataset=imagenet1k"
-
 
 def main(argv):
     from dppmask_jax.weights import names
@@ -59,19 +59,17 @@ def main(argv):
             f"--format={_FORMAT.value or ''} is not allowed: {' | '.join(names.FORMATS)}"
         )
     if words[0] == "import":
-        _import(words[1], names.FORMATS[_FORMAT.value].holds)
+        _import(words[1])
     else:
         _export(*words[1:])
 
 
-def _import(path: str, holds: str) -> None:
+def _import(path: str) -> None:
     from dppmask_jax.weights.importing import Options, import_weights
     from dppmask_jax.weights.sizes import Known
 
     if not _WORKDIR.value:
         raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
-    method = "ibot" if holds in ("teacher", "student", "both") else "mae"
-    base = _given_config() or _DEFAULT_CONFIG.format(method)
     known = Known(
         _numbers(_IMAGE_SIZE, 2, int) or None, _HEADS.value, _DECODER_HEADS.value, _EPSILON.value
     )
@@ -83,20 +81,24 @@ def _import(path: str, holds: str) -> None:
         _numbers(_MEAN, 3, float) or None,
         _numbers(_STD, 3, float) or None,
     )
-    config = _config(base)
+    config, base = _CONFIG.value, _option("config", sys.argv)
     made = import_weights(path, _FORMAT.value, _WORKDIR.value, config, options)
     new, (height, width) = made.config, made.config.image_size
+    what = f"classifier of {made.classes:,} classes," if made.classes else new.method
     lines = [
-        f"run         {_WORKDIR.value}: {new.method} {new.model.size}/{new.model.patch_size}, "
+        f"run         {_WORKDIR.value}: {what} {new.model.size}/{new.model.patch_size}, "
         f"{height}x{width} px, step 0",
         f"fresh       {', '.join(made.fresh)}",
     ]
     lines += [f"left aside  {', '.join(made.left_aside)}"] if made.left_aside else []
-    lines += [
-        f"evaluate    python eval.py --config=configs/eval.py:task=knn "
-        f"--checkpoint={shlex.quote(_WORKDIR.value)}",
-        f"go on       {_training_command(base, config, new)}",
-    ]
+    if made.classes:
+        lines += _classifier_commands(base, config, new)
+    else:
+        lines += [
+            f"evaluate    python eval.py --config=configs/eval.py:task=knn "
+            f"--checkpoint={shlex.quote(_WORKDIR.value)}",
+            f"go on       {_training_command(base, config, new)}",
+        ]
     print("\n".join(lines), flush=True)
 
 
@@ -127,27 +129,27 @@ def _numbers(flag, count: int, kind) -> tuple:
     return numbers
 
 
-def _given_config() -> str:
-    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if word in ("--config", "-config"):
-            return following
-        if word.startswith(("--config=", "-config=")):
-            return word.partition("=")[2]
-    return ""
-
-
-def _config(base: str):
-    """The config of --config, or else of the default."""
-    try:
-        if _CONFIG.value is None:
-            flags.FLAGS["config"].parse(base)
-        _CONFIG.value.items()  # a missing file is an error only now
-    except (flags.Error, OSError) as error:
-        path = base.partition(":")[0]
-        raise InputError(
-            f"there is no config file {path} here; name one with --config=FILE"
-        ) from error
-    return _CONFIG.value
+def _classifier_commands(base: str, old, new) -> list[str]:
+    """What can be done with an imported classifier."""
+    words = ["python", "eval.py", f"--config={base}"]
+    words += [word for word in sys.argv if word.startswith("--config.")]
+    if new.model.pool != old.model.pool:
+        words.append(f"--config.model.pool={new.model.pool}")
+    if not new.data.source:
+        words.append("--config.data.source=folder:PATH")
+    words.append(f"--checkpoint={_WORKDIR.value}")
+    model = new.model
+    pretraining = [
+        "python", "train.py", f"--config=configs/ibot.py:dataset=imagenet1k,size={model.size}",
+        f"--config.model.patch_size={model.patch_size}",
+        f"--config.image_size={tuple(new.image_size)}", f"--config.init_from={_WORKDIR.value}",
+        "--workdir=RUN",
+    ]  # fmt: skip
+    return [
+        f"as it is    {shlex.join([*words, '--config.epochs=0'])}",
+        f"go on       {shlex.join(words)}",
+        f"pre-train   {shlex.join(pretraining)}",
+    ]
 
 
 def _training_command(base: str, old, new) -> str:
@@ -170,6 +172,30 @@ def _underscored(word: str) -> str:
     return name[:2] + name[2:].replace("-", "_") + separator + value if name[:2] == "--" else word
 
 
+def _with_default_config(words: list[str]) -> list[str]:
+    """The words of an import with a --config among them, so that --config.FIELD has what to
+    change."""
+    if "import" not in words or _option("config", words):
+        return words
+    return [f"--config={_default_config(_option('format', words))}", *words]
+
+
+def _default_config(format_name: str) -> str:
+    if format_name == "mae-finetuned":
+        return "configs/eval.py:task=finetune,dataset=imagenet1k"
+    method = "ibot" if format_name.startswith("ibot") else "mae"
+    return f"configs/{method}.py:dataset=imagenet1k"
+
+
+def _option(name: str, words: list[str]) -> str:
+    """The value of a flag among words, "" where it is not given."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, separator, value = word.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            return value if separator else following
+    return ""
+
+
 if __name__ == "__main__":
-    sys.argv[1:] = map(_underscored, sys.argv[1:])
+    sys.argv[1:] = _with_default_config([_underscored(word) for word in sys.argv[1:]])
     command.run(main)

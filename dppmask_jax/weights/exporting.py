@@ -13,8 +13,10 @@ import numpy as np
 
 from dppmask_jax import checkpoint
 from dppmask_jax.errors import InputError
+from dppmask_jax.methods import supervised
 from dppmask_jax.models.vit import NORM_EPSILON, SIZES
 from dppmask_jax.patches import grid_shape
+from dppmask_jax.pretrained import CLASSIFIER, kind_of
 from dppmask_jax.weights import files, names, positions
 from dppmask_jax.workdir import from_json
 
@@ -75,7 +77,7 @@ def export_weights(
 def _tree(folder, config, state, holds: str, format_name: str) -> dict[str, Any]:
     """What a format holds, out of a training state."""
     params, extra = state["params"], state.get("extra", {})
-    method = config.get("method") or ("finetune" if "fc_norm" in params else config.get("task"))
+    kind = kind_of(config)
     makers = {
         ("mae", "encoder"): lambda: {"encoder": _encoder(config, params["encoder"])},
         ("mae", "autoencoder"): lambda: _autoencoder(config, params),
@@ -88,17 +90,18 @@ def _tree(folder, config, state, holds: str, format_name: str) -> dict[str, Any]
             "class_center": extra["class_center"],
             "patch_center": extra["patch_center"],
         },
-        ("finetune", "classifier"): lambda: {
-            part: params[part] for part in ("encoder", "fc_norm", "head") if part in params
+        (CLASSIFIER, "classifier"): lambda: {
+            "encoder": params["encoder"],
+            **supervised.head_of(params),
         },
     }
-    if (method, holds) not in makers:
-        fitting = [name for name, form in names.FORMATS.items() if (method, form.holds) in makers]
+    if (kind, holds) not in makers:
+        fitting = [name for name, form in names.FORMATS.items() if (kind, form.holds) in makers]
         raise InputError(
-            f"{folder} is a run of {method}, which --format={format_name} does not fit; "
-            + (f"use {' | '.join(fitting)}" if fitting else "there is no format for it")
+            f"{folder} is a run of {kind or config.get('task')}, which --format={format_name} does "
+            "not fit; " + (f"use {' | '.join(fitting)}" if fitting else "there is no format for it")
         )
-    return makers[method, holds]()
+    return makers[kind, holds]()
 
 
 def _encoder(config, encoder):

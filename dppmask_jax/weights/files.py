@@ -22,6 +22,7 @@ import safetensors.numpy
 from dppmask_jax.errors import InputError
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
+_LARGEST_CONFIG = 2**24  # bytes; a model is described in some thousand
 _TORCH = "PyTorch is not installed: pip install 'dppmask-jax[torch]', or use a .safetensors file"
 
 
@@ -55,11 +56,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json beside a file; empty where there is none.
 
     Raises:
-      InputError: it is no JSON object.
+      InputError: it is no JSON object, or too large for one.
     """
     beside = path.parent / "config.json"
     if not beside.is_file():
         return {}
+    if beside.stat().st_size > _LARGEST_CONFIG:
+        raise InputError(f"{beside} is too large for the config of a model; mend or remove it")
     try:
         values = json.loads(beside.read_text())
     except (ValueError, OSError, RecursionError) as error:

@@ -30,9 +30,10 @@ class Known(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes of a file's model; `decoder` and `head` are None where it has none.
+    """The sizes of a file's model; `decoder`, `head` and `classes` are None where it has none.
 
-    `size` is the name in `SIZES`; `head` is (hidden, bottleneck, prototypes).
+    `size` is the name in `SIZES`; `head` is (hidden, bottleneck, prototypes) of iBOT's, `classes`
+    how many a classifier tells apart.
     """
 
     size: str
@@ -40,6 +41,7 @@ class Sizes(NamedTuple):
     image_size: tuple[int, int]
     decoder: Size | None
     head: tuple[int, int, int] | None
+    classes: int | None
 
 
 def read(
@@ -90,12 +92,16 @@ def read(
     if name_of("head.last_layer.weight_v") in shapes:
         prototypes, bottleneck = shape("head.last_layer.weight_v", None, None)
         head = (shape("head.mlp.0.weight", None, width)[0], bottleneck, prototypes)
+    classes = None
+    if name_of("head.weight") in shapes:
+        classes = shape("head.weight", None, width)[0]
     return Sizes(
         _name(Size(width, _depth(shapes, name_of, "blocks"), heads)),
         patch_size,
         _image_size(num_patches, patch_size, stated, known),
         decoder,
         head,
+        classes,
     )
 
 

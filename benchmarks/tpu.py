@@ -1,0 +1,385 @@
+"""What the TPU compiler says of a training step: memory, exchanges, cycles. No TPU is needed.
+
+    pip install '.[train]' 'jax[tpu]'      # in an environment of its own; `make .venv-tpu` does it
+    python benchmarks/tpu.py                                   # MAE, ViT-B/16, 16 chips of v5e
+    python benchmarks/tpu.py --config=configs/ibot.py:dataset=imagenet1k --topology=v6e:2x4
+    python benchmarks/tpu.py --config.model.remat=True --images_per_chip=512
+
+Compiles the step that train.py runs for chips that are not there. Any option of train.py's
+configs can be set. Topologies: v4:2x2x1 to v4:4x8x8, v5e:2x2 to v5e:16x16, v5p:2x2x1 …, v6e:2x2 ….
+
+Cycles are the compiler's own cost model, never a measurement. A loop counts as often as it runs.
+How often the greedy picks and the rectangles of block masks run depends on the images: "at worst"
+counts all they can make, "cycles" counts --trips of them (TRIPS says what was measured). What
+carries no estimate is named. ms are cycles over the clock, without the exchange of gradients.
+
+The settings that let several compilations run at a time, on a machine without a TPU, are made
+below: JAX_PLATFORMS=cpu, TPU_SKIP_MDS_QUERY=1, ALLOW_MULTIPLE_LIBTPU_LOAD=1 (libtpu refuses a
+second process by a lock file otherwise). One compilation takes 40 to 120 s of a core and 3 GB.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import flags  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from benchmarks import hlo  # noqa: E402
+from dppmask_jax import command, loop, trainer  # noqa: E402
+from dppmask_jax.config import check  # noqa: E402
+from dppmask_jax.errors import InputError  # noqa: E402
+from dppmask_jax.fit import plan_from  # noqa: E402
+
+IMAGES_OF_EPOCH = 1_281_167  # only schedules depend on it
+LARGE = 1 << 20  # bytes; smaller exchanges are means of metrics, counts and centres
+
+# After how many trips the loops of the selection have done their work for a batch: of picks,
+# measured on photographs at tau 0.9 (docs/selector.md); of rectangles, see docs/speed.md.
+TRIPS = {"dpp": 5, "block": 100}
+
+
+class Chip(NamedTuple):
+    """Published figures (cloud.google.com/tpu/docs): multiply-adds of the matrix units a cycle,
+    bfloat16 operations a second, bytes a second of the memory, bytes that the compiler has room
+    for, and bytes a second that a chip can send to its neighbours in all directions together."""
+
+    macs: int
+    flops: float
+    memory_rate: float
+    memory: float
+    links: float
+    configuration: str = ""  # that the compiler is asked for
+
+    @property
+    def clock(self) -> float:
+        """Cycles a second: what makes the published peak out of the matrix units."""
+        return self.flops / (2 * self.macs)
+
+
+GIB = 2**30
+CHIPS = {
+    # Both cores of a chip as one device, as JAX has them on v4 hosts.
+    "v4": Chip(8 * 128**2, 275e12, 1200e9, 30.5 * GIB, 300e9, "megacore"),
+    "v5e": Chip(4 * 128**2, 197e12, 819e9, 15.75 * GIB, 200e9),
+    "v5p": Chip(8 * 128**2, 459e12, 2765e9, 95.74 * GIB, 600e9),
+    "v6e": Chip(4 * 256**2, 918e12, 1638e9, 31.25 * GIB, 400e9),
+}
+
+# Where an operation belongs: the first whose pattern its name in the program has.
+PARTS = (
+    ("optimiser", r"\boptimizer\b"),
+    ("selection", r"\bselection\b"),
+    ("augmentation", r"\baugment\b|flip_and_normalize"),
+    ("heads", r"ProjectionHead|\bhead\b|last_layer"),
+    ("decoder", r"\bdecoder\b"),
+    ("encoder", r"\bencoder\b|Backbone"),
+)
+
+
+class Case(NamedTuple):
+    """A step to compile: a config, what is changed in it, where, and images of a chip at a step
+    (None: the config's batch, shared out)."""
+
+    config: Any
+    title: str
+    topology: str
+    images: int | None = None
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.topology.partition(":")[0]]
+
+
+def devices_of(topology: str):
+    """The devices of a topology such as "v5e:4x4".
+
+    Raises:
+      InputError: libtpu is not installed, or knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("libtpu is not installed; `make .venv-tpu` makes an environment with it")
+    kind = topology.partition(":")[0]
+    if kind not in CHIPS:
+        raise InputError(f"--topology={topology}: the chip is one of {', '.join(CHIPS)}")
+    configuration = CHIPS[kind].configuration
+    options = {"chip_config_name": configuration} if configuration else {}
+    try:
+        description = topologies.get_topology_desc(
+            topology_name=topology, platform="tpu", **options
+        )
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise InputError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+    return description.devices
+
+
+def lower(case: Case):
+    """The step of a case, lowered for abstract arguments, and the bytes of the parameters."""
+    config = case.config
+    devices = devices_of(case.topology)
+    with config.unlocked():
+        if not config.data.source:
+            config.data.source = "shapes"  # no image is read
+        if case.images is not None:
+            config.batch_size = case.images * len(devices)
+    check(config)
+    if config.batch_size % (len(devices) * config.optim.accum_steps):
+        raise InputError(
+            f"{config.batch_size} images are not a multiple of {len(devices)} chips x "
+            f"{config.optim.accum_steps} accumulation steps"
+        )
+    plan = plan_from(config, IMAGES_OF_EPOCH)
+    method = trainer.method_from(config, plan)
+    optimizer = trainer.optimizer_from(config, method, plan)
+    step = loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps, devices=devices)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), key)
+    batch = _abstract_batch(method, config, len(devices))
+    parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
+    return step.lower(state, batch, key), parameters
+
+
+def _abstract_batch(method, config, devices: int):
+    """The shapes of a batch, from what the method makes of an image."""
+    file = io.BytesIO()
+    Image.new("RGB", (config.image_size[1], config.image_size[0])).save(file, "PNG")
+    example = method.example(file.getvalue(), np.random.default_rng(0))
+    example |= {"label": np.int32(0), "index": np.int32(0), "bad": np.bool_(False)}
+    share = config.batch_size // devices
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((devices, share, *x.shape), x.dtype), example
+    )
+
+
+def report(case: Case, trips: int | None = None, text_file: Path | None = None) -> dict[str, Any]:
+    """What the compiler says of a case, as plain values; bytes and cycles are of one chip."""
+    start = time.perf_counter()
+    lowered, parameters = lower(case)
+    config = case.config
+    chips = len(devices_of(case.topology))
+    found = {
+        "title": case.title,
+        "topology": case.topology,
+        "chips": chips,
+        "images_per_chip": config.batch_size // chips,
+        "batch": config.batch_size,
+        "accum_steps": config.optim.accum_steps,
+        "mask": config.mask.strategy,
+        "parameter_bytes": parameters,
+    }
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return found | {"does_not_fit": str(error).splitlines()[0]}
+    found["seconds_to_compile"] = round(time.perf_counter() - start, 1)
+    text = compiled.as_text()
+    if text_file:
+        text_file.write_text(text)
+    memory = compiled.memory_analysis()
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    found["memory"] = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "new_outputs": outputs,
+        "peak": memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs,
+        "room": case.chip.memory,
+    }
+    return found | read(text, case, trips)
+
+
+def read(text: str, case: Case, trips: int | None = None) -> dict[str, Any]:
+    """What stands in the compiled program of a case."""
+    module = hlo.parse(text)
+    strategy = case.config.mask.strategy
+    trips = TRIPS.get(strategy) if trips is None else trips
+    rows, columns = (side // case.config.model.patch_size for side in case.config.image_size)
+    most = 10 * rows * columns  # each rectangle covers a patch more, and has ten tries
+
+    def worst(op):
+        return most if strategy == "block" and "selection" in op.op_name else None
+
+    def measured(op):
+        return trips if "selection" in op.op_name else None
+
+    ran = list(hlo.executions(module, measured))
+    at_worst = list(hlo.executions(module, worst))
+    exchanged = hlo.collectives(module, ran)
+    cycles = hlo.total_cycles(ran)
+    chip = case.chip
+    return {
+        "trips": trips,
+        "cycles": cycles,
+        "cycles_at_worst": hlo.total_cycles(at_worst),
+        "parts": _parts(ran),
+        "parts_at_worst": _parts(at_worst),
+        "milliseconds": 1e3 * cycles / chip.clock,
+        "collectives": [each._asdict() for each in exchanged if each.bytes >= LARGE],
+        "small_collectives": {
+            "times": sum(each.times for each in exchanged if each.bytes < LARGE),
+            "bytes": sum(each.bytes for each in exchanged if each.bytes < LARGE),
+        },
+        "host_transfers": hlo.host_transfers(module),
+        "without_estimate": [each._asdict() for each in hlo.without_estimate(ran)],
+        "bounds": _bounds(module, ran, chip),
+    }
+
+
+def _parts(ran: list[hlo.Execution]) -> dict[str, float]:
+    """Estimated cycles of each part; a fusion belongs where its last operation does."""
+    cycles = dict.fromkeys([name for name, _ in PARTS] + ["other"], 0.0)
+    for op, times in ran:
+        name = op.op_name
+        part = next((part for part, pattern in PARTS if re.search(pattern, name)), "other")
+        cycles[part] += (op.cycles or 0) * times
+    return cycles
+
+
+def _bounds(module, ran, chip: Chip) -> dict[str, float]:
+    """Cycles, bounded by hand, of what the estimate leaves out or prices low.
+
+    "moved": what has no estimate and is no asynchronous copy, exchange, sort or custom call, with
+    its result read and written once at the memory's rate. "gathers": their results likewise.
+    "sorts": a bitonic network, whose every stage takes ten vector operations a word.
+    """
+    bytes_a_cycle = chip.memory_rate / chip.clock
+    moved = sum(
+        each.bytes
+        for each in hlo.without_estimate(ran)
+        if not each.kind.endswith("-start")
+        and not each.kind.startswith(("custom-call", "sort", *hlo.COLLECTIVES))
+    )
+    sorts = 0.0
+    for op, times in ran:
+        if op.opcode == "sort":
+            words = hlo.num_bytes(op.shape) / 4
+            along = int(re.search(r"dimensions=\{(\d+)\}", op.attributes)[1])
+            first = re.search(r"\[([\d,]+)\]", op.shape)[1].split(",")
+            rounds = (int(first[along]) - 1).bit_length()
+            sorts += times * 10 * words * rounds * (rounds + 1) / 2 / 1024
+    gathers = hlo.gathers(module, ran)
+    return {
+        "moved": 2 * moved / bytes_a_cycle,
+        "gathers": 2 * gathers.bytes / bytes_a_cycle,
+        "gathers_as_estimated": gathers.cycles,
+        "sorts": sorts,
+    }
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """What a step must not do: exceed its chip's memory, exchange anything large but the gradient,
+    or talk to the host."""
+    if "does_not_fit" in found:
+        return [found["does_not_fit"]]
+    wrong = []
+    memory = found["memory"]
+    if memory["peak"] > memory["room"]:
+        wrong.append(f"{memory['peak']:.3g} bytes of memory, and there are {memory['room']:.3g}")
+    kinds = {each["kind"] for each in found["collectives"]}
+    if found["chips"] > 1 and kinds != {"all-reduce"}:
+        wrong.append(f"large exchanges are {', '.join(sorted(kinds)) or 'missing'}")
+    share = sum(each["bytes"] for each in found["collectives"]) / found["parameter_bytes"]
+    if abs(share - 1) > 0.05:
+        wrong.append(f"exchanges {share:.1%} of the parameters' bytes")
+    if found["host_transfers"]:
+        wrong.append(f"talks to the host: {', '.join(found['host_transfers'])}")
+    return wrong
+
+
+def show(found: dict[str, Any]) -> str:
+    """A report as text."""
+    head = (
+        f"{found['title']}\n  {found['topology']}: {found['chips']} chips, "
+        f"{found['images_per_chip']} images each"
+    )
+    if "does_not_fit" in found:
+        return f"{head}\n  does not fit: {found['does_not_fit']}"
+    memory = {name: f"{size / GIB:.2f}" for name, size in found["memory"].items()}
+    exchanged = sum(each["bytes"] for each in found["collectives"])
+    small, bounds = found["small_collectives"], found["bounds"]
+    lines = [
+        f"{head}, compiled in {found['seconds_to_compile']:.0f} s",
+        f"  memory     {memory['peak']} of {memory['room']} GiB: arguments {memory['arguments']}, "
+        f"temporaries {memory['temporaries']}, new outputs {memory['new_outputs']}",
+        f"  cycles     {_millions(found['cycles'])} M"
+        + (f" at {found['trips']} trips" if found["trips"] is not None else "")
+        + f", {_millions(found['cycles_at_worst'])} M at worst; {found['milliseconds']:.1f} ms",
+        "  parts      " + _listed(found["parts"]),
+        "  at worst   " + _listed(found["parts_at_worst"]),
+        f"  exchanges  {sum(each['times'] for each in found['collectives']):g} large, "
+        f"{exchanged / 1e6:.1f} MB, {exchanged / found['parameter_bytes']:.1%} of the parameters; "
+        f"{small['times']:g} small, {small['bytes'] / 1e3:.1f} kB",
+        f"  host       {', '.join(found['host_transfers']) or 'nothing'}",
+        "  left out   "
+        + ", ".join(
+            f"{each['times']:g} {each['kind']} ({each['bytes'] / 1e6:.2f} MB)"
+            for each in found["without_estimate"]
+        ),
+        f"  by hand    at most {_millions(bounds['moved'])} M cycles of that moved, "
+        f"{_millions(bounds['sorts'])} M sorts; gathers {_millions(bounds['gathers'])} M (the "
+        f"estimate has {_millions(bounds['gathers_as_estimated'])} M)",
+    ]
+    return "\n".join(lines + [f"  WRONG      {each}" for each in problems(found)])
+
+
+def _listed(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_millions(cycles)}" for name, cycles in parts.items() if cycles)
+
+
+def _millions(cycles: float) -> str:
+    return f"{cycles / 1e6:.2f}" if cycles < 1e8 else f"{cycles / 1e6:.0f}"
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax", "optax")}
+
+
+def _main(argv):
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
+    config = _CONFIG.value
+    changed = [word.removeprefix("--config.") for word in sys.argv if word.startswith("--config.")]
+    title = " ".join([flags.FLAGS["config"].config_filename, *changed])
+    case = Case(config, title, _TOPOLOGY.value, _IMAGES.value)
+    text_file = Path(_TEXT.value) if _TEXT.value else None
+    found = report(case, _TRIPS.value, text_file)
+    print(show(found))
+    if _JSON.value:
+        Path(_JSON.value).write_text(
+            json.dumps({"versions": versions(), "cases": [found]}, indent=1) + "\n"
+        )
+    if problems(found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", "configs/mae.py:dataset=imagenet1k", "FILE[:key=value,...]", lock_config=True
+    )
+    _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chips, such as v4:2x2x1 or v5e:16x16.")
+    _IMAGES = flags.DEFINE_integer(
+        "images_per_chip", None, "Images of a chip at a step; else the config's batch, shared out."
+    )
+    _TRIPS = flags.DEFINE_integer("trips", None, "Trips of the selection's loops.", lower_bound=0)
+    _JSON = flags.DEFINE_string("json", None, "Also write the report there.")
+    _TEXT = flags.DEFINE_string("hlo", None, "Also write the compiled program there, as text.")
+    command.run(_main)

@@ -1,0 +1,206 @@
+"""A file's model as a pre-training run, of MAE or iBOT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dppmask_jax import config as config_rules
+from dppmask_jax import loop, patches, trainer
+from dppmask_jax.errors import InputError
+from dppmask_jax.fit import plan_from
+from dppmask_jax.methods import METHODS
+from dppmask_jax.weights import names, positions, sizes
+from dppmask_jax.weights.source import PARTS, File, Options
+
+
+def check(config, form: names.Format, format_name: str, options: Options) -> None:
+    """Raises InputError unless a config and a format go together."""
+    if config.get("method") not in METHODS:
+        raise InputError("--config names no config of a run; use configs/mae.py or configs/ibot.py")
+    if config.method == "mae" and form.holds == "classifier":
+        raise InputError(
+            f"the encoder of --format={format_name} learned its positions, and that of an MAE here "
+            "has fixed ones; leave --config out to make a classifier, or add "
+            "--config=configs/ibot.py --drop=head,fc_norm --allow_missing=head,norm"
+        )
+    of_ibot = form.holds in ("teacher", "student", "both")
+    if of_ibot and config.method != "ibot":
+        raise InputError(f"--format={format_name} makes an iBOT run; add --config=configs/ibot.py")
+    if config.method == "ibot" and form.holds == "autoencoder":
+        raise InputError(
+            f"--format={format_name} has a decoder, which an iBOT run has not; use "
+            f"--format={'hf-encoder' if format_name == 'hf' else 'mae'} with --drop for the decoder"
+        )
+    for part in options.allow_missing:
+        if part not in PARTS:
+            raise InputError(f"--allow_missing={part} is not allowed: {' | '.join(PARTS)}")
+
+
+def adapted(config, found: sizes.Sizes, file: File, options: Options):
+    """The config with a file's sizes, checked."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.size = found.size
+        config.model.patch_size = found.patch_size
+        config.image_size = options.resize_positions or found.image_size
+        if found.decoder and config.method == "mae":
+            config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads = (
+                found.decoder
+            )
+            config.loss.norm_pix = bool(file.stated.get("norm_pix_loss", config.loss.norm_pix))
+        if found.head and config.method == "ibot":
+            model = config.model
+            model.head_hidden, model.head_bottleneck, model.prototypes = found.head
+            model.shared_head = _shares_head(file)
+    config_rules.check(config)
+    return config
+
+
+def method_of(config, found: sizes.Sizes):
+    """The method of an adapted config."""
+    return trainer.method_from(config, plan_from(config, config.batch_size))
+
+
+def _shares_head(file: File) -> bool:
+    """Whether class and patch tokens have one last layer: the file has one, or the same twice."""
+    for part in ("weight_g", "weight_v"):
+        one, two = (
+            file.entries.get(file.name_of(f"head.{layer}.{part}"))
+            for layer in ("last_layer", "last_layer2")
+        )
+        if one and two and (one.shape != two.shape or not np.array_equal(one.load(), two.load())):
+            return False
+    return True
+
+
+# What the file has to hold.
+
+
+def template(method, found: sizes.Sizes, file: File, config, allowed: tuple[str, ...]):
+    """(tree of shapes that the file has to hold, the parts of the run that start fresh)."""
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    rows, columns = patches.grid_shape(found.image_size, found.patch_size)
+    encoder = method.encoder_of(params, extra)
+    width = encoder["cls_token"].shape[-1]
+    encoder = {**encoder, "positions": names.abstract((1, 1 + rows * columns, width))}
+    tree: dict[str, Any] = {"encoder": encoder}
+    if config.method == "mae" and file.form.holds == "autoencoder":
+        width = params["decoder"]["mask_token"].shape[-1]
+        table = names.abstract((1, 1 + rows * columns, width))
+        tree["decoder"] = {**params["decoder"], "positions": table}
+    if config.method == "ibot" and file.form.holds in ("teacher", "student", "both"):
+        tree["head"] = _head_template(params["head"], file)
+    fresh = ["optimiser"]
+    for part, holder in (("decoder", tree), ("head", tree), ("norm", encoder)):
+        wanted = {"decoder": config.method == "mae", "head": config.method == "ibot"}
+        if not wanted.get(part, True) or _has(file, tree, part):
+            continue
+        if part not in allowed:
+            raise InputError(
+                f"{file.path} has no {part}; --allow_missing={part} starts it fresh"
+                + (" (all scales 1, all shifts 0)" if part == "norm" else "")
+            )
+        holder.pop(part, None)
+        fresh.append(part)
+    if config.method == "ibot" and file.form.holds != "both":
+        fresh += ["centers"] if file.form.holds == "student" else ["mask_embed", "centers"]
+    if "head" not in tree or file.form.holds == "teacher":
+        return tree, tuple(fresh)
+    student = {**tree, "mask_embed": params["mask_embed"]}
+    if file.form.holds == "student":
+        return student, tuple(fresh)
+    centers = {name: extra[name] for name in ("class_center", "patch_center")}
+    return {"student": student, "teacher": tree, **centers}, tuple(fresh)
+
+
+def _has(file: File, tree, part: str) -> bool:
+    """Whether the file has any tensor of a part."""
+    if part == "norm":
+        return file.name_of("norm.weight") in file.entries
+    if part not in tree:
+        return False
+    without = {name: inner for name, inner in tree.items() if name != part}
+    of_part = names.write_names(tree, file.form.spell) - names.write_names(without, file.form.spell)
+    prefix = "student.module." if file.form.holds == "both" else ""
+    return any(prefix + name in file.entries for name in of_part)
+
+
+def _head_template(head, file: File):
+    bottleneck, prototypes = head["last_layer"]["direction"].shape
+    layer = {
+        "scale": names.abstract((1, prototypes)),
+        "direction": names.abstract((bottleneck, prototypes)),
+    }
+    head = {**head, "last_layer": layer, "patch_last_layer": layer}
+    # One layer for both may stand in the file once or twice.
+    if file.name_of("head.last_layer2.weight_v") not in file.entries:
+        head.pop("patch_last_layer")
+    return head
+
+
+# What becomes of it.
+
+
+def state(config, method, tree, found: sizes.Sizes, file: File):
+    """The state before the first step, with the file's values in place of initial ones."""
+    plan = plan_from(config, config.batch_size)  # its numbers leave no trace in the state
+    optimizer = trainer.optimizer_from(config, method, plan)
+    tree = _placed(config, tree, found, file)
+    # As trainer.train draws it, so that what is fresh is what a fresh run has.
+    init_key = jax.random.split(jax.random.key(config.seed), 3)[0]
+    state = loop.init_state(method, optimizer, init_key)
+    params, extra = state.params, state.extra
+    if "student" in tree:
+        teacher = {**extra["teacher"], **tree["teacher"]}
+        centers = {name: tree[name] for name in ("class_center", "patch_center")}
+        params, extra = {**params, **tree["student"]}, {**extra, "teacher": teacher, **centers}
+    else:
+        fresh_norm = method.encoder_of(params, extra)["norm"]
+        params, extra = method.with_encoder(params, extra, {"norm": fresh_norm, **tree["encoder"]})
+        params = {**params, **{name: tree[name] for name in tree if name != "encoder"}}
+        if "head" in tree:
+            extra = {**extra, "teacher": {**extra["teacher"], "head": tree["head"]}}
+    return state._replace(params=params, extra=extra)
+
+
+def _placed(config, tree, found: sizes.Sizes, file: File):
+    """The tree with parameters in the places where the run's model has them."""
+    if "student" in tree:
+        placed = {part: _placed(config, tree[part], found, file) for part in ("student", "teacher")}
+        return {**tree, **placed}
+    new = tuple(config.image_size)
+    placed = dict(tree)
+    if config.method == "mae":
+        for part, name in (("encoder", "pos_embed"), ("decoder", "decoder_pos_embed")):
+            if part in tree:
+                name = file.name_of(name)
+                spacing = file.entries[name].spacing
+                table = tree[part]["positions"]
+                positions.check_fixed(table, name, spacing, found.image_size, found.patch_size)
+                placed[part] = {k: v for k, v in tree[part].items() if k != "positions"}
+    elif new != found.image_size:
+        table = tree["encoder"]["positions"]
+        table = positions.resized(table, found.image_size, new, found.patch_size)
+        placed["encoder"] = {**tree["encoder"], "positions": table}
+    if "head" in tree:
+        placed["head"] = _placed_head(config.model, tree["head"], file)
+    return placed
+
+
+def _placed_head(model, head, file: File):
+    head = dict(head)
+    if model.shared_head:
+        head.pop("patch_last_layer", None)
+    if model.norm_last_layer:
+        for layer in ("last_layer", "patch_last_layer"):
+            if layer in head:
+                if not (head[layer]["scale"] == 1).all():
+                    raise InputError(
+                        f"{file.path}: the prototypes have lengths of their own; add "
+                        "--config.model.norm_last_layer=False"
+                    )
+                head[layer] = {"direction": head[layer]["direction"]}
+    return head

@@ -1,0 +1,568 @@
+"""Wrong values in every field of every config, and random configs that pass the checks."""
+
+import copy
+import dataclasses
+import functools
+import math
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from ml_collections import config_dict
+from test_config import encoded_image
+
+from configs import eval as evaluations
+from configs import ibot, mae
+from dppmask_jax import config as pretraining
+from dppmask_jax import evaluate, fit, loop, rules, trainer
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import settings as evaluation_settings
+from dppmask_jax.evals import training
+from dppmask_jax.methods import supervised
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Kind:
+    """A kind of config: its values as plain dicts, its check and its rules."""
+
+    def __repr__(self):
+        return self.name
+
+    name: str
+    values: dict
+    check: object
+    rules: dict
+
+    @functools.cached_property
+    def fields(self):
+        return sorted(rules.flatten(self.values))
+
+    @functools.cached_property
+    def groups(self):
+        return sorted({f.rpartition(".")[0] for f in self.fields if "." in f})
+
+    def changed(self, changes):
+        """A config with some fields, or whole groups, replaced."""
+        values = copy.deepcopy(self.values)
+        for field, value in changes.items():
+            *path, leaf = field.split(".")
+            functools.reduce(lambda node, part: node[part], path, values)[leaf] = value
+        return config_dict.ConfigDict(values)
+
+
+def kinds():
+    for module in (mae, ibot):
+        values = module.get_config("dataset=shapes").to_dict()
+        yield Kind(values["method"], values, pretraining.check, pretraining.RULES[values["method"]])
+    for task in evaluations.ARGUMENTS["task"]:
+        for train in ("finetune", "linear") if task == "multilabel" else ("finetune",):
+            values = evaluations.get_config(f"task={task},dataset=shapes,train={train}").to_dict()
+            known = evaluation_settings.RULES[task]
+            if (task, train) == ("multilabel", "finetune"):
+                known = known | evaluation_settings.RULES["finetune"]
+            yield Kind(f"{task} {train}", values, evaluation_settings.check, known)
+
+
+KINDS = tuple(kinds())
+EACH = pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+# These say which fields there are: with another of them some other field is the wrong one.
+CHOOSING = ("method", "task", "train")
+
+
+def refusal(kind, changes):
+    """What the check says of a config, "" if it passes; anything but an InputError is a failure."""
+    try:
+        kind.check(kind.changed(changes))
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1500, error
+        return str(error)
+    return ""
+
+
+@EACH
+def test_the_presets_pass(kind):
+    assert refusal(kind, {}) == ""
+
+
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([2**31 - 1, 2**31, 2**63, -(2**63), 10**400, -(10**5000)]),
+    st.floats(),
+    st.sampled_from([1e-300, 5e-324, 1e38, 1e39, 1.7e308, -0.0, math.nextafter(1, 0)]),
+    st.text(),
+    st.sampled_from(["folder:\0", "tfds:", "shapes:size=0", "a\nb", "\udc80.txt", "x" * 5000]),
+    st.binary(max_size=4),
+    st.lists(st.one_of(st.floats(), st.integers(), st.text(max_size=3)), max_size=5),
+    st.lists(st.one_of(st.floats(0, 1), st.integers(-1, 99)), max_size=5).map(tuple),
+    st.sampled_from([object(), np.zeros((9, 9)), np.float32(0.5), 1j, {1, 2}, {}, {"a": 1}, [[]]]),
+)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_value_of_any_field_passes_or_is_refused_by_name(data):
+    kind = data.draw(st.sampled_from(KINDS))
+    field = data.draw(st.sampled_from(kind.fields))
+    words = refusal(kind, {field: data.draw(anything)})
+    if words and field not in CHOOSING:
+        assert f"config.{field}" in words
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_two_wrong_fields_are_an_input_error(data):
+    kind = data.draw(st.sampled_from(KINDS))
+    fields = data.draw(st.lists(st.sampled_from(kind.fields), min_size=2, max_size=4, unique=True))
+    refusal(kind, {field: data.draw(anything) for field in fields})
+
+
+@EACH
+def test_every_field_refuses_what_is_of_no_type(kind):
+    for field in kind.fields:
+        for value in (object(), b"x", float("nan"), 10**400, {1}, np.zeros(2), ("a",) * 9, 1j):
+            words = refusal(kind, {field: value})
+            assert f"config.{field}" in words, (field, value)
+            if field not in CHOOSING:
+                assert kind.rules[field].allowed in words or " | " in words, (field, words)
+
+
+@EACH
+def test_groups_and_values_do_not_replace_each_other(kind):
+    for group in kind.groups:
+        inner = [f for f in kind.fields if f.startswith(f"{group}.")]
+        for value in ("random", None, 3, (), object()):
+            words = refusal(kind, {group: value})
+            assert f"config.{group}=" in words
+            assert all(name.removeprefix(f"{group}.") in words for name in inner)
+        assert f"config.{group}." in refusal(kind, {group: {}})
+    for field in kind.fields:
+        words = refusal(kind, {field: {"inner": 1}})
+        assert f"config.{field}" in words, words
+
+
+@pytest.mark.parametrize("value", [None, 5, "mae", [], object()])
+def test_something_else_than_a_config_is_refused(value):
+    for check in (pretraining.check, evaluation_settings.check):
+        with pytest.raises(InputError, match="get_config must return a ConfigDict"):
+            check(value)
+
+
+# Of each field values at both ends of what is allowed, and values just outside.
+TINY, LARGEST, INT32 = 1.2e-38, 3.4e38, 2**31 - 1
+BELOW_1 = 1 - 2**-24
+_WHOLE_FROM_0 = ([0, INT32], [-1, INT32 + 1, 0.0, True])
+_WHOLE_FROM_1 = ([1, INT32], [0, INT32 + 1, 1.0, True])
+_FLAG = ([True, False], [0, 1, "True", None])
+_POSITIVE = ([TINY, LARGEST, 1], [0, 0.0, 1e-39, 1e39, math.inf, -TINY])
+_FROM_0 = ([0, 0.0, LARGEST], [-TINY, 1e39, math.inf])
+_SHARE = ([0, 0.0, 1, 1.0], [-TINY, 1.0000001])
+_BELOW_1 = ([0, 0.0, BELOW_1], [-TINY, 1, math.nextafter(1, 0)])
+_AREA = ([(TINY, TINY), (TINY, 1.0), [1.0, 1.0]], [(0, 1), (0.5, 1.0000001), (1.0, 0.9), 0.5])
+_SIDES = ([(1, 1), [16384, 1]], [(0, 1), (16385, 1), (1.0, 1.0), (1,), 1])
+_TEXT = (["", "a b", "é"], ["a\nb", "\0", 1, None])
+_SEEDS = ([(0,), [INT32, 3]], [(), 0, (-1,), (1, 1), (0.0,)])
+_CHOICE = {
+    "evaluate.knn_feature": ("patches", "cls"),
+    "model.size": ("Pi", "Mu", "Ti", "S", "B", "L", "H"),
+    "mask.threshold_on": ("d2", "d"),
+    "mask.kernel": ("gaussian", "cosine"),
+    "mask.normalize": ("l2", "standardize"),
+    "mask.attention": ("high", "low", "hint"),
+    "model.pool": ("mean", "cls"),
+    "loss.kind": ("softmax", "bce", "asl"),
+    "solver": ("lars", "ridge"),
+    "train": ("finetune", "linear"),
+    "classifier": ("ridge", "finetune", "linear"),
+    "mapping": ("same", "imagenet100", "imagenet1k", "wnid"),
+}
+BOUNDS = {
+    "method": (["mae", "ibot"], ["", None, 1]),
+    "task": (["knn"], [None, [], 1]),
+    "seed": _WHOLE_FROM_0,
+    "seeds": _SEEDS,
+    "image_size": _SIDES,
+    "batch_size": ([1, 2**20], [0, 2**20 + 1, 64.0]),
+    "epochs": _POSITIVE,
+    "log_every": _WHOLE_FROM_1,
+    "init_from": _TEXT,
+    "memory_gb": _POSITIVE,
+    "data.dir": _TEXT,
+    "data.classes": (["", "imagenet100", "a/b.txt"], ["imagenet", "a\n.txt", None]),
+    "data.val_fraction": _BELOW_1,
+    "data.crop_scale": _AREA,
+    "data.local_scale": _AREA,
+    "data.flip": _FLAG,
+    "data.workers": ([0, 256], [-1, 257, 1.0]),
+    "data.max_bad_frac": _SHARE,
+    "data.local_views": ([0, 64], [-1, 65, 2.0]),
+    "data.local_size": _SIDES,
+    "data.jitter": ([(0, 0, 0, 0), [1, 1, 1, 0.5]], [(0, 0, 0), (0, 0, 0, 0.51), (1.1, 0, 0, 0)]),
+    "data.jitter_prob": _SHARE,
+    "data.grey_prob": _SHARE,
+    "data.blur_prob": ([(0, 0, 0), [1, 1, 1]], [(0, 0), (0, 0, 1.1), 0.5]),
+    "data.blur_sigma": ([(TINY, 2.4), [2.4, 2.4]], [(0, 1), (2, 1), (1, 2.41), 1.0]),
+    "data.solarize_prob": _SHARE,
+    "data.randaugment": ([0, 10], [-1, 10.1]),
+    "data.erase_prob": _SHARE,
+    "data.mixup": ([0, 0.001, 1000], [-1, 1e-4, 1001]),
+    "data.cutmix": ([0, 0.001, 1000], [-1, 1e-4, 1001]),
+    "optim.base_lr": _POSITIVE,
+    "optim.final_lr": _FROM_0,
+    "optim.warmup_epochs": _FROM_0,
+    "optim.weight_decay": _FROM_0,
+    "optim.weight_decay_end": ([None, *_FROM_0[0]], _FROM_0[1]),
+    "optim.b1": _BELOW_1,
+    "optim.b2": _BELOW_1,
+    "optim.epsilon": _POSITIVE,
+    "optim.clip_norm": _FROM_0,
+    "optim.clip_per_tensor": _FLAG,
+    "optim.accum_steps": _WHOLE_FROM_1,
+    "optim.max_bad_steps": _WHOLE_FROM_0,
+    "optim.freeze_last_layer_epochs": _FROM_0,
+    "optim.layer_decay": ([TINY, 1], [0, 1.0000001]),
+    "checkpoint.every": _WHOLE_FROM_1,
+    "checkpoint.keep": _WHOLE_FROM_1,
+    "evaluate.every_epochs": _POSITIVE,
+    "evaluate.knn_images": _WHOLE_FROM_0,
+    "evaluate.knn_k": _WHOLE_FROM_1,
+    "evaluate.knn_temperature": _POSITIVE,
+    "evaluate.figure_images": ([0, 64], [-1, 65, 6.0]),
+    "evaluate.loss_images": _WHOLE_FROM_0,
+    "model.patch_size": _WHOLE_FROM_1,
+    "model.drop_path": _BELOW_1,
+    "model.remat": _FLAG,
+    "model.decoder_width": ([4, 2**14], [3, 2**14 + 1, 64.0]),
+    "model.decoder_depth": ([1, 128], [0, 129]),
+    "model.decoder_heads": ([1, 2**14], [0, 2**14 + 1]),
+    "model.init_std": _POSITIVE,
+    "model.head_hidden": ([1, 2**16], [0, 2**16 + 1]),
+    "model.head_bottleneck": ([1, 2**16], [0, 2**16 + 1]),
+    "model.prototypes": ([2, 2**20], [1, 2**20 + 1]),
+    "model.shared_head": _FLAG,
+    "model.norm_last_layer": _FLAG,
+    "mask.tau": _SHARE,
+    "mask.tau_end": ([None, *_SHARE[0]], _SHARE[1]),
+    "mask.bandwidth": _POSITIVE,
+    "mask.ratio_var": ([(0,), [BELOW_1, 0.0]], [(), 0.1, (1.0,), (-0.1,)]),
+    "mask.prob": ([TINY, 1], [0, 1.0000001]),
+    "mask.start_epoch": _FROM_0,
+    "loss.norm_pix": _FLAG,
+    "loss.class_weight": _FROM_0,
+    "loss.patch_weight": _FROM_0,
+    "loss.student_temp": _POSITIVE,
+    "loss.center_decay": _SHARE,
+    "loss.smoothing": _BELOW_1,
+    "loss.gamma_neg": _FROM_0,
+    "loss.gamma_pos": _FROM_0,
+    "loss.clip": _BELOW_1,
+    "teacher.ema_decay": _SHARE,
+    "temperature": _POSITIVE,
+    "center": _FLAG,
+    "k": ([(1,), [INT32]], [(), 20, (0,), (1.0,)]),
+    "num_clusters": _WHOLE_FROM_0,
+    "threshold": ([TINY, BELOW_1], [0, 1]),
+    "ridge": ([(0,), [LARGEST]], [(), 1.0, (-1,)]),
+    "root": _TEXT,
+    "images": _TEXT,
+    "classifier_seed": _WHOLE_FROM_0,
+    "num": ([1, 64], [0, 65]),
+    "tau": _SHARE,
+    **{f"loss.{which}_temp.{end}": _POSITIVE for which in ("class", "patch")
+       for end in ("start", "end")},
+    **{f"loss.{which}_temp.warmup_epochs": _WHOLE_FROM_0 for which in ("class", "patch")},
+    **{field: (list(names), ["", names[0] + "x", None, 0]) for field, names in _CHOICE.items()},
+}  # fmt: skip
+PRETRAINING_BOUNDS = BOUNDS | {
+    "data.source": (["shapes", "folder:x", "tfds:a", "csv:f"], ["", "shape", "folder", None]),
+    "model.dtype": (["float32", "bfloat16"], ["", "float16", None]),
+}
+OF_KIND = {
+    "mae": PRETRAINING_BOUNDS | {
+        "mask.ratio": ([TINY, BELOW_1], [0, 1, (0.5,)]),
+        "mask.strategy": (["dpp", "random", "block"], ["attention", "", None]),
+        "mask.features": (["embedding", "pixels"], ["tokens", None]),
+    },
+    "ibot": PRETRAINING_BOUNDS | {
+        "mask.ratio": ([(0,), [BELOW_1, 0.0]], [(), 0.5, (1.0,), (-0.1,)]),
+        "mask.strategy": (["dpp", "random", "block", "attention"], ["", None]),
+        "mask.features": (["tokens", "head", "pixels"], ["embedding", None]),
+    },
+}  # fmt: skip
+EVALUATION_BOUNDS = BOUNDS | {
+    "data.source": (["", "shapes", "coco:x"], ["shape", "folder", None]),
+    "model.dtype": (["", "float32", "bfloat16"], ["float16", None]),
+}
+
+
+@EACH
+def test_both_ends_of_every_field_are_where_they_are_said_to_be(kind):
+    bounds = OF_KIND.get(kind.name, EVALUATION_BOUNDS)
+    for field in kind.fields:
+        allowed, refused = bounds[field]
+        for value in allowed:
+            assert field == "method" or kind.rules[field].holds(value), (field, value)
+        for value in refused:
+            words = refusal(kind, {field: value})
+            assert f"config.{field}" in words, (field, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("mae", {"optim.warmup_epochs": 13.0}, "config.epochs=12"),
+        ("mae", {"evaluate.knn_k": 21, "evaluate.knn_images": 20}, "config.evaluate.knn_images=20"),
+        ("mae", {"optim.accum_steps": 3}, "config.batch_size=64 is not a multiple"),
+        ("mae", {"model.decoder_width": 66}, "config.model.decoder_heads=4"),
+        ("mae", {"model.patch_size": 7}, "config.image_size, config.model.patch_size"),
+        ("mae", {"image_size": (4096, 4096)}, "262144 patches are more than 16384"),
+        ("mae", {"mask.ratio": 0.99}, "leaves no visible patch"),
+        ("ibot", {"mask.ratio_var": (0.0,)}, "as many variations as ratios"),
+        ("ibot", {"mask.start_epoch": 12.0}, "not below config.epochs=12"),
+        ("ibot", {"optim.freeze_last_layer_epochs": 12.0}, "not below config.epochs=12"),
+        ("ibot", {"loss.class_weight": 0.0, "loss.patch_weight": 0.0}, "are both 0"),
+        ("ibot", {"data.local_views": 2, "data.local_size": (30, 30)}, "config.data.local_size"),
+        ("finetune finetune", {"loss.kind": "bce"}, "config.task=finetune: softmax"),
+        ("finetune finetune", {"optim.warmup_epochs": 16.0}, "longer than config.epochs=15"),
+        ("multilabel finetune", {"loss.smoothing": 0.1}, "for one label an image"),
+        ("multilabel linear", {"loss.kind": "softmax"}, "bce | asl"),
+        ("linear finetune", {"seeds": (1, 2, 1)}, "different whole numbers"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_named(name, changes, words):
+    (kind,) = (kind for kind in KINDS if kind.name == name)
+    assert words in refusal(kind, changes)
+
+
+@pytest.mark.parametrize("epochs", [1e9, 3e38])
+def test_more_steps_than_can_be_counted_are_refused(epochs):
+    config = KINDS[0].changed({"epochs": epochs})
+    pretraining.check(config)
+    with pytest.raises(InputError, match=r"config\.epochs=.* steps in all"):
+        fit.plan_from(config, 10**6)
+
+
+# Random configs that pass the checks make a model and a step.
+
+unit = st.sampled_from([0.0, 0.3, 1.0])
+scale = st.sampled_from([(TINY, TINY), (0.2, 1.0), (1.0, 1.0)])
+any_positive = st.sampled_from([TINY, 0.5, LARGEST])
+COMMON_VALUES = {
+    "image_size": st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    "batch_size": st.integers(1, 8),
+    "data.crop_scale": scale,
+    "data.flip": st.booleans(),
+    "model.size": st.sampled_from(["Pi", "Mu"]),
+    "model.patch_size": st.integers(1, 9),
+    "model.drop_path": st.sampled_from([0.0, 0.1, BELOW_1]),
+    "model.dtype": st.sampled_from(["float32", "bfloat16"]),
+    "model.remat": st.booleans(),
+    "mask.tau": unit,
+    "mask.tau_end": st.sampled_from([None, 0.0, 1.0]),
+    "mask.threshold_on": st.sampled_from(["d2", "d"]),
+    "mask.kernel": st.sampled_from(["gaussian", "cosine"]),
+    "mask.bandwidth": any_positive,
+    "mask.normalize": st.sampled_from(["l2", "standardize"]),
+    "optim.weight_decay_end": st.sampled_from([None, 0.0]),
+    "optim.b1": st.sampled_from([0.0, BELOW_1]),
+    "optim.clip_norm": st.sampled_from([0.0, 1.0]),
+    "optim.clip_per_tensor": st.booleans(),
+    "optim.epsilon": any_positive,
+}
+VALUES = {
+    "mae": COMMON_VALUES | {
+        "model.decoder_width": st.integers(1, 20).map(lambda n: 4 * n),
+        "model.decoder_depth": st.integers(1, 3),
+        "model.decoder_heads": st.integers(1, 6),
+        "mask.strategy": st.sampled_from(["dpp", "random", "block"]),
+        "mask.ratio": st.floats(0, 1, exclude_min=True, exclude_max=True),
+        "mask.features": st.sampled_from(["embedding", "pixels"]),
+        "loss.norm_pix": st.booleans(),
+    },
+    "ibot": COMMON_VALUES | {
+        "data.local_views": st.integers(0, 3),
+        "data.local_size": st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        "data.local_scale": scale,
+        "data.jitter": st.sampled_from([(0.0,) * 4, (1.0, 1.0, 1.0, 0.5)]),
+        "data.jitter_prob": unit,
+        "data.grey_prob": unit,
+        "data.blur_prob": st.tuples(unit, unit, unit),
+        "data.blur_sigma": st.sampled_from([(TINY, 2.4), (2.4, 2.4)]),
+        "data.solarize_prob": unit,
+        "model.head_hidden": st.integers(1, 9),
+        "model.head_bottleneck": st.integers(1, 9),
+        "model.prototypes": st.integers(2, 9),
+        "model.shared_head": st.booleans(),
+        "model.norm_last_layer": st.booleans(),
+        "mask.strategy": st.sampled_from(["dpp", "random", "block", "attention"]),
+        "mask.ratio": st.lists(st.sampled_from([0.0, 0.3, 0.9]), min_size=1, max_size=3),
+        "mask.ratio_var": st.lists(st.sampled_from([0.0, 0.05]), min_size=1, max_size=3),
+        "mask.prob": st.sampled_from([TINY, 0.5, 1.0]),
+        "mask.start_epoch": st.sampled_from([0.0, 0.5]),
+        "mask.attention": st.sampled_from(["high", "low", "hint"]),
+        "mask.features": st.sampled_from(["tokens", "head", "pixels"]),
+        "loss.class_weight": unit,
+        "loss.patch_weight": unit,
+        "loss.class_temp.warmup_epochs": st.integers(0, 2),
+        "teacher.ema_decay": unit,
+        "optim.freeze_last_layer_epochs": st.sampled_from([0.0, 0.5]),
+    },
+    "finetune": {
+        name: COMMON_VALUES[name]
+        for name in ("batch_size", "data.crop_scale", "data.flip", "model.drop_path", "model.dtype",
+                     "model.remat", "optim.b1", "optim.clip_norm", "optim.epsilon")
+    } | {
+        "data.randaugment": st.sampled_from([0, 0.5, 10]),
+        "data.erase_prob": unit,
+        "data.mixup": st.sampled_from([0, 0.001, 1000.0]),
+        "data.cutmix": st.sampled_from([0, 0.001, 1000.0]),
+        "model.pool": st.sampled_from(["mean", "cls"]),
+        "optim.layer_decay": st.sampled_from([TINY, 1]),
+        "loss.smoothing": st.sampled_from([0.0, BELOW_1]),
+    },
+}  # fmt: skip
+
+
+def drawn_config(data, kind, values):
+    """A random config that passes the checks; most fail for a patch size that does not fit."""
+    chosen = {field: data.draw(strategy, label=field) for field, strategy in values.items()}
+    if "image_size" in chosen:
+        for field in ("image_size", "data.local_size"):
+            if field in chosen:
+                patch = chosen["model.patch_size"]
+                chosen[field] = tuple(max(1, s // patch) * patch for s in chosen[field])
+    if "mask.ratio_var" in chosen:
+        count = min(len(chosen["mask.ratio"]), len(chosen["mask.ratio_var"]))
+        chosen |= {f: tuple(chosen[f][:count]) for f in ("mask.ratio", "mask.ratio_var")}
+    assume(refusal(kind, chosen) == "")
+    return kind.changed(chosen)
+
+
+def trace_a_step(method, optimizer, batch_size):
+    """Shapes only, after a real crop of a real image."""
+    state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
+    example = method.example(encoded_image(), np.random.default_rng(0))
+    example |= {"index": np.int32(0), "label": np.int32(1)}
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), example)
+
+    def step(state, batch):
+        (loss, (_, aux)), grads = jax.value_and_grad(method.loss, has_aux=True)(
+            state.params, state.extra, batch, jax.random.key(0), state.step
+        )
+        updates, _ = optimizer.tx.update(
+            grads, state.opt_state, state.params, train_step=state.step
+        )
+        extra = method.after_step(state.params, state.extra, aux, state.step)
+        return loss, updates, extra, optimizer.learning_rate(state.step)
+
+    loss, updates, extra, _ = jax.eval_shape(step, state, batch)
+    assert loss.shape == ()
+    for old, new in ((state.params, updates), (state.extra, extra)):
+        jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), old, new)
+
+
+def build_a_random_config(data):
+    kind = data.draw(st.sampled_from([KINDS[0], KINDS[1], KINDS[2], KINDS[3]]))
+    if kind.name in ("mae", "ibot"):
+        config = drawn_config(data, kind, VALUES[kind.name])
+        plan = fit.plan_from(config, 20)
+        method = trainer.method_from(config, plan)
+        trace_a_step(method, trainer.optimizer_from(config, method, plan), config.batch_size)
+        return
+    finetune = next(k for k in KINDS if k.name == "finetune finetune")
+    config = drawn_config(data, finetune, VALUES["finetune"])
+    assume(config.batch_size % 2 == 0 or not (config.data.mixup or config.data.cutmix))
+    config = evaluate.completed(config, mae.get_config("dataset=shapes"))
+    plan = fit.plan_from(config, 20)
+    method = supervised.finetune(config, num_outputs=3, several=False)
+    trace_a_step(method, training.finetune_optimizer(config, method, plan), config.batch_size)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(st.data())
+def test_random_configs_that_pass_make_a_step(data):
+    build_a_random_config(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(st.data())
+def test_many_random_configs_that_pass_make_a_step(data):
+    build_a_random_config(data)
+
+
+# The command line.
+
+CONFIG_FILES = {
+    "syntax.py": ("def get_config(:", "invalid syntax (syntax.py, line 1)"),
+    "raises.py": ("def get_config(argument=''):\n    return 1 / 0", "line 2: ZeroDivisionError"),
+    "own_words.py": ("def get_config(a=''):\n    raise ValueError('use\\nx=1')", "error: use x=1"),
+    "imports.py": ("import no_such_module", "line 1: ModuleNotFoundError"),
+    "empty.py": ("", "defines no function get_config"),
+    "number.py": ("def get_config(argument=''):\n    return 5", "the config is 5"),
+    "nothing.py": ("def get_config(argument=''):\n    pass", "--config is missing"),
+    "latin.py": ("# \xe9\n", "(latin.py, line 1)"),
+}
+FLAGS = {
+    "--config.mask.tau=abc": "config.mask.tau='abc' is not allowed: a number",
+    "--config.mask=random": "config.mask is a group of fields",
+    "--config.batch_size=1e3": "config.batch_size='1e3' is not allowed: a whole number",
+    "--config.batch_size=" + "9" * 400: "config.batch_size=<a whole number of 1329 bits>",
+    "--config.image_size=64": "config.image_size=(64,) is not allowed",
+    "--config.image_size=(64,64": "config.image_size='(64,64' is not allowed: a list",
+    "--config.data.flip=maybe": "config.data.flip='maybe' is not allowed: True or False",
+    "--config.mask.tau_end=none": "config.mask.tau_end='none' is not allowed: a number",
+    "--config.epochs=1e400": "config.epochs=inf is not allowed",
+    "--config.epochs=nan": "config.epochs=nan is not allowed",
+    "--config.seed=": "config.seed='' is not allowed: a whole number",
+    "--config.seed": "--config.seed",
+    "--config.mask.tau.x=1": "mask.tau.x",
+    "--config.model.patch_size=7": "config.image_size, config.model.patch_size",
+    "--config.data.source=folder:a\nb": "config.data.source='folder:a\\nb' is not allowed",
+    "--config.data.source=shapes:size=0": "shapes",
+    "--config.init_from=/no/such": "no checkpoint in /no/such",
+    "--config=configs/mae.py:mask=foo": "mask=foo: it takes dpp | random | block",
+    "--config=configs/mae.py:mask": "unknown config argument 'mask'",
+    "--config=": "Path to config file is an empty string",
+    "--config=configs": "Is a directory: 'configs'",
+    "--no_such_flag": "no_such_flag",
+    "--profile=abc": "--profile=abc",
+    "--workdir=": "--workdir is missing",
+    "--workdir=README.md": "README.md is a file",
+    "--workdir=README.md/x": "README.md is a file",
+}
+
+
+@pytest.mark.slow
+def test_wrong_command_lines_are_one_line_and_status_2(tmp_path):
+    cases = dict(FLAGS)
+    for name, (text, words) in CONFIG_FILES.items():
+        (tmp_path / name).write_bytes(text.encode("latin1"))
+        cases[f"--config={tmp_path / name}"] = words
+    workdir = tmp_path / "run"
+    usual = ["--config=configs/mae.py:dataset=shapes", f"--workdir={workdir}"]
+
+    def arguments(flag):
+        name = flag.split("=")[0]  # a flag given twice is another matter
+        return [*(word for word in usual if word.split("=")[0] != name), flag]
+
+    for first in range(0, len(cases), 4):
+        running = {
+            flag: subprocess.Popen(
+                [sys.executable, "train.py", *arguments(flag)], cwd=tiny.ROOT, text=True,
+                env=tiny.environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for flag in list(cases)[first : first + 4]
+        }  # fmt: skip
+        for flag, process in running.items():
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 2 and not out, (flag, out, err)
+            assert err.startswith("error: ") and len(err.splitlines()) == 1, (flag, err)
+            assert cases[flag] in err, (flag, err)
+    assert not workdir.exists()

@@ -1,0 +1,93 @@
+"""What a long run holds on to: memory, open files and threads must not grow with the steps."""
+
+import os
+import signal
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny
+
+from dppmask_jax import metrics
+
+WARM_UP = 200  # steps: some probes and saves
+MEMORY_GROWTH = 0.04  # of the resident memory, from one half of the time to the next
+
+
+class Sample(NamedTuple):
+    step: int
+    resident: int  # MiB
+    files: int
+    threads: int
+
+
+def look(process, workdir) -> Sample:
+    folder = Path("/proc") / str(process.pid)
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    records = metrics.read_metrics(workdir / "metrics.jsonl")
+    return Sample(
+        records[-1]["step"] if records else 0,
+        int(status["VmRSS"].split()[0]) // 1024,
+        len(os.listdir(folder / "fd")),
+        int(status["Threads"]),
+    )
+
+
+def endure(workdir, seconds: float, every: float, **changes) -> list[Sample]:
+    """Samples of a run that trains, logs, probes and saves, taken after the warm-up."""
+    command = tiny.command(
+        workdir, epochs=1e5, log_every=5, checkpoint__every=50, evaluate__every_epochs=100 / 12,
+        **changes,
+    )  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tiny.ROOT, env=tiny.environment(2), stdout=subprocess.DEVNULL
+    )
+    samples, until = [], time.monotonic() + 600
+    try:
+        while time.monotonic() < until:
+            time.sleep(every)
+            assert process.poll() is None, "the run ended by itself"
+            sample = look(process, workdir)
+            if sample.step >= WARM_UP:
+                until = until if samples else time.monotonic() + seconds
+                samples.append(sample)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return samples
+
+
+def assert_flat(samples):
+    """The second half of the samples holds no more than the first."""
+    print(f"\n{len(samples)} samples, steps {samples[0].step} to {samples[-1].step}")
+    quarter = len(samples) // 4
+    for name in ("resident", "files", "threads"):
+        values = [getattr(sample, name) for sample in samples]
+        quarters = [values[n * quarter : (n + 1) * quarter] for n in range(4)]
+        print(
+            name,
+            "median of each quarter", [statistics.median(part) for part in quarters],
+            "most", [max(part) for part in quarters],
+        )  # fmt: skip
+        halves = [values[: 2 * quarter], values[2 * quarter :]]
+        first, second = map(statistics.median, halves)
+        if name == "resident":
+            assert second <= first * (1 + MEMORY_GROWTH), (name, first, second)
+        else:
+            assert max(halves[1]) <= max(halves[0]) + 2, name
+            assert second <= first + 2, name
+    assert samples[-1].step > samples[0].step
+
+
+@pytest.mark.slow
+def test_a_minute_of_training_holds_on_to_nothing(tmp_path):
+    assert_flat(endure(tmp_path / "run", seconds=60, every=0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_half_an_hour_of_training_holds_on_to_nothing(tmp_path):
+    assert_flat(endure(tmp_path / "run", seconds=1800, every=2))

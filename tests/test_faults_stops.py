@@ -1,0 +1,281 @@
+"""Runs of train.py and eval.py stopped by signals, by each other, and by the loss of a process."""
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+
+import faults
+import pytest
+import tiny
+
+from dppmask_jax import lock, signals
+from dppmask_jax.errors import InputError
+
+CHANGES = {
+    "epochs": 8.0,
+    "checkpoint__every": 1000,
+    "evaluate__knn_images": 0,
+    "evaluate__loss_images": 24,
+    "evaluate__every_epochs": 2.0,
+}
+STEPS = 96
+SECONDS_TO_STOP = 60  # generous, for machines that do much else
+SECONDS_TO_NOTICE = 120  # of a lost process: twice parallel.LOST_AFTER_SECONDS
+
+
+# In this process.
+
+
+def test_a_signal_is_noted_and_the_handlers_come_back():
+    def own(number, frame):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with signals.noted() as asked:
+                assert asked() == 0
+                os.kill(os.getpid(), number)
+                assert asked() == 128 + number
+                assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+                os.kill(os.getpid(), signal.SIGTERM)  # no second one changes the answer
+                assert asked() == 128 + number
+            assert signal.getsignal(signal.SIGTERM) is own
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _hold(folder, ready):
+    with lock.held(folder, ".lock"):
+        ready.set()
+        time.sleep(600)
+
+
+def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(folder, ready))
+    holder.start()
+    assert ready.wait(60)
+    refused = pytest.raises(InputError, match=f"in use by process {holder.pid} on .* since")
+    with refused, lock.held(folder, ".lock"):
+        raise AssertionError
+    with lock.held(folder, ".lock_eval_knn"):
+        pass
+    holder.kill()
+    holder.join()
+    assert (folder / ".lock").exists()
+    with lock.held(folder, ".lock"):
+        pass
+    assert not (folder / ".lock").exists()
+    with lock.held(tmp_path / "other" / "run", ".lock"):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, cache):
+    """A run that nobody disturbs."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    status, said = faults.run(
+        tiny.command(workdir, **CHANGES), faults.environment(cache), workdir.parent / "alone.txt"
+    )
+    assert status == 0, said
+    return workdir
+
+
+@pytest.mark.slow
+def test_sigterm_and_sigint_save_and_no_step_is_made_twice(alone, cache, tmp_path):
+    workdir = tmp_path / "run"
+    command, env = tiny.command(workdir, **CHANGES), faults.environment(cache)
+    reached = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        life = faults.Life(command, env, tmp_path / f"{number}.txt")
+        life.wait_for_step(workdir, reached + 15)
+        life.send(number)
+        status, seconds = life.end()
+        print(f"{signal.Signals(number).name}: ended after {seconds:.1f} s")
+        assert status == 128 + number and seconds < SECONDS_TO_STOP, life.said()
+        assert life.started_at() == reached
+        reached = faults.last_step(workdir)
+        assert reached < STEPS, "it ended before it could be stopped"
+        (line,) = re.findall(r"^SIG(?:TERM|INT): stopped.*", life.said(), re.M)
+        assert line.endswith(
+            f"after step {reached} of {STEPS}; the same command resumes at step {reached}"
+        )
+        assert "Traceback" not in life.said()
+        assert str(reached) in faults.checkpoint_names(workdir)
+    status, said = faults.run(command, env, tmp_path / "last.txt")
+    assert status == 0 and f"resuming at step {reached}\n" in said
+    faults.assert_same_run(workdir, alone)
+    faults.assert_tidy(workdir, reached, STEPS)
+
+
+@pytest.mark.slow
+def test_a_second_sigint_stops_at_once(cache, tmp_path):
+    workdir = tmp_path / "run"
+    # A long measurement before the first step, which one SIGINT would wait for.
+    changes = CHANGES | {
+        "data__source": "shapes:size=16,train=12000,val=24",
+        "evaluate__knn_images": 12000,
+    }
+    life = faults.Life(
+        tiny.command(workdir, **changes), faults.environment(cache), tmp_path / "out.txt"
+    )
+    life.wait_until(lambda: (workdir / "tensorboard").exists(), "the measurement")
+    life.send(signal.SIGINT)
+    life.wait_until(lambda: "Ctrl-C stops at once" in life.said(), "the first SIGINT's answer")
+    life.send(signal.SIGINT)
+    status, seconds = life.end()
+    # The shell calls an end by SIGINT 130.
+    assert status == -signal.SIGINT and seconds < 5, life.said()
+
+
+@pytest.mark.slow
+def test_loader_processes_do_not_die_of_the_signal_first(alone, cache, tmp_path):
+    """Schedulers and terminals signal all processes of a job."""
+    workdir = tmp_path / "run"
+    changes = CHANGES | {"data__workers": 2}
+    command, env = tiny.command(workdir, **changes), faults.environment(cache)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        life = faults.Life(command, env, tmp_path / f"{number}.txt", start_new_session=True)
+        life.wait_for_step(workdir, faults.last_step(workdir) + 10)
+        os.killpg(life.process.pid, number)
+        status, seconds = life.end()
+        assert status == 128 + number and seconds < SECONDS_TO_STOP, life.said()
+        assert f"resumes at step {faults.last_step(workdir)}" in life.said()
+        with pytest.raises(ProcessLookupError):  # none of the group is left
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                os.killpg(life.process.pid, 0)
+                time.sleep(0.1)
+    status, said = faults.run(command, env, tmp_path / "last.txt")
+    assert status == 0, said
+    faults.assert_same_run(workdir, alone)
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_stops_and_goes_on(alone, cache, tmp_path):
+    env = faults.environment(cache)
+
+    def command(folder):
+        return [
+            sys.executable, "eval.py", "--config=configs/eval.py:task=finetune,dataset=shapes",
+            f"--checkpoint={alone}", f"--workdir={folder}", "--config.epochs=6.0",
+            "--config.batch_size=8", "--config.log_every=1", "--config.seeds=(0, 1)",
+        ]  # fmt: skip
+
+    status, said = faults.run(command(tmp_path / "alone"), env, tmp_path / "alone.txt")
+    assert status == 0, said
+    seed = tmp_path / "stopped" / "eval_finetune" / "seed-1"
+    life = faults.Life(command(tmp_path / "stopped"), env, tmp_path / "stopped.txt")
+    life.wait_for_step(seed, 12)
+    life.send(signal.SIGTERM)
+    status, seconds = life.end()
+    reached = faults.last_step(seed)
+    assert status == 143 and seconds < SECONDS_TO_STOP, life.said()
+    assert f"resumes at step {reached}" in life.said()
+    status, said = faults.run(command(tmp_path / "stopped"), env, tmp_path / "again.txt")
+    assert status == 0 and f"resuming at step {reached}," in said
+    for number in (0, 1):
+        name = f"eval_finetune/seed-{number}"
+        faults.assert_same_run(tmp_path / "stopped" / name, tmp_path / "alone" / name)
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_while_the_first_lives(alone, cache, tmp_path):
+    workdir, env = tmp_path / "run", faults.environment(cache)
+    changes = CHANGES | {"epochs": 400.0, "checkpoint__every": 4}
+    command = tiny.command(workdir, **changes)
+    first = faults.Life(command, env, tmp_path / "first.txt")
+    first.wait_for_step(workdir, 9)
+
+    status, said = faults.run(command, env, tmp_path / "second.txt")
+    assert status == 2 and said.count("\n") == 1, said
+    assert f"{workdir} is in use by process {first.process.pid} on " in said
+    second = faults.two_processes(workdir, env, tmp_path / "two", **changes)
+    for life in second:
+        status, _ = life.end()
+        assert status == 2, life.said()
+    assert f"in use by process {first.process.pid} on" in second[0].said()
+    knn = [
+        sys.executable, "eval.py", "--config=configs/eval.py:task=knn,dataset=shapes",
+        f"--checkpoint={workdir}",
+    ]  # fmt: skip
+    status, said = faults.run(knn, env, tmp_path / "knn.txt")
+    assert status == 0 and (workdir / "eval_knn.json").exists(), said
+
+    assert first.process.poll() is None, first.said()
+    first.send(signal.SIGKILL)
+    first.end()
+    assert (workdir / ".lock").exists()
+    third = faults.Life(command, env, tmp_path / "third.txt")
+    third.wait_until(lambda: third.started_at(), "a resume")
+    third.send(signal.SIGKILL)
+    third.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)])
+def test_two_processes_stop_after_the_same_step(cache, tmp_path, signalled):
+    workdir, env = tmp_path / "run", faults.environment(cache, devices=1)
+    lives = faults.two_processes(workdir, env, tmp_path / "first", **CHANGES)
+    lives[0].wait_for_step(workdir, 10)
+    for number in signalled:
+        lives[number].send(signal.SIGTERM)
+    for life in lives:
+        status, seconds = life.end()
+        assert status == 143 and seconds < SECONDS_TO_STOP, life.said()
+    reached = faults.last_step(workdir)
+    assert reached < STEPS, "they ended before they could be stopped"
+    assert f"resumes at step {reached}" in lives[0].said()
+    assert f"stopped after step {reached} of {STEPS}" in lives[1].said()
+    assert faults.checkpoint_names(workdir) == [str(reached)]
+
+    lives = faults.two_processes(workdir, env, tmp_path / "again", **CHANGES)
+    for life in lives:
+        status, _ = life.end()
+        assert status == 0, life.said()
+    assert lives[0].started_at() == reached
+    logged = [record["step"] for record in faults.curve(workdir) if "loss" in record]
+    assert logged == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_other_of_two_processes_ends_and_both_go_on(cache, tmp_path, killed):
+    env, changes = faults.environment(cache, devices=1), CHANGES | {"checkpoint__every": 4}
+    alone, workdir = tmp_path / "alone", tmp_path / "run"
+    for life in faults.two_processes(alone, env, tmp_path / "undisturbed", **changes):
+        status, _ = life.end()
+        assert status == 0, life.said()
+
+    lives = faults.two_processes(workdir, env, tmp_path / "first", **changes)
+    lives[0].wait_for_step(workdir, 22)
+    lives[killed].send(signal.SIGKILL)
+    status, seconds = lives[1 - killed].end()
+    print(f"process {killed} killed: the other ended with {status} after {seconds:.1f} s")
+    assert status not in (0, None) and seconds < SECONDS_TO_NOTICE
+    before = faults.last_step(workdir)
+    assert before < STEPS, "they ended before one could be killed"
+
+    lives = faults.two_processes(workdir, env, tmp_path / "again", **changes)
+    for life in lives:
+        status, _ = life.end()
+        assert status == 0, life.said()
+    assert 0 <= before - lives[0].started_at() <= 4
+    faults.assert_same_run(workdir, alone)
+    faults.assert_tidy(workdir, STEPS - 4, STEPS)
