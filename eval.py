@@ -34,8 +34,11 @@ def main(argv):
     from dppmask_jax import evaluate, parallel
 
     parallel.initialize(*_PROCESSES())
-    for checkpoint in _CHECKPOINT.value:
-        evaluate.evaluate(_CONFIG.value, checkpoint, _WORKDIR.value, shlex.join(sys.argv))
+    command_line = shlex.join(sys.argv)
+    if len(_CHECKPOINT.value) > 1:
+        evaluate.evaluate_all(_CONFIG.value, _CHECKPOINT.value, command_line)
+    else:
+        evaluate.evaluate(_CONFIG.value, _CHECKPOINT.value[0], _WORKDIR.value, command_line)
 
 
 if __name__ == "__main__":

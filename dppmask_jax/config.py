@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.masking import num_masked, num_visible, ratio_range
@@ -150,6 +152,23 @@ IBOT_RULES = {
 
 RULES = {"mae": COMMON_RULES | MAE_RULES, "ibot": COMMON_RULES | IBOT_RULES}
 
+# Of a method's or a task's config: fields that came when such configs were kept already, with what
+# had been done before. A config that was kept without one means this value.
+_FAILED_SAVES = {"checkpoint.max_failed_saves": 3}
+LATER_FIELDS = {
+    "mae": {
+        "optim.clip_per_tensor": False,
+        "optim.weight_decay_end": None,
+        "data.classes": "",
+    }
+    | _FAILED_SAVES,
+    "ibot": {"data.blur_sigma": (0.1, 2.0), "model.init_std": 0.02, "data.classes": ""}
+    | _FAILED_SAVES,
+    "finetune": _FAILED_SAVES,
+    "linear": _FAILED_SAVES,
+    "multilabel": {"data.whole": False} | _FAILED_SAVES,
+}
+
 MODEL_FIELDS = (
     "method",
     "image_size",
@@ -164,6 +183,19 @@ MODEL_FIELDS = (
     "model.shared_head",
     "model.norm_last_layer",
 )
+
+
+def with_later_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """A config that was kept, as nested dicts, with the fields of `LATER_FIELDS` that it lacks; so
+    is the one that it keeps of the run it started from ("pretrained")."""
+    values = {**values}
+    for field, value in LATER_FIELDS.get(values.get("method") or values.get("task"), {}).items():
+        section, leaf = field.split(".")
+        values[section] = {leaf: value} | values.get(section, {})
+    if "pretrained" in values:
+        start = values["pretrained"]
+        values["pretrained"] = {**start, "config": with_later_fields(start["config"])}
+    return values
 
 
 def check(config) -> None:

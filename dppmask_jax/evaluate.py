@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ TASKS = {
 }
 
 
+def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:
+    """`evaluate` for several runs, each in its own folder.
+
+    Raises:
+      InputError: one of them will not do; none was evaluated.
+    """
+    settings.check(config)
+    for checkpoint in map(Path, checkpoints):
+        workdir_files.check_folder(checkpoint)
+        _opened(config, checkpoint, checkpoint)
+    return [evaluate(config, checkpoint, command=command) for checkpoint in checkpoints]
+
+
 def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: str = "") -> Path:
     """Runs `config.task` on the newest checkpoint of a run, and prints a table.
 
@@ -58,15 +72,10 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
 
 
 def _evaluate(config, checkpoint, folder: Path, command: str) -> Path:
-    run = load_run(checkpoint)
-    config = completed(config, run.config)
-    if "data" in config and not config.data.source:
-        raise InputError(
-            "config.data.source is empty, and the checkpoint does not know what it was trained on; "
-            "say where the images are: --config.data.source=folder:PATH (or tfds:NAME, …)"
-        )
-    train, val = (None, None) if config.task == "reconstruct" else open_data(config)
-    evaluation = Evaluation(config, run, folder, train, val, _say)
+    evaluation = _opened(config, checkpoint, folder)
+    config, run = evaluation.config, evaluation.run
+    # What one process writes from here on, another must not find while it looks at the input.
+    parallel.wait_for_all("the input was looked at")
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
 
     result = TASKS[config.task].run(evaluation)
@@ -80,6 +89,25 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> Path:
         partial.replace(path)
         print(f"\n{result.protocol}\n\n{format_table(result.table)}\n\nresult  {path}", flush=True)
     return path
+
+
+def _opened(config, checkpoint, folder: Path) -> Evaluation:
+    """An evaluation that can run.
+
+    Raises:
+      InputError: the checkpoint, the data or a training in the folder will not do.
+    """
+    run = load_run(checkpoint)
+    config = completed(config, run.config)
+    if "data" in config and not config.data.source:
+        raise InputError(
+            "config.data.source is empty, and the checkpoint does not know what it was trained on; "
+            "say where the images are: --config.data.source=folder:PATH (or tfds:NAME, …)"
+        )
+    train, val = (None, None) if config.task == "reconstruct" else open_data(config)
+    evaluation = Evaluation(config, run, folder, train, val, _say)
+    TASKS[config.task].check(evaluation)
+    return evaluation
 
 
 def completed(config, run_config):

@@ -213,5 +213,5 @@ def savable(tree):
 def to_host(tree):
     """NumPy copies of replicated arrays."""
     return jax.tree.map(
-        lambda x: np.asarray(x.addressable_shards[0].data) if isinstance(x, jax.Array) else x, tree
+        lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree
     )

@@ -71,13 +71,16 @@ def pair(each: Rule, words: str, ordered: bool = False) -> Rule:
     return Rule(holds, words)
 
 
-def several(each: Rule, words: str) -> Rule:
-    return Rule(
-        lambda value: (
-            isinstance(value, (tuple, list)) and len(value) > 0 and all(map(each.holds, value))
-        ),
-        words,
-    )
+def several(each: Rule, words: str, different: bool = False) -> Rule:
+    def holds(value):
+        return (
+            isinstance(value, (tuple, list))
+            and len(value) > 0
+            and all(map(each.holds, value))
+            and (not different or len(set(value)) == len(value))
+        )
+
+    return Rule(holds, words)
 
 
 def optional(rule: Rule) -> Rule:

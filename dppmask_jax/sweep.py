@@ -37,7 +37,7 @@ from dppmask_jax import config as training_config
 from dppmask_jax import evaluate, figures, metrics, parallel, trainer, workdir
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import settings
-from dppmask_jax.evals.base import Evaluation, percent, require_labels
+from dppmask_jax.evals.base import Evaluation, percent
 from dppmask_jax.pretrained import open_data
 from dppmask_jax.rules import flatten
 
@@ -267,17 +267,14 @@ def _check_evaluation(config) -> None:
                 "config.epochs=0 tests a classifier as it is, and the runs of a sweep have none; "
                 "raise it"
             )
+        if config.task == "finetune" and not config.epochs:
+            raise InputError(
+                "config.epochs=0 tests a classifier, and a sweep pre-trains none; raise it"
+            )
         if config.task == "backgrounds" and config.classifier != "ridge":
             raise InputError(
                 f"config.classifier={config.classifier} wants a training that a sweep does not "
                 "make; leave it at ridge"
-            )
-        if "epochs" in config:
-            parallel.check_batch(
-                config.batch_size,
-                config.optim.accum_steps,
-                "config.batch_size",
-                group=2 if config.data.get("mixup") or config.data.get("cutmix") else 1,
             )
 
 
@@ -295,8 +292,8 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
         open_data(point.config)
         with _Naming("--eval"):
             train, val = open_data(completed)
-            if completed.task != "multilabel":
-                require_labels(Evaluation(completed, None, folder, train, val, _say))
+            evaluation = Evaluation(completed, None, folder, train, val, _say)
+            evaluate.TASKS[completed.task].check(evaluation)
 
 
 def _record(config, eval_config, points, folder, command) -> dict[str, Any]:
@@ -377,7 +374,8 @@ def _is_done(record, point: Point, eval_config, folder: Path) -> bool:
 
 
 def _changes(old, new, prefix: str, free) -> list[str]:
-    old, new = flatten(old), flatten(new)
+    """How a config that was kept differs from one of now, both as JSON."""
+    old, new = flatten(workdir.to_json(workdir.from_json(old))), flatten(new)
     return [
         f"{prefix}{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())

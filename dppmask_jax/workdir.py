@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from dppmask_jax import checkpoint, lock, metrics, parallel
-from dppmask_jax.config import MODEL_FIELDS
+from dppmask_jax.config import MODEL_FIELDS, with_later_fields
 from dppmask_jax.errors import InputError
 from dppmask_jax.rules import flatten
 
@@ -108,11 +108,11 @@ def to_json(config) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> config_dict.ConfigDict:
-    """A config from `to_json`, with JSON's lists back as tuples."""
+    """A config from `to_json`, with JSON's lists back as tuples, and `with_later_fields`."""
 
     def tuples(value):
         if isinstance(value, dict):
             return {name: tuples(inner) for name, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return config_dict.ConfigDict(tuples(values))
+    return config_dict.ConfigDict(tuples(with_later_fields(values)))

@@ -449,10 +449,24 @@ def test_center_crop_to_a_non_square(height, width):
     assert out.shape == (16, 48, 3) and out.dtype == np.uint8
 
 
+@pytest.mark.parametrize("height, width", [(320, 480), (30, 20), (16, 48)])
+def test_a_whole_image_is_all_of_it(height, width):
+    pixels = noise(height, width)
+    expected = Image.fromarray(pixels).resize((48, 16), Image.Resampling.BICUBIC)
+    out = crops.whole_image(encode(pixels), image_size=(16, 48))
+    np.testing.assert_array_equal(out, expected)
+    # What the evaluation crop cuts off is there: a white margin on black.
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, :2] = 255
+    assert crops.whole_image(encode(pixels), image_size=(32, 32))[:, 0].min() > 200
+    assert not crops.center_crop(encode(pixels), image_size=(32, 32))[:, :1].any()
+
+
 def test_unreadable_bytes(rng):
     for crop in (
         lambda data: crops.random_crop(data, rng, image_size=(8, 8), scale=(0.2, 1.0)),
         lambda data: crops.center_crop(data, image_size=(8, 8)),
+        lambda data: crops.whole_image(data, image_size=(8, 8)),
         multi,
         classification,
     ):

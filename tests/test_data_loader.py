@@ -333,6 +333,14 @@ def test_chosen_images():
     assert evaluate(make_source(), indices=[]) == []
 
 
+def test_another_view_of_the_images():
+    (batch,) = evaluate(make_source(), indices=[9], batch_size=1, view=crops.whole_image)
+    expected = crops.whole_image(make_source().read(9)[0], image_size=(8, 8))
+    np.testing.assert_array_equal(batch["image"][0], expected)
+    other = crops.center_crop(make_source().read(9)[0], image_size=(8, 8))
+    assert not np.array_equal(expected, other)
+
+
 def test_unreadable_images_are_not_valid_and_named():
     lines = []
     batches = evaluate(make_source(bad=[6], missing=[9]), log=lines.append)

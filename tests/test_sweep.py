@@ -1,11 +1,13 @@
 """Grids of pre-training and evaluation: what is trained, what is left alone, what is refused."""
 
+import itertools
 import json
 import shutil
 import sys
 
 import pytest
 import tiny
+from PIL import Image
 
 from configs import eval as eval_config
 from dppmask_jax import drawing, evaluate, metrics, sweep, trainer, workdir
@@ -126,11 +128,28 @@ def test_a_bad_grid_is_one_line_before_anything_is_written(tmp_path, calls, grid
         ("task=backgrounds", {"classifier": "finetune"}, "a sweep does not make"),
         ("task=finetune", {"epochs": 0.0}, "the runs of a sweep have none"),
         ("task=knn", {"data.source": "folder:/is/not/there"}, "--eval: there is no folder"),
+        (
+            "task=linear",
+            {"batch_size": 3},
+            r"--eval: config\.batch_size=3 is not a positive multiple",
+        ),
+        ("task=finetune", {"epochs": 0.0}, "--eval: config.epochs=0 tests a classifier"),
+        ("task=multilabel", {"data.source": "folder:colours"}, "--eval: .* needs several labels"),
+        (
+            "task=backgrounds",
+            {"data.source": "folder:colours"},
+            "--eval: .* needs foreground masks",
+        ),
     ],
 )
 def test_a_bad_evaluation_is_refused_before_the_first_point(
-    tmp_path, calls, argument, changes, words
+    tmp_path, calls, monkeypatch, argument, changes, words
 ):
+    for split, name in itertools.product(("train", "val"), ("blue", "red")):
+        folder = tmp_path / "colours" / split / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16), name).save(folder / "1.png")
+    monkeypatch.chdir(tmp_path)
     config = eval_config.get_config(argument)
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=words):
@@ -206,6 +225,21 @@ def test_other_seeds_of_the_evaluation_are_another_evaluation_of_the_same_sweep(
     monkeypatch.setattr(trainer, "train", lambda config, folder: None)
     sweep.sweep(tiny.config(), evaluation(seeds=(0, 1)), "mask.tau=0.8", tmp_path / "sweep")
     assert calls == ["evaluate tau-0.8"]
+
+
+def test_a_sweep_of_before_a_field_goes_on(tmp_path, calls):
+    grid = "mask.ratio=0.5,0.75"
+    path = sweep.sweep(tiny.config(), evaluation(), grid, tmp_path)
+    record = json.loads(path.read_text())
+    for config in (record["config"], record["points"][0]["evaluation"]["checkpoint"]["config"]):
+        del config["data"]["classes"]
+    path.write_text(json.dumps(record))
+    (tmp_path / "ratio-0.5" / "eval_linear_ridge.json").write_text(
+        json.dumps(record["points"][0]["evaluation"])
+    )
+    calls.clear()
+    sweep.sweep(tiny.config(), evaluation(), grid, tmp_path)
+    assert not calls
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path, calls):

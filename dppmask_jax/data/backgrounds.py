@@ -153,6 +153,15 @@ def build(source: Source, *, image_size: tuple[int, int], seed: int) -> Built:
     return Built(variants, left_out, int(wide.sum()))
 
 
+def require_masks(source: Source) -> None:
+    """Raises InputError where no image of a source has a mask."""
+    if not any(_may_have_mask(source, i) for i in range(len(source))):
+        raise InputError(
+            "the background challenge needs foreground masks, which this data source lacks; "
+            "use data.source=shapes, or csv:FILE with a column mask"
+        )
+
+
 def write(built: Built, out: str) -> None:
     """Writes all images in the layout of ImageNet-9: OUT/VARIANT/val/NUMBER_CLASS/IMAGE.png.
 
@@ -231,11 +240,7 @@ class _Recipe(NamedTuple):
 
 def _survey(source: Source, image_size: tuple[int, int]):
     """Usable images (n,), their labels (n,), whether each has a wide strip (n,); and the others."""
-    if not any(_may_have_mask(source, i) for i in range(len(source))):
-        raise InputError(
-            "the background challenge needs foreground masks, which this data source lacks; "
-            "use data.source=shapes, or csv:FILE with a column mask"
-        )
+    require_masks(source)
     rows, labels, wide, left_out = [], [], [], {}
     for i in range(len(source)):
         try:

@@ -222,6 +222,14 @@ def _resize(image: Image.Image, shrink: float, box, height: int, width: int) -> 
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
+def whole_image(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
+    """All of an encoded image, squeezed into another shape if need be: no labelled object is cut
+    off. Args, result and errors are those of `center_crop`."""
+    height, width = image_size
+    image = decode.to_rgb(decode.open_image(data))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
 def center_crop(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
     """The evaluation crop of an encoded image.
 

@@ -133,17 +133,19 @@ def eval_batches(
     image_size: tuple[int, int],
     batch_size: int,
     indices: np.ndarray | None = None,
+    view: Callable[..., np.ndarray] = crops.center_crop,
     workers: int = 0,
     shard: int = 0,
     num_shards: int = 1,
     log: Callable[[str], None] = logging.warning,
 ) -> Batches:
-    """One pass over a source, in order, with the evaluation crop.
+    """One pass over a source, in order.
 
     Args:
       image_size: (H, W) in pixels.
       batch_size: images in a batch of all shards together; a multiple of num_shards.
       indices: which images of the source, in which order; None for all.
+      view: what is taken of an image, crops.center_crop or crops.whole_image.
       workers, shard, num_shards, log: as for train_stream. Every shard gets the same number of
         batches.
 
@@ -155,7 +157,7 @@ def eval_batches(
     """
     indices = np.arange(len(source)) if indices is None else np.asarray(indices)
     share = _share(batch_size, shard, num_shards)
-    load = functools.partial(_load_listed, source, indices, tuple(image_size), share)
+    load = functools.partial(_load_listed, source, indices, view, tuple(image_size), share)
     length = math.ceil(len(indices) / batch_size) * share.size
     batches = _iterate(grain.MapDataset.range(length).map(load), share.size, workers)
     name = _Namer(source, log)
@@ -252,7 +254,7 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
     )
 
 
-def _load_listed(source, indices, image_size, share: _Share, local: int):
+def _load_listed(source, indices, view, image_size, share: _Share, local: int):
     position = share.position(local)
     index = int(indices[position]) if position < len(indices) else 0
     image, label = np.zeros((*image_size, 3), np.uint8), np.full(source.label_shape, -1)
@@ -260,7 +262,7 @@ def _load_listed(source, indices, image_size, share: _Share, local: int):
     if valid:
         try:
             data, known = source.read(index)
-            image, label = crops.center_crop(data, image_size=image_size), known
+            image, label = view(data, image_size=image_size), known
         except (OSError, decode.DecodeError):
             valid, bad = False, True
     return {

@@ -28,17 +28,25 @@ from dppmask_jax.scores.backgrounds import challenge
 from dppmask_jax.workdir import from_json
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where the data, the variants or the trained classifier will not do."""
+    require_labels(evaluation)
+    config = evaluation.config
+    if config.root:
+        _of_root(config, evaluation.train.class_names, lambda line: None)
+    else:
+        backgrounds.require_masks(evaluation.val)
+    _classifier(evaluation)
+
+
 def run(evaluation: Evaluation) -> Result:
     """Accuracy on every variant, and the gap between mixed_same and mixed_rand."""
     config = evaluation.config
-    require_labels(evaluation)
-    find = {"ridge": lambda _: None, "own": _own, "finetune": _trained, "linear": _trained}
-    trained = find[config.classifier](evaluation)
+    trained = _classifier(evaluation)
     classes = evaluation.train.class_names
     if config.root:
-        variants, built = in9.open_variants(config.root), None
+        variants, mapping = _of_root(config, classes, evaluation.say)
         test_classes = next(iter(variants.values())).class_names
-        mapping = in9.in9_of_model_class(classes, config.mapping, log=evaluation.say)
     else:
         built = backgrounds.build(
             evaluation.val, image_size=tuple(config.image_size), seed=config.seed
@@ -78,6 +86,28 @@ def run(evaluation: Evaluation) -> Result:
     )
 
 
+def _classifier(evaluation: Evaluation):
+    """(uint8 images -> classes, what it is in words) of a trained classifier, None for ridge, which
+    is yet to be fitted."""
+    find = {"ridge": lambda _: None, "own": _own, "finetune": _trained, "linear": _trained}
+    return find[evaluation.config.classifier](evaluation)
+
+
+def _of_root(config, classes, say):
+    """The variants of an ImageNet-9 folder, and which of its classes each of the model's is."""
+    variants = in9.open_variants(config.root)
+    mapping = in9.in9_of_model_class(classes, config.mapping, log=say)
+    of_test = next(iter(variants.values())).num_classes
+    same = config.mapping == "same"
+    if mapping.max() >= of_test or (same and len(classes) != of_test):
+        raise InputError(
+            f"config.mapping={config.mapping} makes the model's {len(classes)} classes "
+            f"{len(classes) if same else mapping.max() + 1} of the test, but config.root="
+            f"{config.root} has {of_test}; choose the mapping that goes with it"
+        )
+    return variants, mapping
+
+
 def _trained(evaluation: Evaluation):
     """(uint8 images -> classes, what it is in words) of a training in the evaluation's folder."""
     config = evaluation.config
@@ -96,15 +126,14 @@ def _trained(evaluation: Evaluation):
             f"the classifier in {folder} was not trained on this checkpoint; name the --checkpoint "
             "that it belongs to, or another --workdir"
         )
-    num_classes = np.shape(state["params"]["head"]["bias"])[0]
-    if num_classes != evaluation.train.num_classes:
+    names = training.names_of(trained)
+    if differ := training.other_names(names, evaluation.train.class_names):
         raise InputError(
-            f"the classifier in {folder} knows {num_classes} classes, "
-            f"config.data.source={config.data.source} has {evaluation.train.num_classes}; give the "
-            "source that it was trained on"
+            f"the classifier in {folder} knows other classes than config.data.source="
+            f"{config.data.source} has ({differ}); give the source that it was trained on"
         )
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.classifier]
-    method = build(trained, num_outputs=num_classes, several=False)
+    method = build(trained, num_outputs=len(names), several=False)
     return (
         _best(method, state["params"], state.get("extra", {})),
         f"{config.classifier} (seed {config.classifier_seed}, step {step})",

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dppmask_jax import features, metrics, parallel
-from dppmask_jax.data import loader
+from dppmask_jax.data import crops, loader
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import supervised
@@ -20,12 +20,13 @@ from dppmask_jax.pretrained import Run
 class Evaluation(NamedTuple):
     """A task about to run.
 
-    `config` is checked and has the pre-trained model's fields as well; `folder` receives what the
-    task writes; `train` and `val` are the splits of `config.data`, None where there is none.
+    `config` is checked and has the pre-trained model's fields as well; `run` is None while a sweep
+    only checks what it is yet to pre-train; `folder` receives what the task writes; `train` and
+    `val` are the splits of `config.data`, None where there is none.
     """
 
     config: Any
-    run: Run
+    run: Run | None
     folder: Path
     train: Source | None
     val: Source | None
@@ -62,12 +63,20 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
+def require_validation(evaluation: Evaluation) -> None:
+    """Raises InputError unless there is a validation split."""
+    if evaluation.val is None:
+        raise InputError(
+            f"config.data.source={evaluation.config.data.source} has no validation split; raise "
+            "config.data.val_fraction above 0"
+        )
+
+
 def require_labels(evaluation: Evaluation) -> None:
     """Raises InputError unless both splits are there and have one label an image."""
+    require_validation(evaluation)
     config = evaluation.config
     where = f"config.data.source={config.data.source}"
-    if evaluation.val is None:
-        raise InputError(f"{where} has no validation split; raise config.data.val_fraction above 0")
     because = evaluation.train.unlabelled_because or evaluation.val.unlabelled_because
     if because:
         raise InputError(f"task {config.task} needs labels, and {where} has none: {because}")
@@ -81,6 +90,7 @@ def batches(evaluation: Evaluation, source: Source, what: str):
     stream = loader.eval_batches(
         source,
         image_size=tuple(config.image_size),
+        view=crops.whole_image if config.data.get("whole") else crops.center_crop,
         batch_size=batch_size,
         workers=config.data.workers,
         shard=shard,

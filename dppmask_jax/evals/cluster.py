@@ -2,8 +2,9 @@
 
 iBOT (arXiv 2111.07832, section 4.1 and code): clusters are the prototypes that the teacher's class
 token is nearest to, on the evaluation crop or, as in its training log, on an augmented view; "acc"
-in that log is how often teacher and student agree on two views. DPPMask (arXiv 2303.12736, table 2)
-does not say which it reports.
+in that log is how often teacher and student agree on two views, of which the student there sees the
+masked one; here it sees all of it. DPPMask (arXiv 2303.12736, table 2) does not say which it
+reports.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from dppmask_jax import features, parallel
 from dppmask_jax.data import loader
+from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import (
     Evaluation,
     Result,
@@ -29,9 +31,19 @@ _POOLS = ("cls", "mean")
 _NAMES = ("nmi", "ari", "fmi", "acc")
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where the data will not do."""
+    require_labels(evaluation)
+    clusters, images = evaluation.config.num_clusters, len(evaluation.val)
+    if clusters > images:
+        raise InputError(
+            f"config.num_clusters={clusters} is more than the {images} validation images of "
+            f"config.data.source={evaluation.config.data.source}; lower it"
+        )
+
+
 def run(evaluation: Evaluation) -> Result:
     """NMI, ARI, FMI and Hungarian accuracy of k-means, of the head, and the agreement of views."""
-    require_labels(evaluation)
     config, run = evaluation.config, evaluation.run
     num_classes = evaluation.val.num_classes
     num_clusters = config.num_clusters or num_classes
@@ -96,14 +108,14 @@ def _head_scores(evaluation):
 
 def _view_scores(evaluation):
     """(scores of the teacher's clusters on the first view, agreement with the student on the
-    second), over one pass of training views; the last batch is filled up from a second pass."""
+    second), over training views of all readable images, each once."""
     config, run, source = evaluation.config, evaluation.run, evaluation.val
     clusters = parallel.data_parallel_map(
         lambda state, batch: run.method.view_clusters(*state, batch, jax.random.key(0))
     )
     batch_size = parallel.round_up(min(config.batch_size, 256))
     shard, num_shards = parallel.process_shard()
-    teacher, student, labels = [], [], []
+    parts = []
     with loader.train_stream(
         source,
         example=run.method.example,
@@ -117,9 +129,8 @@ def _view_scores(evaluation):
         for _ in range(-(-len(source) // batch_size)):
             batch = next(stream)
             out = clusters((run.params, run.extra), batch)
-            out = parallel.all_rows({**out, "label": batch["label"]})
-            teacher.append(out["teacher"])
-            student.append(out["student"])
-            labels.append(out["label"])
-    teacher, student, labels = map(np.concatenate, (teacher, student, labels))
+            parts.append(parallel.all_rows({**out, "label": batch["label"], "bad": batch["bad"]}))
+    # The first pass over the images ends within the last batch; another stands for a bad one.
+    found = jax.tree.map(lambda *rows: np.concatenate(rows)[: len(source)], *parts)
+    teacher, student, labels = (found[n][~found["bad"]] for n in ("teacher", "student", "label"))
     return cluster_scores(teacher, labels), float(np.mean(teacher == student))

@@ -13,10 +13,19 @@ from dppmask_jax.methods import supervised
 from dppmask_jax.scores.classification import top_k_accuracy
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where the data, a training in the folder or, for no epochs, the
+    checkpoint's own head will not do."""
+    require_labels(evaluation)
+    if evaluation.config.epochs:
+        training.check(evaluation, evaluation.train.class_names)
+    else:
+        _check_own_head(evaluation)
+
+
 def run(evaluation: Evaluation) -> Result:
     """Top-1 and top-5 accuracy on the validation split; of a classifier as it is, where
     `config.epochs` is 0."""
-    require_labels(evaluation)
     if not evaluation.config.epochs:
         return _as_it_is(evaluation)
     head = starting_head(evaluation, evaluation.train.class_names, several=False)
@@ -29,14 +38,18 @@ def run(evaluation: Evaluation) -> Result:
     )
 
 
-def _as_it_is(evaluation: Evaluation) -> Result:
-    config, run, names = evaluation.config, evaluation.run, evaluation.train.class_names
-    head, because = head_for(run, names, several=False, pool=config.model.pool)
+def _check_own_head(evaluation: Evaluation) -> None:
+    names, pool = evaluation.train.class_names, evaluation.config.model.pool
+    head, because = head_for(evaluation.run, names, several=False, pool=pool)
     if head is None:
         raise InputError(
             f"config.epochs=0 tests the checkpoint's own head, but {because}; raise config.epochs "
             "to train one"
         )
+
+
+def _as_it_is(evaluation: Evaluation) -> Result:
+    config, run, names = evaluation.config, evaluation.run, evaluation.train.class_names
     method = supervised.finetune(config, num_outputs=len(names), several=False)
     extract = features.extractor(
         lambda params, extra, images: {"scores": method.logits(params, extra, images)}

@@ -15,9 +15,13 @@ from dppmask_jax.scores.knn import accuracies
 _FEATURES = ("cls", "patches", "pixels")
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where the data will not do."""
+    require_labels(evaluation)
+
+
 def run(evaluation: Evaluation) -> Result:
     """Accuracy for each feature and k, and that of the raw pixels."""
-    require_labels(evaluation)
     config = evaluation.config
     train, labels = frozen_features(evaluation, evaluation.train, _FEATURES, "training")
     val, val_labels = frozen_features(evaluation, evaluation.val, _FEATURES, "validation")

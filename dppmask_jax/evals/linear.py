@@ -20,9 +20,15 @@ from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where the data or a training in the folder will not do."""
+    require_labels(evaluation)
+    if evaluation.config.solver == "lars":
+        training.check(evaluation, evaluation.train.class_names)
+
+
 def run(evaluation: Evaluation) -> Result:
     """Top-1 and top-5 accuracy on the validation split."""
-    require_labels(evaluation)
     return {"lars": _lars, "ridge": _ridge}[evaluation.config.solver](evaluation)
 
 

@@ -10,7 +10,7 @@ from scipy.special import expit
 from dppmask_jax.data.source import with_targets
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import Evaluation, Result, Score, percent
+from dppmask_jax.evals.base import Evaluation, Result, Score, percent, require_validation
 from dppmask_jax.evals.heads import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
@@ -27,10 +27,27 @@ _NAMES = (
 )
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where the data or a training in the folder will not do."""
+    require_validation(evaluation)
+    where = f"config.data.source={evaluation.config.data.source}"
+    if evaluation.train.targets is None:
+        raise InputError(
+            f"task multilabel needs several labels an image, and {where} has none; use coco:ROOT, "
+            "clevr:ROOT, csv:FILE or shapes"
+        )
+    if not evaluation.val.targets().any():
+        raise InputError(
+            f"no validation image of {where} has any of the {len(evaluation.val.target_names)} "
+            "labels, so there is nothing to score; hold out images that have some"
+        )
+    training.check(evaluation, evaluation.train.target_names)
+
+
 def run(evaluation: Evaluation) -> Result:
     """mAP, F1 of several kinds and element-wise accuracy on the validation split."""
     config = evaluation.config
-    train, val = _labelled(evaluation)
+    train, val = with_targets(evaluation.train), with_targets(evaluation.val)
     names = evaluation.train.target_names
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.train]
     if config.train == "finetune":
@@ -59,14 +76,13 @@ def run(evaluation: Evaluation) -> Result:
         str(seed): all_scores(result.scores, result.labels) for seed, result in trained.items()
     }
     any_scores = next(iter(of_labels.values()))
-    rows = [("last epoch", "mean", "std")]
+    rows = [("", "last epoch", "std", "best epoch")]
     for name in _NAMES:
-        spread = found["last"][name]["std"]
-        rows.append(
-            (name, percent(found["last"][name]["mean"]), "" if spread is None else percent(spread))
-        )
+        last, best = found["last"][name], found["best"][name]
+        spread = "" if last["std"] is None else percent(last["std"])
+        rows.append((name, percent(last["mean"]), spread, percent(best["mean"])))
     baseline = float(np.mean(evaluation.val.targets() == 0))
-    rows.append(("accuracy of no labels", percent(baseline), ""))
+    rows.append(("accuracy of no labels", percent(baseline), "", ""))
     return Result(
         found
         | {
@@ -77,20 +93,7 @@ def run(evaluation: Evaluation) -> Result:
         rows,
         f"{config.train}, {config.loss.kind} loss, {config.epochs:g} epochs of {len(train):,} "
         f"images, {len(names)} labels, threshold {config.threshold:g}, tested on {len(val):,} "
-        "images"
+        f"{'whole ' * config.data.whole}images; the best epoch is that of the highest mAP"
         + "".join(f"; without a positive image: {name}" for name in any_scores["excluded"]),
         Score("mean average precision", found["last"]["mAP"]["mean"], found["last"]["mAP"]["std"]),
     )
-
-
-def _labelled(evaluation: Evaluation):
-    config = evaluation.config
-    where = f"config.data.source={config.data.source}"
-    if evaluation.val is None:
-        raise InputError(f"{where} has no validation split; raise config.data.val_fraction above 0")
-    if evaluation.train.targets is None:
-        raise InputError(
-            f"task multilabel needs several labels an image, and {where} has none; use coco:ROOT, "
-            "clevr:ROOT, csv:FILE or shapes"
-        )
-    return with_targets(evaluation.train), with_targets(evaluation.val)

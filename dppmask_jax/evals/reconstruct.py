@@ -9,16 +9,18 @@ from dppmask_jax.evals.base import Evaluation, Result
 _NAME = "reconstruct.png"
 
 
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError unless the run can reconstruct and the images are there."""
+    run = evaluation.run
+    if not run.can_reconstruct:
+        raise InputError(f"a {run.kind} run reconstructs no pixels; give --checkpoint an MAE run")
+    _images(evaluation)
+
+
 def run(evaluation: Evaluation) -> Result:
     """Draws figures/reconstruct.png: random and DPP masks from the same noise."""
     config, run = evaluation.config, evaluation.run
-    if not run.can_reconstruct:
-        raise InputError(f"a {run.kind} run reconstructs no pixels; give --checkpoint an MAE run")
-    if config.images:
-        paths = config.images.split(",")
-        images = figures.read_images(paths, tuple(config.image_size), config.num)
-    else:
-        images = run.example_images(config.num)
+    images = _images(evaluation)
     out = evaluation.folder / "figures"
     path = out / _NAME
     if parallel.is_main():
@@ -29,3 +31,11 @@ def run(evaluation: Evaluation) -> Result:
         f"random and DPP masks (tau {config.tau:g}) from the same noise, seed {config.seed}; "
         "white: visible under both, red: random alone, blue: DPP alone",
     )
+
+
+def _images(evaluation: Evaluation):
+    config = evaluation.config
+    if not config.images:
+        return evaluation.run.example_images(config.num)
+    paths = config.images.split(",")
+    return figures.read_images(paths, tuple(config.image_size), config.num)

@@ -16,11 +16,7 @@ from dppmask_jax.rules import (
     whole,
 )
 
-_WHOLE_NUMBERS = several(whole(0), "")
-_SEEDS = Rule(
-    lambda value: _WHOLE_NUMBERS.holds(value) and len(set(value)) == len(value),
-    "a list of different whole numbers such as (0, 1, 2)",
-)
+_SEEDS = several(whole(0), "a list of different whole numbers such as (0, 1, 2)", different=True)
 _ALPHA = Rule(
     lambda value: rules.is_number(value) and (value == 0 or 1e-3 <= value <= 1e3),
     "0, or a number from 0.001 to 1000",
@@ -93,11 +89,17 @@ RULES = {
     "multilabel": _TASK
     | _DATA
     | _TRAINING
-    | {"train": one_of("finetune", "linear"), "threshold": above(0, 1)},
+    | {
+        "train": one_of("finetune", "linear"),
+        "threshold": above(0, 1),
+        "data.whole": rules.FLAG,
+    },
     "knn": _TASK
     | _DATA
     | {
-        "k": several(whole(1), "a list of whole numbers such as (10, 20, 100, 200)"),
+        "k": several(
+            whole(1), "a list of different whole numbers such as (10, 20, 100, 200)", different=True
+        ),
         "temperature": above(0),
         "center": rules.FLAG,
     },

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import optax
 
-from dppmask_jax import features, loop, metrics, optim, parallel, workdir
+from dppmask_jax import checkpoint, features, loop, metrics, optim, parallel, workdir
+from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, batches
 from dppmask_jax.fit import fit, plan_from
 from dppmask_jax.models.vit import SIZES
-from dppmask_jax.pretrained import Run
+from dppmask_jax.pretrained import Run, open_data
 
 _SCORED = "images_scored"  # in the records of scores alone
 # What may change while an evaluation goes on: the numbers stay the same.
@@ -35,6 +36,59 @@ def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
 def pretrained(run: Run) -> dict:
     """What tells the encoder that a training starts from; it is kept in the training's config."""
     return {"step": run.step, "config": run.config.to_dict()}
+
+
+def check(evaluation: Evaluation, names: Sequence[str]) -> None:
+    """Raises InputError where `train_seeds` would, before it starts; `names` are its."""
+    config = evaluation.config
+    parallel.check_batch(
+        config.batch_size,
+        config.optim.accum_steps,
+        "config.batch_size",
+        group=2 if config.data.get("mixup") or config.data.get("cutmix") else 1,
+    )
+    if evaluation.run is not None:
+        _runs(evaluation, names)
+
+
+def names_of(config) -> tuple[str, ...]:
+    """The classes that a training with this config knows: those that it kept or, for older ones,
+    which kept none, those of its data.
+
+    Raises:
+      InputError: it kept none, and the data is no longer there.
+    """
+    return config.get("class_names") or open_data(config)[0].class_names
+
+
+def other_names(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """How the classes of a training differ from those at hand, in words; "" where they do not."""
+    if len(theirs) != len(ours):
+        return f"{len(theirs):,} classes there, {len(ours):,} here"
+    differ = ((a, b) for a, b in zip(theirs, ours, strict=True) if a != b)
+    return next((f"class {a!r} there, where {b!r} is here" for a, b in differ), "")
+
+
+def _runs(evaluation, names) -> list[tuple]:
+    """(config, folder, whether it goes on) of the training of each seed."""
+    runs = []
+    for seed in evaluation.config.seeds:
+        config = evaluation.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.seed = seed
+            config.pretrained = pretrained(evaluation.run)
+            config.class_names = tuple(names)
+        folder = folder_of(evaluation.folder, config.task, seed)
+        changed = workdir.check_resumable(config, folder, lambda field: field not in _FREE)
+        if changed is not None:
+            kept = checkpoint.newest_meta(folder)["config"].get("class_names", names)
+            if differ := other_names(kept, names):
+                raise InputError(
+                    f"the training in {folder} knows other classes ({differ}); give the "
+                    "config.data.source that it began with, or another --workdir"
+                )
+        runs.append((config, folder, changed is not None))
+    return runs
 
 
 class Trained(NamedTuple):
@@ -75,22 +129,7 @@ def train_seeds(
       InputError: a training with another config, or of another encoder, lies there, or the batch
         does not split over the devices; nothing was changed.
     """
-    runs = []
-    for seed in evaluation.config.seeds:  # looked at before any of them starts
-        config = evaluation.config.copy_and_resolve_references()
-        with config.unlocked():
-            config.seed = seed
-            config.pretrained = pretrained(evaluation.run)
-            config.class_names = tuple(names)
-        folder = folder_of(evaluation.folder, config.task, seed)
-        parallel.check_batch(
-            config.batch_size,
-            config.optim.accum_steps,
-            "config.batch_size",
-            group=2 if config.data.get("mixup") or config.data.get("cutmix") else 1,
-        )
-        changed = workdir.check_resumable(config, folder, lambda field: field not in _FREE)
-        runs.append((config, folder, changed is not None))
+    runs = _runs(evaluation, names)
     extract = features.extractor(
         lambda params, extra, images: {"scores": method.logits(params, extra, images)}
     )

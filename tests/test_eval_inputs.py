@@ -1,0 +1,259 @@
+"""What an evaluation is given: several runs, older ones, data and classes that fit or do not, and
+several processes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from test_eval_tasks import COLOURS, FINETUNE, QUICK, files, found, painted, painted_squares
+
+from dppmask_jax import checkpoint, evaluate, integrity, parallel
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import base
+from dppmask_jax.evals.training import folder_of
+from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.pretrained import load_run, open_data
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_blocks():
+    """Compiling is what takes time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Pi", Size(24, 2, 2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def mae_run(fewer_blocks, tmp_path_factory):
+    return tiny.save_run(tmp_path_factory.mktemp("mae") / "run")
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    return painted(tmp_path_factory.mktemp("colours"), shuffled=False)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    return painted_squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="module")
+def finetuned(mae_run, squares, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finetuned")
+    return workdir, found(mae_run, workdir, "task=finetune", data__source=squares, **FINETUNE)
+
+
+def _made(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
+def kept_meta(folder):
+    """The file of a checkpoint's `meta` and what is in it; the checkpoint loses its manifest, as
+    those of older versions have none, so that the file may be changed."""
+    (path,) = (folder / checkpoint.FOLDER).glob("*/meta/metadata")
+    (path.parent.parent / integrity.MANIFEST).unlink()
+    return path, json.loads(path.read_text())
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(mae_run, colours, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    (tmp_path / "none.csv").write_text(
+        "path,split,round,red\n1.png,train,1,0\n1.png,train,0,1\n1.png,val,0,0\n"
+    )
+    for name in ("00_dog", "01_bird", "02_fish"):
+        folder = _made(tmp_path / "three" / "original" / "val" / name)
+        Image.new("RGB", (16, 16)).save(folder / "1.png")
+    root = {"root": str(tmp_path / "three"), "mapping": "same"}
+    before = files(tmp_path)
+    for argument, changes, words in (
+        ("multilabel", {"data__source": f"csv:{tmp_path}/none.csv"}, "has any of the 2 labels"),
+        ("backgrounds", {"data__source": colours} | root, "4 classes 4 of the test, .* has 3"),
+        ("cluster", {"data__source": colours, "num_clusters": 25}, "25 is more than the 24 val"),
+        ("linear", {"seeds": (1, 1)}, r"config\.seeds=\(1, 1\) is not allowed"),
+        ("knn", {"k": (5, 5)}, r"config\.k=\(5, 5\) is not allowed"),
+        ("reconstruct", {"images": "/none.png"}, "no file or folder /none.png"),
+    ):
+        with pytest.raises(InputError, match=words) as error:
+            found(mae_run, tmp_path / "new", f"task={argument}", **changes)
+        assert "\n" not in str(error.value)
+        assert files(tmp_path) == before
+
+
+def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
+    mae_run, colours, tmp_path, monkeypatch
+):
+    painted(tmp_path / "colours", shuffled=False)
+    flat = _made(tmp_path / "flat")
+    for number, path in enumerate(sorted((tmp_path / "colours").rglob("*.png"))):
+        path.rename(flat / f"{number}.png")
+    good = tiny.save_run(tmp_path / "good", data__source=colours)
+    unfit = tiny.save_run(tmp_path / "unfit", data__source=f"folder:{flat}")
+    foreign = tmp_path / "foreign"
+    checkpoints = checkpoint.Checkpoints(foreign / checkpoint.FOLDER)
+    checkpoints.save(1, {"params": {"x": np.zeros(2)}}, {"config": {"task": "knn"}})
+    checkpoints.close()
+    before = files(tmp_path)
+    config = tiny.evaluation("task=knn", k=(1,))
+    for last, words in (
+        (tmp_path / "none", "no checkpoint in"),
+        (foreign, "is neither a pre-training run nor a fine-tuning"),
+        (unfit, "needs labels"),
+    ):
+        with pytest.raises(InputError, match=words):
+            evaluate.evaluate_all(config, [good, last])
+        assert files(tmp_path) == before
+    paths = evaluate.evaluate_all(config, [good, good], "as typed")
+    assert paths == [good / "eval_knn.json"] * 2
+    assert json.loads(paths[0].read_text())["command"] == "as typed"
+
+
+def test_a_run_from_before_a_field_is_evaluated(mae_run, colours, tmp_path):
+    shutil.copytree(mae_run, tmp_path / "old")
+    path, meta = kept_meta(tmp_path / "old")
+    for section, leaf in (("data", "classes"), ("optim", "clip_per_tensor")):
+        del meta["config"][section][leaf]
+    path.write_text(json.dumps(meta))
+    out, now = (
+        found(run, tmp_path / "new", "task=knn", data__source=colours)
+        for run in (tmp_path / "old", mae_run)
+    )
+    assert out["metrics"] == now["metrics"]
+    assert out["checkpoint"]["config"] == now["checkpoint"]["config"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_labels_are_scored_on_what_is_seen(mae_run, colours, tmp_path, whole):
+    """A white margin that the evaluation crop cuts off."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, :2] = 255
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    (tmp_path / "list.csv").write_text("path,split,margin\n1.png,train,1\n1.png,val,1\n")
+    source = f"csv:{tmp_path}/list.csv"
+    config = tiny.evaluation("task=multilabel", data__source=source, data__whole=whole)
+    run = load_run(mae_run)
+    config = evaluate.completed(config, run.config)
+    train, val = open_data(config)
+    evaluation = base.Evaluation(config, run, tmp_path, train, val, print)
+    (batch,) = base.batches(evaluation, val, "validation")
+    seen = batch["image"][0]
+    assert (seen[:, 0] > 100).all() if whole else not seen[:, 0].any()
+
+
+def renamed(source, names, path):
+    """A copy of the CSV file of `squares` with other class names."""
+    text = Path(source.removeprefix("csv:")).read_text()
+    for old, new in names.items():
+        text = text.replace(f",{old},", f",{new},")
+    Path(path).write_text(text)
+    return f"csv:{path}"
+
+
+@pytest.mark.slow
+def test_a_trained_classifier_goes_with_its_own_classes_only(finetuned, mae_run, squares, tmp_path):
+    workdir, _ = finetuned
+    folder = Path(squares.removeprefix("csv:")).parent
+    other = renamed(squares, {"blue": "azure"}, folder / "azure.csv")
+    settings = {"classifier": "finetune"}
+    for source, words in (
+        (tiny.COMMON["data.source"], r"\(4 classes there, 9 here\); give the source"),
+        (other, r"\(class 'blue' there, where 'azure' is here\); give the source"),
+    ):
+        with pytest.raises(InputError, match=words):
+            found(mae_run, workdir, "task=backgrounds", data__source=source, **settings)
+
+
+@pytest.mark.slow
+def test_a_training_that_kept_no_classes_goes_on_and_is_matched_by_its_data(
+    finetuned, mae_run, squares, tmp_path
+):
+    workdir, out = finetuned
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    path, meta = kept_meta(folder_of(tmp_path, "finetune", 0))
+    assert meta["config"].pop("class_names") == list(COLOURS)
+    del meta["config"]["pretrained"]["config"]["data"]["classes"]  # nor what came later
+    path.write_text(json.dumps(meta))
+    again = found(mae_run, tmp_path, "task=finetune", data__source=squares, **FINETUNE)
+    assert again["metrics"] == out["metrics"]
+    settings = {"classifier": "finetune"}
+    ours = found(mae_run, tmp_path, "task=backgrounds", data__source=squares, **settings)
+    assert ours["metrics"]["variants"]["original"]["accuracy"] == 1.0
+    with pytest.raises(InputError, match="4 classes there, 9 here"):
+        found(mae_run, tmp_path, "task=backgrounds", **settings)
+
+
+@pytest.mark.slow
+def test_a_training_does_not_go_on_with_other_classes(finetuned, mae_run, squares, tmp_path):
+    workdir, _ = finetuned
+    shutil.copytree(workdir, tmp_path / "copy")
+    path, meta = kept_meta(folder_of(tmp_path / "copy", "finetune", 0))
+    meta["config"]["class_names"][1] = "lime"
+    path.write_text(json.dumps(meta))
+    before = files(tmp_path / "copy")
+    with pytest.raises(InputError, match=r"other classes \(class 'lime' there, where 'green'"):
+        found(mae_run, tmp_path / "copy", "task=finetune", data__source=squares, **FINETUNE)
+    assert files(tmp_path / "copy") == before
+
+
+EVERY_TASK = (
+    ("mae", "task=finetune", QUICK | {"epochs": 2.0, "checkpoint__every": 2, "seeds": (0, 1)}),
+    ("mae", "task=linear", QUICK | {"epochs": 2.0}),
+    ("mae", "task=linear", {"solver": "ridge"}),
+    ("mae", "task=knn", {"k": (1, 5), "memory_gb": 1e-9}),
+    ("ibot", "task=cluster", {"batch_size": 20}),
+    ("mae", "task=multilabel,train=linear", QUICK | {"epochs": 2.0}),
+    ("mae", "task=backgrounds", {"classifier": "finetune", "classifier_seed": 1}),
+    ("mae", "task=reconstruct", {"num": 2}),
+)
+
+
+def evaluate_every_task(mae, ibot, source, out, port, process):
+    """Runs in a process of its own; `process` is its number of two, or "" where it is alone."""
+    SIZES["Pi"] = Size(24, 2, 2)
+    if process:
+        parallel.initialize(f"127.0.0.1:{port}", 2, int(process))
+    for name, argument, changes in EVERY_TASK:
+        if "reconstruct" not in argument:
+            changes = changes | {"data__source": source}
+        evaluate.evaluate(
+            tiny.evaluation(argument, **changes), {"mae": mae, "ibot": ibot}[name], out
+        )
+
+
+@pytest.mark.slow
+def test_every_task_on_two_processes_is_that_on_one(mae_run, squares, tmp_path):
+    ibot_run = tiny.save_run(tmp_path / "ibot", method="ibot")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    code = "import sys, test_eval_inputs; test_eval_inputs.evaluate_every_task(*sys.argv[1:])"
+    path = os.pathsep.join([str(tiny.ROOT / "tests"), str(tiny.ROOT)])
+
+    def start(out, process, devices):
+        arguments = map(str, (mae_run, ibot_run, squares, out, port, process))
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], text=True,
+            env=tiny.environment(devices) | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    processes = [start(one, "", 2), start(two, "0", 1), start(two, "1", 1)]
+    outs = [process.communicate(timeout=400) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, outs
+    names = {path.name for path in one.glob("*.json")}
+    assert len(names) == len(EVERY_TASK) and names == {path.name for path in two.glob("*.json")}
+    for name in names - {"eval_reconstruct.json"}:  # which holds the path of its figure
+        alone, together = (json.loads((folder / name).read_text()) for folder in (one, two))
+        assert together["data"] == alone["data"]
+        assert together["metrics"] == alone["metrics"], name
+    assert "result" in outs[1][0] and "result" not in outs[2][0], "one process speaks"
