@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.evals.training import other_names
 from dppmask_jax.methods.supervised import head_of
 from dppmask_jax.pretrained import CLASSIFIER, Run
 
@@ -32,11 +33,8 @@ def head_for(
         return None, f"it is one for {config.model.pool} pooling, config.model.pool is {pool}"
     if count != len(names):
         return None, f"{count:,} classes there, {len(names):,} here"
-    there = config.get("class_names", names)
-    for theirs, ours in zip(there, names, strict=True):
-        if theirs != ours:
-            return None, f"class {theirs!r} there, where {ours!r} is here"
-    return head_of(run.params), ""
+    because = other_names(config.get("class_names", names), names)
+    return (None, because) if because else (head_of(run.params), "")
 
 
 def starting_head(evaluation: Evaluation, names: Sequence[str], *, several: bool) -> dict | None:
