@@ -84,13 +84,13 @@ class Life:
                 command, cwd=tiny.ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, **options
             )
 
-    def wait_until(self, holds, what):
-        """Polls until `holds()`; fails if the process ends or time runs out before."""
+    def wait_until(self, holds, what, poll=0.02):
+        """Asks until `holds()`; fails if the process ends or time runs out before."""
         deadline = time.monotonic() + PATIENCE
         while not holds():
             assert self.process.poll() is None, f"ended before {what}:\n{self.said()}"
             assert time.monotonic() < deadline, f"no {what} in time:\n{self.said()}"
-            time.sleep(0.001)
+            time.sleep(poll)
 
     def wait_for_step(self, workdir, step):
         self.wait_until(lambda: last_step(workdir) >= step, f"step {step}")
@@ -151,7 +151,7 @@ def kill_at_random(command, workdir, env, outputs, *, kills, seed, stride):
         elif kind != "end":
             life.wait_for_step(workdir, target)
             if kind == "save":
-                life.wait_until(lambda: is_saving(workdir), "a save")
+                life.wait_until(lambda: is_saving(workdir), "a save", poll=0.001)
             time.sleep(0.04 * delay)
         if kind != "end":
             assert life.process.poll() is None, life.said()
