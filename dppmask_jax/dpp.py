@@ -149,39 +149,42 @@ def select(
     return run(*_constants(noise, _limit(tau, threshold_on), features, bandwidth))
 
 
-# The greedy loop.
+# The greedy loop, of one image or of a batch: patches are the first axis, images the last, if any.
 
 
 class _State(NamedTuple):
-    best: Float[Array, ""]  # largest entry of gains
-    gains: Float[Array, " N"]  # d^2 of each patch, -inf for those that cannot be picked
-    factor: Float[Array, "k N"]  # row m holds the Cholesky row written by pick m, 0 before
-    place: Int[Array, " N"]  # m for pick m, k for patches not picked
+    best: Float[Array, " *B"]  # largest entry of gains
+    gains: Float[Array, " N *B"]  # d^2 of each patch, -inf for those that cannot be picked
+    factor: Float[Array, "k N *B"]  # row m holds the Cholesky row written by pick m, 0 before
+    place: Int[Array, " N *B"]  # m for pick m, k for patches not picked
 
 
 def _start(diagonal, num_keep):
     gains = jnp.where(jnp.isnan(diagonal), -jnp.inf, diagonal)
     # `_like`, because under shard_map a carry must start as varying as it ends.
-    factor = jnp.zeros_like(gains, shape=(num_keep, len(gains)))
-    return _State(jnp.max(gains), gains, factor, jnp.full_like(gains, num_keep, jnp.int32))
+    factor = jnp.zeros_like(gains, shape=(num_keep, *gains.shape))
+    place = jnp.full_like(gains, num_keep, jnp.int32)
+    return _State(jnp.max(gains, axis=0), gains, factor, place)
 
 
-def _pick(m, state: _State, noise, limit, row_of, column_of) -> _State:
-    """Pick m of one image; where no gain reaches `limit` it takes no place and lets none reach it.
+def _pick(m, state: _State, noise, limit, row_of, known_of) -> _State:
+    """Pick m of each image; where no gain reaches `limit` it takes no place and lets none reach it.
 
-    `row_of(j)` is row j of the kernel and `column_of(factor, j)` is column j of the factor.
+    `row_of(j, is_j)` is row j of the kernel. `known_of(factor, j, is_j)` is column j of the factor
+    times the factor. `is_j` (N, *B) is True at patch j.
     """
     best, gains, factor, place = state
     # Ties (all patches at first, duplicates later) go to the smallest noise, not the first index:
     # this is the shuffle of Algorithm 1. Minima because XLA's arg-min is slow on a CPU.
-    index = lax.iota(jnp.int32, gains.shape[0])
+    index = lax.broadcasted_iota(jnp.int32, gains.shape, 0)
     tied = gains == best
-    lowest = jnp.min(jnp.where(tied, noise, jnp.inf))
-    pick = jnp.min(jnp.where(tied & (noise == lowest), index, gains.shape[0] - 1))
-    picked = (best >= limit) & (index == pick)
+    lowest = jnp.min(jnp.where(tied, noise, jnp.inf), axis=0)
+    pick = jnp.min(jnp.where(tied & (noise == lowest), index, gains.shape[0] - 1), axis=0)
+    is_pick = index == pick
+    picked = (best >= limit) & is_pick
     # Rows m.. of the factor are still zero, so the product over all k rows is the one over m.
-    known = jnp.matmul(column_of(factor, pick), factor, precision=_PRECISION)
-    update = (row_of(pick) - known) / jnp.sqrt(jnp.maximum(best, 1e-10))
+    known = known_of(factor, pick, is_pick)
+    update = (row_of(pick, is_pick) - known) / jnp.sqrt(jnp.maximum(best, 1e-10))
     # |update| <= d by Cauchy-Schwarz. Rounding breaks that once a singular kernel is used up (best
     # is near 0), and without the bound each further pick would multiply the error.
     bound = jnp.sqrt(jnp.maximum(gains, 0.0))
@@ -190,19 +193,20 @@ def _pick(m, state: _State, noise, limit, row_of, column_of) -> _State:
     gone = picked | jnp.isneginf(gains) | jnp.isnan(lower)
     gains = jnp.where(gone, -jnp.inf, jnp.maximum(lower, 0.0))
     factor = lax.dynamic_update_index_in_dim(factor, jnp.where(gone, 0.0, update), m, 0)
-    return _State(jnp.max(gains), gains, factor, jnp.where(picked, m, place))
+    return _State(jnp.max(gains, axis=0), gains, factor, jnp.where(picked, m, place))
 
 
 def _loop(first, last, state, noise, limit, row_of):
     """Picks first..last-1 of one image."""
 
-    def column_of(factor, pick):
-        return lax.dynamic_index_in_dim(factor, pick, 1, keepdims=False)
+    def known_of(factor, pick, _):
+        column = lax.dynamic_index_in_dim(factor, pick, 1, keepdims=False)
+        return jnp.matmul(column, factor, precision=_PRECISION)
 
     def body(m, state):
         return lax.cond(
             state.best >= limit,
-            lambda state: _pick(m, state, noise, limit, row_of, column_of),
+            lambda state: _pick(m, state, noise, limit, row_of, known_of),
             lambda state: state,
             state,
         )
@@ -247,35 +251,48 @@ def _serial_from_kernels(num_keep, kernels, noise, limits):
     def one(args):
         kernel, noise, limit = args
         state = _start(jnp.diagonal(kernel), num_keep)
-        state = _loop(0, num_keep, state, noise, limit, lambda pick: kernel[pick])
+        state = _loop(0, num_keep, state, noise, limit, lambda pick, _: kernel[pick])
         return _finish(state, noise, num_keep, _ordered_on_cpu)
 
     return lax.map(one, (kernels, noise, limits))
 
 
-def _batched_from_kernels(num_keep, kernels, noise, limits):
-    """All images in one loop that goes on while any of them does."""
+def _batched_loop(num_keep, diagonals, noise, limits, row_of):
+    """All picks of all images (N, B), in one loop that goes on while any of them does.
 
-    def column_of(factor, pick):  # a one-hot sum: gathers of columns are slow there
-        return jnp.sum(jnp.where(lax.iota(jnp.int32, factor.shape[1]) == pick, factor, 0.0), axis=1)
+    The condition is the loop's own, with no branch in its body: so XLA keeps the factor in a TPU's
+    fast memory. There, images as the last axis leave few lanes idle, and a sum over a one-hot
+    column is faster than a gather of it.
+    """
 
-    def pick_one(m, state, noise, limit, kernel):
-        return _pick(m, state, noise, limit, lambda pick: kernel[pick], column_of)
+    def known_of(factor, _, is_pick):
+        column = jnp.sum(jnp.where(is_pick, factor, 0.0), axis=1)
+        return jnp.sum(column[:, None] * factor, axis=0)
 
-    def body(m, states):
-        # A scalar condition stays a branch; a batched one would become a select that runs always.
-        return lax.cond(
-            jnp.any(states.best >= limits),
-            lambda states: jax.vmap(functools.partial(pick_one, m))(states, noise, limits, kernels),
-            lambda states: states,
-            states,
-        )
+    def goes_on(carry):
+        m, state = carry
+        return (m < num_keep) & jnp.any(state.best >= limits)
 
-    diagonals = jnp.diagonal(kernels, axis1=1, axis2=2)
-    states = jax.vmap(functools.partial(_start, num_keep=num_keep))(diagonals)
-    states = lax.fori_loop(0, num_keep, body, states)
+    def pick_next(carry):
+        m, state = carry
+        return m + 1, _pick(m, state, noise, limits, row_of, known_of)
+
+    state = _start(diagonals, num_keep)
+    first = jnp.zeros_like(state.place[0, 0])
+    _, state = lax.while_loop(goes_on, pick_next, (first, state))
     finish = functools.partial(_finish, num_keep=num_keep, ordered=_ordered)
-    return jax.vmap(finish)(states, noise)
+    return jax.vmap(finish, in_axes=-1)(state, noise)
+
+
+def _rows(matrices, pick):
+    """Row pick[b] of each matrix: (B, N, N) and (B,) -> (N, B)."""
+    images = lax.iota(jnp.int32, len(matrices))
+    return matrices.at[images, pick].get(mode="promise_in_bounds").T
+
+
+def _batched_from_kernels(num_keep, kernels, noise, limits):
+    diagonals = jnp.diagonal(kernels, axis1=1, axis2=2).T
+    return _batched_loop(num_keep, diagonals, noise.T, limits, lambda pick, _: _rows(kernels, pick))
 
 
 # The kernel.
@@ -329,7 +346,7 @@ def _serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths):
             scale, squares = inverse[pick] * inverse, square[pick] + square
             return _similarity(dots, scale, squares, bandwidth, kernel)
 
-        def row_of(pick):
+        def row_of(pick, _):
             dots = jnp.matmul(features()[pick], features().T, precision=_PRECISION)
             return similarity(dots, pick)
 
@@ -343,15 +360,27 @@ def _serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths):
             lambda: jnp.matmul(features(), features().T, precision=_PRECISION),
             lambda: jnp.zeros_like(batch, shape=(num_patches, num_patches)),
         )
-        state = _loop(few, num_keep, state, noise, limit, lambda pick: similarity(dots[pick], pick))
+        state = _loop(
+            few, num_keep, state, noise, limit, lambda pick, _: similarity(dots[pick], pick)
+        )
         return _finish(state, noise, num_keep, _ordered_on_cpu)
 
     return lax.map(one, (lax.iota(jnp.int32, len(batch)), noise, limits, bandwidths))
 
 
 def _batched_from_features(num_keep, kernel, noise, limits, batch, bandwidths):
-    kernels = jax.vmap(functools.partial(_kernel_matrix, kernel=kernel))(batch, bandwidths)
-    return _batched_from_kernels(num_keep, kernels, noise, limits)
+    """The Gram matrices at once, the kernel of a row when it is picked."""
+    dots = jnp.matmul(batch, batch.mT, precision=_PRECISION)
+    diagonal = jnp.eye(batch.shape[1], dtype=bool)
+    inverse, square = _norms(jnp.sum(jnp.where(diagonal, dots, 0.0), axis=2).T)
+
+    def row_of(pick, is_pick):
+        at_pick = lambda values: jnp.sum(jnp.where(is_pick, values, 0.0), axis=0)  # noqa: E731
+        scale, squares = at_pick(inverse) * inverse, at_pick(square) + square
+        return _similarity(_rows(dots, pick), scale, squares, bandwidths, kernel)
+
+    diagonals = jnp.where(jnp.isnan(inverse), jnp.nan, 1.0)
+    return _batched_loop(num_keep, diagonals, noise.T, limits, row_of)
 
 
 # Batching and arguments.

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_mae import predict
+from scipy.special import ndtr
 
 from dppmask_jax.models.mae import MAE
-from dppmask_jax.models.vit import SIZES, Encoder, Size, drop_path
+from dppmask_jax.models.vit import SIZES, Encoder, Size, drop_path, gelu
 
 TINY = {"encoder_size": Size(32, 3, 4), "decoder_size": Size(16, 2, 2)}
 
@@ -182,6 +183,21 @@ def test_bfloat16_keeps_parameters_and_norms_in_float32():
     assert "exp" in jaxpr
     exponentials = [line for line in jaxpr.splitlines() if "= exp " in line]
     assert exponentials and all(":f32" in line.split("=")[0] for line in exponentials)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2**-8)])
+def test_gelu_and_its_slope(dtype, tolerance):
+    x = jnp.linspace(-6.0, 6.0, 97).astype(dtype)
+    exact = np.asarray(x, np.float64)
+    value, slope = jax.vmap(jax.value_and_grad(gelu))(x)
+    assert value.dtype == slope.dtype == dtype
+    density = np.exp(-0.5 * exact**2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(
+        np.asarray(value, np.float64), exact * ndtr(exact), rtol=tolerance, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.asarray(slope, np.float64), ndtr(exact) + exact * density, rtol=tolerance, atol=1e-6
+    )
 
 
 def test_drop_path_drops_whole_examples_at_its_rate():

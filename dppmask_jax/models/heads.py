@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dppmask_jax.models.vit import dense, normal, uniform
+from dppmask_jax.models.vit import dense, gelu, normal, uniform
 
 
 class WeightNormDense(nn.Module):
@@ -66,7 +66,7 @@ class ProjectionHead(nn.Module):
         """(..., D) -> (..., E) float32 of unit length: all but the last layer."""
         x = tokens
         for layer in self.mlp[:-1]:
-            x = nn.gelu(layer(x), approximate=False)
+            x = gelu(layer(x))
         x = self.mlp[-1](x).astype(jnp.float32)
         norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
         return x / jnp.maximum(norm, 1e-12)
