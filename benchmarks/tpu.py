@@ -51,9 +51,9 @@ from dppmask_jax.fit import plan_from  # noqa: E402
 IMAGES_OF_EPOCH = 1_281_167  # only schedules depend on it
 LARGE = 1 << 20  # bytes; smaller exchanges are means of metrics, counts and centres
 
-# After how many trips the loops of the selection have done their work for a batch: of picks,
-# measured on photographs at tau 0.9 (docs/selector.md); of rectangles, see docs/speed.md.
-TRIPS = {"dpp": 5, "block": 100}
+# After how many trips the loops of the selection have done their work for a batch: greedy picks at
+# tau 0.9 on photographs, tries of rectangles. Measured by benchmarks/trips.py.
+TRIPS = {"dpp": 5, "block": 44}
 
 
 class Chip(NamedTuple):
@@ -318,6 +318,7 @@ def show(found: dict[str, Any]) -> str:
         return f"{head}\n  does not fit: {found['does_not_fit']}"
     memory = {name: f"{size / GIB:.2f}" for name, size in found["memory"].items()}
     exchanged = sum(each["bytes"] for each in found["collectives"])
+    kinds = ", ".join(sorted({each["kind"] for each in found["collectives"]}))
     small, bounds = found["small_collectives"], found["bounds"]
     lines = [
         f"{head}, compiled in {found['seconds_to_compile']:.0f} s",
@@ -328,7 +329,7 @@ def show(found: dict[str, Any]) -> str:
         + f", {_millions(found['cycles_at_worst'])} M at worst; {found['milliseconds']:.1f} ms",
         "  parts      " + _listed(found["parts"]),
         "  at worst   " + _listed(found["parts_at_worst"]),
-        f"  exchanges  {sum(each['times'] for each in found['collectives']):g} large, "
+        f"  exchanges  {sum(each['times'] for each in found['collectives']):g} large ({kinds}), "
         f"{exchanged / 1e6:.1f} MB, {exchanged / found['parameter_bytes']:.1%} of the parameters; "
         f"{small['times']:g} small, {small['bytes'] / 1e3:.1f} kB",
         f"  host       {', '.join(found['host_transfers']) or 'nothing'}",
