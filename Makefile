@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TPU_VENV := .venv-tpu
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test test-slow test-faults test-peer lint clean
+.PHONY: quickstart test test-slow test-faults test-peer test-tpu speed-tpu lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -19,6 +20,12 @@ test-faults: $(VENV)/.dev
 
 test-peer: $(VENV)/.peer
 	$(BIN)/python -m pytest -m peer
+
+test-tpu: $(TPU_VENV)/.tpu
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m tpu
+
+speed-tpu: $(TPU_VENV)/.tpu
+	$(TPU_VENV)/bin/python benchmarks/tpu_table.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,5 +46,11 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[peer]'
 	touch $@
 
+# The TPU compiler, apart: with libtpu installed, JAX looks for a TPU wherever it starts.
+$(TPU_VENV)/.tpu: pyproject.toml
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev,tpu]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

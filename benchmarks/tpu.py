@@ -51,15 +51,15 @@ from dppmask_jax.fit import plan_from  # noqa: E402
 IMAGES_OF_EPOCH = 1_281_167  # only schedules depend on it
 LARGE = 1 << 20  # bytes; smaller exchanges are means of metrics, counts and centres
 
-# After how many trips the loops of the selection have done their work for a batch: of picks,
-# measured on photographs at tau 0.9 (docs/selector.md); of rectangles, see docs/speed.md.
-TRIPS = {"dpp": 5, "block": 100}
+# After how many trips the loops of the selection have done their work for a batch: greedy picks at
+# tau 0.9 on photographs, tries of rectangles. Measured by benchmarks/trips.py.
+TRIPS = {"dpp": 5, "block": 44}
 
 
 class Chip(NamedTuple):
     """Published figures (cloud.google.com/tpu/docs): multiply-adds of the matrix units a cycle,
     bfloat16 operations a second, bytes a second of the memory, bytes that the compiler has room
-    for, and bytes a second that a chip can send to its neighbours in all directions together."""
+    for, and bytes a second that a chip sends in a sum over a whole pod."""
 
     macs: int
     flops: float
@@ -77,7 +77,7 @@ class Chip(NamedTuple):
 GIB = 2**30
 CHIPS = {
     # Both cores of a chip as one device, as JAX has them on v4 hosts.
-    "v4": Chip(8 * 128**2, 275e12, 1200e9, 30.5 * GIB, 300e9, "megacore"),
+    "v4": Chip(8 * 128**2, 275e12, 1200e9, 30.5 * GIB, 268e9, "megacore"),
     "v5e": Chip(4 * 128**2, 197e12, 819e9, 15.75 * GIB, 200e9),
     "v5p": Chip(8 * 128**2, 459e12, 2765e9, 95.74 * GIB, 600e9),
     "v6e": Chip(4 * 256**2, 918e12, 1638e9, 31.25 * GIB, 400e9),
@@ -131,7 +131,7 @@ def devices_of(topology: str):
 
 
 def lower(case: Case):
-    """The step of a case, lowered for abstract arguments, and the bytes of the parameters."""
+    """(the step of a case, lowered for abstract arguments, bytes of the parameters, of a batch)."""
     config = case.config
     devices = devices_of(case.topology)
     with config.unlocked():
@@ -152,8 +152,11 @@ def lower(case: Case):
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), key)
     batch = _abstract_batch(method, config, len(devices))
-    parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
-    return step.lower(state, batch, key), parameters
+    return step.lower(state, batch, key), _num_bytes(state.params), _num_bytes(batch)
+
+
+def _num_bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _abstract_batch(method, config, devices: int):
@@ -171,7 +174,7 @@ def _abstract_batch(method, config, devices: int):
 def report(case: Case, trips: int | None = None, text_file: Path | None = None) -> dict[str, Any]:
     """What the compiler says of a case, as plain values; bytes and cycles are of one chip."""
     start = time.perf_counter()
-    lowered, parameters = lower(case)
+    lowered, parameters, batch = lower(case)
     config = case.config
     chips = len(devices_of(case.topology))
     found = {
@@ -183,6 +186,7 @@ def report(case: Case, trips: int | None = None, text_file: Path | None = None) 
         "accum_steps": config.optim.accum_steps,
         "mask": config.mask.strategy,
         "parameter_bytes": parameters,
+        "input_bytes_per_image": batch / config.batch_size,
     }
     try:
         compiled = lowered.compile()
@@ -314,6 +318,7 @@ def show(found: dict[str, Any]) -> str:
         return f"{head}\n  does not fit: {found['does_not_fit']}"
     memory = {name: f"{size / GIB:.2f}" for name, size in found["memory"].items()}
     exchanged = sum(each["bytes"] for each in found["collectives"])
+    kinds = ", ".join(sorted({each["kind"] for each in found["collectives"]}))
     small, bounds = found["small_collectives"], found["bounds"]
     lines = [
         f"{head}, compiled in {found['seconds_to_compile']:.0f} s",
@@ -324,7 +329,7 @@ def show(found: dict[str, Any]) -> str:
         + f", {_millions(found['cycles_at_worst'])} M at worst; {found['milliseconds']:.1f} ms",
         "  parts      " + _listed(found["parts"]),
         "  at worst   " + _listed(found["parts_at_worst"]),
-        f"  exchanges  {sum(each['times'] for each in found['collectives']):g} large, "
+        f"  exchanges  {sum(each['times'] for each in found['collectives']):g} large ({kinds}), "
         f"{exchanged / 1e6:.1f} MB, {exchanged / found['parameter_bytes']:.1%} of the parameters; "
         f"{small['times']:g} small, {small['bytes'] / 1e3:.1f} kB",
         f"  host       {', '.join(found['host_transfers']) or 'nothing'}",

@@ -206,8 +206,12 @@ def largest(tree):
 
 
 def savable(tree):
-    """Replicated arrays as orbax takes them: it refuses what pmap returns in several processes."""
-    return tree if jax.process_count() == 1 else to_host(tree)
+    """Replicated arrays as orbax takes them at once.
+
+    In several processes it refuses what pmap returns, and of several devices of one process it has
+    each save a slice of its own, which takes a compilation for every shape.
+    """
+    return tree if jax.device_count() == 1 else to_host(tree)
 
 
 def to_host(tree):

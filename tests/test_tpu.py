@@ -1,0 +1,171 @@
+"""The training step through the TPU compiler; libtpu stands in an environment of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+from ml_collections import config_dict
+
+from configs import ibot, mae
+
+SELECTION = """HloModule jit_step, is_scheduled=true
+
+%body (carried: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %carried = (s32[], f32[8]) parameter(0)
+  %i = s32[] get-tuple-element(%carried), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %x = f32[8] get-tuple-element(%carried), index=1
+  %y = f32[8] negate(%x), metadata={op_name="jit(f)/jvp(selection)/while/body/neg"}, COST(100)
+  ROOT %out = (s32[], f32[8]) tuple(%next, %y)
+}
+%condition (carried: (s32[], f32[8])) -> pred[] {
+  %carried = (s32[], f32[8]) parameter(0)
+  %i = s32[] get-tuple-element(%carried), index=0
+  %most = s32[] constant(49)
+  %less = pred[] compare(%i, %most), direction=LT
+  %x = f32[8] get-tuple-element(%carried), index=1
+  %any = pred[] custom-call(%x), custom_call_target="any"
+  ROOT %both = pred[] and(%less, %any)
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8] parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[], f32[8]) tuple(%zero, %x)
+  %loop = (s32[], f32[8]) while(%init), condition=%condition, body=%body, \
+metadata={op_name="jit(f)/jvp(selection)/while"}
+  %kept = f32[8] get-tuple-element(%loop), index=1
+  %e = f32[8] negate(%kept), metadata={op_name="jit(f)/jvp(MAE.predict)/encoder/add"}, COST(7)
+  %d = f32[8] negate(%e), metadata={op_name="transpose(jvp(MAE.predict))/decoder/add"}, COST(11)
+  %h = f32[8] negate(%d), metadata={op_name="jit(f)/jvp(ProjectionHead.project)/dot"}, COST(13)
+  %o = f32[8] negate(%h), metadata={op_name="jit(f)/optimizer/mul"}, COST(17)
+  ROOT %rest = f32[8] negate(%o), COST(19)
+}
+"""
+
+
+@pytest.fixture
+def tpu():
+    # Sets the environment of the process, so not at the top: other tests import this file's row.
+    from benchmarks import tpu
+
+    return tpu
+
+
+def fitting(**changes):
+    """A report without problems, and what is changed in it."""
+    return {
+        "chips": 8,
+        "parameter_bytes": 100.0,
+        "memory": {"peak": 10, "room": 16},
+        "collectives": [{"kind": "all-reduce", "times": 2, "bytes": 100.0}],
+        "host_transfers": [],
+    } | changes
+
+
+def test_cycles_go_to_the_parts_of_the_step_and_loops_to_their_trips(tpu):
+    text = SELECTION
+    for cycles in (100, 7, 11, 13, 17, 19):
+        text = text.replace(f"COST({cycles})", f'backend_config={{"estimated_cycles":"{cycles}"}}')
+    case = tpu.Case(mae.get_config("dataset=imagenet1k"), "MAE", "v5e:4x4")
+    found = tpu.read(text, case)
+    rest = {"encoder": 7, "decoder": 11, "heads": 13, "optimiser": 17, "other": 19}
+    assert found["parts"] == {"augmentation": 0, "selection": 500, **rest}
+    assert found["parts_at_worst"] == {"augmentation": 0, "selection": 4900, **rest}
+    assert found["cycles"] == 567 and found["cycles_at_worst"] == 4967
+    assert tpu.read(text, case, trips=2)["cycles"] == 267
+    assert found["milliseconds"] == pytest.approx(1e3 * 567 / tpu.CHIPS["v5e"].clock)
+
+
+def test_what_a_step_must_not_do_is_noticed(tpu):
+    assert tpu.problems(fitting()) == []
+    for changes, words in (
+        ({"memory": {"peak": 17, "room": 16}}, "17 bytes of memory"),
+        ({"collectives": [{"kind": "all-reduce", "bytes": 106.0}]}, "106.0%"),
+        ({"collectives": [{"kind": "all-reduce", "bytes": 94.0}]}, "94.0%"),
+        ({"collectives": [{"kind": "all-gather", "bytes": 100.0}]}, "all-gather"),
+        ({"collectives": []}, "missing"),
+        ({"host_transfers": ["outfeed.1"]}, "outfeed.1"),
+        ({"does_not_fit": "needs 20G"}, "needs 20G"),
+    ):
+        assert words in " ".join(tpu.problems(fitting(**changes))), words
+
+
+def test_the_clocks_follow_from_the_published_peaks(tpu):
+    clocks = {name: round(chip.clock / 1e6) for name, chip in tpu.CHIPS.items()}
+    assert clocks == {"v4": 1049, "v5e": 1503, "v5p": 1751, "v6e": 1751}
+
+
+@pytest.mark.parametrize("preset", [mae, ibot])
+def test_imagenet100_and_imagenet1k_are_one_program(preset):
+    """Only what the host does, and schedules, may differ: one compilation stands for both."""
+
+    def program(dataset):
+        config = preset.get_config(f"dataset={dataset}").to_dict()
+        for field in ("checkpoint", "evaluate", "epochs"):
+            del config[field]
+        del config["data"]["source"]
+        return config_dict.ConfigDict(config)
+
+    assert program("imagenet100") == program("imagenet1k")
+
+
+def compiled(tmp_path, *flags, status=0):
+    """The report that the command writes, in the environment of a user."""
+    path = tmp_path / "report.json"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "benchmarks/tpu.py", f"--json={path}", *flags],
+        cwd=tiny.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    print(done.stdout)
+    (found,) = json.loads(path.read_text())["cases"]
+    return found
+
+
+def check_step(tpu, found):
+    assert tpu.problems(found) == []
+    assert found["chips"] == 8
+    assert found["memory"]["arguments"] > 3 * found["parameter_bytes"]  # and two moments
+    assert found["memory"]["temporaries"] > 0
+    assert 0 < found["cycles"] < found["cycles_at_worst"]
+    # Metrics, centres and counts, all of them small.
+    assert 0 < found["small_collectives"]["bytes"] < tpu.LARGE
+    for part in ("selection", "encoder", "optimiser"):
+        assert found["parts"][part] > 0, part
+    assert found["parts_at_worst"]["selection"] > 2 * found["parts"]["selection"]
+    left_out = {each["kind"] for each in found["without_estimate"]}
+    assert {"sort", "all-reduce"} <= left_out
+
+
+@pytest.mark.tpu
+def test_the_mae_step_compiles_for_a_tpu(tpu, tmp_path):
+    config = "--config=configs/mae.py:dataset=imagenet1k,mask=dpp"
+    found = compiled(tmp_path, config, "--topology=v5e:2x4", "--images_per_chip=256")
+    check_step(tpu, found)
+    assert found["parts"]["decoder"] > 0 and found["parts"]["heads"] == 0
+
+
+@pytest.mark.tpu
+def test_the_ibot_step_compiles_for_a_tpu(tpu, tmp_path):
+    config = "--config=configs/ibot.py:dataset=imagenet1k,mask=dpp"
+    found = compiled(tmp_path, config, "--topology=v5e:2x4", "--images_per_chip=64")
+    check_step(tpu, found)
+    assert found["parts"]["heads"] > 0 and found["parts"]["decoder"] == 0
+
+
+@pytest.mark.tpu
+def test_a_step_that_does_not_fit_says_so(tpu, tmp_path):
+    config = "--config=configs/mae.py:dataset=shapes,mask=random"
+    found = compiled(
+        tmp_path, config, "--topology=v5e:2x2", f"--images_per_chip={1 << 20}", status=1
+    )
+    assert "hbm" in found["does_not_fit"].lower()
+    assert tpu.problems(found) == [found["does_not_fit"]]
