@@ -131,7 +131,17 @@ def round_up(batch_size: int) -> int:
 def replicate(tree):
     """Puts a tree on every device of every process, once, without a device axis."""
     mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(x):
+        # device_put on all devices gives an array that cannot be read (jax 0.10) where each process
+        # has one device.
+        copies = [jax.device_put(x, device) for device in jax.local_devices()]
+        return jax.make_array_from_single_device_arrays(np.shape(x), sharding, copies)
+
+    return jax.tree.map(put, tree)
 
 
 def split_batch(batch):

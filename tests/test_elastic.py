@@ -50,8 +50,12 @@ def run_two_processes(workdir, devices, method):
         port = probe.getsockname()[1]
     flags = ["--processes=2", f"--port={port}"]
     processes = [start(workdir, devices, *flags, f"--process={i}", method=method) for i in range(2)]
-    for process in processes:
-        assert f"{2 * devices} devices" in end(process)
+    try:
+        for process in processes:
+            assert f"{2 * devices} devices" in end(process)
+    finally:
+        for process in processes:
+            process.kill()
     return records(workdir)
 
 

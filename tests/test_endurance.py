@@ -13,6 +13,13 @@ import tiny
 
 from dppmask_jax import metrics
 
+# glibc keeps what was freed, after compiling more than is in use, and touches more and more of its
+# pages. Told to hand it back, what is resident is what is held.
+HAND_BACK = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 WARM_UP = 200  # steps: some probes and saves
 MEMORY_GROWTH = 0.04  # of the resident memory, from one half of the time to the next
 
@@ -42,9 +49,8 @@ def endure(workdir, seconds: float, every: float, **changes) -> list[Sample]:
         workdir, epochs=1e5, log_every=5, checkpoint__every=50, evaluate__every_epochs=100 / 12,
         **changes,
     )  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=tiny.ROOT, env=tiny.environment(2), stdout=subprocess.DEVNULL
-    )
+    environment = tiny.environment(2) | HAND_BACK
+    process = subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=subprocess.DEVNULL)
     samples, until = [], time.monotonic() + 600
     try:
         while time.monotonic() < until:
