@@ -226,6 +226,8 @@ def main():
     args = parser.parse_args()
     if min(args.batch, args.repetitions, args.steps) < 1:
         parser.error("--batch, --repetitions and --steps must be at least 1")
+    # On a GPU JAX would take three quarters of the memory at once, and PyTorch needs its share.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config = config_of(args)
     parallel.check_batch(config.batch_size, 1, "--batch")
     images = random_images(config)
