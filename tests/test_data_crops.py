@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
 from dppmask_jax.data import classify, crops, decode
 from dppmask_jax.data.randaugment import rand_augment
@@ -103,7 +103,9 @@ def test_crop_is_the_bicubic_resize_of_its_box(image_size, rng):
     )
     box = (left, top, left + box_width, top + box_height)
     exact = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, box=box)
-    np.testing.assert_array_equal(out, exact)
+    # The same filter; its weights and the result between its two passes are rounded differently.
+    difference = np.abs(out.astype(int) - np.asarray(exact).astype(int))
+    assert difference.mean() < 0.5 and difference.max() < 12
 
 
 def test_ratio_is_relative_to_the_output(rng):
@@ -146,24 +148,25 @@ def test_reduced_jpeg_decoding_changes_little(kind, monkeypatch):
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     reductions = []
-    draft = JpegImagePlugin.JpegImageFile.draft
+    pixels_of = decode.jpeg_pixels
 
-    def watched(self, mode, size):
-        reductions.append(draft(self, mode, size))
-        return reductions[-1]
+    def watched(data, opened, shrink):
+        reductions.append(shrink)
+        return pixels_of(data, opened, shrink)
 
     def crop():
         rng = np.random.default_rng(3)
         return crops.random_crop(buffer.getvalue(), rng, image_size=(64, 96), scale=(0.4, 0.6))
 
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", watched)
+    monkeypatch.setattr(decode, "jpeg_pixels", watched)
     reduced = crop()
-    (_, (_, _, reduced_width, _)) = reductions[0]
     ratio = (RATIO[0] * 1.5, RATIO[1] * 1.5)
     box = crops.random_box(np.random.default_rng(3), 2001, 1500, scale=(0.4, 0.6), ratio=ratio)
-    assert 2 * 96 <= reduced_width * box[2] / 2001 < 2001 / 2  # pixels left for the bicubic filter
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda self, mode, size: None)
+    assert reductions[0] > 1  # and pixels are left for the bicubic filter
+    assert box[2] / reductions[0] >= 2 * 96 and box[3] / reductions[0] >= 2 * 64
+    without_reduction(monkeypatch)
     np.testing.assert_allclose(reduced.astype(int), crop().astype(int), atol=3)
+    assert reductions[1] == 1
 
 
 def test_rotated_jpeg_is_cropped_upright():
@@ -294,8 +297,8 @@ def views_of(example):
     return [*example["global_views"], *example["local_views"]]
 
 
-def without_draft(patch):
-    patch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda self, mode, size: None)
+def without_reduction(patch):
+    patch.setattr(crops, "_shrink", lambda image, views: 1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -362,6 +365,12 @@ def test_image_is_decoded_once(kind, turn, monkeypatch):
         calls.append(name)
         return call(given)
 
+    def counted_pixels(*given):
+        calls.append("to_rgb")
+        return pixels_of(*given)
+
+    pixels_of = decode.jpeg_pixels
+    monkeypatch.setattr(decode, "jpeg_pixels", counted_pixels)
     for name in ("open_image", "to_rgb"):
         call = functools.partial(counted, name, getattr(decode, name))
         monkeypatch.setattr(decode, name, call)
@@ -372,18 +381,18 @@ def test_image_is_decoded_once(kind, turn, monkeypatch):
 def test_reduced_decoding_leaves_enough_for_every_view(monkeypatch):
     data = encode(smooth(1500, 2001), "JPEG", quality=90)
     reductions = []
-    draft = JpegImagePlugin.JpegImageFile.draft
+    pixels_of = decode.jpeg_pixels
 
-    def watched(self, mode, size):
-        drafted = draft(self, mode, size)
-        reductions.append(drafted[1][2])
-        return drafted
+    def watched(data, image, shrink):
+        pixels = pixels_of(data, image, shrink)
+        reductions.append(pixels.shape[1])
+        return pixels
 
     sizes = {"image_size": (64, 96), "local_size": (32, 30)}
     needed_by = set()
     for seed in range(12):
         with monkeypatch.context() as patch:
-            patch.setattr(JpegImagePlugin.JpegImageFile, "draft", watched)
+            patch.setattr(decode, "jpeg_pixels", watched)
             reduced = views_of(multi(data, seed, **sizes))
         rng = np.random.default_rng(seed)
         needs = []  # width of the whole image that leaves a view twice its pixels
@@ -398,7 +407,7 @@ def test_reduced_decoding_leaves_enough_for_every_view(monkeypatch):
         assert reductions[-1] < 2 * max(needs) + 2  # half of it would not do
         needed_by.add(int(np.argmax(needs)) < 2)
         with monkeypatch.context() as patch:
-            without_draft(patch)
+            without_reduction(patch)
             for view, other in zip(reduced, views_of(multi(data, seed, **sizes)), strict=True):
                 np.testing.assert_allclose(view.astype(int), other.astype(int), atol=3)
     assert needed_by == {True, False}  # the sizes above try both kinds of views
@@ -415,7 +424,7 @@ def test_reduced_decoding_of_photographs_changes_little(monkeypatch):
     for seed, file in enumerate(files):
         views = views_of(multi(file.read_bytes(), seed, image_size=(32, 32)))
         with monkeypatch.context() as patch:
-            without_draft(patch)
+            without_reduction(patch)
             others = views_of(multi(file.read_bytes(), seed, image_size=(32, 32)))
         differences += [
             np.abs(view.astype(int) - other.astype(int)).mean()

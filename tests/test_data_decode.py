@@ -220,3 +220,30 @@ def test_converting_in_bands_changes_nothing(mode, pixels, monkeypatch):
     for band in (1, 95):  # a row, and three rows, of which the last band lacks one
         monkeypatch.setattr(decode, "_BAND", band)
         np.testing.assert_array_equal(decode.decode(data), whole)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(64, 48), (37, 91), (9, 8)])
+def test_jpeg_pixels_are_pillows(kind, shrink, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(kind).save(buffer, "JPEG", quality=85)
+    data = buffer.getvalue()
+    wanted = Image.open(io.BytesIO(data))
+    wanted.draft(None, tuple(side // shrink for side in size))
+    out = decode.jpeg_pixels(data, decode.open_image(data), shrink)
+    np.testing.assert_array_equal(out, np.asarray(wanted.convert("RGB")))
+    assert out.shape == (-(-size[1] // shrink), -(-size[0] // shrink), 3)
+
+
+def test_what_pillow_overlooks_in_a_jpeg_is_overlooked():
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "teal").save(buffer, "JPEG")
+    data = buffer.getvalue()
+    broken = data[:-2] + b"\x00\x01" + data[-2:]  # stray bytes before the end marker
+    out = decode.jpeg_pixels(broken, decode.open_image(broken), 1)
+    np.testing.assert_array_equal(out, decode.decode(data))
+    cut_short = data[: len(data) * 3 // 4]
+    with pytest.raises(decode.DecodeError):
+        decode.jpeg_pixels(cut_short, decode.open_image(cut_short), 1)

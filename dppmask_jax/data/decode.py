@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 # Of broken metadata and large images; what makes pixels unreadable is raised. A filter, because
@@ -79,6 +80,31 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image if turn is None else image.transpose(turn)
     except Exception as error:
         raise DecodeError(_words(error)) from error
+
+
+def jpeg_pixels(data: bytes, image: Image.Image, shrink: int) -> np.ndarray:
+    """Decodes an upright JPEG, to a fraction of its size if wanted.
+
+    Args:
+      data: the encoded image.
+      image: what `open_image` made of it.
+      shrink: 1, 2, 4 or 8, up to the shorter side; what both are divided by, rounded up.
+
+    Returns:
+      (H, W, 3) uint8, bit for bit what Pillow decodes, in less time.
+
+    Raises:
+      DecodeError: the file is broken or cut short.
+    """
+    if image.mode in ("RGB", "L"):
+        width, height = (-(-side // shrink) for side in image.size)
+        try:
+            return simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+        except ValueError:  # Pillow overlooks some faults, and is the judge of what is broken
+            pass
+    image = open_image(data)  # whose pixels nobody loaded yet
+    image.draft(None, tuple(side // shrink for side in image.size))
+    return np.asarray(to_rgb(image))
 
 
 def decode(data: bytes) -> np.ndarray:
