@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from dppmask_jax.data import augment, randaugment
 
@@ -189,6 +189,44 @@ def test_size_and_mode_stay(op):
 @pytest.mark.parametrize("op", randaugment.SIGNED, ids=lambda op: op.__name__)
 def test_nothing_changes_at_magnitude_zero(op):
     np.testing.assert_array_equal(op(noise(), 0.0), noise())
+
+
+def affine(*coefficients):
+    return lambda picture: picture.transform(
+        picture.size,
+        Image.Transform.AFFINE,
+        coefficients,
+        resample=Image.Resampling.BICUBIC,
+        fillcolor=FILL,
+    )
+
+
+# At magnitude 9, on an image 20 wide and 24 high.
+BY_PILLOW = {
+    "auto_contrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "invert": ImageOps.invert,
+    "posterize": lambda picture: ImageOps.posterize(picture, 1),
+    "solarize": lambda picture: ImageOps.solarize(picture, 26),
+    "color": lambda picture: ImageEnhance.Color(picture).enhance(1.81),
+    "contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(1.81),
+    "brightness": lambda picture: ImageEnhance.Brightness(picture).enhance(1.81),
+    "sharpness": lambda picture: ImageEnhance.Sharpness(picture).enhance(1.81),
+    "rotate": lambda picture: picture.rotate(27, Image.Resampling.BICUBIC, fillcolor=FILL),
+    "shear_x": affine(1, 0.27, 0, 0, 1, 0),
+    "shear_y": affine(1, 0, 0, 0.27, 1, 0),
+    "translate_x": affine(1, 0, 8.1, 0, 1, 0),
+    "translate_y": affine(1, 0, 0, 0, 1, 9.72),
+}
+
+
+@pytest.mark.parametrize("name", BY_PILLOW)
+def test_changes_are_those_of_pillow(name):
+    picture = noise(size=(24, 20))
+    changed = np.asarray(getattr(randaugment, name)(picture, 9.0)).astype(int)
+    wanted = np.asarray(BY_PILLOW[name](picture)).astype(int)
+    assert np.abs(changed - wanted).max() <= 1  # 0.03 * 9 is not 0.27 to the last bit
+    assert not np.array_equal(changed, picture)
 
 
 class Recorder:
