@@ -1,9 +1,9 @@
 """What the TPU compiler says of a training step: memory, exchanges, cycles. No TPU is needed.
 
     pip install '.[train]' 'jax[tpu]'      # in an environment of its own; `make .venv-tpu` does it
-    python benchmarks/tpu.py                                   # MAE, ViT-B/16, 16 chips of v5e
+    python benchmarks/tpu.py --config=configs/mae.py:dataset=imagenet1k      # 16 chips of v5e
     python benchmarks/tpu.py --config=configs/ibot.py:dataset=imagenet1k --topology=v6e:2x4
-    python benchmarks/tpu.py --config.model.remat=True --images_per_chip=512
+    python benchmarks/tpu.py --config=configs/mae.py:dataset=imagenet1k --config.model.remat=True
 
 Compiles the step that train.py runs for chips that are not there. Any option of train.py's
 configs can be set. Topologies: v4:2x2x1 to v4:4x8x8, v5e:2x2 to v5e:16x16, v5p:2x2x1 …, v6e:2x2 ….
@@ -53,7 +53,7 @@ LARGE = 1 << 20  # bytes; smaller exchanges are means of metrics, counts and cen
 
 # After how many trips the loops of the selection have done their work for a batch: greedy picks at
 # tau 0.9 on photographs, tries of rectangles. Measured by benchmarks/trips.py.
-TRIPS = {"dpp": 5, "block": 44}
+TRIPS = {"dpp": 6, "block": 44}
 
 
 class Chip(NamedTuple):
@@ -362,6 +362,8 @@ def _main(argv):
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
     config = _CONFIG.value
+    if config is None:
+        raise InputError("--config is missing: name a config file, such as configs/mae.py")
     changed = [word.removeprefix("--config.") for word in sys.argv if word.startswith("--config.")]
     title = " ".join([flags.FLAGS["config"].config_filename, *changed])
     case = Case(config, title, _TOPOLOGY.value, _IMAGES.value)
@@ -378,7 +380,7 @@ def _main(argv):
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file(
-        "config", "configs/mae.py:dataset=imagenet1k", "FILE[:key=value,...]", lock_config=True
+        "config", None, "FILE[:key=value,...]", lock_config=True
     )
     _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chips, such as v4:2x2x1 or v5e:16x16.")
     _IMAGES = flags.DEFINE_integer(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 import tiny
 from ml_collections import config_dict
@@ -73,11 +74,11 @@ def test_cycles_go_to_the_parts_of_the_step_and_loops_to_their_trips(tpu):
     case = tpu.Case(mae.get_config("dataset=imagenet1k"), "MAE", "v5e:4x4")
     found = tpu.read(text, case)
     rest = {"encoder": 7, "decoder": 11, "heads": 13, "optimiser": 17, "other": 19}
-    assert found["parts"] == {"augmentation": 0, "selection": 500, **rest}
+    assert found["parts"] == {"augmentation": 0, "selection": 600, **rest}
     assert found["parts_at_worst"] == {"augmentation": 0, "selection": 4900, **rest}
-    assert found["cycles"] == 567 and found["cycles_at_worst"] == 4967
+    assert found["cycles"] == 667 and found["cycles_at_worst"] == 4967
     assert tpu.read(text, case, trips=2)["cycles"] == 267
-    assert found["milliseconds"] == pytest.approx(1e3 * 567 / tpu.CHIPS["v5e"].clock)
+    assert found["milliseconds"] == pytest.approx(1e3 * 667 / tpu.CHIPS["v5e"].clock)
 
 
 def test_what_a_step_must_not_do_is_noticed(tpu):
@@ -99,6 +100,28 @@ def test_the_clocks_follow_from_the_published_peaks(tpu):
     assert clocks == {"v4": 1049, "v5e": 1503, "v5p": 1751, "v6e": 1751}
 
 
+class TooLarge:
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_step_that_does_not_fit_says_so_and_other_faults_keep_their_traceback(tpu, monkeypatch):
+    case = tpu.Case(mae.get_config("dataset=imagenet1k"), "MAE", "v5e:2x2")
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, 20G exceeds 15.75G.\nmore"
+    monkeypatch.setattr(tpu, "devices_of", lambda topology: [None] * 4)
+    monkeypatch.setattr(tpu, "lower", lambda case: (TooLarge(message), 4, 4))
+    found = tpu.report(case)
+    assert found["does_not_fit"] == message.splitlines()[0]
+    assert tpu.problems(found) == [found["does_not_fit"]]
+    assert "does not fit: RESOURCE_EXHAUSTED" in tpu.show(found)
+    monkeypatch.setattr(tpu, "lower", lambda case: (TooLarge("INTERNAL: a fault"), 4, 4))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        tpu.report(case)
+
+
 @pytest.mark.parametrize("preset", [mae, ibot])
 def test_imagenet100_and_imagenet1k_are_one_program(preset):
     """Only what the host does, and schedules, may differ: one compilation stands for both."""
@@ -113,7 +136,7 @@ def test_imagenet100_and_imagenet1k_are_one_program(preset):
     assert program("imagenet100") == program("imagenet1k")
 
 
-def compiled(tmp_path, *flags, status=0):
+def compiled(tmp_path, *flags):
     """The report that the command writes, in the environment of a user."""
     path = tmp_path / "report.json"
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -124,7 +147,7 @@ def compiled(tmp_path, *flags, status=0):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == status, done.stderr
+    assert done.returncode == 0, done.stderr
     print(done.stdout)
     (found,) = json.loads(path.read_text())["cases"]
     return found
@@ -140,9 +163,8 @@ def check_step(tpu, found):
     assert 0 < found["small_collectives"]["bytes"] < tpu.LARGE
     for part in ("selection", "encoder", "optimiser"):
         assert found["parts"][part] > 0, part
-    assert found["parts_at_worst"]["selection"] > 2 * found["parts"]["selection"]
-    left_out = {each["kind"] for each in found["without_estimate"]}
-    assert {"sort", "all-reduce"} <= left_out
+    assert found["parts_at_worst"]["selection"] > found["parts"]["selection"]
+    assert any(each["kind"].startswith("all-reduce") for each in found["without_estimate"])
 
 
 @pytest.mark.tpu
@@ -159,13 +181,3 @@ def test_the_ibot_step_compiles_for_a_tpu(tpu, tmp_path):
     found = compiled(tmp_path, config, "--topology=v5e:2x4", "--images_per_chip=64")
     check_step(tpu, found)
     assert found["parts"]["heads"] > 0 and found["parts"]["decoder"] == 0
-
-
-@pytest.mark.tpu
-def test_a_step_that_does_not_fit_says_so(tpu, tmp_path):
-    config = "--config=configs/mae.py:dataset=shapes,mask=random"
-    found = compiled(
-        tmp_path, config, "--topology=v5e:2x2", f"--images_per_chip={1 << 20}", status=1
-    )
-    assert "hbm" in found["does_not_fit"].lower()
-    assert tpu.problems(found) == [found["does_not_fit"]]
