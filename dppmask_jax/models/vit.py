@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
+from dppmask_jax.models.attention import attend, attention_weights
 
 NORM_EPSILON = 1e-6
 XAVIER = nn.initializers.xavier_uniform()
@@ -145,19 +146,16 @@ class Attention(nn.Module):
     def __call__(self, x):
         batch, length, width = x.shape
         head_width = width // self.heads
-        qkv = dense(3 * width, self.dtype, "qkv", self.kernel_init)(x)
-        qkv = qkv.reshape(batch, length, 3, self.heads, head_width)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        logits = jnp.einsum(
-            "bqhd,bkhd->bhqk",
-            query * jnp.asarray(head_width**-0.5, query.dtype),
-            key,
-            preferred_element_type=jnp.float32,
+        qkv = jnp.swapaxes(dense(3 * width, self.dtype, "qkv", self.kernel_init)(x), 1, 2)
+        query, key, value = (
+            part.reshape(batch, self.heads, head_width, length)
+            for part in jnp.split(qkv, 3, axis=1)
         )
-        weights = jax.nn.softmax(logits, axis=-1)
-        self.sow("intermediates", "weights", weights)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
-        mixed = mixed.reshape(batch, length, width)
+        query = query * jnp.asarray(head_width**-0.5, query.dtype)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(query, key))
+        mixed = attend(query, key, value).reshape(batch, width, length)
+        mixed = jnp.swapaxes(mixed, 1, 2)
         return dense(width, self.dtype, "proj", self.kernel_init)(mixed)
 
 

@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppmask_jax.models.attention import attend, attention_weights
+
+SHAPE = (2, 3, 8, 13)  # B, H, C, L
+
+
+def inputs(scale=1.0):
+    rng = np.random.default_rng(0)
+    return [scale * rng.normal(size=SHAPE) for _ in range(3)], rng.normal(size=SHAPE)
+
+
+def reference(query, key, value, slope):
+    """Attention, its weights and its three gradients in float64, written out."""
+    logits = np.einsum("bhcq,bhck->bhqk", query, key)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    out = np.einsum("bhqk,bhck->bhcq", weights, value)
+    of_weights = np.einsum("bhcq,bhck->bhqk", slope, value)
+    of_logits = weights * (of_weights - (weights * of_weights).sum(-1, keepdims=True))
+    gradients = (
+        np.einsum("bhqk,bhck->bhcq", of_logits, key),
+        np.einsum("bhqk,bhcq->bhck", of_logits, query),
+        np.einsum("bhqk,bhcq->bhck", weights, slope),
+    )
+    return out, weights, gradients
+
+
+def run(arrays, slope, dtype):
+    arrays = [jnp.asarray(a, dtype) for a in arrays]
+    out, backward = jax.vjp(attend, *arrays)
+    return out, backward(jnp.asarray(slope, dtype))
+
+
+def distance(a, b):
+    return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
+
+
+def test_value_weights_and_gradients_equal_float64():
+    arrays, slope = inputs()
+    expected, weights, gradients = reference(*arrays, slope)
+    out, backward = run(arrays, slope, jnp.float32)
+    assert distance(out, expected) < 1e-6
+    for got, want in zip(backward, gradients, strict=True):
+        assert distance(got, want) < 2e-6
+    query, key, _ = (jnp.asarray(a, jnp.float32) for a in arrays)
+    assert distance(attention_weights(query, key), weights) < 1e-6
+
+
+@pytest.mark.parametrize("scale,times", [(0.6, 1.5), (1.0, 3.0)])
+def test_rounded_logits_cost_little_precision(scale, times):
+    # Logits with a standard deviation of 1.0 and of 2.8: the error of rounding grows with them.
+    arrays, slope = inputs(scale)
+    # Both forms see the same rounded inputs.
+    arrays = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in arrays]
+    slope = np.asarray(jnp.asarray(slope, jnp.bfloat16), np.float64)
+    expected, _, gradients = reference(*arrays, slope)
+
+    def plain(query, key, value):
+        logits = jnp.einsum("bhcq,bhck->bhqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        return jnp.einsum("bhqk,bhck->bhcq", weights, value)
+
+    rounded = [jnp.asarray(a, jnp.bfloat16) for a in (*arrays, slope)]
+    out, backward = jax.vjp(attend, *rounded[:3])
+    plain_out, plain_backward = jax.vjp(plain, *rounded[:3])
+    pairs = [(out, plain_out, expected)]
+    pairs += list(zip(backward(rounded[3]), plain_backward(rounded[3]), gradients, strict=True))
+    for got, usual, want in pairs:
+        assert got.dtype == jnp.bfloat16
+        assert distance(got, want) < times * distance(usual, want)
+        assert distance(got, want) < 1e-2
+
+
+def test_large_logits_stay_finite():
+    arrays, slope = inputs(scale=40.0)
+    expected, _, gradients = reference(*arrays, slope)
+    out, backward = run(arrays, slope, jnp.float32)
+    np.testing.assert_allclose(out, expected, rtol=1e-3, atol=1e-3)
+    assert all(np.isfinite(gradient).all() for gradient in backward)
+    assert distance(backward[2], gradients[2]) < 1e-3
