@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TPU_VENV := .venv-tpu
 WORKDIR ?= runs/quickstart
+BENCH ?= runs/bench
 
-.PHONY: quickstart test test-slow test-faults test-peer test-tpu speed-tpu lint clean
+.PHONY: quickstart test test-slow test-faults test-peer test-tpu speed-tpu bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -26,6 +27,10 @@ test-tpu: $(TPU_VENV)/.tpu
 
 speed-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python benchmarks/tpu_table.py
+
+# On a GPU: an environment of your own, and `python benchmarks/all.py FOLDER`.
+bench: $(VENV)/.peer
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
