@@ -21,7 +21,7 @@ HAND_BACK = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
 WARM_UP = 200  # steps: some probes and saves
-MEMORY_GROWTH = 0.04  # of the resident memory, from one half of the time to the next
+MEMORY_GROWTH = 0.03  # of the resident memory, from one half of the time to the next
 
 
 class Sample(NamedTuple):
