@@ -91,6 +91,7 @@ class Checkpoints:
             **{_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave(meta)}
         )
         try:
+            self._remove_partial()  # of a failed save, whose last writes came after its end
             self._manager.save(step, args=args)
         except (OSError, ValueError) as error:
             self._give_up(error)
@@ -116,6 +117,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            with contextlib.suppress(OSError):
+                self._remove_partial()
 
     def _give_up(self, error: OSError | ValueError) -> None:
         number = _error_number(error)
