@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
+BENCH ?= runs/bench
 
-.PHONY: quickstart test test-slow test-peer lint clean
+.PHONY: quickstart test test-slow test-peer bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -16,6 +17,10 @@ test-slow: $(VENV)/.dev
 
 test-peer: $(VENV)/.peer
 	$(BIN)/python -m pytest -m peer
+
+# On a GPU: an environment of your own, and `python benchmarks/all.py FOLDER`.
+bench: $(VENV)/.peer
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

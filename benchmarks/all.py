@@ -1,0 +1,81 @@
+"""Every benchmark of speed, one after another, with the sizes that suit the device JAX finds.
+
+    python benchmarks/all.py OUT [--images FOLDER] [--tf_python INTERPRETER]
+
+Writes OUT/NAME.json and OUT/NAME.txt, what each benchmark printed, and OUT/hardware.json. On a GPU
+install `jax[cuda13]`, PyTorch with CUDA and transformers first. Stops at nothing: what failed is
+named at the end, with status 1. Takes some ten minutes on two CPU cores; run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import hardware
+
+HERE = Path(__file__).parent
+# {name: (script, arguments)}
+ON_CPU = {
+    "selector": ("selector.py", []),
+    "train_step": ("train_step.py", []),
+    "train_step_dpp": ("train_step.py", ["--mask=dpp", "--alone"]),
+    "ibot_step": ("ibot_step.py", []),
+}
+ON_ACCELERATOR = {
+    "selector": ("selector.py", ["--batch=1024"]),
+    "train_step": ("train_step.py", ["--batch=256", "--dtype=bfloat16"]),
+    "train_step_dpp": ("train_step.py", ["--batch=256", "--dtype=bfloat16", "--mask=dpp"]),
+    "ibot_step": ("ibot_step.py", ["--preset=dataset=imagenet1k", "--batch=32"]),
+}
+
+
+def commands(backend, images, tf_python):
+    """{name: command}, without --json."""
+    folder = [f"--images={images}"] if images else []
+    table = {
+        name: [sys.executable, str(HERE / script), *arguments]
+        for name, (script, arguments) in (ON_CPU if backend == "cpu" else ON_ACCELERATOR).items()
+    }
+    table["selector"] += folder
+    table["input"] = [sys.executable, str(HERE / "input.py"), *folder]
+    if tf_python:
+        table["input"].append(f"--tf_python={tf_python}")
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("out", type=Path, help="folder for the results; made if missing")
+    parser.add_argument("--images", help="folder of JPEG files; default $DPPMASK_TEST_DATA/photos")
+    parser.add_argument("--tf_python", help="interpreter with TensorFlow, for input.py")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    # In a process of its own: one that holds an accelerator would keep it from the benchmarks.
+    found = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
+    words = subprocess.run([sys.executable, "-c", found], stdout=subprocess.PIPE, text=True)
+    words.check_returncode()
+    backend, count, kind = words.stdout.strip().split(" ", 2)
+    described = hardware.describe("jax", "jaxlib", "torch", "transformers", "numpy")
+    described |= {"backend": backend, "devices": int(count), "device_kind": kind}
+    (args.out / "hardware.json").write_text(json.dumps(described, indent=1) + "\n")
+    print(f"{count} x {kind} ({backend}); {hardware.line(described)}", flush=True)
+
+    failed = []
+    for name, command in commands(backend, args.images, args.tf_python).items():
+        command = [*command, f"--json={args.out / name}.json"]
+        print(f"\n{' '.join(command)}", flush=True)
+        with open(args.out / f"{name}.txt", "w") as file:
+            status = subprocess.run(command, stdout=file).returncode
+        print((args.out / f"{name}.txt").read_text(), flush=True)
+        if status:
+            failed.append(f"{name} (status {status})")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
