@@ -39,10 +39,10 @@ VIEWS = {
     ],
 }
 FILTERS = {
-    "ours": "antialiased bicubic, 8-bit",
-    "Pillow": "antialiased bicubic, 8-bit",
+    "ours": "antialiased bicubic",
+    "Pillow": "antialiased bicubic",
     "tf.data": "bicubic, not antialiased",
-    "tf.data, antialiased": "antialiased bicubic, float32",
+    "tf.data, antialiased": "antialiased bicubic",
 }
 
 
