@@ -315,6 +315,7 @@ def test_a_full_disk_is_survived_or_ends_the_run(alone, env, tmp_path):
         filler.unlink()
         status, _ = life.end()
         assert status == 0 and life.started_at() == 16, life.said()
+        assert "Traceback" not in life.said()
         faults.assert_same_run(workdir, alone)
         faults.assert_tidy(workdir, STEPS - 8, STEPS)
 
