@@ -62,7 +62,9 @@ class Checkpoints:
                 enable_async_checkpointing=True,
                 create=False,
                 async_options=ocp.options.AsyncOptions(
-                    post_finalization_callback=self._write_manifest
+                    post_finalization_callback=self._write_manifest,
+                    # Else threads wait ten minutes for a folder that could not be made.
+                    create_directories_asynchronously=False,
                 ),
                 # The state is the same in all processes: none needs to wait for another here.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(

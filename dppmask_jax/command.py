@@ -157,7 +157,7 @@ def _answering_bad_input(main):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(_is_news)
-            sys.excepthook = _print_news
+            sys.unraisablehook = _print_news
         return _answering(lambda: main(argv))
 
     return answered
@@ -169,10 +169,10 @@ def _is_news(record) -> bool:
     return not (known and "/orbax/" in record.pathname)
 
 
-def _print_news(kind, value, trace) -> None:
+def _print_news(fault) -> None:
     # When a write of a save fails, the others under way find the loop closed that they report to.
-    if not (kind is RuntimeError and str(value) == "Event loop is closed"):
-        sys.__excepthook__(kind, value, trace)
+    if str(fault.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(fault)
 
 
 def _answering(main):

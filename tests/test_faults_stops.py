@@ -279,6 +279,7 @@ def test_the_other_of_two_processes_ends_and_both_go_on(cache, tmp_path, killed)
     lives = faults.two_processes(workdir, env, tmp_path / "first", **changes)
     lives[0].wait_for_step(workdir, 22)
     lives[killed].send(signal.SIGKILL)
+    lives[killed].end()
     status, seconds = lives[1 - killed].end()
     print(f"process {killed} killed: the other ended with {status} after {seconds:.1f} s")
     assert status not in (0, None) and seconds < SECONDS_TO_NOTICE

@@ -295,14 +295,14 @@ def test_bad_input_is_one_line_and_status_2(finished, tmp_path):
     cases = bad_inputs(tmp_path, workdir)
     running = {
         name: subprocess.Popen(
-            tiny.command(tmp_path / "new", *extra, batch_size=8),
+            tiny.command(tmp_path / f"new-{number}", *extra, batch_size=8),
             cwd=tiny.ROOT,
             env=tiny.environment(4) | {"TFDS_DATA_DIR": str(tmp_path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for name, (extra, _) in cases.items()
+        for number, (name, (extra, _)) in enumerate(cases.items())
     }
     for name, process in running.items():
         out, err = process.communicate(timeout=240)
@@ -310,7 +310,7 @@ def test_bad_input_is_one_line_and_status_2(finished, tmp_path):
         assert cases[name][1] in err, (name, err)
         assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
         assert out == "", (name, out)
-    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob("new-*"))
     assert files() == before
 
 
