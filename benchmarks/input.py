@@ -129,7 +129,7 @@ def errors(table, folder, count=64):
             path = os.path.join(temporary, "crops.npy")
             reader.order(crops=boxes, size=SIZE, to=path)
             reader.close()
-            made[name] = np.load(path).astype(int)
+            made[name] = np.load(path, allow_pickle=False).astype(int)
     return {name: float(np.mean(np.abs(crops - made["Pillow"]))) for name, crops in made.items()}
 
 

@@ -189,7 +189,9 @@ def with_later_fields(values: dict[str, Any]) -> dict[str, Any]:
     """A config that was kept, as nested dicts, with the fields of `LATER_FIELDS` that it lacks; so
     is the one that it keeps of the run it started from ("pretrained")."""
     values = {**values}
-    for field, value in LATER_FIELDS.get(values.get("method") or values.get("task"), {}).items():
+    kind = values.get("method") or values.get("task")
+    later = LATER_FIELDS.get(kind, {}) if isinstance(kind, str) else {}
+    for field, value in later.items():
         section, leaf = field.split(".")
         values[section] = {leaf: value} | values.get(section, {})
     if "pretrained" in values:

@@ -58,7 +58,16 @@ def _check_begins(workdir: Path, records: list[dict]) -> None:
     """Raises InputError where a run has gone past its first save and has no checkpoint."""
     path = workdir / "config.json"
     last = max((record["step"] for record in records if "loss" in record), default=0)
-    if path.exists() and last > json.loads(path.read_text())["checkpoint"]["every"]:
+    if not last or not path.exists():
+        return
+    try:
+        saved_from = int(json.loads(path.read_text())["checkpoint"]["every"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} of a run that reached step {last} is damaged, and there is no checkpoint; "
+            "restore them, or move metrics.jsonl away to start again"
+        ) from error
+    if last > saved_from:
         raise InputError(
             f"--workdir={workdir} holds a run that reached step {last}, and none of its "
             "checkpoints; restore them, or move its metrics.jsonl away to start again"

@@ -57,7 +57,7 @@ def kinds():
             values = evaluations.get_config(f"task={task},dataset=shapes,train={train}").to_dict()
             known = evaluation_settings.RULES[task]
             if (task, train) == ("multilabel", "finetune"):
-                known = known | evaluation_settings.RULES["finetune"]
+                known = evaluation_settings.RULES["finetune"] | known
             yield Kind(f"{task} {train}", values, evaluation_settings.check, known)
 
 
@@ -172,7 +172,7 @@ _CHOICE = {
     "loss.kind": ("softmax", "bce", "asl"),
     "solver": ("lars", "ridge"),
     "train": ("finetune", "linear"),
-    "classifier": ("ridge", "finetune", "linear"),
+    "classifier": ("ridge", "finetune", "linear", "own"),
     "mapping": ("same", "imagenet100", "imagenet1k", "wnid"),
 }
 BOUNDS = {
@@ -204,6 +204,7 @@ BOUNDS = {
     "data.solarize_prob": _SHARE,
     "data.randaugment": ([0, 10], [-1, 10.1]),
     "data.erase_prob": _SHARE,
+    "data.whole": _FLAG,
     "data.mixup": ([0, 0.001, 1000], [-1, 1e-4, 1001]),
     "data.cutmix": ([0, 0.001, 1000], [-1, 1e-4, 1001]),
     "optim.base_lr": _POSITIVE,
@@ -222,6 +223,7 @@ BOUNDS = {
     "optim.layer_decay": ([TINY, 1], [0, 1.0000001]),
     "checkpoint.every": _WHOLE_FROM_1,
     "checkpoint.keep": _WHOLE_FROM_1,
+    "checkpoint.max_failed_saves": _WHOLE_FROM_1,
     "evaluate.every_epochs": _POSITIVE,
     "evaluate.knn_images": _WHOLE_FROM_0,
     "evaluate.knn_k": _WHOLE_FROM_1,
@@ -292,6 +294,9 @@ EVALUATION_BOUNDS = BOUNDS | {
     "data.source": (["", "shapes", "coco:x"], ["shape", "folder", None]),
     "model.dtype": (["", "float32", "bfloat16"], ["float16", None]),
 }
+
+
+OF_KIND["finetune finetune"] = EVALUATION_BOUNDS | {"epochs": _FROM_0}
 
 
 @EACH

@@ -24,6 +24,7 @@ def _noise(*shape):
 class _Run:
     """A run as the figures need it: one head looks at bright patches, the other at red ones."""
 
+    kind, has_masks = "mae", True
     num_masked = (6, 24)  # of 32
 
     def __init__(self, can_reconstruct=True, has_attention=False, tau=0.8, tau_end=None):
