@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'slow and not faults'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not faults'
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -s -m faults
