@@ -1,8 +1,9 @@
 """Crops on the host: encoded bytes to uint8 arrays of one size.
 
-Resampling is antialiased bicubic (a = -0.5) throughout: Pillow's for evaluation, and for training
-that of cykooz.resizer, which is the same filter up to rounding, several times as fast. Flipping and
-normalising happen on the device, see augment.py.
+Resampling is antialiased bicubic (a = -0.5) throughout: Pillow's, but for JPEGs while training that
+of cykooz.resizer, which is the same filter up to rounding, several times as fast. It copies the
+image, which the largest of the other formats, never shrunk as they are decoded, leave no room for.
+Flipping and normalising happen on the device, see augment.py.
 """
 
 from __future__ import annotations
@@ -212,12 +213,10 @@ def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
     Raises:
       decode.DecodeError: the file is broken or cut short.
     """
-    shrink = 1
-    if image.format == "JPEG":
-        shrink = _shrink(image, views)
-        pixels = decode.jpeg_pixels(data, image, shrink)
-    else:
-        pixels = np.asarray(image)
+    if image.format != "JPEG":
+        return [_resize_by_pillow(image, view) for view in views]
+    shrink = _shrink(image, views)
+    pixels = decode.jpeg_pixels(data, image, shrink)
     height, width, _ = pixels.shape
     source = cykooz_resizer.ImageData(width, height, _RGB, pixels.tobytes())
     resizer = cykooz_resizer.Resizer()
@@ -234,6 +233,12 @@ def _shrink(image: Image.Image, views: list[View]) -> int:
     enlarge = 2 * max(max(v.width / v.box[2], v.height / v.box[3]) for v in views)
     room = min(side // math.ceil(side * enlarge) for side in image.size)
     return max(factor for factor in (1, 2, 4, 8) if factor <= max(room, 1))
+
+
+def _resize_by_pillow(image: Image.Image, view: View) -> np.ndarray:
+    left, top, width, height = view.box
+    box = (left, top, left + width, top + height)
+    return np.asarray(image.resize((view.width, view.height), Image.Resampling.BICUBIC, box=box))
 
 
 def _resize(resizer, source, shrink: int, view: View) -> np.ndarray:
