@@ -32,7 +32,7 @@ def start(workdir, devices, *flags, method="mae"):
 
 
 def end(process, status=0):
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1500)
     assert process.returncode == status, err
     return out
 

@@ -248,7 +248,7 @@ def test_every_task_on_two_processes_is_that_on_one(mae_run, squares, tmp_path):
 
     one, two = tmp_path / "one", tmp_path / "two"
     processes = [start(one, "", 2), start(two, "0", 1), start(two, "1", 1)]
-    outs = [process.communicate(timeout=900) for process in processes]
+    outs = [process.communicate(timeout=1800) for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, outs
     names = {path.name for path in one.glob("*.json")}
     assert len(names) == len(EVERY_TASK) and names == {path.name for path in two.glob("*.json")}

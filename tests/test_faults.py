@@ -73,7 +73,7 @@ def test_images_that_go_while_a_run_trains_are_counted_named_and_at_last_too_man
     before = records(workdir)[-1]["step"]
     for path in sorted(images.iterdir())[::3]:
         path.unlink()
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 2 and "Traceback" not in err, err
     error = err.splitlines()[-1]
     assert "were unreadable, more than data.max_bad_frac=0.2" in error

@@ -305,7 +305,7 @@ def test_bad_input_is_one_line_and_status_2(finished, tmp_path):
         for number, (name, (extra, _)) in enumerate(cases.items())
     }
     for name, process in running.items():
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 2, (name, err)
         assert cases[name][1] in err, (name, err)
         assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
@@ -379,7 +379,7 @@ def two_processes(workdir, **changes):
         )
         for i in range(2)
     ]
-    outs = [process.communicate(timeout=280) for process in processes]
+    outs = [process.communicate(timeout=900) for process in processes]
     return [process.returncode for process in processes], outs
 
 

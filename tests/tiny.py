@@ -100,7 +100,7 @@ def run(arguments, devices=1):
         env=environment(devices),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
