@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not faults'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not faults and not tpu'
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -s -m faults
@@ -23,7 +23,7 @@ test-peer: $(VENV)/.peer
 	$(BIN)/python -m pytest -m peer
 
 test-tpu: $(TPU_VENV)/.tpu
-	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m tpu
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m 'tpu and not slow'
 
 speed-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python benchmarks/tpu_table.py

@@ -176,6 +176,7 @@ def test_the_mae_step_compiles_for_a_tpu(tpu, tmp_path):
 
 
 @pytest.mark.tpu
+@pytest.mark.slow  # more than seven minutes of a core
 def test_the_ibot_step_compiles_for_a_tpu(tpu, tmp_path):
     config = "--config=configs/ibot.py:dataset=imagenet1k,mask=dpp"
     found = compiled(tmp_path, config, "--topology=v5e:2x4", "--images_per_chip=64")
