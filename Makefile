@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 TPU_VENV := .venv-tpu
 WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
+ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow test-faults test-peer test-tpu speed-tpu bench lint clean
 
@@ -11,10 +12,10 @@ quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest $(ALL_CORES)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not faults and not tpu'
+	$(BIN)/python -m pytest $(ALL_CORES) -m 'slow and not faults and not tpu'
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -s -m faults

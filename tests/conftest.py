@@ -11,3 +11,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ.setdefault("DPPMASK_CACHE", os.path.join(tempfile.gettempdir(), "dppmask_jax_tests"))
+
+# Started first, so that no core is left alone with one of them at the end.
+LONGEST = {
+    f"test_{name}.py"
+    for name in ("training", "ibot_method", "faults_kills", "elastic", "endurance", "sweep")
+}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -54,7 +54,7 @@ def test_every_preset_passes_the_checks(module, argument):
 @pytest.mark.parametrize(
     "module,argument",
     [
-        pytest.param(*preset, id=name, marks=[pytest.mark.slow] if "imagenet" in name else [])
+        pytest.param(*preset, id=name, marks=[] if "shapes" in name else [pytest.mark.slow])
         for preset, name in zip(PRESETS, NAMES, strict=True)
     ],
 )

@@ -147,13 +147,14 @@ def build_a_random_config(data):
     trace_a_step(method, training.finetune_optimizer(config, method, plan), config.batch_size)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.data())
 def test_random_configs_that_pass_make_a_step(data):
     build_a_random_config(data)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.data())
 def test_many_random_configs_that_pass_make_a_step(data):

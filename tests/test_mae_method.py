@@ -69,7 +69,13 @@ def written_out_loss(config, params, batch, key):
 
 
 @pytest.mark.parametrize(
-    "strategy,norm_pix", [("dpp", True), ("dpp", False), ("random", True), ("block", True)]
+    "strategy,norm_pix",
+    [
+        ("dpp", True),
+        ("dpp", False),
+        pytest.param("random", True, marks=pytest.mark.slow),
+        ("block", True),
+    ],
 )
 def test_loss_equals_the_method_written_out(strategy, norm_pix):
     config, method, params, extra = built(mask__strategy=strategy, loss__norm_pix=norm_pix)

@@ -75,7 +75,10 @@ def test_vit_s_has_the_published_backbone_size():
     assert count(abstract_params("S", 16)["encoder"]) + 197 * 384 == 21_665_664
 
 
-@pytest.mark.parametrize("image_size", [(16, 16), (12, 20), (20, 8)])
+@pytest.mark.parametrize(
+    "image_size",
+    [(16, 16), *(pytest.param(size, marks=pytest.mark.slow) for size in ((12, 20), (20, 8)))],
+)
 def test_prediction_equals_a_float64_restatement(image_size):
     model = tiny(image_size)
     images, order = tiny_inputs(model)
@@ -142,7 +145,7 @@ def test_initialisation():
     np.testing.assert_allclose(np.std(params["decoder"]["mask_token"]), 0.02, rtol=0.25)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_reach_every_parameter(remat):
     model = tiny(remat=remat)
     images, order = tiny_inputs(model)
@@ -168,6 +171,7 @@ def test_remat_changes_no_value():
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_norms_in_float32():
     model = tiny(dtype=jnp.bfloat16)
     images, order = tiny_inputs(model)

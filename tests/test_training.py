@@ -285,7 +285,11 @@ def bad_inputs(tmp_path, finished_workdir):
     }
 
 
-def test_bad_input_is_one_line_and_status_2(finished, tmp_path):
+COMMON_MISTAKES = ("unknown field", "image size", "missing folder", "other model")
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_bad_input_is_one_line_and_status_2(finished, tmp_path, every):
     workdir, _ = finished
 
     def files():
@@ -293,6 +297,8 @@ def test_bad_input_is_one_line_and_status_2(finished, tmp_path):
 
     before = files()
     cases = bad_inputs(tmp_path, workdir)
+    if not every:
+        cases = {name: cases[name] for name in COMMON_MISTAKES}
     running = {
         name: subprocess.Popen(
             tiny.command(tmp_path / f"new-{number}", *extra, batch_size=8),
