@@ -6,7 +6,7 @@ from reference_mae import predict
 from scipy.special import ndtr
 
 from dppmask_jax.models.mae import MAE
-from dppmask_jax.models.vit import SIZES, Encoder, Size, drop_path, gelu
+from dppmask_jax.models.vit import SIZES, Encoder, Size, branch_scales, gelu
 
 TINY = {"encoder_size": Size(32, 3, 4), "decoder_size": Size(16, 2, 2)}
 
@@ -206,13 +206,16 @@ def test_gelu_and_its_slope(dtype, tolerance):
 
 def test_drop_path_drops_whole_examples_at_its_rate():
     keys = jax.random.split(jax.random.key(0), 4000)
-    out = np.asarray(drop_path(jnp.ones((4000, 2, 3)), 0.25, keys))
-    flat = out.reshape(4000, -1)
-    assert np.all((flat == flat[:, :1]).all(axis=1))
-    values, counts = np.unique(flat[:, 0], return_counts=True)
-    np.testing.assert_allclose(values, [0.0, 1 / 0.75], rtol=1e-6)
-    assert abs(counts[0] / 4000 - 0.25) < 0.03
-    np.testing.assert_array_equal(drop_path(jnp.ones((2, 3)), 0.9, None), np.ones((2, 3)))
+    scales = np.asarray(branch_scales(keys, (0.0, 0.25, 0.5)))
+    assert scales.shape == (4000, 3, 2)
+    np.testing.assert_array_equal(scales[:, 0], 1.0)
+    for block, rate in ((1, 0.25), (2, 0.5)):
+        for branch in (0, 1):
+            values, counts = np.unique(scales[:, block, branch], return_counts=True)
+            np.testing.assert_allclose(values, [0.0, 1 / (1 - rate)], rtol=1e-6)
+            assert abs(counts[0] / 4000 - rate) < 0.03
+    both = np.mean((scales[:, 1] == 0).all(axis=1))
+    assert abs(both - 0.25**2) < 0.015  # the branches of a block are dropped independently
 
 
 def test_drop_path_of_an_example_does_not_depend_on_its_neighbours():

@@ -88,23 +88,26 @@ def _gelu_and_slope(x):
     return (wide * below).astype(x.dtype), slope.astype(x.dtype)
 
 
-def drop_path(x, rate: float, keys):
-    """Stochastic depth: drops the whole residual branch of an example with probability `rate`.
+def branch_scales(keys, rates):
+    """Stochastic depth (arXiv 1603.09382): the factors of the residual branches of each example.
+
+    Drawn for all blocks at once: a draw in each of them would cost the TPU compiler as much time
+    as the block itself.
 
     Args:
-      x: (B, ...) residual branch.
-      rate: 0 to below 1.
-      keys: (B,) keys, one an example; None keeps every branch (evaluation).
+      keys: (B,) keys, one an example.
+      rates: the probability, 0 to below 1, that a branch is dropped; one a block.
+
+    Returns:
+      (B, blocks, 2) float32, of attention and MLP: 0, or 1 / (1 - rate) where the branch is kept.
     """
-    if keys is None or rate == 0.0:
-        return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
-    keep = keep.reshape(keep.shape + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)))(keys)
+    return jnp.where(draws < keep, 1.0 / keep, 0.0)
 
 
-def _branch_keys(keys, branch: int):
-    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, branch))(keys)
+def _scaled(branch, scale):
+    return branch if scale is None else branch * scale[:, None, None].astype(branch.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -174,22 +177,21 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; its branches are scaled by `scales` (B, 2) where there are."""
 
     heads: int
-    drop_path_rate: float = 0.0
     mlp_ratio: int = 4
     dtype: Any = jnp.float32
     kernel_init: Any = XAVIER
 
     @nn.compact
-    def __call__(self, x, keys=None):
+    def __call__(self, x, scales=None):
+        of_attention, of_mlp = (None, None) if scales is None else scales.T
         attention = Attention(self.heads, self.dtype, self.kernel_init, name="attn")
-        branch = attention(layer_norm("norm1")(x))
-        x = x + drop_path(branch, self.drop_path_rate, _branch_keys(keys, 0))
+        x = x + _scaled(attention(layer_norm("norm1")(x)), of_attention)
         hidden = self.mlp_ratio * x.shape[-1]
         branch = Mlp(hidden, self.dtype, self.kernel_init, name="mlp")(layer_norm("norm2")(x))
-        return x + drop_path(branch, self.drop_path_rate, _branch_keys(keys, 1))
+        return x + _scaled(branch, of_mlp)
 
 
 class Blocks(nn.Module):
@@ -205,11 +207,12 @@ class Blocks(nn.Module):
     @nn.compact
     def __call__(self, x, keys=None):
         block = nn.remat(Block) if self.remat else Block
+        rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
+        scales = branch_scales(keys, rates) if keys is not None and any(rates) else None
         for i in range(self.depth):
-            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
             x = block(
-                self.heads, rate, dtype=self.dtype, kernel_init=self.kernel_init, name=f"block_{i}"
-            )(x, _branch_keys(keys, i))
+                self.heads, dtype=self.dtype, kernel_init=self.kernel_init, name=f"block_{i}"
+            )(x, None if scales is None else scales[:, i])
         return x
 
 
