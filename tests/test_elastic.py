@@ -26,7 +26,8 @@ def compiled(tmp_path_factory):
 def start(workdir, devices, *flags, method="mae"):
     command = [sys.executable, "tests/elastic.py", method, str(workdir), *flags]
     return subprocess.Popen(
-        command, cwd=tiny.ROOT, env=tiny.environment(devices), text=True,
+        command, cwd=tiny.ROOT, text=True,
+        env=tiny.environment(devices) | {"PYTHONPATH": str(tiny.ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
