@@ -63,10 +63,10 @@ class Op(NamedTuple):
     def cycles(self) -> int | None:
         """The compiler's estimate of running it once; None where it gives none.
 
-        It writes a -1 as 2^64 - 1.
+        For some it writes the largest 64-bit integer, which is none.
         """
         found = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
-        return int(found[1]) if found and int(found[1]) < 2**63 else None
+        return int(found[1]) if found and int(found[1]) < 2**63 - 1 else None
 
     def called(self, *attributes: str) -> list[str]:
         """Names of the computations that attributes such as "body" refer to."""
