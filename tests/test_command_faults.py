@@ -14,7 +14,7 @@ CONFIG_FILES = {
     "empty.py": ("", "defines no function get_config"),
     "number.py": ("def get_config(argument=''):\n    return 5", "the config is 5"),
     "nothing.py": ("def get_config(argument=''):\n    pass", "--config is missing"),
-    "latin.py": ("# \xe9\n", "(latin.py, line 1)"),
+    "latin.py": ("x = '\xe9'\n", "(latin.py, line 1)"),
 }
 FLAGS = {
     "--config.mask.tau=abc": "config.mask.tau='abc' is not allowed: a number",
