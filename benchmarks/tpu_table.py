@@ -5,7 +5,7 @@
     python benchmarks/tpu_table.py --missing     # only cases that docs/speed_tpu.json lacks
     python benchmarks/tpu_table.py --write       # no compilation: the tables from the JSON
 
-Each case is a process of benchmarks/tpu.py, --jobs of them at a time (about 3 GB each). A case is
+Each case is a process of benchmarks/tpu.py, --jobs of them at a time (3 to 6 GB each). A case is
 kept in docs/speed_tpu.json as soon as it is done, in place of what was kept of it before, and the
 tables between the marks in docs/speed.md are written anew at the end. Status 1 if a case did what a
 step must not do (`tpu.problems`).
