@@ -226,23 +226,13 @@ def run(
             jax.block_until_ready(metrics["loss"])
             clock.restart(step)
         if due(step, log_every):
-            values = {name: value.item() for name, value in parallel.to_host(metrics).items()}
-            del values["stop"]
-            bad_steps, bad_images = int(values.pop("bad_steps")), int(values.pop("bad_images"))
-            values.update(clock.lap(step, batch_size))
-            values |= {"bad_steps": bad_steps} if bad_steps else {}
-            values |= {"bad_images": bad_images} if bad_images else {}
+            values = _worth_logging(metrics) | clock.lap(step, batch_size)
             log(step, values)
             progress(step, values)
+            bad_images, drawn = values.get("bad_images", 0), step * batch_size
             # In the first epoch against all images: no unlucky start of it ends a run.
-            drawn = step * batch_size
             if bad_images > max_bad_frac * max(drawn, num_images):
-                raise InputError(
-                    f"{bad_images} of the {drawn} images drawn so far, from a data set of "
-                    f"{num_images}, were unreadable, more than data.max_bad_frac="
-                    f"{max_bad_frac:g}; each was named when it was met: mend or remove them, or "
-                    "raise data.max_bad_frac"
-                )
+                raise _too_many_bad_images(bad_images, drawn, num_images, max_bad_frac)
         if step == trace_to:
             jax.block_until_ready(metrics["loss"])
             jax.profiler.stop_trace()
@@ -261,6 +251,21 @@ def run(
             clock.restart(step)
     settle()
     return Outcome(state, total_steps, 0)
+
+
+def _worth_logging(metrics) -> dict[str, float]:
+    values = {name: value.item() for name, value in parallel.to_host(metrics).items()}
+    counts = {name: values.pop(name) for name in ("bad_steps", "bad_images")}
+    del values["stop"]
+    return values | {name: count for name, count in counts.items() if count}
+
+
+def _too_many_bad_images(bad_images, drawn, num_images, max_bad_frac):
+    return InputError(
+        f"{bad_images} of the {drawn} images drawn so far, from a data set of {num_images}, were "
+        f"unreadable, more than data.max_bad_frac={max_bad_frac:g}; each was named when it was "
+        "met: mend or remove them, or raise data.max_bad_frac"
+    )
 
 
 def _diverged(step, bad_steps, max_bad_steps):
