@@ -499,18 +499,7 @@ def test_the_command_answers_bad_input_in_one_line_with_status_2(tmp_path, monke
         ),
         "stray": (command(there, "stray"), "unexpected argument 'stray'"),
     }  # fmt: skip
-    running = {
-        name: subprocess.Popen(
-            arguments, cwd=tiny.ROOT, env=tiny.environment(4), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for name, (arguments, _) in cases.items()
-    }  # fmt: skip
-    for name, process in running.items():
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 2, (name, err)
-        assert cases[name][1] in err, (name, err)
-        assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
+    tiny.assert_refused(cases, devices=4)
     assert files(run) == before and not (tmp_path / "new").exists()
 
 

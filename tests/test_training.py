@@ -299,23 +299,11 @@ def test_bad_input_is_one_line_and_status_2(finished, tmp_path, every):
     cases = bad_inputs(tmp_path, workdir)
     if not every:
         cases = {name: cases[name] for name in COMMON_MISTAKES}
-    running = {
-        name: subprocess.Popen(
-            tiny.command(tmp_path / f"new-{number}", *extra, batch_size=8),
-            cwd=tiny.ROOT,
-            env=tiny.environment(4) | {"TFDS_DATA_DIR": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, (name, (extra, _)) in enumerate(cases.items())
+    commands = {
+        name: (tiny.command(tmp_path / f"new-{number}", *extra, batch_size=8), words)
+        for number, (name, (extra, words)) in enumerate(cases.items())
     }
-    for name, process in running.items():
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 2, (name, err)
-        assert cases[name][1] in err, (name, err)
-        assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
-        assert out == "", (name, out)
+    tiny.assert_refused(commands, devices=4, TFDS_DATA_DIR=str(tmp_path))
     assert not list(tmp_path.glob("new-*"))
     assert files() == before
 

@@ -104,6 +104,29 @@ def run(arguments, devices=1):
     )
 
 
+def assert_refused(cases, devices=1, **variables):
+    """Each command ends with status 2 and one line on stderr that has its words, and says no more.
+
+    Args:
+      cases: {name: (arguments, words)}.
+      variables: of the environment.
+    """
+    env = environment(devices) | variables
+    for first in range(0, len(cases), 4):
+        running = {
+            name: subprocess.Popen(
+                cases[name][0], cwd=ROOT, env=env, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for name in list(cases)[first : first + 4]
+        }  # fmt: skip
+        for name, process in running.items():
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 2 and not out, (name, out, err)
+            assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
+            assert cases[name][1] in err, (name, err)
+
+
 def filled(shapes, seed):
     """Arbitrary parameters of given shapes, norms and biases among them, without compiling."""
     rng = np.random.default_rng(seed)
