@@ -1,6 +1,8 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -21,3 +23,13 @@ LONGEST = {
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="module")
+def fewer_blocks():
+    """Compiling is what takes time where the size does not matter."""
+    from dppmask_jax.models.vit import SIZES, Size
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Pi", Size(24, 2, 2))
+        yield

@@ -33,12 +33,7 @@ KNOWN = Known(image_size=(16, 24))
 QUICK = {"data__source": SHAPES, "batch_size": 16}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fewer_blocks():
-    """Compiling is what takes time here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Pi", Size(24, 2, 2))
-        yield
+pytestmark = pytest.mark.usefixtures("fewer_blocks")
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,7 @@ from dppmask_jax.evals.training import folder_of
 from dppmask_jax.models.vit import SIZES, Size
 from dppmask_jax.pretrained import load_run, open_data
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_blocks():
-    """Compiling is what takes time here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Pi", Size(24, 2, 2))
-        yield
+pytestmark = pytest.mark.usefixtures("fewer_blocks")
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,7 @@ COLOURS = {
 TRAIN, VAL = 8, 6  # images of each colour
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fewer_blocks():
-    """Compiling is what takes time here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Pi", Size(24, 2, 2))
-        yield
+pytestmark = pytest.mark.usefixtures("fewer_blocks")
 
 
 @pytest.fixture(scope="module")
