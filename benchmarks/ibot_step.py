@@ -241,9 +241,7 @@ def main():
         f"{1 - result['gflop'][chosen] / result['gflop'][everything]:.0%} of the heads' FLOP."
     )
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

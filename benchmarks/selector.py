@@ -15,9 +15,9 @@ docs/selector.md. Takes about half a minute on 2 cores.
 import argparse
 import json
 import os
-import platform
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
+import hardware  # noqa: E402
 import reference_dpp as reference  # noqa: E402
 
 from dppmask_jax import dpp, patches  # noqa: E402
@@ -185,15 +186,6 @@ def measure(table, repetitions, slow_repetitions):
     return times, answers
 
 
-def describe_cpu():
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--images", help="folder of photographs; default $DPPMASK_TEST_DATA/photos")
@@ -219,7 +211,7 @@ def main():
     times, answers = measure(table, args.repetitions, min(7, args.repetitions))
 
     result = {
-        "cpu": describe_cpu(),
+        "cpu": hardware.cpu_name(),
         "cores": os.cpu_count(),
         "blas_threads": blas_threads,
         "load_average": os.getloadavg()[0],
@@ -285,9 +277,7 @@ def main():
         print(f"  {name:30}{np.mean(log_dets):8.1f}")
 
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

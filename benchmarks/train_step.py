@@ -264,9 +264,7 @@ def main():
     }
     report(result)
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
