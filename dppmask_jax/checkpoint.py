@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dppmask_jax import integrity
+from dppmask_jax import integrity, tensorstore_leak
 from dppmask_jax.errors import InputError
 
 FOLDER = "checkpoints"
@@ -47,6 +47,7 @@ class Checkpoints:
         self._remove_partial()
         self._keep = keep
         self._saving: int | None = None
+        tensorstore_leak.mend()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:

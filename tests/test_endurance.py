@@ -21,7 +21,7 @@ HAND_BACK = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
 WARM_UP = 200  # steps: some probes and saves
-MEMORY_GROWTH = 0.03  # of the resident memory, from one half of the time to the next
+MEMORY_GROWTH = 3  # MiB resident, from one half of the time to the next
 
 
 class Sample(NamedTuple):
@@ -80,7 +80,7 @@ def assert_flat(samples):
         )  # fmt: skip
         first, second = values[: 2 * quarter], values[2 * quarter :]
         if name == "resident":
-            grown = statistics.median(second) / statistics.median(first) - 1
+            grown = statistics.median(second) - statistics.median(first)
             assert grown <= MEMORY_GROWTH, (name, grown)
         else:
             # The most, not the median: pools that grow as they are used fill up to their size.
