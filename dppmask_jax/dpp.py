@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Shaped
@@ -287,7 +288,9 @@ def _batched_loop(num_keep, diagonals, noise, limits, row_of):
 def _rows(matrices, pick):
     """Row pick[b] of each matrix: (B, N, N) and (B,) -> (N, B)."""
     images = lax.iota(jnp.int32, len(matrices))
-    return matrices.at[images, pick].get(mode="promise_in_bounds").T
+    rows = matrices.at[images, pick].get(mode="promise_in_bounds").T
+    # Else the rows stay as they were gathered, and all of the loop has patches in a TPU's lanes.
+    return with_layout_constraint(rows, Layout((0, 1)))
 
 
 def _batched_from_kernels(num_keep, kernels, noise, limits):
