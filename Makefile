@@ -21,10 +21,10 @@ test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -s -m faults
 
 test-peer: $(VENV)/.peer
-	$(BIN)/python -m pytest -m peer
+	$(BIN)/python -m pytest -n auto -m peer
 
 test-tpu: $(TPU_VENV)/.tpu
-	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m 'tpu and not slow'
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -n 2 -m 'tpu and not slow'
 
 speed-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python benchmarks/tpu_table.py

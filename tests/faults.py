@@ -65,15 +65,6 @@ def assert_tidy(workdir, *steps):
     assert not left
 
 
-def environment(cache, devices=1):
-    """That of `tiny`, with compiled code kept in a folder: a second start is cheap."""
-    return tiny.environment(devices) | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
 class Life:
     """One process of a run, from its start to its end; its output goes to a file."""
 

@@ -1,6 +1,5 @@
 """The same run on any number of devices, processes and workers, and from one number to another."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -12,15 +11,6 @@ import tiny
 from dppmask_jax import metrics
 
 STEPS = 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """What one of the runs compiles, the next with as many devices finds."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
 
 
 def start(workdir, devices, *flags, method="mae"):

@@ -247,8 +247,8 @@ STEPS = 144
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    return faults.environment(tmp_path_factory.getbasetemp() / "compiled")
+def env():
+    return tiny.environment(1)
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,11 @@ CHANGES = {
         pytest.param("ibot", 50, 50, marks=pytest.mark.faults),
     ],
 )
-def test_a_run_killed_again_and_again_is_the_run_left_alone(
-    method, kills, epochs, tmp_path, tmp_path_factory
-):
+def test_a_run_killed_again_and_again_is_the_run_left_alone(method, kills, epochs, tmp_path):
     changes = CHANGES | {"epochs": float(epochs), "checkpoint__keep": 2}
     if method == "mae":
         changes |= {"evaluate__loss_images": 24}
-    env = faults.environment(tmp_path_factory.getbasetemp() / "compiled")
+    env = tiny.environment(1)
     alone, victim = tmp_path / "alone", tmp_path / "victim"
     status, said = faults.run(
         tiny.command(alone, method=method, **changes), env, tmp_path / "alone.txt"

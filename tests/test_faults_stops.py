@@ -91,25 +91,20 @@ def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.getbasetemp() / "compiled"
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache):
+def alone(tmp_path_factory):
     """A run that nobody disturbs."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     status, said = faults.run(
-        tiny.command(workdir, **CHANGES), faults.environment(cache), workdir.parent / "alone.txt"
+        tiny.command(workdir, **CHANGES), tiny.environment(1), workdir.parent / "alone.txt"
     )
     assert status == 0, said
     return workdir
 
 
 @pytest.mark.slow
-def test_sigterm_and_sigint_save_and_no_step_is_made_twice(alone, cache, tmp_path):
+def test_sigterm_and_sigint_save_and_no_step_is_made_twice(alone, tmp_path):
     workdir = tmp_path / "run"
-    command, env = tiny.command(workdir, **CHANGES), faults.environment(cache)
+    command, env = tiny.command(workdir, **CHANGES), tiny.environment(1)
     reached = 0
     for number in (signal.SIGTERM, signal.SIGINT):
         life = faults.Life(command, env, tmp_path / f"{number}.txt")
@@ -134,16 +129,14 @@ def test_sigterm_and_sigint_save_and_no_step_is_made_twice(alone, cache, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_second_sigint_stops_at_once(cache, tmp_path):
+def test_a_second_sigint_stops_at_once(tmp_path):
     workdir = tmp_path / "run"
     # A long measurement before the first step, which one SIGINT would wait for.
     changes = CHANGES | {
         "data__source": "shapes:size=16,train=12000,val=24",
         "evaluate__knn_images": 12000,
     }
-    life = faults.Life(
-        tiny.command(workdir, **changes), faults.environment(cache), tmp_path / "out.txt"
-    )
+    life = faults.Life(tiny.command(workdir, **changes), tiny.environment(1), tmp_path / "out.txt")
     life.wait_until(lambda: (workdir / "tensorboard").exists(), "the measurement")
     life.send(signal.SIGINT)
     life.wait_until(lambda: "Ctrl-C stops at once" in life.said(), "the first SIGINT's answer")
@@ -154,11 +147,11 @@ def test_a_second_sigint_stops_at_once(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_loader_processes_leave_signals_alone_and_end_with_the_run(alone, cache, tmp_path):
+def test_loader_processes_leave_signals_alone_and_end_with_the_run(alone, tmp_path):
     """Schedulers and terminals signal all processes of a job; a kill may hit the main one only."""
     workdir = tmp_path / "run"
     command = tiny.command(workdir, **CHANGES, data__workers=2)
-    env = faults.environment(cache)
+    env = tiny.environment(1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         life = faults.Life(command, env, tmp_path / f"{number}.txt", start_new_session=True)
         life.wait_for_step(workdir, faults.last_step(workdir) + 10)
@@ -181,8 +174,8 @@ def test_loader_processes_leave_signals_alone_and_end_with_the_run(alone, cache,
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_stops_and_goes_on(alone, cache, tmp_path):
-    env = faults.environment(cache)
+def test_a_fine_tuning_stops_and_goes_on(alone, tmp_path):
+    env = tiny.environment(1)
 
     def command(folder):
         return [
@@ -209,8 +202,8 @@ def test_a_fine_tuning_stops_and_goes_on(alone, cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_run_is_refused_while_the_first_lives(alone, cache, tmp_path):
-    workdir, env = tmp_path / "run", faults.environment(cache)
+def test_a_second_run_is_refused_while_the_first_lives(alone, tmp_path):
+    workdir, env = tmp_path / "run", tiny.environment(1)
     changes = CHANGES | {"epochs": 400.0, "checkpoint__every": 4}
     command = tiny.command(workdir, **changes)
     first = faults.Life(command, env, tmp_path / "first.txt")
@@ -243,8 +236,8 @@ def test_a_second_run_is_refused_while_the_first_lives(alone, cache, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)])
-def test_two_processes_stop_after_the_same_step(cache, tmp_path, signalled):
-    workdir, env = tmp_path / "run", faults.environment(cache, devices=1)
+def test_two_processes_stop_after_the_same_step(tmp_path, signalled):
+    workdir, env = tmp_path / "run", tiny.environment(1)
     lives = faults.two_processes(workdir, env, tmp_path / "first", **CHANGES)
     lives[0].wait_for_step(workdir, 10)
     for number in signalled:
@@ -269,8 +262,8 @@ def test_two_processes_stop_after_the_same_step(cache, tmp_path, signalled):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_the_other_of_two_processes_ends_and_both_go_on(cache, tmp_path, killed):
-    env, changes = faults.environment(cache, devices=1), CHANGES | {"checkpoint__every": 4}
+def test_the_other_of_two_processes_ends_and_both_go_on(tmp_path, killed):
+    env, changes = tiny.environment(1), CHANGES | {"checkpoint__every": 4}
     alone, workdir = tmp_path / "alone", tmp_path / "run"
     for life in faults.two_processes(alone, env, tmp_path / "undisturbed", **changes):
         status, _ = life.end()
