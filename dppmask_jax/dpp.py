@@ -5,7 +5,8 @@
     order, num_greedy = choose(keys, features)  # features (B, N, D): visible = order[:, :49]
 
 Everything here takes one image; put `jax.vmap` outside. A plain `jit(vmap(...))` is the fast form
-on every platform. Nothing is differentiated: gradients stop at the inputs.
+on every platform. Nothing is differentiated: gradients stop at the inputs. `jax.export` for a TPU
+wants `disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")]`.
 
 Sources: DPPMask, arXiv 2303.12736, Algorithm 1 (the selector) and section 3 (the kernel);
 Chen, Zhang and Zhou, NeurIPS 2018, arXiv 1709.05135 (the incremental Cholesky factor).
@@ -289,7 +290,11 @@ def _rows(matrices, pick):
     """Row pick[b] of each matrix: (B, N, N) and (B,) -> (N, B)."""
     images = lax.iota(jnp.int32, len(matrices))
     rows = matrices.at[images, pick].get(mode="promise_in_bounds").T
-    # Else the rows stay as they were gathered, and all of the loop has patches in a TPU's lanes.
+    return lax.platform_dependent(rows, tpu=_images_in_lanes, default=lambda rows: rows)
+
+
+def _images_in_lanes(rows):
+    """(N, B), to which the compiler else gives the order of the gather, and with it to the loop."""
     return with_layout_constraint(rows, Layout((0, 1)))
 
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorstore as ts
+
+_MENDING = threading.Lock()
+_NESTED = {"driver": "ocdbt", "base": {"driver": "memory", "path": "some/"}, "path": "any/"}
 
 
 def mend() -> None:
@@ -22,26 +26,37 @@ def mend() -> None:
     Each is looked at first: a tensorstore that does not leak is left as it is, and so is one that
     is mended already.
     """
-    if forgets(ts.KvStore.Spec("memory://any/").to_json()):
-        ts.KvStore.Spec.to_json = _releasing(ts.KvStore.Spec.to_json)
-    if forgets(ts.experimental_collect_matching_metrics("/tensorstore/")):
-        ts.experimental_collect_matching_metrics = _releasing(
-            ts.experimental_collect_matching_metrics
-        )
+    with _MENDING:  # else two threads could both find the leak, and release twice
+        if forgets(lambda: ts.KvStore.Spec(_NESTED).to_json()):
+            ts.KvStore.Spec.to_json = _releasing(ts.KvStore.Spec.to_json)
+        if forgets(counters):
+            ts.experimental_collect_matching_metrics = _releasing(
+                ts.experimental_collect_matching_metrics
+            )
 
 
-def forgets(converted: Any) -> bool:
-    """Whether all that dicts in `converted` hold has exactly one reference that nothing owns."""
-    pairs = zip(_held(converted), _held(_copied(converted)), strict=True)
+def counters() -> list[dict[str, Any]]:
+    """Of tensorstore's own, all there are."""
+    return ts.experimental_collect_matching_metrics("/tensorstore/", include_zero_metrics=True)
+
+
+def forgets(convert: Callable[[], Any]) -> bool:
+    """Whether all that the dicts in a new result of `convert` hold has one owner that is none.
+
+    Only what is made anew each time is proof: of what is kept and handed out again, strings and
+    numbers of a kind that Python has but once among it, the count says nothing.
+    """
+    first, second = convert(), convert()
+    held = zip(_held(first), _held(_copied(first)), _held(second), strict=True)
     return {
         sys.getrefcount(ours) - sys.getrefcount(copy)
-        for ours, copy in pairs
-        if type(ours) is str and len(ours) > 1  # Python has each single character but once
+        for ours, copy, other in held
+        if isinstance(ours, (str, dict, list)) and ours is not copy and ours is not other
     } == {1}
 
 
 def _copied(converted: Any) -> Any:
-    """The same containers around new strings."""
+    """The same of new containers and new strings."""
     if isinstance(converted, list):
         return [_copied(each) for each in converted]
     if isinstance(converted, dict):

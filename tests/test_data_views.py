@@ -285,6 +285,19 @@ def test_other_types_are_refused(dtype):
         views.augment_view(jnp.zeros((2, 4, 4, 3), dtype), keys, blur_prob=1.0, solarize_prob=0.0)
 
 
+@pytest.mark.parametrize("size", [SIZE, (7, 7), (1, 2)])
+def test_the_blur_of_a_tpu_is_that_of_the_others(size):
+    images = jnp.asarray(np.random.default_rng(0).random((6, 3, *size), np.float32))
+    boxes = jnp.array([[0, 0, 1, 0, 0], [0, 0.3, 0.4, 0.3, 0], [0.1, 0.25, 0.3, 0.25, 0.1]])
+    boxes = jnp.tile(boxes, (2, 1))
+    by_products, by_slices = (
+        jax.jit(jax.vmap(blur))(images, boxes)
+        for blur in (views._blur_by_products, views._blur_by_slices)
+    )
+    np.testing.assert_allclose(by_products, by_slices, rtol=0, atol=2e-6)
+    assert np.abs(by_slices[1:3] - images[1:3]).max() > 0.02
+
+
 def test_image_smaller_than_the_blur_reaches():
     images = synthetic()[:, :3, :1]
     changes = NOTHING._replace(sigma=jnp.float32(2.0))

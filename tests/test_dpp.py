@@ -667,6 +667,19 @@ def test_pmap_with_broadcast_arguments(known):
     np.testing.assert_allclose(mean, want_greedy.mean(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("platforms", [["cpu"], ["cuda"], ["cpu", "cuda"], ["tpu"]])
+def test_export(known, platforms):
+    keys, features, (want_order, want_greedy) = known
+    choose = jax.jit(jax.vmap(lambda key, image: dpp.select(key, image, 10, 0.6)))
+    layout = jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")
+    checks = {"disabled_checks": [layout]} if "tpu" in platforms else {}
+    exported = jax.export.export(choose, platforms=platforms, **checks)(keys, features)
+    assert exported.platforms == tuple(platforms)
+    if "cpu" in platforms:
+        order, num_greedy = exported.call(keys, features)
+        assert np.array_equal(order, want_order) and np.array_equal(num_greedy, want_greedy)
+
+
 @pytest.mark.parametrize("images", [3, 1])
 def test_shard_map(known, images):
     keys, features, (want_order, want_greedy) = known

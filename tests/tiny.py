@@ -89,15 +89,14 @@ def command(workdir, *extra, method="mae", **changes):
 def environment(devices):
     """The environment of a command that is to see so many devices.
 
-    What one command compiles, the next finds.
+    What one command compiles, the next of the same test process finds.
     """
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": os.environ["DPPMASK_TESTS_COMPILED"],
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
