@@ -13,8 +13,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ.setdefault("DPPMASK_CACHE", os.path.join(tempfile.gettempdir(), "dppmask_jax_tests"))
-# For what commands compile, as long as `_compiled` lives; one for each worker of pytest-xdist, since
-# JAX writes there without a lock.
+# For what commands compile, as long as `_compiled` lives. Each worker of pytest-xdist has its own,
+# since JAX writes there without a lock.
 _compiled = tempfile.TemporaryDirectory(prefix="dppmask_jax_compiled")
 os.environ["DPPMASK_TESTS_COMPILED"] = _compiled.name
 

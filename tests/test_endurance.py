@@ -88,6 +88,7 @@ def assert_flat(samples):
     assert samples[-1].step > samples[0].step
 
 
+# Of what grows with each save alone, a minute shows little: test_tensorstore_leak.py counts that.
 @pytest.mark.slow
 def test_a_minute_of_training_holds_on_to_nothing(tmp_path):
     assert_flat(endure(tmp_path / "run", seconds=60, every=0.5))

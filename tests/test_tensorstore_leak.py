@@ -1,12 +1,14 @@
 """tensorstore's dicts are freed, and nothing is that has an owner."""
 
 import gc
+import itertools
 import sys
 
+import numpy as np
 import pytest
 import tensorstore as ts
 
-from dppmask_jax import tensorstore_leak
+from dppmask_jax import checkpoint, tensorstore_leak
 
 SPEC = {"driver": "ocdbt", "base": {"driver": "memory", "path": "any/"}, "path": "params.kernel"}
 
@@ -86,3 +88,19 @@ def test_a_leak_of_all_is_found():
         return [{owned(fresh("base")): inner, owned(fresh("7")): owned(7)}]
 
     assert tensorstore_leak.forgets(leaking)
+
+
+def test_saves_leave_nothing_behind(tmp_path):
+    """Measured for the 12 arrays: 5 blocks a save and falling; 60 without the mend."""
+    arrays = 12
+    state = {f"{n}": np.full(n + 2, n, np.float32) for n in range(arrays)}
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=1)
+    steps = itertools.count()
+
+    def save():
+        checkpoints.save(next(steps), state, {})
+        checkpoints.wait()
+
+    kept = blocks_kept(save, calls=30)
+    checkpoints.close()
+    assert kept < 2 * arrays
