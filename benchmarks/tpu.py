@@ -243,7 +243,7 @@ def read(text: str, case: Case, trips: int | None = None) -> dict[str, Any]:
         },
         "host_transfers": hlo.host_transfers(module),
         "without_estimate": [each._asdict() for each in hlo.without_estimate(ran)],
-        "bounds": _bounds(module, ran, chip),
+        "bounds": bounds_by_hand(module, ran, chip),
     }
 
 
@@ -257,7 +257,7 @@ def _parts(ran: list[hlo.Execution]) -> dict[str, float]:
     return cycles
 
 
-def _bounds(module, ran, chip: Chip) -> dict[str, float]:
+def bounds_by_hand(module, ran, chip: Chip) -> dict[str, float]:
     """Cycles, bounded by hand, of what the estimate leaves out or prices low.
 
     "moved": what has no estimate and is no asynchronous copy, exchange, sort or custom call, with
