@@ -28,6 +28,7 @@ test-tpu: $(TPU_VENV)/.tpu
 
 speed-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python benchmarks/tpu_table.py
+	$(TPU_VENV)/bin/python benchmarks/tpu_selection.py
 
 # On a GPU: an environment of your own, and `python benchmarks/all.py FOLDER`.
 bench: $(VENV)/.peer

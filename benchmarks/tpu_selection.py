@@ -17,12 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import hlo, tpu
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks import hlo, tpu
 from dppmask_jax import command, dpp
 from dppmask_jax.errors import InputError
 
