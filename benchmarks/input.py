@@ -5,9 +5,9 @@
 
 Everyone reads JPEG files, decodes them, cuts random resized crops (area 0.2 to 1, to 224 pixels; or
 iBOT's 2 of 224 and 10 of 96 pixels) and stacks batches of uint8. Each is a process of its own that
-may run on so many cores and no more. They take turns; a turn is a number of images that is not
-timed, more than anyone reads ahead, and one that is. The error is the mean difference, in grey
-levels of 256, from Pillow's antialiased bicubic of the same boxes.
+may run on so many cores and no more. They take turns, and are stopped between them, so that nobody
+reads ahead; a turn is a number of images that is not timed and one that is. The error is the mean
+difference, in grey levels of 256, from Pillow's antialiased bicubic of the same boxes.
 
 tf.data needs an interpreter with TensorFlow, this one or `--tf_python`; without, it is left out and
 the report says so. Run it on an idle machine. Takes about two minutes.
@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,8 +61,10 @@ class Reader:
             if python == sys.executable
             else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
             preexec_fn=lambda: os.sched_setaffinity(0, available),
+            start_new_session=True,  # one group with the processes that it starts
         )
         self._answer()
+        self._signal(signal.SIGSTOP)
 
     def _answer(self):
         line = self._process.stdout.readline()
@@ -69,11 +72,20 @@ class Reader:
             sys.exit(f"a reader ended with status {self._process.wait()}; its words are above")
         return json.loads(line)
 
-    def order(self, **order):
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return self._answer()
+    def _signal(self, number):
+        os.killpg(self._process.pid, number)
+
+    def orders(self, *orders):
+        """The answer to the last of them; afterwards the reader and its workers stand still."""
+        self._signal(signal.SIGCONT)
+        for order in orders:
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            answer = self._answer()
+        self._signal(signal.SIGSTOP)
+        return answer
 
     def close(self):
+        self._signal(signal.SIGCONT)
         self._process.stdin.close()
         self._process.wait()
 
@@ -104,8 +116,7 @@ def measure(table, folder, views, images, repetitions):
         times = {key: [] for key in table}
         for _ in range(repetitions):
             for key, reader in readers.items():
-                reader.order(images=UNTIMED)
-                times[key].append(reader.order(images=images))
+                times[key].append(reader.orders({"images": UNTIMED}, {"images": images}))
     return times
 
 
@@ -127,7 +138,7 @@ def errors(table, folder, count=64):
             settings = settings | {"cores": cores, "views": VIEWS["one crop"], "batch": BATCH}
             reader = Reader(python, kind, folder, settings)
             path = os.path.join(temporary, "crops.npy")
-            reader.order(crops=boxes, size=SIZE, to=path)
+            reader.orders({"crops": boxes, "size": SIZE, "to": path})
             reader.close()
             made[name] = np.load(path, allow_pickle=False).astype(int)
     return {name: float(np.mean(np.abs(crops - made["Pillow"]))) for name, crops in made.items()}
