@@ -9,7 +9,7 @@ ROOT = Path(dppmask_jax.__file__).parent
 
 # A file imports only from earlier rows, or from its own folder; "" is the package itself.
 ROWS = (
-    {"errors", "integrity"},
+    {"errors", "integrity", "tensorstore_leak"},
     {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"}
     | {"paper", "portable", "signals", "lock"},
     {"masking", "models", "data", "optim"},
