@@ -10,7 +10,7 @@ reads ahead; a turn is a number of images that is not timed and one that is. The
 difference, in grey levels of 256, from Pillow's antialiased bicubic of the same boxes.
 
 tf.data needs an interpreter with TensorFlow, this one or `--tf_python`; without, it is left out and
-the report says so. Run it on an idle machine. Takes about two minutes.
+the report says so. Run it on an idle machine. Takes about five minutes.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class Reader:
         return answer
 
     def close(self):
+        if self._process.poll() is not None:
+            return
         self._signal(signal.SIGCONT)
         self._process.stdin.close()
         self._process.wait()

@@ -65,7 +65,10 @@ if __name__ == "__main__":
     parser.add_argument("--keep", type=int, default=49)
     parser.add_argument("--trips", type=int, nargs="*", help="default: 5, and all")
     parser.add_argument("--row", type=float, default=50, help="cycles for a gathered row")
+    arguments = parser.parse_args()
+    if arguments.images < 1 or arguments.width < 1 or not 1 <= arguments.keep <= arguments.patches:
+        parser.error("--images and --width are at least 1, --keep is from 1 to --patches")
     try:
-        main(parser.parse_args())
+        main(arguments)
     except InputError as fault:
         command.fail(fault)

@@ -41,10 +41,10 @@ def counters() -> list[dict[str, Any]]:
 
 
 def forgets(convert: Callable[[], Any]) -> bool:
-    """Whether all that the dicts in a new result of `convert` hold has one owner that is none.
+    """Whether everything that the dicts in a result of `convert` hold has one reference too many.
 
-    Only what is made anew each time is proof: of what is kept and handed out again, strings and
-    numbers of a kind that Python has but once among it, the count says nothing.
+    Only what is made anew each time is proof: of what is kept and handed out again, and of the
+    single characters and small numbers that Python has but once, the count says nothing.
     """
     first, second = convert(), convert()
     held = zip(_held(first), _held(_copied(first)), _held(second), strict=True)
