@@ -48,6 +48,7 @@ class Checkpoints:
         self._keep = keep
         self._saving: int | None = None
         tensorstore_leak.mend()
+        logging.getLogger("asyncio").addFilter(_not_an_abandoned_write)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -157,6 +158,20 @@ def _error_number(error: OSError | ValueError) -> int | None:
     # The library below orbax raises ValueError for everything.
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return found and int(found[1])
+
+
+def _not_an_abandoned_write(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio is anything but the end of a write whose save failed before.
+
+    Orbax writes the arrays side by side and raises the first error, which `SaveFailed` tells; the
+    others come to light with their traceback when their tasks are collected, any time later.
+    """
+    error = record.exc_info and record.exc_info[1]
+    of_the_disk = isinstance(error, ValueError) and _error_number(error) is not None
+    if not of_the_disk or not record.getMessage().startswith("Task exception was never retrieved"):
+        return True
+    log.debug("a write of a checkpoint that could not be saved", exc_info=record.exc_info)
+    return False
 
 
 def newest_meta(workdir) -> dict[str, Any] | None:
