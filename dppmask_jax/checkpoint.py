@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -33,6 +34,40 @@ class SaveFailed(OSError):
         super().__init__(number, f"checkpoint {step} could not be written: {self.reason}")
 
 
+class _AllWritten(ocp.type_handlers.NumpyHandler):
+    """Ends with the last of the arrays' writes, which run side by side, also if one of them failed.
+
+    Orbax ends with the first that fails, and closes the event loop that the others report to: they
+    make the folder anew that was removed, and complain on stderr with a traceback.
+    """
+
+    async def _background_serialize(self, *args, **kwargs):
+        try:
+            await super()._background_serialize(*args, **kwargs)
+        finally:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*others, return_exceptions=True)
+
+
+_WRITERS = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, _AllWritten()),
+    (jax.Array, ocp.type_handlers.ArrayHandler()),  # never used; orbax warns where it is missing
+)
+
+
+def _noting(commits: list[ocp.future.Future], handler: ocp.AsyncCheckpointHandler):
+    """The handler; to `commits` it adds from here on what it writes in the background."""
+    begin = handler.async_save
+
+    async def begin_and_note(*args, **kwargs):
+        begun = await begin(*args, **kwargs) or []
+        commits.extend(begun)
+        return begun
+
+    handler.async_save = begin_and_note
+    return handler
+
+
 class Checkpoints:
     """Writes the checkpoints of one run under WORKDIR/checkpoints (or any path that orbax takes).
 
@@ -47,8 +82,8 @@ class Checkpoints:
         self._remove_partial()
         self._keep = keep
         self._saving: int | None = None
+        self._commits: list[ocp.future.Future] = []
         tensorstore_leak.mend()
-        logging.getLogger("asyncio").addFilter(_not_an_abandoned_write)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -56,8 +91,10 @@ class Checkpoints:
             self._directory,
             item_names=(_STATE, _META),
             item_handlers={
-                _STATE: ocp.StandardCheckpointHandler(),
-                _META: ocp.JsonCheckpointHandler(),
+                _STATE: _noting(
+                    self._commits, ocp.PyTreeCheckpointHandler(type_handler_registry=_WRITERS)
+                ),
+                _META: _noting(self._commits, ocp.JsonCheckpointHandler()),
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.LatestN(self._keep),
@@ -91,11 +128,14 @@ class Checkpoints:
         """
         self.wait()
         self._saving = step
+        self._commits.clear()
         args = ocp.args.Composite(
-            **{_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave(meta)}
+            **{
+                _STATE: ocp.args.PyTreeSave(jax.tree.map(np.asarray, state)),
+                _META: ocp.args.JsonSave(meta),
+            }
         )
         try:
-            self._remove_partial()  # of a failed save, whose last writes came after its end
             self._manager.save(step, args=args)
         except (OSError, ValueError) as error:
             self._give_up(error)
@@ -133,6 +173,10 @@ class Checkpoints:
         # checkpoints that this one was to replace.
         with contextlib.suppress(OSError, ValueError):
             self._manager.close()
+        # It raises the first error and leaves the rest to write on.
+        for commit in self._commits:
+            with contextlib.suppress(OSError, ValueError):
+                commit.result()
         with contextlib.suppress(OSError):  # read-only by now: the next start removes it
             self._remove_partial()
         self._manager = self._open()
@@ -158,20 +202,6 @@ def _error_number(error: OSError | ValueError) -> int | None:
     # The library below orbax raises ValueError for everything.
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return found and int(found[1])
-
-
-def _not_an_abandoned_write(record: logging.LogRecord) -> bool:
-    """Whether a record of asyncio is anything but the end of a write whose save failed before.
-
-    Orbax writes the arrays side by side and raises the first error, which `SaveFailed` tells; the
-    others come to light with their traceback when their tasks are collected, any time later.
-    """
-    error = record.exc_info and record.exc_info[1]
-    of_the_disk = isinstance(error, ValueError) and _error_number(error) is not None
-    if not of_the_disk or not record.getMessage().startswith("Task exception was never retrieved"):
-        return True
-    log.debug("a write of a checkpoint that could not be saved", exc_info=record.exc_info)
-    return False
 
 
 def newest_meta(workdir) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ def fit(
             max_bad_frac=config.data.max_bad_frac,
             num_images=len(source),
             save_every=config.checkpoint.every,
-            save=lambda step, state: saves.begin(step, parallel.savable(state)),
+            save=lambda step, state: saves.begin(step, parallel.to_host(state)),
             settle=saves.settle,
             stop=lambda: max(asked(), saves.status()),
             log=_logged(writer, progress, plan.total_steps),

@@ -215,15 +215,6 @@ def largest(tree):
     return jax.lax.pmax(tree, AXIS)
 
 
-def savable(tree):
-    """Replicated arrays as orbax takes them at once.
-
-    In several processes it refuses what pmap returns, and of several devices of one process it has
-    each save a slice of its own, which takes a compilation for every shape.
-    """
-    return tree if jax.device_count() == 1 else to_host(tree)
-
-
 def to_host(tree):
     """NumPy copies of replicated arrays."""
     return jax.tree.map(

@@ -1,6 +1,3 @@
-import asyncio
-import gc
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,25 +112,3 @@ def test_parameters_alone(tmp_path):
 def test_reading_from_a_folder_without_checkpoints_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in"):
         checkpoint.read_newest(tmp_path)
-
-
-def abandon(error):
-    async def fail():
-        raise error
-
-    async def main():
-        task = asyncio.ensure_future(fail())
-        await asyncio.wait([task])
-
-    asyncio.run(main())
-    gc.collect()
-
-
-def test_what_orbax_abandons_of_a_failed_save_is_told_once(tmp_path, caplog):
-    checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER).close()
-    with caplog.at_level("INFO"):
-        abandon(ValueError("Error writing params/w [os_error_code='28']"))
-        assert not caplog.records
-        abandon(ValueError("a mistake"))
-    (record,) = caplog.records
-    assert record.name == "asyncio" and str(record.exc_info[1]) == "a mistake"
