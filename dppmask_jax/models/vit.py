@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dppmask_jax import patches
 from dppmask_jax.models.attention import attend, attention_weights
+from dppmask_jax.models.fences import fence
 
 NORM_EPSILON = 1e-6
 XAVIER = nn.initializers.xavier_uniform()
@@ -188,10 +189,10 @@ class Block(nn.Module):
     def __call__(self, x, scales=None):
         of_attention, of_mlp = (None, None) if scales is None else scales.T
         attention = Attention(self.heads, self.dtype, self.kernel_init, name="attn")
-        x = x + _scaled(attention(layer_norm("norm1")(x)), of_attention)
+        x = fence(x + _scaled(attention(layer_norm("norm1")(x)), of_attention))
         hidden = self.mlp_ratio * x.shape[-1]
         branch = Mlp(hidden, self.dtype, self.kernel_init, name="mlp")(layer_norm("norm2")(x))
-        return x + _scaled(branch, of_mlp)
+        return fence(x + _scaled(branch, of_mlp))
 
 
 class Blocks(nn.Module):

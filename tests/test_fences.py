@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppmask_jax.models.fences import fence
+from dppmask_jax.models.vit import Block
+
+X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+
+
+def values_and_slopes(x):
+    return jax.jit(jax.value_and_grad(lambda x: jnp.vdot(jnp.sin(fence(x)), x)))(x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("first", [0.0, -3.5, np.inf, -np.inf, np.nan, 3e38])
+def test_nothing_is_changed(first, dtype):
+    x, slope = (jnp.asarray(X, dtype).at[0, 0, 0].set(first) for _ in range(2))
+    value, pull_back = jax.vjp(jax.jit(fence), x)
+    for after, before in ((value, x), (*pull_back(slope), slope)):
+        assert np.asarray(after).tobytes() == np.asarray(before).tobytes()
+
+
+def test_it_is_differentiated_and_mapped_as_the_identity():
+    value, slope = values_and_slopes(X)
+    np.testing.assert_allclose(value, np.sum(np.sin(X) * X), rtol=1e-5)
+    np.testing.assert_allclose(slope, np.cos(X) * X + np.sin(X), rtol=1e-5, atol=1e-6)
+    mapped = jax.vmap(values_and_slopes)(X)
+    for i, x in enumerate(X):
+        np.testing.assert_allclose(mapped[0][i], values_and_slopes(x)[0], rtol=1e-6)
+        np.testing.assert_allclose(mapped[1][i], values_and_slopes(x)[1], rtol=1e-6)
+
+
+def gradient_of_blocks(params, x):
+    def loss(params):
+        y = x
+        for each in params:
+            y = Block(heads=2).apply(each, y)
+        return jnp.sum(jnp.square(y))
+
+    return jax.grad(loss)(params)
+
+
+def test_a_block_is_fenced_on_a_cpu_and_nothing_is_elsewhere():
+    params = [Block(heads=2).init(jax.random.key(0), X)]
+    program = jax.jit(gradient_of_blocks).lower(params, X).compile().as_text()
+    # After attention and after the MLP; of the slopes, the first is the loss's own.
+    assert program.count(" conditional(") == 4
+    for platform, fenced in (("cpu", True), ("tpu", False), ("cuda", False)):
+        lowered = jax.jit(fence).trace(X).lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.negate" in lowered) == fenced
