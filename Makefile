@@ -6,7 +6,7 @@ WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
 ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow test-faults test-peer test-tpu speed-tpu bench lint clean
+.PHONY: quickstart test test-slow test-long test-faults test-peer test-tpu speed-tpu bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -15,7 +15,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ALL_CORES) -m 'slow and not faults and not tpu'
+	$(BIN)/python -m pytest $(ALL_CORES) -m 'slow and not long and not faults and not tpu'
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ALL_CORES) -m long
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -s -m faults

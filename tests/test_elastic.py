@@ -82,14 +82,24 @@ def alone(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "devices"), [("mae", 2), ("mae", 4), ("mae", 8), ("ibot", 4), ("ibot", 8)]
+    ("method", "devices"),
+    [
+        ("mae", 8),
+        ("ibot", 4),
+        pytest.param("mae", 2, marks=pytest.mark.long),
+        pytest.param("mae", 4, marks=pytest.mark.long),
+        pytest.param("ibot", 8, marks=pytest.mark.long),
+    ],
 )
 def test_any_number_of_devices_gives_the_same_run(method, devices, alone, tmp_path):
     assert_same(run(tmp_path / "run", devices, method=method), alone(method))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "devices"), [("mae", 1), ("mae", 4), ("ibot", 1)])
+@pytest.mark.parametrize(
+    ("method", "devices"),
+    [("mae", 1), ("ibot", 1), pytest.param("mae", 4, marks=pytest.mark.long)],
+)
 def test_two_processes_give_the_same_run(method, devices, alone, tmp_path):
     assert_same(run_two_processes(tmp_path / "run", devices, method), alone(method))
 
@@ -102,7 +112,7 @@ def test_workers_give_the_same_run(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mae", "ibot"])
+@pytest.mark.parametrize("method", ["mae", pytest.param("ibot", marks=pytest.mark.long)])
 def test_a_run_saved_on_eight_devices_goes_on_on_two(method, alone, tmp_path):
     saved = run(tmp_path / "run", 8, "--stop_at=12", method=method, status=77)
     assert [record["step"] for record in saved] == list(range(1, 13))

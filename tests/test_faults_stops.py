@@ -235,7 +235,14 @@ def test_a_second_run_is_refused_while_the_first_lives(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize(
+    "signalled",
+    [
+        (0,),
+        pytest.param((1,), marks=pytest.mark.long),
+        pytest.param((0, 1), marks=pytest.mark.long),
+    ],
+)
 def test_two_processes_stop_after_the_same_step(tmp_path, signalled):
     workdir, env = tmp_path / "run", tiny.environment(1)
     lives = faults.two_processes(workdir, env, tmp_path / "first", **CHANGES)
@@ -261,7 +268,7 @@ def test_two_processes_stop_after_the_same_step(tmp_path, signalled):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_the_other_of_two_processes_ends_and_both_go_on(tmp_path, killed):
     env, changes = tiny.environment(1), CHANGES | {"checkpoint__every": 4}
     alone, workdir = tmp_path / "alone", tmp_path / "run"
