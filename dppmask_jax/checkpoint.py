@@ -23,6 +23,7 @@ from dppmask_jax.errors import InputError
 FOLDER = "checkpoints"
 _STATE, _META = "state", "meta"
 _PARTIAL = ".orbax-checkpoint-tmp"
+_LAST_WRITES_SECONDS = 60.0  # for each part of a checkpoint that failed
 log = logging.getLogger(__name__)
 
 
@@ -45,18 +46,20 @@ class _AllWritten(ocp.type_handlers.NumpyHandler):
         try:
             await super()._background_serialize(*args, **kwargs)
         finally:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            await asyncio.gather(*others, return_exceptions=True)
+            # The loop was made for this one call, so there are no tasks but its writes.
+            writes = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*writes, return_exceptions=True)
 
 
 _WRITERS = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, _AllWritten()),
+    # Of a CPU's arrays only views come here, and the next training step writes over them.
+    (np.ndarray, _AllWritten(deepcopy_host_arrays=True)),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # never used; orbax warns where it is missing
 )
 
 
 def _noting(commits: list[ocp.future.Future], handler: ocp.AsyncCheckpointHandler):
-    """The handler; to `commits` it adds from here on what it writes in the background."""
+    """The handler, which adds to `commits` the futures of all that it writes in the background."""
     begin = handler.async_save
 
     async def begin_and_note(*args, **kwargs):
@@ -136,6 +139,7 @@ class Checkpoints:
             }
         )
         try:
+            self._remove_partial()  # of a save that timed out, and whose writes came later
             self._manager.save(step, args=args)
         except (OSError, ValueError) as error:
             self._give_up(error)
@@ -173,10 +177,11 @@ class Checkpoints:
         # checkpoints that this one was to replace.
         with contextlib.suppress(OSError, ValueError):
             self._manager.close()
-        # It raises the first error and leaves the rest to write on.
-        for commit in self._commits:
+        # It raised the first error and left the rest to write on.
+        for commit in [] if isinstance(error, TimeoutError) else self._commits:
             with contextlib.suppress(OSError, ValueError):
-                commit.result()
+                commit.result(_LAST_WRITES_SECONDS)
+        self._commits.clear()  # their errors hold the arrays
         with contextlib.suppress(OSError):  # read-only by now: the next start removes it
             self._remove_partial()
         self._manager = self._open()

@@ -1,7 +1,12 @@
+import asyncio
+import errno
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from dppmask_jax import checkpoint, parallel
@@ -112,3 +117,87 @@ def test_parameters_alone(tmp_path):
 def test_reading_from_a_folder_without_checkpoints_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in"):
         checkpoint.read_newest(tmp_path)
+
+
+def open_and_write(monkeypatch, write):
+    """Has `write(array)` awaited before each array is written."""
+    original = ocp.type_handlers.NumpyHandler._open_and_write
+
+    async def patched(self, value, *args):
+        await write(value)
+        await original(self, value, *args)
+
+    monkeypatch.setattr(ocp.type_handlers.NumpyHandler, "_open_and_write", patched)
+
+
+TWO = {"params": {"full": np.zeros(3, np.float32), "slow": np.ones(3, np.float32)}}
+
+
+def test_a_save_fails_when_its_last_write_has_ended(tmp_path, monkeypatch):
+    ended = []
+
+    async def write(value):
+        if not value.any():
+            raise OSError(errno.ENOSPC, "no room")
+        await asyncio.sleep(0.3)
+        ended.append(value)
+
+    open_and_write(monkeypatch, write)
+    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER)
+    with pytest.raises(checkpoint.SaveFailed, match="No space left"):
+        checkpoints.save(1, TWO, {})
+        checkpoints.wait()
+    assert len(ended) == 1
+    assert not list((tmp_path / checkpoint.FOLDER).iterdir())
+    checkpoints.close()
+
+
+def test_a_disk_that_stalls_is_not_waited_for_again(tmp_path, monkeypatch):
+    released = threading.Event()
+
+    async def write(value):
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+
+    def run_out_of_time():
+        raise TimeoutError
+
+    open_and_write(monkeypatch, write)
+    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER)
+    checkpoints.save(1, TWO, {})
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", run_out_of_time)
+    monkeypatch.setattr(checkpoint, "_LAST_WRITES_SECONDS", "an error, if it were waited")
+    with pytest.raises(checkpoint.SaveFailed, match="timed out"):
+        checkpoints.wait()
+    released.set()
+    checkpoints.save(2, TWO, {})
+    checkpoints.close()
+    assert checkpoint.newest_whole(tmp_path, TWO) == (2, [])
+
+
+def test_what_is_saved_is_what_was_handed_over(tmp_path, monkeypatch):
+    changed = threading.Event()
+
+    async def write(value):
+        while not changed.is_set():
+            await asyncio.sleep(0.01)
+
+    open_and_write(monkeypatch, write)
+    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER)
+    state = {"params": {"w": np.ones(5, np.float32)}}
+    checkpoints.save(1, state, {})
+    state["params"]["w"][:] = 7
+    changed.set()
+    checkpoints.close()
+    np.testing.assert_array_equal(checkpoint.restore(tmp_path, 1, state)["params"]["w"], 1)
+
+
+def test_arrays_that_jax_wrote_are_read(tmp_path):
+    """As versions before this one saved them on one device."""
+    state = {"params": {"w": jnp.arange(5.0), "b": jnp.ones(3, jnp.bfloat16)}}
+    with ocp.CheckpointManager(tmp_path / checkpoint.FOLDER, item_names=("state", "meta")) as old:
+        args = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave({"a": 1})}
+        old.save(4, args=ocp.args.Composite(**args))
+    assert checkpoint.newest_whole(tmp_path, state) == (4, [])
+    for found in (checkpoint.restore(tmp_path, 4, state), checkpoint.read_newest(tmp_path)[1]):
+        jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, state))

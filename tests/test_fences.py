@@ -32,6 +32,10 @@ def test_it_is_differentiated_and_mapped_as_the_identity():
         np.testing.assert_allclose(mapped[1][i], values_and_slopes(x)[1], rtol=1e-6)
 
 
+def test_an_empty_batch_stays_empty():
+    assert jax.jit(fence)(X[:0]).shape == (0, 5, 8)
+
+
 def gradient_of_blocks(params, x):
     def loss(params):
         y = x
@@ -45,7 +49,7 @@ def gradient_of_blocks(params, x):
 def test_a_block_is_fenced_on_a_cpu_and_nothing_is_elsewhere():
     params = [Block(heads=2).init(jax.random.key(0), X)]
     program = jax.jit(gradient_of_blocks).lower(params, X).compile().as_text()
-    # After attention and after the MLP; of the slopes, the first is the loss's own.
+    # The sums after attention and after the MLP, and their slopes.
     assert program.count(" conditional(") == 4
     for platform, fenced in (("cpu", True), ("tpu", False), ("cuda", False)):
         lowered = jax.jit(fence).trace(X).lower(lowering_platforms=(platform,)).as_text()
