@@ -188,6 +188,7 @@ def test_ibot_starts_from_another_ibot_and_refuses_an_mae(finished, finished_ibo
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/test_elastic.py has its like
 def test_several_devices_give_the_same_run(finished, tmp_path):
     workdir, _ = finished
     done = tiny.run(tiny.command(tmp_path / "run", epochs=2.0), devices=4)
@@ -404,6 +405,7 @@ def test_two_processes_stop_together_at_too_many_unreadable_images(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/test_elastic.py has its like
 def test_two_processes_give_the_same_run(finished, tmp_path):
     workdir, _ = finished
     codes, outs = two_processes(tmp_path / "run", epochs=2.0)
