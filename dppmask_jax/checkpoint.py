@@ -52,7 +52,7 @@ class _AllWritten(ocp.type_handlers.NumpyHandler):
 
 
 _WRITERS = ocp.type_handlers.create_type_handler_registry(
-    # Of a CPU's arrays only views come here, and the next training step writes over them.
+    # Whose owner may change them, and cannot donate a CPU's buffers while views of them live.
     (np.ndarray, _AllWritten(deepcopy_host_arrays=True)),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # never used; orbax warns where it is missing
 )

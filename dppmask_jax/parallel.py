@@ -216,7 +216,10 @@ def largest(tree):
 
 
 def to_host(tree):
-    """NumPy copies of replicated arrays."""
+    """Replicated arrays as NumPy ones.
+
+    A CPU's are views, and as long as one lives, its buffer cannot be donated.
+    """
     return jax.tree.map(
         lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree
     )

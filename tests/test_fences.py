@@ -36,19 +36,11 @@ def test_an_empty_batch_stays_empty():
     assert jax.jit(fence)(X[:0]).shape == (0, 5, 8)
 
 
-def gradient_of_blocks(params, x):
-    def loss(params):
-        y = x
-        for each in params:
-            y = Block(heads=2).apply(each, y)
-        return jnp.sum(jnp.square(y))
-
-    return jax.grad(loss)(params)
-
-
 def test_a_block_is_fenced_on_a_cpu_and_nothing_is_elsewhere():
-    params = [Block(heads=2).init(jax.random.key(0), X)]
-    program = jax.jit(gradient_of_blocks).lower(params, X).compile().as_text()
+    block = Block(heads=2)
+    params = block.init(jax.random.key(0), X)
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(block.apply(params, X)))))
+    program = gradient.lower(params).compile().as_text()
     # The sums after attention and after the MLP, and their slopes.
     assert program.count(" conditional(") == 4
     for platform, fenced in (("cpu", True), ("tpu", False), ("cuda", False)):
