@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import classify, crops, decode
+from dppmask_jax.data import classify, crops, decode, jpeg
 from dppmask_jax.data.randaugment import rand_augment
 
 RATIO = (3 / 4, 4 / 3)
@@ -150,9 +150,9 @@ def test_reduced_jpeg_decoding_changes_little(kind, monkeypatch):
     reductions = []
     pixels_of = decode.jpeg_pixels
 
-    def watched(data, opened, shrink):
+    def watched(data, opened, shrink, box):
         reductions.append(shrink)
-        return pixels_of(data, opened, shrink)
+        return pixels_of(data, opened, shrink, box)
 
     def crop():
         rng = np.random.default_rng(3)
@@ -383,10 +383,9 @@ def test_reduced_decoding_leaves_enough_for_every_view(monkeypatch):
     reductions = []
     pixels_of = decode.jpeg_pixels
 
-    def watched(data, image, shrink):
-        pixels = pixels_of(data, image, shrink)
-        reductions.append(pixels.shape[1])
-        return pixels
+    def watched(data, image, shrink, box):
+        reductions.append(-(-image.width // shrink))
+        return pixels_of(data, image, shrink, box)
 
     sizes = {"image_size": (64, 96), "local_size": (32, 30)}
     needed_by = set()
@@ -412,6 +411,29 @@ def test_reduced_decoding_leaves_enough_for_every_view(monkeypatch):
                 np.testing.assert_allclose(view.astype(int), other.astype(int), atol=3)
     assert needed_by == {True, False}  # the sizes above try both kinds of views
     assert len(set(reductions)) > 1
+
+
+@pytest.mark.parametrize("height, width, output", [(90, 120, 32), (90, 120, 8), (900, 1203, 40)])
+@pytest.mark.parametrize("scale", [(0.05, 0.2), (0.2, 1.0)])
+def test_crops_are_the_same_whether_all_of_a_jpeg_is_decoded(
+    height, width, output, scale, monkeypatch
+):
+    def all_of_it(image, views, shrink):
+        return 0, 0, -(-image.width // shrink), -(-image.height // shrink)
+
+    data = encode(noise(height, width), "JPEG", quality=70)
+    options = {"image_size": (output, output), "scale": scale}
+    for seed in range(10):
+        crop = crops.random_crop(data, np.random.default_rng(seed), **options)
+        views = views_of(multi(data, seed, **options))
+        with monkeypatch.context() as patch:
+            patch.setattr(jpeg, "library", lambda: None)
+            patch.setattr(crops, "_reach", all_of_it)
+            crop_of_whole = crops.random_crop(data, np.random.default_rng(seed), **options)
+            views_of_whole = views_of(multi(data, seed, **options))
+        np.testing.assert_array_equal(crop, crop_of_whole)
+        for view, of_whole in zip(views, views_of_whole, strict=True):
+            np.testing.assert_array_equal(view, of_whole)
 
 
 @pytest.mark.realdata

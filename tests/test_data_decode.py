@@ -1,12 +1,16 @@
+import importlib.util
 import io
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from dppmask_jax.data import decode
+from dppmask_jax.data import decode, jpeg
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -222,28 +226,124 @@ def test_converting_in_bands_changes_nothing(mode, pixels, monkeypatch):
         np.testing.assert_array_equal(decode.decode(data), whole)
 
 
+@pytest.fixture(params=["whole", "part"])
+def decoder(request, monkeypatch):
+    """With TurboJPEG, which decodes a part of a file, and as if it were not installed."""
+    if request.param == "whole":
+        monkeypatch.setattr(jpeg, "library", lambda: None)
+    elif jpeg.library() is None:
+        pytest.skip("TurboJPEG 3 is not installed")
+    return request.param
+
+
+def shrunk_by_pillow(data, shrink):
+    image = Image.open(io.BytesIO(data))
+    image.draft(None, tuple(side // shrink for side in image.size))
+    return np.asarray(image.convert("RGB"))
+
+
+def jpeg_pixels(data, box, shrink=1):
+    return decode.jpeg_pixels(data, decode.open_image(data), shrink, box)
+
+
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [(64, 48), (37, 91), (9, 8)])
-def test_jpeg_pixels_are_pillows(kind, shrink, size):
+def test_jpeg_pixels_are_pillows(kind, shrink, size, decoder):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(kind).save(buffer, "JPEG", quality=85)
-    data = buffer.getvalue()
-    wanted = Image.open(io.BytesIO(data))
-    wanted.draft(None, tuple(side // shrink for side in size))
-    out = decode.jpeg_pixels(data, decode.open_image(data), shrink)
-    np.testing.assert_array_equal(out, np.asarray(wanted.convert("RGB")))
-    assert out.shape == (-(-size[1] // shrink), -(-size[0] // shrink), 3)
+    data = encode(Image.fromarray(pixels).convert(kind), "JPEG", quality=85)
+    width, height = (-(-side // shrink) for side in size)
+    out = jpeg_pixels(data, (0, 0, width, height), shrink)
+    assert out.shape == (height, width, 3)
+    np.testing.assert_array_equal(out, shrunk_by_pillow(data, shrink))
 
 
-def test_what_pillow_overlooks_in_a_jpeg_is_overlooked():
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), "teal").save(buffer, "JPEG")
-    data = buffer.getvalue()
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    grey=st.booleans(),
+    options=st.fixed_dictionaries(
+        {
+            "quality": st.integers(30, 75),
+            "subsampling": st.integers(0, 2),
+            "progressive": st.booleans(),
+            "restart_marker_blocks": st.integers(0, 3),
+        }
+    ),
+    shrink=st.sampled_from([1, 2, 4, 8]),
+    corners=st.tuples(*[st.floats(0, 0.999)] * 4),
+)
+def test_a_part_of_a_jpeg_has_the_pixels_of_the_whole(size, grey, options, shrink, corners):
+    if jpeg.library() is None:
+        pytest.skip("TurboJPEG 3 is not installed")
+    assume(shrink <= min(size))
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    data = encode(image.convert("L") if grey else image, "JPEG", **options)
+    sides = [-(-side // shrink) for side in size]
+    (left, right), (top, bottom) = (
+        sorted(int(corner * side) for corner in (corners[axis], corners[axis + 2]))
+        for axis, side in enumerate(sides)
+    )
+    part = jpeg.decode_part(data, (left, top, right + 1, bottom + 1), shrink)
+    whole = shrunk_by_pillow(data, shrink)
+    np.testing.assert_array_equal(part, whole[top : bottom + 1, left : right + 1])
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("shrink", [1, 2, 8])
+def test_every_column_and_every_row_of_a_jpeg_by_itself(subsampling, shrink):
+    if jpeg.library() is None:
+        pytest.skip("TurboJPEG 3 is not installed")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(pixels), "JPEG", quality=75, subsampling=subsampling)
+    whole = shrunk_by_pillow(data, shrink)
+    height, width, _ = whole.shape
+    for x in range(width):
+        column = jpeg.decode_part(data, (x, 0, x + 1, height), shrink)
+        np.testing.assert_array_equal(column, whole[:, x : x + 1])
+    for y in range(height):
+        row = jpeg.decode_part(data, (0, y, width, y + 1), shrink)
+        np.testing.assert_array_equal(row, whole[y : y + 1])
+
+
+def test_what_pillow_overlooks_in_a_jpeg_is_overlooked(decoder):
+    data = encode(Image.new("RGB", (40, 30), "teal"), "JPEG")
     broken = data[:-2] + b"\x00\x01" + data[-2:]  # stray bytes before the end marker
-    out = decode.jpeg_pixels(broken, decode.open_image(broken), 1)
+    out = jpeg_pixels(broken, (0, 0, 40, 30))
     np.testing.assert_array_equal(out, decode.decode(data))
-    cut_short = data[: len(data) * 3 // 4]
+
+
+@pytest.mark.parametrize("box", [(0, 0, 64, 8), (0, 0, 64, 64)])
+def test_a_jpeg_that_is_cut_short_is_unreadable_wherever_it_ends(box, decoder):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(pixels), "JPEG")
     with pytest.raises(decode.DecodeError):
-        decode.jpeg_pixels(cut_short, decode.open_image(cut_short), 1)
+        jpeg_pixels(data[: len(data) * 3 // 4], box)
+
+
+def test_damage_inside_a_box_is_left_to_pillow(decoder):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(pixels), "JPEG")
+    middle = len(data) * 2 // 3
+    broken = data[:middle] + b"\xff\xd9" + data[middle + 2 :]  # ends early, and goes on
+    for box in ((0, 0, 64, 8), (0, 40, 64, 64)):
+        wanted = decode.decode(broken)[box[1] : box[3], box[0] : box[2]]
+        np.testing.assert_array_equal(jpeg_pixels(broken, box), wanted)
+
+
+def test_turbojpeg_is_found_where_its_package_is_installed():
+    if importlib.util.find_spec("turbojpeg") is None:
+        pytest.skip("the package turbojpeg is not installed")
+    assert jpeg.library() is not None
+
+
+@pytest.mark.parametrize("found", ["of version 2", "of another machine"])
+def test_a_library_that_cannot_be_used_is_as_good_as_none(found, monkeypatch):
+    def load(path):
+        if found == "of version 2":
+            return SimpleNamespace(tjInitDecompress=None)
+        raise OSError("wrong ELF class")
+
+    monkeypatch.setattr(jpeg.ctypes, "CDLL", load)
+    assert jpeg.library.__wrapped__() is None

@@ -216,11 +216,31 @@ def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
     if image.format != "JPEG":
         return [_resize_by_pillow(image, view) for view in views]
     shrink = _shrink(image, views)
-    pixels = decode.jpeg_pixels(data, image, shrink)
+    reach = _reach(image, views, shrink)
+    pixels = decode.jpeg_pixels(data, image, shrink, reach)
     height, width, _ = pixels.shape
     source = cykooz_resizer.ImageData(width, height, _RGB, pixels.tobytes())
     resizer = cykooz_resizer.Resizer()
-    return [_resize(resizer, source, shrink, view) for view in views]
+    return [_resize(resizer, source, reach[:2], shrink, view) for view in views]
+
+
+def _reach(image: Image.Image, views: list[View], shrink: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in the shrunk image of all pixels that the filter looks at."""
+    spans = [
+        [
+            _looked_at(v.box[0], v.box[2], v.width, shrink, image.width),
+            _looked_at(v.box[1], v.box[3], v.height, shrink, image.height),
+        ]
+        for v in views
+    ]
+    lows, highs = np.moveaxis(spans, -1, 0)
+    return (*lows.min(0).tolist(), *highs.max(0).tolist())
+
+
+def _looked_at(start: int, length: int, wanted: int, shrink: int, side: int) -> tuple[int, int]:
+    radius = 2 * max(1.0, length / shrink / wanted)
+    low, high = start / shrink - radius, (start + length) / shrink + radius
+    return max(math.floor(low), 0), min(math.ceil(high), -(-side // shrink))
 
 
 def _shrink(image: Image.Image, views: list[View]) -> int:
@@ -241,11 +261,11 @@ def _resize_by_pillow(image: Image.Image, view: View) -> np.ndarray:
     return np.asarray(image.resize((view.width, view.height), Image.Resampling.BICUBIC, box=box))
 
 
-def _resize(resizer, source, shrink: int, view: View) -> np.ndarray:
+def _resize(resizer, source, begin: tuple[int, int], shrink: int, view: View) -> np.ndarray:
     left, top, box_width, box_height = view.box
-    right = min((left + box_width) / shrink, source.width)
-    lower = min((top + box_height) / shrink, source.height)
-    left, top = left / shrink, top / shrink
+    right = min((left + box_width) / shrink - begin[0], source.width)
+    lower = min((top + box_height) / shrink - begin[1], source.height)
+    left, top = left / shrink - begin[0], top / shrink - begin[1]
     box = cykooz_resizer.CropBox(left, top, right - left, lower - top)
     options = cykooz_resizer.ResizeOptions(_BICUBIC, crop_box=box, use_alpha=False)
     result = cykooz_resizer.ImageData(view.width, view.height, _RGB)

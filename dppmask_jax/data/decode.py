@@ -20,6 +20,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from dppmask_jax.data import jpeg
+
 # Of broken metadata and large images; what makes pixels unreadable is raised. A filter, because
 # warnings.catch_warnings is of no use in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -82,29 +84,36 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise DecodeError(_words(error)) from error
 
 
-def jpeg_pixels(data: bytes, image: Image.Image, shrink: int) -> np.ndarray:
-    """Decodes an upright JPEG, to a fraction of its size if wanted.
+def jpeg_pixels(
+    data: bytes, image: Image.Image, shrink: int, box: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Decodes a part of an upright JPEG, to a fraction of its size if wanted.
 
     Args:
       data: the encoded image.
       image: what `open_image` made of it.
       shrink: 1, 2, 4 or 8, up to the shorter side; what both are divided by, rounded up.
+      box: (left, top, right, bottom) of the part, in pixels of the shrunk image; not empty.
 
     Returns:
-      (H, W, 3) uint8, bit for bit what Pillow decodes, in less time.
+      (bottom - top, right - left, 3) uint8, bit for bit what Pillow decodes, in less time.
 
     Raises:
-      DecodeError: the file is broken or cut short.
+      DecodeError: the file is cut short, or broken where it has to be decoded.
     """
+    left, top, right, bottom = box
     if image.mode in ("RGB", "L"):
-        width, height = (-(-side // shrink) for side in image.size)
         try:
-            return simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+            if jpeg.library() and data.endswith(jpeg.END):
+                return jpeg.decode_part(data, box, shrink)
+            width, height = (-(-side // shrink) for side in image.size)
+            whole = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+            return whole[top:bottom, left:right]
         except ValueError:  # Pillow overlooks some faults, and is the judge of what is broken
             pass
     image = open_image(data)  # whose pixels nobody loaded yet
     image.draft(None, tuple(side // shrink for side in image.size))
-    return np.asarray(to_rgb(image))
+    return np.asarray(to_rgb(image))[top:bottom, left:right]
 
 
 def decode(data: bytes) -> np.ndarray:
