@@ -1,7 +1,8 @@
 """Decodes a part of a JPEG, which no package for Python offers: libjpeg-turbo's, by ctypes.
 
 Below the part nothing is decoded, above and beside it the entropy code alone. The library is
-TurboJPEG 3, from the system or from the package `turbojpeg`, which itself wraps other functions.
+TurboJPEG 3, of the system or else of the package `turbojpeg` (the extra [jpeg]), which itself wraps
+other functions of it.
 """
 
 from __future__ import annotations
