@@ -13,10 +13,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ.setdefault("DPPMASK_CACHE", os.path.join(tempfile.gettempdir(), "dppmask_jax_tests"))
-# For what commands compile, as long as `_compiled` lives. Each worker of pytest-xdist has its own,
-# since JAX writes there without a lock.
-_compiled = tempfile.TemporaryDirectory(prefix="dppmask_jax_compiled")
-os.environ["DPPMASK_TESTS_COMPILED"] = _compiled.name
+# For what commands compile, as long as `_compiled` lives: workers of pytest-xdist inherit the name.
+if "DPPMASK_TESTS_COMPILED" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="dppmask_jax_compiled")
+    os.environ["DPPMASK_TESTS_COMPILED"] = _compiled.name
 
 # Started first, so that no core is left alone with one of them at the end.
 LONGEST = {

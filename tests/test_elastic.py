@@ -98,7 +98,11 @@ def test_any_number_of_devices_gives_the_same_run(method, devices, alone, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "devices"),
-    [("mae", 1), ("ibot", 1), pytest.param("mae", 4, marks=pytest.mark.long)],
+    [
+        ("mae", 1),
+        pytest.param("ibot", 1, marks=pytest.mark.long),
+        pytest.param("mae", 4, marks=pytest.mark.long),
+    ],
 )
 def test_two_processes_give_the_same_run(method, devices, alone, tmp_path):
     assert_same(run_two_processes(tmp_path / "run", devices, method), alone(method))

@@ -23,7 +23,7 @@ def assert_one_line(done, status):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mae", "ibot"])
+@pytest.mark.parametrize("method", ["mae", pytest.param("ibot", marks=pytest.mark.long)])
 def test_a_run_that_diverges_stops_with_the_cures_and_keeps_a_finite_checkpoint(method, tmp_path):
     """An absurd learning rate: after a few steps all are skipped."""
     command = tiny.command(

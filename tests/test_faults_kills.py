@@ -17,7 +17,7 @@ CHANGES = {
     ("method", "kills", "epochs"),
     [
         ("mae", 5, 8),
-        ("ibot", 3, 6),
+        pytest.param("ibot", 3, 6, marks=pytest.mark.long),
         pytest.param("mae", 50, 50, marks=pytest.mark.faults),
         pytest.param("ibot", 50, 50, marks=pytest.mark.faults),
     ],

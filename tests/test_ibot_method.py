@@ -574,7 +574,7 @@ def test_teacher_averages_the_new_student_whose_last_layer_is_frozen_at_first():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["dpp", "attention"])
+@pytest.mark.parametrize("strategy", ["dpp", pytest.param("attention", marks=pytest.mark.long)])
 def test_one_device_is_several(strategy):
     """The losses, centres and parameters of a global batch do not depend on who computes it."""
     _, method, *_ = built(strategy)

@@ -628,7 +628,10 @@ def test_the_command_names_wrong_arguments(arguments, words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method,format_name", [("mae", "mae"), ("ibot", "ibot-student")])
+@pytest.mark.parametrize(
+    "method,format_name",
+    [("mae", "mae"), pytest.param("ibot", "ibot-student", marks=pytest.mark.long)],
+)
 def test_an_imported_run_can_be_evaluated_and_trained_on(method, format_name, tmp_path):
     before = exported.run(tmp_path / "before", method)
     path, run = tmp_path / "weights.safetensors", tmp_path / "run"

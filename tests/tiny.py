@@ -89,7 +89,7 @@ def command(workdir, *extra, method="mae", **changes):
 def environment(devices):
     """The environment of a command that is to see so many devices.
 
-    What one command compiles, the next of the same test process finds.
+    What one command compiles, the next one finds.
     """
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {
@@ -97,6 +97,7 @@ def environment(devices):
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": os.environ["DPPMASK_TESTS_COMPILED"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_COMPILATION_CACHE_MAX_SIZE": "10000000000",  # JAX locks a cache that has a limit only
     }
 
 
