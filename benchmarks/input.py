@@ -7,9 +7,9 @@ Everyone reads JPEG files, decodes them, cuts random resized crops (area 0.2 to 
 iBOT's 2 of 224 and 10 of 96 pixels) and stacks batches of uint8. Each is a process of its own that
 may run on so many cores and no more. They take turns, and are stopped between them, so that nobody
 reads ahead; a turn is a number of images that is not timed and one that is. So that the few files
-of a test take as long to shuffle as those of a data set, each stands there under many names. The
-error is the mean difference, in grey levels of 256, from Pillow's antialiased bicubic of the same
-boxes.
+of a test cost no more to shuffle than those of a data set, each stands there under many names.
+"Whole" decodes all of a JPEG, as where TurboJPEG is not installed. The error is the mean difference,
+in grey levels of 256, from Pillow's antialiased bicubic of the same boxes.
 
 tf.data needs an interpreter with TensorFlow, this one or `--tf_python`; without, it is left out and
 the report says so. Run it on an idle machine. Takes about five minutes.
@@ -112,6 +112,9 @@ def contestants(tf_python, core_counts):
         for workers in (0, 1, 2):
             name = f"ours, {'threads' if not workers else f'{workers} worker(s)'}"
             table[name, cores] = (sys.executable, "ours", {"workers": workers})
+        table["ours, threads, whole", cores] = (
+            sys.executable, "ours", {"workers": 0, "whole": True},
+        )  # fmt: skip
         table["Pillow", cores] = (sys.executable, "pillow", {})
         if tf_python:
             for name, antialias in (("tf.data", False), ("tf.data, antialiased", True)):

@@ -48,8 +48,10 @@ class Ours:
     def __init__(self, folder, settings):
         import functools
 
-        from dppmask_jax.data import crops, loader, sources
+        from dppmask_jax.data import crops, jpeg, loader, sources
 
+        if settings.get("whole"):
+            jpeg.library = lambda: None
         kinds = settings["views"]
         size, scale = (kinds[0]["size"],) * 2, tuple(kinds[0]["scale"])
         if len(kinds) == 1:

@@ -201,7 +201,7 @@ def all_rows(tree):
 
 
 def mean(tree):
-    """Mean over all devices; only inside a function compiled here."""
+    """Mean of floats over all devices; only inside a function compiled here."""
     # The mean over one device is a copy of everything, and CPUs make it.
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 

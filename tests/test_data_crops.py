@@ -1,3 +1,4 @@
+import ctypes
 import functools
 import io
 import os
@@ -413,27 +414,102 @@ def test_reduced_decoding_leaves_enough_for_every_view(monkeypatch):
     assert len(set(reductions)) > 1
 
 
-@pytest.mark.parametrize("height, width, output", [(90, 120, 32), (90, 120, 8), (900, 1203, 40)])
-@pytest.mark.parametrize("scale", [(0.05, 0.2), (0.2, 1.0)])
-def test_crops_are_the_same_whether_all_of_a_jpeg_is_decoded(
-    height, width, output, scale, monkeypatch
-):
-    def all_of_it(image, views, shrink):
-        return 0, 0, -(-image.width // shrink), -(-image.height // shrink)
+def whole(image, shrink):
+    return 0, 0, -(-image.width // shrink), -(-image.height // shrink)
 
+
+# The image's height and width, and the crop's: shrunk, alike, enlarged.
+SIZES = [(900, 1203, 40, 64), (90, 120, 9, 5), (90, 120, 40, 96), (60, 80, 200, 150)]
+
+
+@pytest.mark.parametrize("height, width, crop_height, crop_width", SIZES)
+@pytest.mark.parametrize("scale", [(0.05, 0.2), (0.2, 1.0)])
+def test_the_filter_looks_no_further_than_is_decoded(
+    height, width, crop_height, crop_width, scale, monkeypatch
+):
     data = encode(noise(height, width), "JPEG", quality=70)
-    options = {"image_size": (output, output), "scale": scale}
-    for seed in range(10):
+    reaches = []
+    reach_of, pixels_of = crops._reach, decode.jpeg_pixels
+
+    def everything(image, views, shrink):
+        reaches.append(reach_of(image, views, shrink))
+        return whole(image, shrink)
+
+    def crop(seed, surroundings):
+        def surrounded(*given):
+            left, top, right, bottom = reaches[-1]
+            pixels = pixels_of(*given)
+            out = np.full_like(pixels, surroundings)
+            out[top:bottom, left:right] = pixels[top:bottom, left:right]
+            covered.append((right - left) * (bottom - top) / (out.size / 3))
+            return out
+
+        monkeypatch.setattr(decode, "jpeg_pixels", surrounded)
+        return crops.random_crop(
+            data, np.random.default_rng(seed), image_size=(crop_height, crop_width), scale=scale
+        )
+
+    covered = []
+    monkeypatch.setattr(crops, "_reach", everything)
+    for seed in range(20):
+        np.testing.assert_array_equal(crop(seed, 0), crop(seed, 255))
+    assert np.mean(covered) < (0.5 if scale[1] < 1.0 else 0.95)
+
+
+@pytest.mark.parametrize("height, width, crop_height, crop_width", SIZES)
+def test_decoding_a_part_changes_rounding_alone(
+    height, width, crop_height, crop_width, monkeypatch
+):
+    data = encode(noise(height, width), "JPEG", quality=70)
+    options = {"image_size": (crop_height, crop_width), "scale": (0.05, 0.5)}
+
+    def views(seed):
         crop = crops.random_crop(data, np.random.default_rng(seed), **options)
-        views = views_of(multi(data, seed, **options))
+        return [crop, *views_of(multi(data, seed, **options))]
+
+    for seed in range(10):
+        of_part = views(seed)
         with monkeypatch.context() as patch:
             patch.setattr(jpeg, "library", lambda: None)
-            patch.setattr(crops, "_reach", all_of_it)
-            crop_of_whole = crops.random_crop(data, np.random.default_rng(seed), **options)
-            views_of_whole = views_of(multi(data, seed, **options))
-        np.testing.assert_array_equal(crop, crop_of_whole)
-        for view, of_whole in zip(views, views_of_whole, strict=True):
-            np.testing.assert_array_equal(view, of_whole)
+            for view, other in zip(of_part, views(seed), strict=True):
+                np.testing.assert_array_equal(view, other)
+            patch.setattr(crops, "_reach", lambda image, views, shrink: whole(image, shrink))
+            for view, other in zip(of_part, views(seed), strict=True):
+                assert np.max(np.abs(view.astype(int) - other)) <= 1
+
+
+def test_a_lossless_jpeg_is_never_shrunk(monkeypatch):
+    """libjpeg-turbo would write it in its full size wherever it is told to."""
+    if jpeg.library() is None:
+        pytest.skip("TurboJPEG 3, which makes one, is not installed")
+    data = lossless_jpeg(smooth(480, 640))
+    options = {"image_size": (32, 32), "scale": (0.5, 1.0)}
+    for found in (jpeg.library(), None):
+        monkeypatch.setattr(jpeg, "library", lambda found=found: found)
+        for tail in (b"", b"\0"):
+            crop = crops.random_crop(data + tail, np.random.default_rng(0), **options)
+            with monkeypatch.context() as patch:
+                without_reduction(patch)
+                plain = crops.random_crop(data, np.random.default_rng(0), **options)
+            np.testing.assert_array_equal(crop, plain)
+
+
+def lossless_jpeg(pixels):
+    turbo = jpeg.library()
+    handle = ctypes.c_void_p(turbo.tj3Init(0))  # to compress
+    for parameter, value in ((15, 1), (4, 0)):  # lossless, 4:4:4
+        assert turbo.tj3Set(handle, parameter, value) == 0
+    out, size = ctypes.c_void_p(), ctypes.c_size_t()
+    height, width, _ = pixels.shape
+    status = turbo.tj3Compress8(
+        handle, pixels.ctypes.data_as(ctypes.c_void_p), width, 0, height, 0,
+        ctypes.byref(out), ctypes.byref(size),
+    )  # fmt: skip
+    assert status == 0
+    data = ctypes.string_at(out, size.value)
+    turbo.tj3Free(out)
+    turbo.tj3Destroy(handle)
+    return data
 
 
 @pytest.mark.realdata

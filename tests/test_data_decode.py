@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -266,7 +267,6 @@ def test_jpeg_pixels_are_pillows(kind, shrink, size, decoder):
         {
             "quality": st.integers(30, 75),
             "subsampling": st.integers(0, 2),
-            "progressive": st.booleans(),
             "restart_marker_blocks": st.integers(0, 3),
         }
     ),
@@ -290,13 +290,13 @@ def test_a_part_of_a_jpeg_has_the_pixels_of_the_whole(size, grey, options, shrin
     np.testing.assert_array_equal(part, whole[top : bottom + 1, left : right + 1])
 
 
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
 @pytest.mark.parametrize("shrink", [1, 2, 8])
 def test_every_column_and_every_row_of_a_jpeg_by_itself(subsampling, shrink):
     if jpeg.library() is None:
         pytest.skip("TurboJPEG 3 is not installed")
     pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
-    data = encode(Image.fromarray(pixels), "JPEG", quality=75, subsampling=subsampling)
+    data = simplejpeg.encode_jpeg(pixels, quality=75, colorsubsampling=subsampling)
     whole = shrunk_by_pillow(data, shrink)
     height, width, _ = whole.shape
     for x in range(width):
@@ -305,6 +305,77 @@ def test_every_column_and_every_row_of_a_jpeg_by_itself(subsampling, shrink):
     for y in range(height):
         row = jpeg.decode_part(data, (0, y, width, y + 1), shrink)
         np.testing.assert_array_equal(row, whole[y : y + 1])
+
+
+@pytest.mark.parametrize(
+    "kind, options, tail, in_part",
+    [
+        ("RGB", {}, b"", True),
+        ("L", {}, b"", True),
+        ("RGB", {"progressive": True}, b"", False),
+        ("RGB", {}, b"more", False),
+        ("CMYK", {}, b"", False),
+    ],
+)
+def test_which_jpegs_are_decoded_in_part(kind, options, tail, in_part, monkeypatch):
+    if jpeg.library() is None:
+        pytest.skip("TurboJPEG 3 is not installed")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(pixels).convert(kind), "JPEG", **options) + tail
+    decode_part, parts = jpeg.decode_part, []
+
+    def watched(*given):
+        parts.append(decode_part(*given))
+        return parts[-1]
+
+    monkeypatch.setattr(jpeg, "decode_part", watched)
+    out = jpeg_pixels(data, (20, 10, 50, 40))
+    assert [part is out for part in parts] == [True] * in_part
+    np.testing.assert_array_equal(out, shrunk_by_pillow(data, 1)[10:40, 20:50])
+
+
+def test_a_progressive_jpeg_of_which_a_scan_is_missing(decoder):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(pixels), "JPEG", progressive=True)
+    data = data[: data.rindex(b"\xff\xda")] + b"\xff\xd9"
+    out = jpeg_pixels(data, (20, 10, 50, 40))
+    np.testing.assert_array_equal(out, decode.decode(data)[10:40, 20:50])
+
+
+def test_what_the_decoder_refuses_is_left_to_pillow_and_no_handle_is_kept(monkeypatch):
+    turbo = jpeg.library()
+    if turbo is None:
+        pytest.skip("TurboJPEG 3 is not installed")
+    handles = []
+
+    class Counted:
+        def __getattr__(self, name):
+            return getattr(turbo, name)
+
+        def tj3Init(self, kind):
+            handles.append(turbo.tj3Init(kind))
+            return handles[-1]
+
+        def tj3Destroy(self, handle):
+            handles.remove(handle)
+            turbo.tj3Destroy(handle)
+
+    counted = Counted()
+    monkeypatch.setattr(jpeg, "library", lambda: counted)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(pixels), "JPEG", subsampling=0)
+    assert jpeg.decode_part(data, (20, 10, 50, 40), 1).shape == (30, 30, 3)
+    middle = len(data) // 2
+    broken = data[:middle] + b"\xff\xd9" + data[middle + 2 :]
+    with pytest.raises(ValueError):
+        jpeg.decode_part(broken, (0, 40, 64, 48), 1)
+    start = data.index(b"\xff\xc0") + 11  # the first component's sampling factors
+    for factors, words in (((0x31, 0x31, 0x31), "cropping"), ((0x22, 0x21, 0x11), "chroma")):
+        unusual = bytearray(data)
+        unusual[start : start + 9 : 3] = bytes(factors)
+        with pytest.raises(ValueError, match=words):
+            jpeg.decode_part(bytes(unusual), (20, 10, 50, 40), 1)
+    assert handles == []
 
 
 def test_what_pillow_overlooks_in_a_jpeg_is_overlooked(decoder):

@@ -203,6 +203,9 @@ def _draw(rng, image: Image.Image, image_size, scale, ratio, box_of=random_box) 
 def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
     """Decodes an image once and resizes the views from it.
 
+    Of a JPEG no more is decoded than the views need; where that begins moves the rounding of the
+    resizer's weights, and values by one grey level at most.
+
     Args:
       data: the encoded image.
       image: what `open_upright` made of it.
@@ -216,6 +219,8 @@ def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
     if image.format != "JPEG":
         return [_resize_by_pillow(image, view) for view in views]
     shrink = _shrink(image, views)
+    if shrink > 1 and not decode.can_be_shrunk(data):
+        shrink = 1
     reach = _reach(image, views, shrink)
     pixels = decode.jpeg_pixels(data, image, shrink, reach)
     height, width, _ = pixels.shape
@@ -248,7 +253,8 @@ def _shrink(image: Image.Image, views: list[View]) -> int:
 
     That is much faster than resampling. Only down to twice the size wanted (by the view that needs
     most): the rest is left to the bicubic filter, so that it still decides what the result looks
-    like.
+    like. Nor are boxes in fractions of a pixel enlarged then, on some of which cykooz.resizer 4.0.1
+    crashes.
     """
     enlarge = 2 * max(max(v.width / v.box[2], v.height / v.box[3]) for v in views)
     room = min(side // math.ceil(side * enlarge) for side in image.size)

@@ -31,6 +31,7 @@ MAX_PIXELS = 89_478_485  # refused beyond this, before decoding; where Pillow st
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _BAND = 2**20  # pixels converted at a time
 _ORIENTATION = 0x0112
+_EOI, _SOF3 = b"\xff\xd9", b"\xff\xc3"  # markers of a JPEG: its end; it is lossless
 _TILE = (322, 323)  # TIFF's tags of a tile's width and height
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,7 +93,8 @@ def jpeg_pixels(
     Args:
       data: the encoded image.
       image: what `open_image` made of it.
-      shrink: 1, 2, 4 or 8, up to the shorter side; what both are divided by, rounded up.
+      shrink: 1, or for what `can_be_shrunk` 2, 4 or 8, up to the shorter side; what both are
+        divided by, rounded up.
       box: (left, top, right, bottom) of the part, in pixels of the shrunk image; not empty.
 
     Returns:
@@ -104,7 +106,8 @@ def jpeg_pixels(
     left, top, right, bottom = box
     if image.mode in ("RGB", "L"):
         try:
-            if jpeg.library() and data.endswith(jpeg.END):
+            # Decoded in part, a file that is cut short would not be noticed.
+            if jpeg.library() and "progressive" not in image.info and data.endswith(_EOI):
                 return jpeg.decode_part(data, box, shrink)
             width, height = (-(-side // shrink) for side in image.size)
             whole = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
@@ -114,6 +117,15 @@ def jpeg_pixels(
     image = open_image(data)  # whose pixels nobody loaded yet
     image.draft(None, tuple(side // shrink for side in image.size))
     return np.asarray(to_rgb(image))[top:bottom, left:right]
+
+
+def can_be_shrunk(data: bytes) -> bool:
+    """Whether `jpeg_pixels` may be given a `shrink` above 1.
+
+    libjpeg-turbo decodes a lossless JPEG to its full size whatever it is asked for, and simplejpeg
+    then writes past the memory that it took.
+    """
+    return _SOF3 not in data
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Decodes a part of a JPEG, which no package for Python offers: libjpeg-turbo's, by ctypes.
 
 Below the part nothing is decoded, above and beside it the entropy code alone. The library is
-TurboJPEG 3, of the system or else of the package `turbojpeg` (the extra [jpeg]), which itself wraps
-other functions of it.
+TurboJPEG 3, libturbojpeg.so.0 of the system or else that of the package `turbojpeg` (the extra
+[jpeg]), which itself wraps other functions of it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import importlib.metadata
 
 import numpy as np
 
-END = b"\xff\xd9"  # the last marker of every file that is whole
-
 # Of turbojpeg.h, version 3.
 _DECOMPRESS, _SUBSAMPLING, _WIDTH, _RGB = 1, 4, 5, 0
-_BLOCK_WIDTHS = (8, 16, 16, 8, 8, 32, 8)  # pixels of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
+_MCU_WIDTHS = (8, 16, 16, 8, 8, 32, 8)  # of 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 
 
 class _Region(ctypes.Structure):
@@ -71,7 +69,8 @@ def decode_part(data: bytes, box: tuple[int, int, int, int], shrink: int) -> np.
     """Decodes what a box contains; damage below it goes unnoticed. Needs `library()`.
 
     Args:
-      data: an encoded JPEG that is RGB or grey once it is decoded.
+      data: an encoded JPEG, RGB or grey once it is decoded, sequential: of a progressive one, of
+        which some scans are missing, the edges of the box would come out differently.
       box: (left, top, right, bottom) in pixels of the image after `shrink`; not empty.
       shrink: 1, 2, 4 or 8; what both sides of the image are divided by, rounded up.
 
@@ -92,10 +91,10 @@ def decode_part(data: bytes, box: tuple[int, int, int, int], shrink: int) -> np.
         check(turbo.tj3DecompressHeader(handle, data, len(data)))
         check(turbo.tj3SetScalingFactor(handle, _Scale(1, shrink)))
         subsampling = turbo.tj3Get(handle, _SUBSAMPLING)
-        if not 0 <= subsampling < len(_BLOCK_WIDTHS):
-            raise ValueError("a rare subsampling of colours")
-        # Colours are interpolated between blocks: the outermost columns want a neighbour.
-        step = -(-_BLOCK_WIDTHS[subsampling] // shrink)
+        if not 0 <= subsampling < len(_MCU_WIDTHS):
+            raise ValueError("an unusual chroma subsampling")
+        # Chroma is interpolated between MCUs: the outermost columns want a neighbour.
+        step = -(-_MCU_WIDTHS[subsampling] // shrink)
         left = max(box[0] // step - 1, 0) * step
         right = min((-(-box[2] // step) + 1) * step, -(-turbo.tj3Get(handle, _WIDTH) // shrink))
         region = _Region(left, box[1], right - left, box[3] - box[1])
