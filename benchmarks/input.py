@@ -8,8 +8,8 @@ iBOT's 2 of 224 and 10 of 96 pixels) and stacks batches of uint8. Each is a proc
 may run on so many cores and no more. They take turns, and are stopped between them, so that nobody
 reads ahead; a turn is a number of images that is not timed and one that is. So that the few files
 of a test cost no more to shuffle than those of a data set, each stands there under many names.
-"Whole" decodes all of a JPEG, as where TurboJPEG is not installed. The error is the mean difference,
-in grey levels of 256, from Pillow's antialiased bicubic of the same boxes.
+"Whole" decodes all of a JPEG, as where TurboJPEG is not installed. The error is the mean
+difference, in grey levels of 256, from Pillow's antialiased bicubic of the same boxes.
 
 tf.data needs an interpreter with TensorFlow, this one or `--tf_python`; without, it is left out and
 the report says so. Run it on an idle machine. Takes about five minutes.

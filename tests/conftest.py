@@ -18,15 +18,16 @@ if "DPPMASK_TESTS_COMPILED" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="dppmask_jax_compiled")
     os.environ["DPPMASK_TESTS_COMPILED"] = _compiled.name
 
-# Started first, so that no core is left alone with one of them at the end.
-LONGEST = {
-    f"test_{name}.py"
-    for name in ("training", "ibot_method", "faults_kills", "elastic", "endurance", "sweep")
-}
+# Started first, in this order, so that no core is left alone with one of them at the end.
+LONGEST = ["training", "faults_stops", "ibot_method", "classifier_run", "elastic", "eval_tasks"]
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    def place(item):
+        name = item.path.stem.removeprefix("test_")
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="module")
