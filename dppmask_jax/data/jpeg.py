@@ -1,4 +1,4 @@
-"""Decodes a part of a JPEG, which no package for Python offers: libjpeg-turbo's, by ctypes.
+"""Decodes a part of a JPEG by libjpeg-turbo, through ctypes: no package for Python offers it.
 
 Below the part nothing is decoded, above and beside it the entropy code alone. The library is
 TurboJPEG 3, libturbojpeg.so.0 of the system or else that of the package `turbojpeg` (the extra
