@@ -327,3 +327,15 @@ def test_waiting_for_data_is_seen():
     recorder = Recorder()
     run_toy(slow(), recorder, total_steps=6)
     assert recorder.logged[-1][1]["data_wait_frac"] > 0.5
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_gradients_are_exchanged_where_there_is_somebody_to_exchange_them_with(devices):
+    update = parallel.data_parallel_update(
+        lambda state, batch, shared: (state, parallel.mean(batch)), jax.devices()[:devices]
+    )
+    lowered = update.lower(jnp.zeros(3), jnp.zeros((devices, 5)), jnp.zeros(()))
+    assert ("all_reduce" in lowered.as_text()) == (devices > 1)
+    batch = jnp.arange(5.0 * devices).reshape(devices, 5)
+    _, mean = update(jnp.zeros(3), batch, jnp.zeros(()))
+    np.testing.assert_array_equal(mean, batch.mean(0))
