@@ -87,10 +87,8 @@ def base() -> config_dict.ConfigDict:
     config.evaluate = config_dict.ConfigDict()
     config.evaluate.every_epochs = 10.0
     config.evaluate.knn_images = 20000  # of each split; 0 is off
-    config.evaluate.knn_k = 20
+    config.evaluate.knn_k = 20  # this and the temperature as in DINO and iBOT, and in task=knn
     config.evaluate.knn_temperature = 0.07
-    config.evaluate.knn_feature = (
-        "patches"  # patches (their mean) | cls; centred on the training mean
-    )
+    config.evaluate.knn_feature = "patches"  # patches (their mean) | cls
     config.evaluate.figure_images = 6  # 0 draws no figures
     return config

@@ -71,7 +71,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     elif task == "knn":
         config.k = (10, 20, 100, 200)  # neighbours; the best is usually 20
         config.temperature = 0.07
-        config.center = False  # on the training mean, as while pre-training; not in iBOT's protocol
+        config.center = False  # also of features less the training mean; not in the protocol of
+        # DINO and iBOT, and not what a run logs
     elif task == "cluster":
         config.seeds = (0, 1, 2)  # of k-means
         config.num_clusters = 0  # of k-means; 0: as many as there are classes

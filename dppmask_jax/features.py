@@ -114,12 +114,3 @@ def pooled_pixels(images, side: int = 32):
     cut = images[:, : height * block_h, : width * block_w].astype(np.float32)
     pooled = cut.reshape(len(cut), height, block_h, width, block_w, 3).mean(axis=(2, 4))
     return pooled.reshape(len(pooled), -1)
-
-
-def raw_pixels(batches: Iterable[Batch]):
-    """(`pooled_pixels` (M, D), labels (M,)) of the valid images of some batches."""
-    parts, labels = [], []
-    for batch in batches:
-        parts.append(pooled_pixels(batch["image"][batch["valid"]]))
-        labels.append(batch["label"][batch["valid"]])
-    return np.concatenate(parts), np.concatenate(labels)

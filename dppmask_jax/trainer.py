@@ -18,6 +18,7 @@ from dppmask_jax.fit import Plan, fit, plan_from
 from dppmask_jax.methods import METHODS
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.pretrained import Run, load_run, open_data
+from dppmask_jax.scores.uncertainty import standard_error
 
 
 def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
@@ -66,7 +67,15 @@ def _train(config, folder: Path, profile_steps: int) -> None:
         source=train_source,
         plan=plan,
         seed_key=seed_key,
-        probe=lambda say: _probe(config, train_source, val_source, plan, probe_key, say),
+        probe=lambda say: _probe(
+            config,
+            train_source,
+            val_source,
+            plan,
+            probe_key,
+            say,
+            untrained=fresh and not config.init_from,
+        ),
         announce=lambda start_step, state: _announce(
             config, method, folder, plan, start_step, changed, state, train_source, val_source
         ),
@@ -183,33 +192,45 @@ def _knn_splits(config, train_source, val_source):
     return _batches(config, train_source, limit), _batches(config, val_source, limit)
 
 
-def _probe(config, train_source, val_source, plan, key, say):
+def _probe(config, train_source, val_source, plan, key, say, *, untrained: bool):
+    """The function that the evaluation hook runs. `untrained`: whether step 0 is an encoder with
+    fresh parameters, neither imported nor another run's."""
     # Drop-path and flips belong to training: the probes run the same method without them.
     still = config.copy_and_resolve_references()
     still.model.drop_path = 0.0
     still.data.flip = False
     method = method_from(still, plan)
-    measures = {}
+    measures = []
     if val_source is not None and config.evaluate.get("loss_images"):
-        batches = _loss_batches(config, val_source)
-        measures["val_loss"] = probe.validation_loss(method, batches, key)
+        loss_of = probe.validation_loss(method, _loss_batches(config, val_source), key)
+        measures.append(lambda state: {"val_loss": loss_of(state)})
     splits = _knn_splits(config, train_source, val_source)
     if splits:
-        measures["knn"] = probe.knn_accuracy(
-            method, *splits, config.evaluate, train_source.num_classes
-        )
+        classes = train_source.num_classes
+        measures.append(probe.neighbours(still, method, *splits, classes))
 
     def run(state, step):
-        values = {name: measure(state) for name, measure in measures.items()}
-        if values:
-            shown = "  ".join(
-                f"k-NN {value:.1%}" if name == "knn" else f"validation loss {value:.4f}"
-                for name, value in values.items()
-            )
-            say(f"step {step}/{plan.total_steps}  {shown}")
+        values = {}
+        for measure in measures:
+            values |= measure(state)
+        shown = []
+        if "val_loss" in values:
+            shown.append(f"validation loss {values['val_loss']:.4f}")
+        if "knn" in values:
+            shown.append(f"k-NN {_with_error(values, 'knn').strip()}")
+            if untrained and step == 0:
+                values["knn_untrained"] = values["knn"]
+        if shown:
+            say(f"step {step}/{plan.total_steps}  {'  '.join(shown)}")
         return values
 
     return run
+
+
+def _with_error(record, name: str) -> str:
+    """A share that a probe found, with its standard error, in percent."""
+    error = standard_error(record[name], record["knn_images"])
+    return f"{record[name]:6.1%} ± {100 * error:.1f}"
 
 
 def _announce(config, method, folder, plan, start_step, changed, state, train_source, val_source):
@@ -246,18 +267,10 @@ def _announce(config, method, folder, plan, start_step, changed, state, train_so
 def _finish(config, folder, state, train_source, val_source):
     drawn = _draw(config, folder, state)
     records = metrics.read_metrics(folder / "metrics.jsonl")
-    accuracies = {r["step"]: r["knn"] for r in records if r.get("knn") is not None}
+    probed = [record for record in records if record.get("knn") is not None]
     print()
-    splits = _knn_splits(config, train_source, val_source)
-    if splits and accuracies:
-        floor = probe.raw_pixel_accuracy(*splits, config.evaluate, train_source.num_classes)
-        chance = 1 / train_source.num_classes
-        print(f"k-NN accuracy (k={config.evaluate.knn_k}, {train_source.num_classes} classes)")
-        print(f"  trained encoder    {accuracies[max(accuracies)]:6.1%}")
-        if 0 in accuracies:
-            print(f"  untrained encoder  {accuracies[0]:6.1%}")
-        print(f"  raw pixels         {floor:6.1%}")
-        print(f"  chance             {chance:6.1%}")
+    if probed:
+        print(_knn_table(config, probed[0], probed[-1], train_source, val_source))
     print(f"checkpoint  {folder / checkpoint.FOLDER / str(int(state.step))}")
     for path in drawn:
         print(f"figure      {path}")
@@ -267,6 +280,30 @@ def _finish(config, folder, state, train_source, val_source):
         f"            your own images: --config=configs/{config.method}.py:dataset=small "
         "--config.data.source=folder:PATH"
     )
+
+
+def _knn_table(config, first, last, train_source, val_source) -> str:
+    """What the first and the last k-NN probe of a run found, next to raw pixels and chance."""
+    settings = config.evaluate
+
+    def count(source):
+        shown = min(settings.knn_images, len(source))
+        return f"{shown:,}" + (f" of {len(source):,}" if shown < len(source) else "")
+
+    rows = [("trained encoder", _with_error(last, "knn"))]
+    if first["step"] == 0:
+        began = "untrained encoder" if "knn_untrained" in first else "encoder at step 0"
+        rows.append((began, _with_error(first, "knn")))
+    rows += [
+        ("raw pixels", _with_error(last, "knn_pixels")),
+        ("chance", f"{last['knn_chance']:6.1%}"),
+    ]
+    heading = (
+        f"k-NN accuracy (cosine, k = {settings.knn_k}, {settings.knn_feature}; "
+        f"{count(train_source)} training and {count(val_source)} validation images, "
+        f"{train_source.num_classes} classes; ± one standard error)"
+    )
+    return "\n".join([heading, *(f"  {name:<17} {text}" for name, text in rows)])
 
 
 def _draw(config, folder, state) -> list[Path]:

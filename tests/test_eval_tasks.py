@@ -118,15 +118,20 @@ def test_knn_of_plain_colours(mae_run, colours, tmp_path, capsys):
     assert "32 training and 24 validation images" in out["protocol"] and "4 x" in out["devices"]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["eval_knn.json"]
     lines = capsys.readouterr().out.splitlines()
-    assert "patches  100.00 %  100.00 %" in lines and "chance    25.00 %   25.00 %" in lines
+    assert "patches  100.00 % ± 0.00  100.00 % ± 0.00" in lines
+    assert "chance           25.00 %          25.00 %" in lines
     assert lines[0] == f"knn: {mae_run} (mae Pi/4, step 12)"
 
 
 def test_knn_of_shuffled_labels_is_chance(mae_run, shuffled, tmp_path):
     out = found(mae_run, tmp_path, "task=knn", data__source=shuffled, k=(5,), center=True)
+    plain = {"cls", "patches", "pixels"}
+    assert out["metrics"].keys() == plain | {f"{name}_centred" for name in plain}
     for name, of_k in out["metrics"].items():
         assert of_k["5"] < 0.6, name  # 4 standard deviations above a quarter of 24
-    assert "less the training mean" in out["protocol"]
+    assert "centred: less the training mean" in out["protocol"]
+    share = out["score"]["value"]
+    assert out["score"]["standard_error"] == pytest.approx((share * (1 - share) / 24) ** 0.5)
 
 
 def test_ridge_of_plain_colours_and_shuffled_labels(ibot_run, colours, shuffled, tmp_path):

@@ -88,16 +88,6 @@ def test_pooled_pixels_are_means_of_blocks(library):
     assert pooled.sum() == 61
 
 
-def test_raw_pixels_keep_valid_images_only():
-    batch = {
-        "image": np.full((3, 4, 4, 3), 7, np.uint8),
-        "label": np.array([2, -1, 5]),
-        "valid": np.array([True, False, True]),
-    }
-    pixels, labels = features.raw_pixels([batch, batch])
-    assert pixels.shape == (4, 48) and labels.tolist() == [2, 5, 2, 5]
-
-
 def accuracies(seed=0, train=50, test=23, ks=(1, 3, 20, 999)):
     rng = np.random.default_rng(seed)
     train_labels, test_labels = rng.integers(0, 4, train), rng.integers(0, 4, test)

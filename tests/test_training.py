@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 import dppmask_jax
-from dppmask_jax import checkpoint, metrics
+from dppmask_jax import checkpoint, evaluate, metrics
 
 TIMING = ("images_per_sec", "data_wait_frac")
 
@@ -70,13 +70,36 @@ def test_a_run_says_what_it_does(finished):
         "24 of 8 images",
         "0.000125 at its peak (0.004 x 8/256)",
         "starting at step 0",
+        "k-NN accuracy (cosine, k = 5, patches; 96 training and 24 ",
         "trained encoder",
         "untrained encoder",
-        "raw pixels",
+        "chance",
         "checkpoints/24",
         "masks.png",
     ):
         assert words in out, words
+
+
+def test_knn_is_one_measure_wherever_it_stands(finished, tmp_path):
+    """In the log, in the table that a run ends with, and in task=knn."""
+    workdir, out = finished
+    logged = curve(workdir)[-1]
+    assert logged["knn_chance"] == 1 / 9 and logged["knn_images"] == 24
+    first = next(record for record in curve(workdir) if record["step"] == 0)
+    assert first["knn_untrained"] == first["knn"] and "knn_untrained" not in logged
+    for name, key in (("trained encoder", "knn"), ("raw pixels", "knn_pixels")):
+        error = 100 * (logged[key] * (1 - logged[key]) / 24) ** 0.5
+        row = rf"^  {name} +{100 * logged[key]:.1f}% ± {error:.1f}$"
+        assert re.search(row, out, re.MULTILINE), (row, out)
+
+    config = tiny.evaluation("task=knn", k=(5,), center=True)
+    result = json.loads(evaluate.evaluate(config, workdir, tmp_path).read_text())
+    found = {name: of_k["5"] for name, of_k in result["metrics"].items()}
+    assert found["pixels"] == logged["knn_pixels"] != found["pixels_centred"]
+    # Other devices and batches: one image of the 24 may be a matter of rounding.
+    assert abs(found["patches"] - logged["knn"]) < 1.5 / 24
+    assert abs(found["patches"] - found["patches_centred"]) > 1.5 / 24
+    assert result["score"]["value"] == found["patches"]
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ COMMON = {
     "optim.warmup_epochs": 0.5,
     "checkpoint.every": 4,
     "evaluate.every_epochs": 0.5,
-    "evaluate.knn_images": 24,
+    "evaluate.knn_images": 96,
     "evaluate.knn_k": 5,
     "evaluate.figure_images": 0,
 }

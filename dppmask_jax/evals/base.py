@@ -37,12 +37,14 @@ class Score(NamedTuple):
     """The one number that stands for a task where runs are compared.
 
     `name` says in words what it is; `value` is a share from 0 to 1, higher is better; `std` is the
-    standard deviation over the seeds of the evaluation, None for a single one.
+    standard deviation over the seeds of the evaluation, None for a single one; `standard_error` is
+    that over the images, see `scores.uncertainty`, None where there is no simple one.
     """
 
     name: str
     value: float
     std: float | None = None
+    standard_error: float | None = None
 
 
 class Result(NamedTuple):
@@ -59,8 +61,9 @@ class Result(NamedTuple):
     score: Score | None = None
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def percent(share: float, error: float | None = None) -> str:
+    """A share from 0 to 1 in percent, with its error if that is given."""
+    return f"{100 * share:.2f} %" + ("" if error is None else f" ± {100 * error:.2f}")
 
 
 def require_validation(evaluation: Evaluation) -> None:

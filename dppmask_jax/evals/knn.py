@@ -11,8 +11,10 @@ from dppmask_jax.evals.base import (
     require_labels,
 )
 from dppmask_jax.scores.knn import accuracies
+from dppmask_jax.scores.uncertainty import standard_error
 
 _FEATURES = ("cls", "patches", "pixels")
+_CENTRED = "_centred"  # after the name of a feature in metrics
 
 
 def check(evaluation: Evaluation) -> None:
@@ -21,37 +23,46 @@ def check(evaluation: Evaluation) -> None:
 
 
 def run(evaluation: Evaluation) -> Result:
-    """Accuracy for each feature and k, and that of the raw pixels."""
+    """Accuracy for each feature and k, and that of the raw pixels.
+
+    It is what the probe of a run logs while it trains, of more features and k. Centred features
+    are another measure, beside it where `config.center` asks for them.
+    """
     config = evaluation.config
     train, labels = frozen_features(evaluation, evaluation.train, _FEATURES, "training")
     val, val_labels = frozen_features(evaluation, evaluation.val, _FEATURES, "validation")
+    num_classes, count = evaluation.train.num_classes, len(val_labels)
 
     found = {}
-    for name in train:
-        mean = train[name].mean(axis=0) if config.center else 0.0
-        of_k = accuracies(
-            train[name],
-            labels,
-            val[name],
-            val_labels,
-            num_classes=evaluation.train.num_classes,
-            ks=tuple(config.k),
-            temperature=config.temperature,
-            mean=mean,
-        )
-        found[name] = {str(k): accuracy for k, accuracy in of_k.items()}
+    for suffix in ("", _CENTRED) if config.center else ("",):
+        for name in train:
+            of_k = accuracies(
+                train[name],
+                labels,
+                val[name],
+                val_labels,
+                num_classes=num_classes,
+                ks=tuple(config.k),
+                temperature=config.temperature,
+                mean=train[name].mean(axis=0) if suffix else 0.0,
+            )
+            found[name + suffix] = {str(k): accuracy for k, accuracy in of_k.items()}
     rows = [("feature", *(f"k = {k}" for k in config.k))]
-    rows += [(name, *map(percent, of_k.values())) for name, of_k in found.items()]
-    rows.append(("chance", *[percent(1 / evaluation.train.num_classes)] * len(config.k)))
+    for name, of_k in found.items():
+        cells = (percent(share, standard_error(share, count)) for share in of_k.values())
+        rows.append((name.replace(_CENTRED, ", centred"), *cells))
+    rows.append(("chance", *[percent(1 / num_classes)] * len(config.k)))
     # The run's own probe says which feature its method trains; 20 neighbours are iBOT's usual best.
     feature = evaluation.run.knn_feature
     k = 20 if 20 in config.k else config.k[0]
+    value = found[feature][str(k)]
     return Result(
         found,
         rows,
-        f"cosine k-NN, votes weighted by exp(similarity / {config.temperature:g})"
-        + (", features less the training mean" if config.center else "")
-        + f", {len(labels):,} training and {len(val_labels):,} validation images; cls: class "
-        "token, patches: mean patch token, pixels: 32x32 means",
-        Score(f"k-NN accuracy (k = {k}, {feature})", found[feature][str(k)]),
+        f"cosine k-NN, votes weighted by exp(similarity / {config.temperature:g}), "
+        f"{len(labels):,} training and {count:,} validation images; cls: class token, patches: "
+        "mean patch token, pixels: 32x32 means"
+        + ("; centred: less the training mean, not the papers' protocol" if config.center else "")
+        + "; ± is the standard error over the validation images",
+        Score(f"k-NN accuracy (k = {k}, {feature})", value, None, standard_error(value, count)),
     )

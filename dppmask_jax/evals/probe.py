@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dppmask_jax import features, parallel
+from dppmask_jax.methods import supervised
 from dppmask_jax.scores import knn
 
 # Reads a split, or one process's share of it: () or (shard, num_shards) -> batches.
@@ -39,48 +40,56 @@ def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
     return measure
 
 
-def knn_accuracy(method, train: Batches, val: Batches, evaluate, num_classes: int):
-    """A function of the training state: k-NN accuracy, 0 to 1, of the encoder's features.
+def neighbours(config, method, train: Batches, val: Batches, num_classes: int):
+    """A function of the training state: how well k nearest neighbours tell its images' classes.
 
-    Features are centred on the mean of the training set, as the raw pixels are: without it the
-    direction common to all images hides the rest from the cosine.
+    It is the measure of task=knn (`scores.knn`, the protocol of DINO and iBOT), with the k, the
+    temperature and the token of `config.evaluate`, on the images that the two splits read.
 
     Args:
-      evaluate: `config.evaluate`; `knn_feature` "patches" takes the mean of the patch tokens.
+      config: of pre-training.
+
+    Returns:
+      A function that gives, for the log, "knn": accuracy of the encoder's features; "knn_pixels":
+      that of the raw pixels, the floor; "knn_chance": of guessing; and "knn_images": on how many
+      validation images. Shares are from 0 to 1.
     """
+    evaluate = config.evaluate
+    encode = supervised.encoder_features(config)
 
-    def encode(params, extra, images):
-        out = method.encode(params, extra, images)
-        return {"x": out["cls"] if evaluate.knn_feature == "cls" else out["patches"].mean(axis=1)}
+    def token(params, extra, images):
+        encoder = supervised.with_positions(method.encoder_of(params, extra), config)
+        return {"x": encode(encoder, images)[evaluate.knn_feature]}
 
-    extract = features.extractor(encode)
-
-    def measure(state) -> float:
+    def accuracy(extract, params, extra) -> tuple[float, int]:
         share = parallel.process_shard()
-        train_features, train_labels = extract(state.params, state.extra, train(*share))
-        val_features, val_labels = extract(state.params, state.extra, val(*share))
-        return _accuracy(
-            train_features["x"], train_labels, val_features["x"], val_labels, evaluate, num_classes
+        of_train, train_labels = extract(params, extra, train(*share))
+        of_val, val_labels = extract(params, extra, val(*share))
+        found = knn.accuracy(
+            of_train["x"],
+            train_labels,
+            of_val["x"],
+            val_labels,
+            num_classes=num_classes,
+            k=evaluate.knn_k,
+            temperature=evaluate.knn_temperature,
         )
+        return found, len(val_labels)
+
+    of_tokens = features.extractor(token)
+    pixels = None  # until they are asked for; they stay the same
+
+    def measure(state) -> dict[str, float]:
+        nonlocal pixels
+        if pixels is None:
+            of_pixels = features.extractor(lambda *inputs: {"x": features.pooled_pixels(inputs[2])})
+            pixels, _ = accuracy(of_pixels, {}, {})
+        found, images = accuracy(of_tokens, state.params, state.extra)
+        return {
+            "knn": found,
+            "knn_pixels": pixels,
+            "knn_chance": 1 / num_classes,
+            "knn_images": images,
+        }
 
     return measure
-
-
-def raw_pixel_accuracy(train: Batches, val: Batches, evaluate, num_classes: int) -> float:
-    """k-NN accuracy, 0 to 1, of the pixels themselves: the floor."""
-    return _accuracy(
-        *features.raw_pixels(train()), *features.raw_pixels(val()), evaluate, num_classes
-    )
-
-
-def _accuracy(train_x, train_labels, val_x, val_labels, evaluate, num_classes):
-    return knn.accuracy(
-        train_x,
-        train_labels,
-        val_x,
-        val_labels,
-        num_classes=num_classes,
-        k=evaluate.knn_k,
-        temperature=evaluate.knn_temperature,
-        mean=train_x.mean(axis=0),
-    )

@@ -146,8 +146,9 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             "teacher_entropy": entropy,
             "kl": class_loss - entropy,
             "masked_share": jnp.mean(masks.mask),
-            # "acc" of iBOT's code: the teacher on one view and the student on the other.
-            "agreement": jnp.mean(
+            # "acc" of iBOT's code: the teacher on one view and the student on the other, masked
+            # one. The agreement that task=cluster measures is of views that are not masked.
+            "masked_agreement": jnp.mean(
                 jnp.argmax(class_target[0], axis=-1)
                 == jnp.argmax(of_views(of_student["class"])[1], axis=-1)
             ),
