@@ -206,4 +206,7 @@ def _reconstruct(config):
     config.seed = 0
     config.images = ""  # files or folders, separated by commas; "" is the run's validation split
     config.num = 6
-    config.tau = 0.8  # paper, figure 6
+    config.tau = config_dict.placeholder(float)  # of the DPP masks; None is the run's (paper,
+    # figure 6: 0.8)
+    config.borrow_statistics = False  # True: with the true brightness and contrast of each hidden
+    # patch, which no model could know; False: estimated from visible patches (loss.norm_pix only)

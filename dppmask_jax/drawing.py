@@ -1,14 +1,15 @@
 """Pictures of masks, reconstructions, attention, training curves and sweeps.
 
 Every `draw_*` is a pure function: NumPy arrays in, a `matplotlib.figure.Figure` out, nothing global
-(no pyplot). Patches outlined in white are visible under both masks, in red under the random mask
-alone, in blue under the DPP mask alone (the colours of DPPMask, arXiv 2303.12736, figure 6).
+(no pyplot). Patches outlined in white are visible under all masks shown, in red under the random
+mask, in blue under the DPP mask (the colours of DPPMask, arXiv 2303.12736, figure 6).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -23,6 +24,12 @@ from dppmask_jax import patches
 BOTH = (255, 255, 255)
 RANDOM_ONLY = (255, 66, 54)
 DPP_ONLY = (72, 150, 255)
+COLORS = {  # of what is visible under one of several masks
+    "random": RANDOM_ONLY,
+    "DPP": DPP_ONLY,
+    "block": (52, 199, 89),
+    "attention": (52, 199, 89),
+}
 GREEDY = (255, 176, 32)
 FILL = (225, 225, 225)
 MAX_HEADS = 6  # whose attention is drawn
@@ -231,27 +238,30 @@ def _check_rows(rows: int, **arrays) -> None:
             raise ValueError(f"{name} has {len(array)} rows for {rows} images")
 
 
+class Shown(NamedTuple):
+    """One way of masking some images, as `draw_masks` shows it.
+
+    `name` is a key of COLORS; `mask` (R, N) bool, True = masked; `captions` stand below the masks,
+    one an image; `reconstruction` (R, H, W, 3) uint8 is what a model makes of the visible patches.
+    """
+
+    name: str
+    title: str
+    mask: np.ndarray
+    captions: Sequence[str]
+    reconstruction: np.ndarray | None = None
+
+
 def draw_masks(
-    images: np.ndarray,
-    random_mask: np.ndarray,
-    dpp_mask: np.ndarray,
-    random_reconstruction: np.ndarray,
-    dpp_reconstruction: np.ndarray,
-    patch_size: int,
-    num_greedy: np.ndarray | None = None,
-    tau: float | None = None,
+    images: np.ndarray, shown: Sequence[Shown], patch_size: int, note: str = ""
 ) -> Figure:
-    """One row an image: original, random mask, DPP mask, reconstruction from either.
+    """One row an image: original, its masks, then the reconstructions that there are.
 
     Args:
       images: (R, H, W, 3) uint8.
-      random_mask: (R, N) bool, True = masked.
-      dpp_mask: the same for the DPP mask.
-      random_reconstruction: (R, H, W, 3) uint8.
-      dpp_reconstruction: (R, H, W, 3) uint8.
+      shown: the masks, at least two.
       patch_size: side of a patch in pixels.
-      num_greedy: (R,) number of patches that the DPP picked, for the captions; or None.
-      tau: the purge ratio of the DPP mask, for its title; or None.
+      note: stands below the picture.
 
     Returns:
       A figure, to be saved at its own resolution (`figure.savefig(path)`).
@@ -261,62 +271,44 @@ def draw_masks(
 
     Reference: DPPMask (arXiv 2303.12736), figure 6.
     """
-    _check_rows(
-        len(images),
-        random_mask=random_mask,
-        dpp_mask=dpp_mask,
-        random_reconstruction=random_reconstruction,
-        dpp_reconstruction=dpp_reconstruction,
-    )
+    rebuilt = [one for one in shown if one.reconstruction is not None]
+    for one in shown:
+        _check_rows(len(images), **{f"mask of {one.title}": one.mask})
+    for one in rebuilt:
+        _check_rows(len(images), **{f"reconstruction of {one.title}": one.reconstruction})
     scale = panel_scale(images.shape[2], _PANEL)
+    visible = [~np.asarray(one.mask, bool) for one in shown]
+    in_all = np.logical_and.reduce(visible)
     panels, captions = [], []
     for row, image in enumerate(images):
-        in_random = ~np.asarray(random_mask[row], bool)
-        in_dpp = ~np.asarray(dpp_mask[row], bool)
-        both = (BOTH, in_random & in_dpp)
-        panels.append(
-            [
-                enlarge(image, scale),
-                mask_panel(
-                    image,
-                    ~in_random,
-                    patch_size,
-                    [both, (RANDOM_ONLY, in_random & ~in_dpp)],
-                    scale,
-                ),
-                mask_panel(
-                    image, ~in_dpp, patch_size, [both, (DPP_ONLY, in_dpp & ~in_random)], scale
-                ),
-                enlarge(random_reconstruction[row], scale),
-                enlarge(dpp_reconstruction[row], scale),
-            ]
-        )
-        if num_greedy is not None:
-            captions.append(
-                [
-                    "",
-                    f"{in_random.sum()} random",
-                    _pick_caption(int(num_greedy[row]), int(in_dpp.sum())),
-                    "",
-                    "",
-                ]
+        masks = [
+            mask_panel(
+                image,
+                ~own[row],
+                patch_size,
+                [(BOTH, in_all[row]), (COLORS[one.name], (own & ~in_all)[row])],
+                scale,
             )
+            for one, own in zip(shown, visible, strict=True)
+        ]
+        made = [enlarge(one.reconstruction[row], scale) for one in rebuilt]
+        panels.append([enlarge(image, scale), *masks, *made])
+        captions.append(["", *(one.captions[row] for one in shown), *([""] * len(made))])
     titles = [
         "Original",
-        "Random mask",
-        "DPP mask" if tau is None else f"DPP mask, τ = {tau:g}",
-        "Reconstruction\nfrom random",
-        "Reconstruction\nfrom DPP",
+        *(one.title for one in shown),
+        *(f"Reconstruction\nfrom {one.name}" for one in rebuilt),
     ]
+    two = len(shown) == 2
     legend = [
-        (BOTH, "visible in both"),
-        (RANDOM_ONLY, "random only"),
-        (DPP_ONLY, "DPP only"),
+        (BOTH, "visible in both" if two else "visible in all"),
+        *((COLORS[one.name], f"{one.name} only" if two else one.name) for one in shown),
     ]
-    return _compose(panels, titles, captions or None, legend)
+    return _compose(panels, titles, captions, legend, note=note)
 
 
-def _pick_caption(num_greedy: int, num_visible: int) -> str:
+def pick_caption(num_greedy: int, num_visible: int) -> str:
+    """How many of the visible patches the DPP picked."""
     return f"{num_greedy} DPP + {num_visible - num_greedy} random"
 
 
@@ -325,6 +317,7 @@ def draw_tau(
     masks_by_tau: Mapping[float, np.ndarray],
     greedy_by_tau: Mapping[float, np.ndarray],
     patch_size: int,
+    note: str = "",
 ) -> Figure:
     """One row an image: the original, then the mask at each tau.
 
@@ -333,6 +326,7 @@ def draw_tau(
       masks_by_tau: tau -> (R, N) bool, True = masked.
       greedy_by_tau: tau -> (R, N) bool, True = picked by the DPP (not by the random fill).
       patch_size: side of a patch in pixels.
+      note: stands below the picture.
 
     Returns:
       A figure, to be saved at its own resolution.
@@ -352,13 +346,13 @@ def draw_tau(
             greedy = np.asarray(greedy_by_tau[tau][row], bool)
             outlines = [(FILL, visible & ~greedy), (GREEDY, visible & greedy)]
             panel_row.append(mask_panel(image, ~visible, patch_size, outlines, scale))
-            caption_row.append(_pick_caption(int(greedy.sum()), int(visible.sum())))
+            caption_row.append(pick_caption(int(greedy.sum()), int(visible.sum())))
         panels.append(panel_row)
         captions.append(caption_row)
     words = {0.0: "τ = 0 (DPP)", 1.0: "τ = 1 (random)"}
     titles = ["Original"] + [words.get(float(tau), f"τ = {tau:g}") for tau in taus]
     legend = [(GREEDY, "picked by the DPP"), (FILL, "random fill")]
-    return _compose(panels, titles, captions, legend)
+    return _compose(panels, titles, captions, legend, note=note)
 
 
 def draw_attention(

@@ -19,7 +19,7 @@ from dppmask_jax import command, dpp, drawing, masking, metrics, patches, pretra
 from dppmask_jax.data import crops
 from dppmask_jax.data.decode import DecodeError
 from dppmask_jax.errors import InputError
-from dppmask_jax.methods.ibot_masks import SHOWN_SHARE
+from dppmask_jax.methods.ibot_masks import RECIPE_SHARE, SHOWN_SHARE
 
 TAUS = (0.0, 0.6, 0.8, 0.9, 1.0)
 
@@ -27,7 +27,14 @@ TAUS = (0.0, 0.6, 0.8, 0.9, 1.0)
 # With a run.
 
 
-def write_run_figures(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> list[Path]:
+def write_run_figures(
+    out_dir: str | Path,
+    run,
+    images: np.ndarray,
+    seed: int = 0,
+    *,
+    borrow_statistics: bool = False,
+) -> list[Path]:
     """Draws what a run's method can show: masks.png, tau.png, attention.png.
 
     Args:
@@ -35,14 +42,15 @@ def write_run_figures(out_dir: str | Path, run, images: np.ndarray, seed: int = 
       run: a `pretrained.Run`.
       images: (R, H, W, 3) uint8 of the run's image size.
       seed: of the masks; each image gets its own noise, the same in all figures.
+      borrow_statistics: see `pretrained.Run.reconstruct`.
 
     Returns:
       The paths of the figures, in this order.
     """
-    paths = []
-    if run.can_reconstruct:
-        paths.append(write_mask_figure(out_dir, run, images, seed))
-    paths.append(write_tau_figure(out_dir, run, images, seed))
+    paths = [
+        write_mask_figure(out_dir, run, images, seed, borrow_statistics=borrow_statistics),
+        write_tau_figure(out_dir, run, images, seed),
+    ]
     if run.has_attention:
         paths.append(write_attention_figure(out_dir, run, images, seed))
     return paths
@@ -55,12 +63,16 @@ def write_mask_figure(
     seed: int = 0,
     *,
     tau: float | None = None,
+    borrow_statistics: bool = False,
     name: str = "masks.png",
 ) -> Path:
-    """Draws masks.png: random and DPP masks of some images, and what the run makes of either.
+    """Draws masks.png: random and DPP masks of some images and, where the run was trained with
+    others, those; then what the run makes of each, if it reconstructs.
+
+    All hide as many patches as the run's own masks do, see `hidden_by`.
 
     Args:
-      out_dir, run, images, seed: see `write_run_figures`; the run's method reconstructs.
+      out_dir, run, images, seed, borrow_statistics: see `write_run_figures`.
       tau: of the DPP masks; None is the run's.
       name: of the file.
 
@@ -69,28 +81,54 @@ def write_mask_figure(
     """
 
     def rebuild(order):
-        pixels = np.asarray(run.reconstruct(images, order), np.float32)
-        return np.round(np.clip(np.nan_to_num(pixels), 0.0, 1.0) * 255).astype(np.uint8)
+        if not run.can_reconstruct:
+            return None
+        pixels = run.reconstruct(images, order, borrow_statistics=borrow_statistics)
+        pixels = np.nan_to_num(np.asarray(pixels, np.float32))
+        return np.round(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
 
-    tau = _tau(run) if tau is None else tau
+    own = run.config.mask.strategy
+    of_run = tau_of(run)
+    tau = of_run if tau is None else tau
+    num_hidden = hidden_by(run, own)
     (random_order, random_mask, _), (dpp_order, dpp_mask, greedy) = _masks_at(
-        (1.0, tau), run, images, seed
+        (1.0, tau), run, images, seed, num_hidden
     )
-    figure = drawing.draw_masks(
-        images,
-        random_mask,
-        dpp_mask,
-        rebuild(random_order),
-        rebuild(dpp_order),
-        run.config.model.patch_size,
-        greedy.sum(axis=1),
-        tau,
-    )
+
+    def shown(kind, title, is_own, order, mask, captions):
+        return drawing.Shown(kind, title + "\n(this run)" * is_own, mask, captions, rebuild(order))
+
+    count = random_mask.shape[1] - num_hidden
+    columns = [
+        shown("random", "Random mask", own == "random", random_order, random_mask,
+              [f"{count} random"] * len(images)),
+        shown("DPP", f"DPP mask, τ = {tau:g}", own == "dpp" and tau == of_run, dpp_order, dpp_mask,
+              [drawing.pick_caption(int(picks), count) for picks in greedy.sum(axis=1)]),
+    ]  # fmt: skip
+    if own not in ("random", "dpp"):
+        order, mask = _own_masks(run, images, seed, num_hidden)
+        captions = [f"{visible} visible" for visible in (~mask).sum(axis=1)]
+        columns.append(shown(own, f"{_title(run)} mask", True, order, mask, captions))
+    note = _hidden_note(num_hidden, random_mask.shape[1])
+    if words := brightness(run, borrow_statistics):
+        note = f"{note}; {words}"
+    figure = drawing.draw_masks(images, columns, run.config.model.patch_size, note)
     return _save(figure, out_dir, name)
 
 
+def brightness(run, borrow_statistics: bool) -> str:
+    """Where a reconstruction has the brightness of hidden patches from, in words; "" where the run
+    predicts none, or the pixels as they are."""
+    if not run.can_reconstruct or not run.config.loss.norm_pix:
+        return ""
+    how = (
+        "borrowed from the original" if borrow_statistics else "estimated from visible ones nearby"
+    )
+    return f"their brightness and contrast are {how}"
+
+
 def write_tau_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
-    """Draws tau.png: the masks of some images at each of TAUS.
+    """Draws tau.png: the DPP masks of some images at each of TAUS.
 
     Args:
       out_dir, run, images, seed: see `write_run_figures`.
@@ -98,12 +136,15 @@ def write_tau_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0
     Returns:
       The path of tau.png.
     """
-    drawn = dict(zip(TAUS, _masks_at(TAUS, run, images, seed), strict=True))
+    num_hidden = hidden_by(run, run.config.mask.strategy)
+    drawn = dict(zip(TAUS, _masks_at(TAUS, run, images, seed, num_hidden), strict=True))
+    masks = {tau: mask for tau, (_, mask, _) in drawn.items()}
     figure = drawing.draw_tau(
         images,
-        {tau: mask for tau, (_, mask, _) in drawn.items()},
+        masks,
         {tau: greedy for tau, (_, _, greedy) in drawn.items()},
         run.config.model.patch_size,
+        _hidden_note(num_hidden, masks[1.0].shape[1]),
     )
     return _save(figure, out_dir, "tau.png")
 
@@ -111,8 +152,8 @@ def write_tau_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0
 def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
     """Draws attention.png: where the teacher's class token looks, and masks of every strategy.
 
-    All strategies mask as many patches as the run masks at most; AttMask's hint then shows half of
-    the patches that its hints may come from. Its weights are the mean over heads.
+    Each strategy hides as much as its recipe says, see `hidden_by`; AttMask's hint shows some of
+    that, half of the patches that its hints may come from. Its weights are the mean over heads.
 
     Args:
       out_dir, run, images, seed: see `write_run_figures`; the run's method has attention.
@@ -120,59 +161,117 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
     Returns:
       The path of attention.png.
     """
-    patch_size = run.config.model.patch_size
-    grid = patches.grid_shape(images.shape[1:3], patch_size)
-    num_patches, most = grid[0] * grid[1], run.num_masked[1]
-    num_keep = num_patches - most
-    num_top = int(num_patches * SHOWN_SHARE)
-    tau = _tau(run)
-
-    def attend(variant):
-        return lambda key, tokens, weights: masking.attention(
-            key, weights, most, variant=variant, num_shown=(num_top + 1) // 2, num_top=num_top
-        )
-
-    strategies = {
-        "Random": lambda key, tokens, weights: masking.random(key, num_patches, num_keep),
-        "Block": lambda key, tokens, weights: masking.block(key, grid, num_keep),
-        "AttMask\n(high)": attend("high"),
-        "AttMask\n(low)": attend("low"),
-        "AttMask\n(hint)": attend("hint"),
-        f"DPP\n(τ = {tau:g})": lambda key, tokens, weights: masking.dpp(
-            key, tokens, num_keep, tau, **run.selection_settings
-        )[0],
+    num_patches = _num_patches(run)
+    kinds = {
+        "Random": ("random", ""),
+        "Block": ("block", ""),
+        **{f"AttMask {variant}": ("attention", variant) for variant in ("high", "low", "hint")},
+        f"DPP, τ = {tau_of(run):g}": ("dpp", ""),
     }
+    hidden = {name: hidden_by(run, strategy) for name, (strategy, _) in kinds.items()}
+    drawers = [
+        _drawer(run, strategy, hidden[name], variant) for name, (strategy, variant) in kinds.items()
+    ]
 
     @jax.jit
     @jax.vmap
     def draw(*inputs):
-        return [strategy(*inputs).mask for strategy in strategies.values()]
+        return [drawer(*inputs).mask for drawer in drawers]
 
     attention = run.attention(images)
     masks = draw(_keys(seed, images), run.features(images), attention.mean(axis=1))
     figure = drawing.draw_attention(
         images,
         np.asarray(attention),
-        dict(zip(strategies, map(np.asarray, masks), strict=True)),
-        patch_size,
+        {
+            f"{name}\n{hidden[name] / num_patches:.0%} hidden": np.asarray(mask)
+            for name, mask in zip(kinds, masks, strict=True)
+        },
+        run.config.model.patch_size,
     )
     return _save(figure, out_dir, "attention.png")
 
 
-def _tau(run) -> float:
+def tau_of(run) -> float:
     """The purge ratio that the run ends with."""
     mask = run.config.mask
     return mask.tau if mask.tau_end is None else mask.tau_end
+
+
+def hidden_by(run, strategy: str) -> int:
+    """How many patches of an image figures hide with a strategy: as many as the run's own masks
+    do or, where every strategy of the method has its own share, as its recipe does. Of shares that
+    are drawn, the middle of the largest."""
+    ratio = run.config.mask.ratio
+    if not isinstance(ratio, Sequence):
+        return run.num_masked[1]
+    share = max(ratio) if strategy == run.config.mask.strategy else RECIPE_SHARE[strategy]
+    return max(1, int(masking.num_masked(_num_patches(run), share)))
+
+
+def _drawer(run, strategy: str, num_hidden: int, variant: str = ""):
+    """(key, features (N, D), attention (N,) of an image) -> its Mask by a strategy."""
+    num_patches = _num_patches(run)
+    num_keep = num_patches - num_hidden
+    num_top = int(num_patches * SHOWN_SHARE)
+    if strategy == "random":
+        return lambda key, features, weights: masking.random(key, num_patches, num_keep)
+    if strategy == "block":
+        return lambda key, features, weights: masking.block(key, _grid(run), num_keep)
+    if strategy == "attention":
+        return lambda key, features, weights: masking.attention(
+            key,
+            weights,
+            num_hidden,
+            variant=variant,
+            num_shown=(min(num_top, num_hidden) + 1) // 2,
+            num_top=num_top,
+        )
+    if strategy == "dpp":
+        return lambda key, features, weights: masking.dpp(
+            key, features, num_keep, tau_of(run), **run.selection_settings
+        )[0]
+    raise InputError(f"config.mask.strategy={strategy!r}: no figure shows such masks")
+
+
+def _own_masks(run, images, seed: int, num_hidden: int):
+    """(order, mask), both (R, N), by the strategy of a run that is neither random nor dpp."""
+    strategy = run.config.mask.strategy
+    attends = strategy == "attention"
+    weights = run.attention(images).mean(axis=1) if attends else np.zeros((len(images), 1))
+    drawer = _drawer(run, strategy, num_hidden, run.config.mask.get("attention", ""))
+    features = np.zeros((len(images), 1))  # neither looks at them
+    mask = jax.jit(jax.vmap(drawer))(_keys(seed, images), features, weights)
+    return np.asarray(mask.order), np.asarray(mask.mask)
+
+
+def _title(run) -> str:
+    """The run's own strategy in words."""
+    mask = run.config.mask
+    return f"AttMask {mask.attention}" if mask.strategy == "attention" else mask.strategy.title()
+
+
+def _hidden_note(num_hidden: int, num_patches: int) -> str:
+    return f"{num_hidden} of {num_patches} patches are hidden"
+
+
+def _grid(run) -> tuple[int, int]:
+    return patches.grid_shape(tuple(run.config.image_size), run.config.model.patch_size)
+
+
+def _num_patches(run) -> int:
+    rows, columns = _grid(run)
+    return rows * columns
 
 
 def _keys(seed: int, images):
     return jax.random.split(jax.random.key(seed), len(images))
 
 
-def _masks_at(taus: Sequence[float], run, images, seed: int) -> list[tuple]:
+def _masks_at(taus: Sequence[float], run, images, seed: int, num_hidden: int) -> list[tuple]:
     """For each tau (order (R, N) int32, mask (R, N) bool, greedy picks (R, N) bool)."""
     tokens = run.features(images)
-    num_keep = tokens.shape[1] - run.num_masked[1]
+    num_keep = tokens.shape[1] - num_hidden
     drawn = []
     for tau in taus:
         order, num_greedy = jax.device_get(
@@ -314,6 +413,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--num", type=int, default=6, help="at most this many images")
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    parser.add_argument(
+        "--borrow_statistics",
+        action="store_true",
+        help="reconstructions with the true brightness and contrast of each hidden patch, which no "
+        "model could know; without it they are estimated from visible patches",
+    )
     parser.add_argument("--out", help="folder for the figures; default: WORKDIR/figures")
     args = parser.parse_args(argv)
     if args.num < 1:
@@ -337,7 +442,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             label: folder / "metrics.jsonl" for label, folder in zip(labels, runs, strict=True)
         }
         curves = write_curves(out_dir, files)
-    paths = write_run_figures(out_dir, run, images, args.seed)
+    paths = write_run_figures(
+        out_dir, run, images, args.seed, borrow_statistics=args.borrow_statistics
+    )
     for path in (*paths, curves):
         print(path)
 

@@ -87,6 +87,29 @@ def gather(tokens, indices):
     return jnp.take_along_axis(tokens, indices[..., None], axis=1)
 
 
+def from_neighbours(values, order, num_keep: int, grid: tuple[int, int]):
+    """Values of all patches, estimated from those of the visible ones: their mean weighted by
+    1 / distance^4 (Shepard's interpolation), distances in patches.
+
+    Args:
+      values: (B, N, D), finite; those of hidden patches do not enter.
+      order: (B, N) int32, visible patches first.
+      num_keep: how many are visible, at least 1.
+      grid: (rows, columns) with rows * columns == N.
+
+    Returns:
+      (B, N, D) float32; a visible patch nearly keeps its own.
+    """
+    index = np.arange(grid[0] * grid[1])
+    places = jnp.asarray(np.stack([index // grid[1], index % grid[1]], axis=1), jnp.float32)
+    visible = order[:, :num_keep]
+    away = places[None, :, None] - places[visible][:, None]  # (B, N, K, 2)
+    weights = 1.0 / jnp.square(jnp.maximum(jnp.sum(jnp.square(away), axis=-1), 1e-3))
+    known = gather(values.astype(jnp.float32), visible)
+    total = jnp.einsum("bnk,bkd->bnd", weights, known, precision="highest")
+    return total / jnp.sum(weights, axis=-1, keepdims=True)
+
+
 def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     """Fixed 2-D sine-cosine positions of MAE (arXiv 2111.06377, appendix A.1).
 

@@ -73,7 +73,11 @@ class Run:
         self.encoder = method.encoder_of(params, extra)
         self._encode = jax.jit(method.encode)
         self._features = jax.jit(method.features) if self.has_masks else None
-        self._reconstruct = jax.jit(method.reconstruct) if self.can_reconstruct else None
+        self._reconstruct = (
+            jax.jit(method.reconstruct, static_argnames="borrow_statistics")
+            if self.can_reconstruct
+            else None
+        )
         self._attention = jax.jit(method.attention) if self.has_attention else None
 
     def encode(self, images) -> dict[str, Any]:
@@ -84,14 +88,26 @@ class Run:
         """(B, N, D): what the selection kernel sees of each patch."""
         return self._features(self.params, self.extra, self._checked(images))
 
-    def reconstruct(self, images, order):
-        """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, masked ones predicted.
+    def reconstruct(self, images, order, borrow_statistics: bool = False):
+        """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, hidden ones predicted.
+
+        A model trained with `loss.norm_pix` predicts each patch without its brightness and
+        contrast. Those of hidden patches are estimated from the visible ones, see
+        `patches.from_neighbours`, so that the pixels of hidden patches change nothing.
 
         Args:
           images: as for `encode`.
           order: (B, N) int32, visible patches first. How many are visible is the run's.
+          borrow_statistics: take the true mean and deviation of each hidden patch instead, which
+            no model could know. Without `loss.norm_pix` nothing is borrowed.
         """
-        return self._reconstruct(self.params, self.extra, self._checked(images), jnp.asarray(order))
+        return self._reconstruct(
+            self.params,
+            self.extra,
+            self._checked(images),
+            jnp.asarray(order),
+            borrow_statistics=bool(borrow_statistics),
+        )
 
     def attention(self, images):
         """(B, heads, N): how much the class token attends to each patch in the last block."""

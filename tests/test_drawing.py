@@ -88,16 +88,20 @@ def test_a_mask_of_another_length_is_refused():
         drawing.mask_panel(_noise(16, 24, 3), np.ones(7, bool), 8)
 
 
+def _shown(name, mask, reconstruction=None):
+    return drawing.Shown(name, f"{name} mask", mask, ["caption"] * len(mask), reconstruction)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (16, 40), (48, 24)])
-def test_draw_masks_colours_both_random_only_and_dpp_only(size, monkeypatch):
+def test_draw_masks_colours_what_only_one_mask_shows(size, monkeypatch):
     monkeypatch.setattr(drawing, "_PANEL", 120)  # smaller, to be found faster
     height, width = size
     num_patches = (height // 8) * (width // 8)
     images, first, second = _noise(3, 2, height, width, 3)
     random_mask = np.stack([_masked_except(num_patches, 0, 2), _masked_except(num_patches, 1, 3)])
     dpp_mask = np.stack([_masked_except(num_patches, 2, 4), _masked_except(num_patches, 0, 5)])
-    figure = drawing.draw_masks(images, random_mask, dpp_mask, first, second, 8, [1, 2], 0.8)
-    canvas = _pixels(figure)
+    shown = [_shown("random", random_mask, first), _shown("DPP", dpp_mask, second)]
+    canvas = _pixels(drawing.draw_masks(images, shown, 8))
 
     def flags(*chosen):
         return ~_masked_except(num_patches, *chosen)
@@ -134,10 +138,32 @@ def test_draw_masks_colours_both_random_only_and_dpp_only(size, monkeypatch):
     assert (np.diff(corners[:, 0, 0]) > height * scale).all()
 
 
+def test_three_masks_without_reconstructions(monkeypatch):
+    monkeypatch.setattr(drawing, "_PANEL", 64)
+    images = _noise(1, 32, 32, 3)
+    masks = {
+        name: _masked_except(16, 7, own)[None] for name, own in (("random", 1), ("DPP", 1),
+                                                                 ("block", 3))
+    }  # fmt: skip
+    figure = drawing.draw_masks(images, [_shown(*item) for item in masks.items()], 8, "a note")
+    canvas = _pixels(figure)
+    for name, mask in masks.items():
+        outlines = [
+            (drawing.BOTH, ~_masked_except(16, 7)),
+            (drawing.COLORS[name], ~_masked_except(16, 3 if name == "block" else 1)),
+        ]
+        assert len(_find(canvas, drawing.mask_panel(images[0], mask[0], 8, outlines, 2))) == 1
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words[:4] == ["Original", "random mask", "DPP mask", "block mask"]
+    assert words[-5:] == ["visible in all", "random", "DPP", "block", "a note"]
+    _check_no_text_is_cut(figure)
+
+
 def test_a_saved_figure_has_the_same_pixels_and_no_text_is_cut(tmp_path):
     images = _noise(1, 32, 32, 3)
     mask = _masked_except(16, 0, 5)[None]
-    figure = drawing.draw_masks(images, mask, mask, images, images, 8, [2], 0.8)
+    shown = [_shown(name, mask, images) for name in ("random", "DPP")]
+    figure = drawing.draw_masks(images, shown, 8)
     figure.savefig(tmp_path / "masks.png")
     with Image.open(tmp_path / "masks.png") as saved:
         np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), _pixels(figure))
@@ -161,8 +187,8 @@ def test_draw_tau_tells_greedy_picks_from_the_fill():
 def test_figures_of_unequal_length_are_refused():
     images = _noise(2, 16, 16, 3)
     mask = np.ones((1, 4), bool)
-    with pytest.raises(ValueError, match="1 rows for 2 images"):
-        drawing.draw_masks(images, mask, mask, images, images, 8)
+    with pytest.raises(ValueError, match="mask of DPP mask has 1 rows for 2 images"):
+        drawing.draw_masks(images, [_shown("DPP", mask)], 8)
     with pytest.raises(ValueError, match="no image"):
         drawing.draw_tau(images[:0], {0.5: mask[:0]}, {0.5: mask[:0]}, 8)
 

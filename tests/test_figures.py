@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from ml_collections import config_dict
 from PIL import Image
 
+from configs import ibot as ibot_recipes
 from dppmask_jax import drawing, figures, patches
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import reconstruct
+from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.methods import ibot_masks
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,17 +32,33 @@ class _Run:
     kind, has_masks = "mae", True
     num_masked = (6, 24)  # of 32
 
-    def __init__(self, can_reconstruct=True, has_attention=False, tau=0.8, tau_end=None):
+    def __init__(
+        self,
+        can_reconstruct=True,
+        has_attention=False,
+        tau=0.8,
+        tau_end=None,
+        strategy="dpp",
+        ratio=0.75,
+        norm_pix=True,
+    ):
         self.can_reconstruct, self.has_attention = can_reconstruct, has_attention
         self.selection_settings = {"kernel": "gaussian", "bandwidth": 1.0, "threshold_on": "d2"}
         self.config = config_dict.ConfigDict(
             {
                 "image_size": (32, 64),
                 "model": {"patch_size": 8},
-                "mask": {"tau": tau, "tau_end": tau_end},
+                "mask": {
+                    "tau": tau,
+                    "tau_end": tau_end,
+                    "strategy": strategy,
+                    "ratio": ratio,
+                    "attention": "low",
+                },
+                "loss": {"norm_pix": norm_pix},
             }
         )
-        self.orders = []
+        self.orders, self.borrowed = [], []
 
     def features(self, images):
         return patches.patchify(images.astype(np.float32), 8) - 127.5
@@ -47,8 +68,9 @@ class _Run:
         weights = np.stack([pixels.mean(axis=2), pixels[..., ::3].mean(axis=2)], axis=1)
         return weights / weights.sum(axis=2, keepdims=True)
 
-    def reconstruct(self, images, order):
+    def reconstruct(self, images, order, borrow_statistics=False):
         self.orders.append(np.asarray(order))
+        self.borrowed.append(borrow_statistics)
         return np.full(images.shape, 2.0 * len(self.orders) - 2.5, np.float32)  # -0.5, then 1.5
 
     def example_images(self, num):
@@ -74,8 +96,8 @@ def _spy(monkeypatch, name):
     "can_reconstruct, has_attention, names",
     [
         (True, False, ["masks.png", "tau.png"]),
-        (False, True, ["tau.png", "attention.png"]),
-        (False, False, ["tau.png"]),
+        (False, True, ["masks.png", "tau.png", "attention.png"]),
+        (False, False, ["masks.png", "tau.png"]),
     ],
 )
 def test_a_run_is_drawn_as_far_as_its_method_goes(tmp_path, can_reconstruct, has_attention, names):
@@ -88,51 +110,129 @@ def test_a_run_is_drawn_as_far_as_its_method_goes(tmp_path, can_reconstruct, has
 def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):
     drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau=0.0)
     assert figures.write_mask_figure(tmp_path, run, _noise(2, 32, 64, 3)).is_file()
-    _, random_mask, dpp_mask, first, second, patch_size, num_greedy, tau = drawn
-    assert ((~random_mask).sum(axis=1) == 8).all() and ((~dpp_mask).sum(axis=1) == 8).all()
-    assert (num_greedy == 8).all() and patch_size == 8 and tau == 0.0
-    assert (first == 0).all() and (second == 255).all()  # clipped to what a pixel can hold
+    _, (of_random, of_dpp), patch_size, _ = drawn
+    assert ((~of_random.mask).sum(axis=1) == 8).all() and ((~of_dpp.mask).sum(axis=1) == 8).all()
+    assert of_dpp.captions == ["8 DPP + 0 random"] * 2 and patch_size == 8
+    # clipped to what a pixel can hold
+    assert (of_random.reconstruction == 0).all() and (of_dpp.reconstruction == 255).all()
     # the first patch in noise order is the first pick of either
     orders = run.orders
     np.testing.assert_array_equal(orders[0][:, 0], orders[1][:, 0])
-    for mask, order in ((random_mask, orders[0]), (dpp_mask, orders[1])):
+    for mask, order in ((of_random.mask, orders[0]), (of_dpp.mask, orders[1])):
         for row in range(2):
             assert set(np.flatnonzero(~mask[row])) == set(order[row, :8].tolist())
     assert not np.array_equal(orders[0][0], orders[0][1])  # another noise for each image
 
 
+@pytest.mark.parametrize(
+    "strategy, titles",
+    [
+        ("random", ["Random mask\n(this run)", "DPP mask, τ = 0.8"]),
+        ("dpp", ["Random mask", "DPP mask, τ = 0.8\n(this run)"]),
+        ("block", ["Random mask", "DPP mask, τ = 0.8", "Block mask\n(this run)"]),
+        ("attention", ["Random mask", "DPP mask, τ = 0.8", "AttMask low mask\n(this run)"]),
+    ],
+)
+def test_the_masks_of_the_run_are_among_those_drawn(tmp_path, monkeypatch, strategy, titles):
+    drawn, images = _spy(monkeypatch, "draw_masks"), _noise(1, 32, 64, 3)
+    ibot = strategy == "attention"
+    run = _Run(not ibot, ibot, strategy=strategy, ratio=(0.0, 0.5) if ibot else 0.75)
+    figures.write_mask_figure(tmp_path, run, images)
+    _, shown, _, note = drawn
+    assert [one.title for one in shown] == titles
+    hidden = 16 if ibot else 24
+    assert all((one.mask.sum(axis=1) == hidden).all() for one in shown)
+    assert all((one.reconstruction is None) == ibot for one in shown)
+    assert note.startswith(f"{hidden} of 32 patches are hidden") and ("brightness" in note) != ibot
+    if ibot:
+        weights = run.attention(images).mean(axis=1)[0]
+        assert set(np.flatnonzero(shown[2].mask[0])) == set(np.argsort(weights)[:16].tolist())
+    if strategy == "block":
+        assert len(run.orders) == 3
+        assert set(np.flatnonzero(~shown[2].mask[0])) == set(run.orders[2][0, :8].tolist())
+
+
+def test_an_unknown_strategy_is_not_drawn_as_another(tmp_path):
+    with pytest.raises(InputError, match=r"config\.mask\.strategy='spiral'"):
+        figures.write_mask_figure(tmp_path, _Run(strategy="spiral"), _noise(1, 32, 64, 3))
+
+
+@pytest.mark.parametrize(
+    "norm_pix, borrow, words",
+    [
+        (True, False, "their brightness and contrast are estimated from visible ones nearby"),
+        (True, True, "their brightness and contrast are borrowed from the original"),
+        (False, True, ""),
+    ],
+)
+def test_the_picture_says_where_brightness_comes_from(
+    tmp_path, monkeypatch, norm_pix, borrow, words
+):
+    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(norm_pix=norm_pix)
+    figures.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3), borrow_statistics=borrow)
+    assert drawn[-1] == "24 of 32 patches are hidden" + (f"; {words}" if words else "")
+    assert run.borrowed == [borrow] * 2
+
+
+@pytest.mark.parametrize("given, drawn_at", [(None, 0.7), (0.8, 0.8)])
+def test_the_task_draws_the_tau_of_the_run(tmp_path, monkeypatch, given, drawn_at):
+    own = "block" if given else "dpp"
+    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau=0.7, strategy=own)
+    config = tiny.evaluation("task=reconstruct", tau=given, borrow_statistics=given is None)
+    out = reconstruct.run(Evaluation(config, run, tmp_path, None, None, print))
+    assert drawn[1][1].title.splitlines()[0] == f"DPP mask, τ = {drawn_at}"
+    assert f"random and DPP masks (tau {drawn_at})" in out.protocol
+    assert ("and those of the run (block)" in out.protocol) == (own == "block")
+    how = "borrowed from the original" if given is None else "estimated from visible ones nearby"
+    assert out.protocol.endswith(f"their brightness and contrast are {how}")
+
+
 def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypatch):
     drawn, by_tau = _spy(monkeypatch, "draw_attention"), _spy(monkeypatch, "draw_tau")
-    run, images = _Run(has_attention=True), _noise(2, 32, 64, 3)
+    # one that hides other shares than its recipe
+    run = _Run(False, True, ratio=(0.0, 0.75))
+    images = _noise(2, 32, 64, 3)
     assert figures.write_attention_figure(tmp_path, run, images, seed=3).is_file()
     figures.write_tau_figure(tmp_path, run, images, seed=3)
     shown, attention, masks, patch_size = drawn
     np.testing.assert_array_equal(shown, images)
     np.testing.assert_array_equal(attention, run.attention(images))
     assert patch_size == 8
-    kinds = ["AttMask\n(high)", "AttMask\n(low)", "AttMask\n(hint)"]
-    assert list(masks) == ["Random", "Block", *kinds, "DPP\n(τ = 0.8)"]
+    # of 32: 0.7 is 22, 0.3 is 9, and the run's own 0.75 is 24
+    expected = {
+        "Random\n69% hidden": 22,
+        "Block\n28% hidden": 9,
+        "AttMask high\n28% hidden": 9,
+        "AttMask low\n28% hidden": 9,
+        "AttMask hint\n28% hidden": 7,  # of 3 patches that hints may come from, 2 are shown
+        "DPP, τ = 0.8\n75% hidden": 24,
+    }
+    assert list(masks) == list(expected)
     for name, mask in masks.items():
-        # the hint may come from 3 of 32 patches; half of them, rounded up, are shown
-        assert (mask.sum(axis=1) == (22 if name == kinds[2] else 24)).all(), name
+        assert (mask.sum(axis=1) == expected[name]).all(), name
     weights = attention.mean(axis=1)
-    high, low, hint = (masks[kind] for kind in kinds)
+    high, low, hint = (mask for name, mask in masks.items() if "AttMask" in name)
     for row in range(2):
         order = np.argsort(weights[row])
-        assert set(np.flatnonzero(high[row])) == set(order[-24:].tolist())
-        assert set(np.flatnonzero(low[row])) == set(order[:24].tolist())
+        assert set(np.flatnonzero(high[row])) == set(order[-9:].tolist())
+        assert set(np.flatnonzero(low[row])) == set(order[:9].tolist())
         assert set(np.flatnonzero(high[row] & ~hint[row])) <= set(order[-3:].tolist())
-    assert not np.array_equal(masks["Random"], masks["DPP\n(τ = 0.8)"])
-    # the same noise as in the other figures
-    np.testing.assert_array_equal(masks["Random"], by_tau[1][1.0])
-    np.testing.assert_array_equal(masks["DPP\n(τ = 0.8)"], by_tau[1][0.8])
+    # the same noise as in the other figures: what 0.7 hides, 0.75 hides as well
+    assert (masks["Random\n69% hidden"] <= by_tau[1][1.0]).all()
+    np.testing.assert_array_equal(masks["DPP, τ = 0.8\n75% hidden"], by_tau[1][0.8])
+
+
+def test_the_shares_are_those_of_the_recipes():
+    of_recipes = {name: max(ratios) for name, (ratios, _, _) in ibot_recipes.MASKS.items()}
+    assert of_recipes == ibot_masks.RECIPE_SHARE
 
 
 def test_the_tau_at_the_end_is_drawn(tmp_path, monkeypatch):
     drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau_end=1.0)
     figures.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3))
-    assert drawn[-1] == 1.0
-    np.testing.assert_array_equal(drawn[1], drawn[2])
+    of_random, of_dpp = drawn[1]
+    assert of_dpp.title == "DPP mask, τ = 1\n(this run)"
+    np.testing.assert_array_equal(of_random.mask, of_dpp.mask)
 
 
 def _records():

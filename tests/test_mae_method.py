@@ -151,15 +151,39 @@ def test_standardised_features_are_the_kernel_of_standardised_patches():
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
-def test_reconstruction_keeps_visible_patches(norm_pix):
+def test_a_reconstruction_keeps_visible_patches_and_knows_no_others(norm_pix):
     _, method, params, extra = built(loss__norm_pix=norm_pix)
-    images = batch_of(3)["image"]
     order = np.stack([np.random.default_rng(i).permutation(16) for i in range(3)])
-    shown = np.asarray(jax.jit(method.reconstruct)(params, extra, images, order))
-    assert shown.shape == (3, 16, 16, 3) and shown.min() >= 0 and shown.max() <= 1
-    same = np.isclose(patches.patchify(shown, 4), patches.patchify(images, 4) / 255, atol=1e-5)
+    visible, hidden = order[:, :4, None], order[:, 4:, None]
+    images = batch_of(3)["image"]
+    # The same visible patches among other hidden ones, which are darker as well.
+    cut = patches.patchify(batch_of(3, seed=1)["image"] // 2, 4).copy()
+    kept = np.take_along_axis(patches.patchify(images, 4), visible, axis=1)
+    np.put_along_axis(cut, visible, kept, axis=1)
+    changed = patches.unpatchify(cut, (4, 4), 4)
+
+    reconstruct = jax.jit(method.reconstruct, static_argnames="borrow_statistics")
+    one, other = (np.asarray(reconstruct(params, extra, x, order)) for x in (images, changed))
+    assert one.shape == (3, 16, 16, 3) and one.min() >= 0 and one.max() <= 1
+    same = np.isclose(patches.patchify(one, 4), patches.patchify(images, 4) / 255, atol=1e-5)
     for b in range(3):
         assert same[b, order[b, :4]].all() and not same[b, order[b, 4:]].all(axis=-1).any()
+    np.testing.assert_array_equal(one, other)
+
+    borrowed = [
+        np.asarray(reconstruct(params, extra, x, order, borrow_statistics=True))
+        for x in (images, changed)
+    ]
+    # Only a model of standardised patches has anything to borrow.
+    assert np.array_equal(*borrowed) != norm_pix
+    if norm_pix:
+        found, true = (
+            np.take_along_axis(patches.patchify(x, 4), hidden, axis=1).mean(axis=2).ravel()
+            for x in (borrowed[1], changed / 255)
+        )
+        assert np.corrcoef(found, true)[0, 1] > 0.9
+    else:
+        np.testing.assert_array_equal(borrowed[0], one)
 
 
 def test_encode_sees_every_patch_and_its_shapes():

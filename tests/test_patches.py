@@ -41,6 +41,16 @@ def test_gather_picks_rows_of_each_example():
     np.testing.assert_array_equal(picked, [tokens[0, [3, 0]], tokens[1, [1, 2]]])
 
 
+def test_values_from_neighbours_by_hand():
+    values = np.array([[[3.0], [1e6], [1e6], [9.0], [1e6], [1e6]]])  # 2 x 3 patches
+    order = np.array([[3, 0, 5, 1, 2, 4]])
+    out = np.asarray(patches.from_neighbours(values, order, 2, (2, 3)))[0, :, 0]
+    # patch 1 is at distance 1 from patch 0 and sqrt(2) from patch 3, patch 5 at sqrt(5) and 2
+    np.testing.assert_allclose(out[1], (3 + 9 / 4) / (1 + 1 / 4), rtol=1e-5)
+    np.testing.assert_allclose(out[5], (3 / 25 + 9 / 16) / (1 / 25 + 1 / 16), rtol=1e-5)
+    np.testing.assert_allclose(out[[0, 3]], [3, 9], rtol=1e-4)
+
+
 def test_sincos_positions_by_hand():
     # 2 rows, 3 columns, width 8: w = (1, 10000 ** -0.5 = 0.01); column half first.
     positions = patches.sincos_positions((2, 3), 8)

@@ -23,13 +23,26 @@ def run(evaluation: Evaluation) -> Result:
     images = _images(evaluation)
     out = evaluation.folder / "figures"
     path = out / _NAME
+    tau = figures.tau_of(run) if config.tau is None else config.tau
     if parallel.is_main():
-        figures.write_mask_figure(out, run, images, config.seed, tau=config.tau, name=_NAME)
+        figures.write_mask_figure(
+            out,
+            run,
+            images,
+            config.seed,
+            tau=tau,
+            borrow_statistics=config.borrow_statistics,
+            name=_NAME,
+        )
+    own = run.config.mask.strategy
+    how = figures.brightness(run, config.borrow_statistics)
     return Result(
         {"figure": str(path), "images": len(images)},
         [("figure", "images"), (str(path), str(len(images)))],
-        f"random and DPP masks (tau {config.tau:g}) from the same noise, seed {config.seed}; "
-        "white: visible under both, red: random alone, blue: DPP alone",
+        f"random and DPP masks (tau {tau:g})"
+        + (f" and those of the run ({own})" if own not in ("random", "dpp") else "")
+        + f" from the same noise, seed {config.seed}; hidden patches are predicted"
+        + (f", {how}" if how else ""),
     )
 
 

@@ -11,6 +11,7 @@ from dppmask_jax.rules import (
     fraction_below_1,
     number,
     one_of,
+    optional,
     pair,
     several,
     whole,
@@ -119,7 +120,8 @@ RULES = {
         "seed": whole(0),
         "images": rules.TEXT,
         "num": whole(1, 64),
-        "tau": number(0, 1),
+        "tau": optional(number(0, 1)),
+        "borrow_statistics": rules.FLAG,
     },
 }
 

@@ -70,7 +70,8 @@ class Method(NamedTuple):
     each patch in its last block."""
 
     reconstruct: Callable[..., Any] | None = None
-    """(params, extra, images, order) -> (B, H, W, 3) float32 in [0, 1]."""
+    """(params, extra, images, order, borrow_statistics=False) -> (B, H, W, 3) float32 in [0, 1].
+    Unless it borrows (static), hidden pixels do not enter; see `pretrained.Run.reconstruct`."""
 
 
 class TrainState(NamedTuple):

@@ -17,6 +17,9 @@ from dppmask_jax.methods import selection
 
 SHOWN_SHARE = 0.1  # of the patches, that AttMask's hints come from
 
+# Of the patches that a masked view hides, in the middle: what configs/ibot.py gives each strategy.
+RECIPE_SHARE = {"dpp": 0.7, "random": 0.7, "block": 0.3, "attention": 0.3}
+
 
 def masked_range(config) -> tuple[int, int]:
     """The fewest and the most patches that a view with any masked patch has masked.

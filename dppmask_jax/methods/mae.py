@@ -77,13 +77,15 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         tokens = model.apply({"params": params}, images, method="embed")
         return kernel_features(images, tokens)
 
-    def reconstruct(params, extra, images, order):
+    def reconstruct(params, extra, images, order, borrow_statistics=False):
         images = augment.normalize(images)
         pred = model.apply({"params": params}, images, order, num_keep)
         original = patches.patchify(images, patch_size)
         if config.loss.norm_pix:
-            mean, deviation = losses.patch_statistics(original)
-            pred = pred * deviation + mean
+            statistics = jnp.concatenate(losses.patch_statistics(original), axis=-1)
+            if not borrow_statistics:
+                statistics = patches.from_neighbours(statistics, order, num_keep, grid)
+            pred = pred * statistics[..., 1:] + statistics[..., :1]
         rank = jnp.argsort(order, axis=1)
         shown = jnp.where((rank < num_keep)[..., None], original, pred)
         pixels = augment.denormalize(patches.unpatchify(shown, grid, patch_size))
