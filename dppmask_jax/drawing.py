@@ -8,6 +8,7 @@ mask, in blue under the DPP mask (the colours of DPPMask, arXiv 2303.12736, figu
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dppmask_jax import patches
+from dppmask_jax.scores.uncertainty import standard_error
 
 BOTH = (255, 255, 255)
 RANDOM_ONLY = (255, 66, 54)
@@ -454,6 +456,9 @@ _PANELS = (
     (PICKS, (("num_greedy", "", "-"),)),
 )
 _MARKED = ("val_loss", "knn", "num_greedy")  # with a dot at each of few values
+# What a share is to be compared with: what a record calls it, the legend, and its dash.
+_LEVELS = (("knn_pixels", "raw pixels", "--"), ("knn_chance", "chance", ":"))
+_LEAST_SPAN = 0.1  # of an axis of shares: half a point must not fill it
 
 
 def _series(records: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -480,11 +485,17 @@ def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
     return (sums[index + right + 1] - sums[index - left]) / (left + right + 1)
 
 
-def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) -> Figure:
+def draw_curves(
+    records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]], note: str = ""
+) -> Figure:
     """Loss and its parts, entropies, k-NN accuracy and number of DPP picks against the step.
+
+    The k-NN accuracy has a band of one standard error over the validation images to either side,
+    and lines for raw pixels and chance, which its axis takes in.
 
     Args:
       records: the parsed lines of a run's metrics.jsonl; or label -> lines, to overlay runs.
+      note: what to know when reading the figure; stands below it.
 
     Returns:
       A figure with one panel for each quantity that any run logged.
@@ -502,8 +513,12 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
             panels.append((title, logged))
     if not panels:
         raise ValueError("no loss, k-NN accuracy or number of picks was logged: nothing to draw")
-    height = 3.4 if any(map(_has_many, panels)) else 3.1
-    figure = Figure(figsize=(3.6 * len(panels) + 0.4, height), dpi=_DPI, layout="constrained")
+    levels = any(_levels(run) for run in runs.values())
+    height = 3.4 if levels or any(map(_has_many, panels)) else 3.1
+    width = 3.6 * len(panels) + 0.4
+    note = "\n".join(textwrap.fill(line, round(12 * width)) for line in note.splitlines())
+    height += 0.17 * len(note.splitlines())
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, panel in zip(all_axes, panels, strict=True):
@@ -526,11 +541,76 @@ def draw_curves(records: Sequence[Mapping] | Mapping[str, Sequence[Mapping]]) ->
         labelled = bool(axes.get_legend_handles_labels()[1])
         if labelled:
             axes.legend(fontsize=9, frameon=False)
+        below = []
         if _has_many(panel):
+            color = _FAINT if labelled else _LINES[0]
+            below = [
+                _handle(dash, color, "total" if name == "loss" else what)
+                for name, what, dash in lines
+            ]
+        elif title == KNN:
+            below = _compare_shares(axes, runs)
+        if below:
             if labelled:
                 axes.add_artist(axes.get_legend())  # or the second legend takes its place
-            _legend_below(axes, lines, _FAINT if labelled else _LINES[0])
+            _legend_below(axes, below)
+    if note:
+        figure.supxlabel(note, fontsize=9, color=_INK)
     return figure
+
+
+def _levels(run: Sequence[Mapping]) -> dict[str, float]:
+    """What a run's k-NN accuracy is to be compared with, as it was last logged."""
+    found = {name: _series(run, name)[1] for name, _, _ in _LEVELS}
+    return {name: values[-1] for name, values in found.items() if len(values)}
+
+
+def _compare_shares(axes, runs: Mapping[str, Sequence[Mapping]]) -> list:
+    """Adds bands of standard errors, and raw pixels and chance, to the panel of k-NN accuracies.
+
+    Returns:
+      What explains them in a legend.
+    """
+    handles, counts, ends = [], [], []
+    for number, run in enumerate(runs.values()):
+        steps, shares = _series(run, "knn")
+        of_step = {r["step"]: r.get("knn_images") for r in run if r.get("knn") is not None}
+        images = [of_step[step] for step in steps]
+        ends += list(shares)
+        if len(shares) and all(images):
+            errors = [standard_error(p, n) for p, n in zip(shares, images, strict=True)]
+            low, high = shares - errors, shares + errors
+            color = _LINES[number % len(_LINES)]
+            axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+            ends += [*low, *high]
+            counts += images
+    if counts:
+        of = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+        band = Rectangle((0, 0), 1, 1, color=_FAINT, alpha=0.25, linewidth=0)
+        band.set_label(f"± standard error, {of} images")
+        handles.append(band)
+    of_runs = [_levels(run) for run in runs.values()]
+    for name, what, dash in _LEVELS:
+        levels = {number: of[name] for number, of in enumerate(of_runs) if name in of}
+        one_line = len(set(levels.values())) == 1
+        for number, level in list(levels.items())[: 1 if one_line else None]:
+            color = _FAINT if one_line else _LINES[number % len(_LINES)]
+            axes.axhline(level, color=color, linestyle=dash, linewidth=1.2)
+        if levels:
+            handles.append(_handle(dash, _FAINT, what))
+            ends += levels.values()
+    axes.set_ylim(*share_limits(ends))
+    return handles
+
+
+def share_limits(shares: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis, within 0 to 1, for some shares: no blow-up of a small difference."""
+    low, high = min(shares), max(shares)
+    margin = max(0.06 * (high - low), (_LEAST_SPAN - (high - low)) / 2)
+    low, high = low - margin, high + margin
+    # Where one end would leave 0 to 1, the other takes what it loses.
+    low, high = low - max(high - 1, 0), high + max(-low, 0)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _plain_axes(axes) -> None:
@@ -573,24 +653,17 @@ def _plot(axes, run, name: str, dash: str, color: str, words: str) -> None:
     )
 
 
-def _legend_below(axes, lines, color: str) -> None:
-    """What each dash stands for, below the panel."""
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=color,
-            linestyle=dash,
-            linewidth=1.6,
-            label="total" if name == "loss" else what,
-        )
-        for name, what, dash in lines
-    ]
+def _handle(dash: str, color: str, words: str) -> Line2D:
+    return Line2D([], [], color=color, linestyle=dash, linewidth=1.6, label=words)
+
+
+def _legend_below(axes, handles) -> None:
+    """What lines and areas stand for, below the panel."""
     axes.legend(
         handles=handles,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2),
-        ncols=3 if len(handles) == 3 else 2,
+        ncols=3 if len(handles) == 3 and axes.get_title() != KNN else 2,
         fontsize=9,
         frameon=False,
         handlelength=2.2,

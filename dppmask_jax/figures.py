@@ -9,13 +9,15 @@ mask differ only by what the determinantal point process did.
 from __future__ import annotations
 
 import functools
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from dppmask_jax import command, dpp, drawing, masking, metrics, patches, pretrained
+from dppmask_jax import command, comparable, dpp, drawing, masking, metrics, patches, pretrained
 from dppmask_jax.data import crops
 from dppmask_jax.data.decode import DecodeError
 from dppmask_jax.errors import InputError
@@ -322,8 +324,12 @@ def _read_metrics(path: str | Path) -> list[dict]:
 def write_curves(
     out_dir: str | Path,
     metrics_path: str | Path | Mapping[str, str | Path],
+    note: str = "",
 ) -> Path:
     """Draws curves.png from a metrics.jsonl, or from several given as label -> path.
+
+    Args:
+      note: stands below the curves.
 
     Returns:
       The path of curves.png.
@@ -337,7 +343,7 @@ def write_curves(
     else:
         records, where = _read_metrics(metrics_path), metrics_path
     try:
-        figure = drawing.draw_curves(records)
+        figure = drawing.draw_curves(records, note)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     return _save(figure, out_dir, "curves.png")
@@ -441,12 +447,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = {
             label: folder / "metrics.jsonl" for label, folder in zip(labels, runs, strict=True)
         }
-        curves = write_curves(out_dir, files)
+        warnings = comparison_warnings(runs)
+        curves = write_curves(out_dir, files, "\n".join(warnings))
+        for line in warnings:
+            print(f"warning: {line}", file=sys.stderr)
     paths = write_run_figures(
         out_dir, run, images, args.seed, borrow_statistics=args.borrow_statistics
     )
     for path in (*paths, curves):
         print(path)
+
+
+def comparison_warnings(runs: Sequence[Path]) -> list[str]:
+    """What to know before comparing the curves of some runs, see `comparable.warnings`."""
+    found = [run / "config.json" for run in runs]
+    lines = [f"not known whether {path.parent} can be compared: it has no {path.name}"
+             for path in found if not path.is_file()]  # fmt: skip
+    configs = []
+    for path in filter(Path.is_file, found):
+        try:
+            configs.append(dict(json.loads(path.read_text())))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+    return lines + comparable.warnings(configs)
 
 
 def run_labels(runs: Sequence[Path]) -> list[str]:

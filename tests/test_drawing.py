@@ -342,6 +342,39 @@ def test_several_runs_are_overlaid_and_named():
     assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["dpp"]
 
 
+def _probes(*shares, pixels=0.2, images=100):
+    levels = {"knn_pixels": pixels, "knn_chance": 0.1, "knn_images": images}
+    return [{"step": step, "knn": share} | levels for step, share in enumerate(shares)]
+
+
+def test_a_knn_accuracy_stands_beside_chance_raw_pixels_and_its_error():
+    (knn,) = drawing.draw_curves(_probes(0.5, 0.6)).axes
+    line, pixels, chance = (list(line.get_ydata()) for line in knn.lines)
+    assert (line, pixels, chance) == ([0.5, 0.6], [0.2, 0.2], [0.1, 0.1])
+    (band,) = (path.vertices for area in knn.collections for path in area.get_paths())
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [0.45, 0.6 + 0.24**0.5 / 10])
+    assert knn.get_ylim()[0] < 0.1 and 0.65 < knn.get_ylim()[1] < 0.7
+    words = [text.get_text() for text in knn.get_legend().get_texts()]
+    assert words == ["± standard error, 100 images", "raw pixels", "chance"]
+    # what two runs have in common is drawn once, and what they have not in their colours
+    figure = drawing.draw_curves({"a": _probes(0.5), "b": _probes(0.6, pixels=0.3)}, "Not alike.")
+    (knn,) = figure.axes
+    colors = [line.get_color() for line in knn.lines]
+    assert len(colors) == 5 and colors[:2] == colors[2:4] and colors[4] not in colors[:4]
+    assert figure.get_supxlabel() == "Not alike."
+    _check_no_text_is_cut(figure)
+
+
+@pytest.mark.parametrize("shares", [(0.3, 0.305), (0.999, 1.0), (0.0, 0.001), (0.5,), (0.1, 0.9)])
+def test_half_a_point_does_not_fill_an_axis(shares):
+    low, high = drawing.share_limits(shares)
+    assert 0 <= low <= min(shares) and max(shares) <= high <= 1
+    assert high - low >= 0.1 - 1e-9 and high - low < 1.2 * max(0.1, max(shares) - min(shares))
+    # without anything to compare with as well
+    (knn,) = drawing.draw_curves([{"step": 1, "knn": share} for share in shares]).axes
+    np.testing.assert_allclose(knn.get_ylim(), (low, high))
+
+
 def _ibot_records(num_steps=8):
     return [
         {

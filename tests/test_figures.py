@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from PIL import Image
 
 from configs import ibot as ibot_recipes
-from dppmask_jax import drawing, figures, patches
+from dppmask_jax import comparable, drawing, figures, patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import reconstruct
 from dppmask_jax.evals.base import Evaluation
@@ -284,8 +284,18 @@ def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
         (tmp_path / name / "metrics.jsonl").write_text(lines)
     monkeypatch.setattr(figures.pretrained, "load_run", lambda workdir: _Run())
     mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
+    configs = [
+        {"method": "mae", "mask": {"strategy": strategy, "ratio": 0.75, "tau": tau}}
+        for strategy, tau in (("dpp", 0.9), ("random", 0.5))
+    ]
+    for name, config in zip(("mine", "other"), configs, strict=True):
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    notes = _spy(monkeypatch, "draw_curves")
     figures.main(["--workdir", mine, "--compare", other, "--num=2"])
-    printed = capsys.readouterr().out.split()
+    printed, warned = capsys.readouterr()
+    printed = printed.split()
+    note = "losses under different masks are not comparable: mask.strategy dpp | random"
+    assert warned == f"warning: {note}\n" and notes[-1] == note
     names = ("masks.png", "tau.png", "curves.png")
     assert printed == [str(tmp_path / "mine" / "figures" / name) for name in names]
     assert all(Path(path).is_file() for path in printed)
@@ -309,6 +319,27 @@ def test_bad_input_ends_the_command_in_one_line_and_status_2(flags, word):
     assert done.returncode == 2
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ") and word in done.stderr
+
+
+def test_what_cannot_be_compared_is_named():
+    def run(**fields):
+        mask = {"strategy": "dpp", "ratio": 0.75, "tau": fields.pop("tau", 0.9)}
+        evaluate = {"knn_feature": fields.pop("token", "patches")}
+        return {"method": "mae", "seed": 0, "mask": mask, "evaluate": evaluate} | fields
+
+    losses = "losses under different masks are not comparable: "
+    assert comparable.warnings([run(), run(seed=1)]) == []
+    assert comparable.warnings([run(), run(tau=0.8), run()]) == [f"{losses}mask.tau 0.9 | 0.8"]
+    assert comparable.warnings([run(), run(loss={"norm_pix": False}, token="cls")]) == [
+        "k-NN accuracies are not comparable: evaluate.knn_feature patches | cls"
+    ], "what only one of them has makes no difference"
+    assert comparable.warnings([run(), run(method="ibot", image_size=[8, 8])]) == [
+        "losses are not comparable: method mae | ibot"
+    ]
+    # a field that only the other strategy reads
+    random = [run(mask={"strategy": "random", "ratio": 0.75, "tau": tau}) for tau in (0.1, 0.9)]
+    assert comparable.warnings(random) == []
+    assert comparable.warnings([{"task": "finetune"}, {"task": "finetune"}]) == []
 
 
 def test_run_labels_are_short_and_distinct():
