@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from configs import ibot as preset
 from dppmask_jax import fit, loop, losses, parallel, patches, trainer
 from dppmask_jax.data import views
-from dppmask_jax.methods import ibot, ibot_masks, selection
+from dppmask_jax.methods import ibot, ibot_masks
 
 WHOLE = "whole step: loss, gradient, optimiser, teacher"
 
@@ -88,9 +88,7 @@ def parts_of(config, size):
     weights = jax.random.uniform(key, (num_global, num_patches))
     add(
         f"masks ({config.mask.strategy})",
-        lambda tokens: (
-            draw(keys, key, 0, lambda: selection.prepare(tokens, config.mask), weights)[0].order
-        ),
+        lambda tokens: draw(keys, key, 0, lambda: tokens, weights)[0].order,
         tokens,
     )
 

@@ -63,7 +63,8 @@ def base() -> config_dict.ConfigDict:
     config.mask.threshold_on = "d2"  # d2 | d: what tau is compared with (paper unclear)
     config.mask.kernel = "gaussian"  # gaussian | cosine
     config.mask.bandwidth = 1.0  # epsilon of the Gaussian; paper
-    config.mask.normalize = "l2"  # l2 | standardize: of the features (paper unclear)
+    config.mask.normalize = "l2"  # l2 | center: on the image's mean first | standardize: each patch
+    # to variance 1, which wants a bandwidth of as many as it has values (paper unclear)
 
     config.optim = config_dict.ConfigDict()
     config.optim.base_lr = 1.5e-4  # for 256 images a step

@@ -79,7 +79,7 @@ COMMON_RULES = {
     "mask.threshold_on": one_of("d2", "d"),
     "mask.kernel": one_of("gaussian", "cosine"),
     "mask.bandwidth": above(0),
-    "mask.normalize": one_of("l2", "standardize"),
+    "mask.normalize": one_of("l2", "center", "standardize"),
 }
 
 MAE_RULES = {

@@ -16,6 +16,8 @@ Only jax and numpy are imported.
 from __future__ import annotations
 
 import functools
+import numbers
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -39,35 +41,48 @@ _MAX_ROWS = 16
 
 
 def gaussian_kernel(
-    features: Shaped[Array, "N D"], bandwidth: float | Float[Array, ""] = 1.0
+    features: Shaped[Array, "N D"],
+    bandwidth: float | Float[Array, ""] = 1.0,
+    *,
+    normalize: str = "l2",
 ) -> Float[Array, "N N"]:
-    """L_ij = exp(-|s_i - s_j|^2 / bandwidth) of the L2-normalised rows s of `features`.
+    """L_ij = exp(-|s_i - s_j|^2 / bandwidth) of the normalised rows s of `features`.
 
     Args:
       features: any real dtype, computed in float32. A row of zeros stays zero, at squared distance
         1 from any other. The row and the column of a patch that holds NaN or infinity (or whose
         squared norm overflows) are NaN, its diagonal entry too; the others are untouched.
       bandwidth: positive; may be traced.
+      normalize: what is done to the rows.
+        "l2": they are divided by their norm. What all patches have in common stays: an offset of
+          ten standard deviations makes every entry nearly 1, and only one pick is greedy.
+        "center": the mean over the patches (without those that are NaN in the kernel) is
+          subtracted first, which takes away any such offset.
+        "standardize": each row to mean 0 and variance 1 over its channels. Squared distances are
+          then D times larger, so that `bandwidth` wants to be about D; an offset is only taken
+          away where it is the same for all channels.
 
     Returns:
-      (N, N) float32, symmetric, diagonal exactly 1, entries in [exp(-4 / bandwidth), 1].
+      (N, N) float32, symmetric, diagonal exactly 1, entries in [exp(-4 / bandwidth), 1], for
+      "standardize" in [exp(-4 D / bandwidth), 1].
 
     Raises:
-      ValueError: `features` is not (N, D), or `bandwidth` is not positive.
+      ValueError: `features` is not (N, D) or complex, `bandwidth` is not positive, or an unknown
+        `normalize`.
     """
-    return _kernel_matrix(features, bandwidth, "gaussian")
+    return _kernel_matrix(features, bandwidth, "gaussian", normalize)
 
 
-def cosine_kernel(features: Shaped[Array, "N D"]) -> Float[Array, "N N"]:
-    """L_ij = cosine of rows i and j of `features`; see `gaussian_kernel`.
+def cosine_kernel(features: Shaped[Array, "N D"], *, normalize: str = "l2") -> Float[Array, "N N"]:
+    """L_ij = cosine of the normalised rows i and j of `features`; see `gaussian_kernel`.
 
     Returns:
       (N, N) float32 of rank at most D, symmetric, entries in [-1, 1], diagonal exactly 1.
 
     Raises:
-      ValueError: `features` is not (N, D).
+      ValueError: `features` is not (N, D) or complex, or an unknown `normalize`.
     """
-    return _kernel_matrix(features, 1.0, "cosine")
+    return _kernel_matrix(features, 1.0, "cosine", normalize)
 
 
 def greedy_order(
@@ -89,8 +104,9 @@ def greedy_order(
         gain is NaN counts as below any tau and is only ever a random pick.
       noise: finite and independent of the kernel, uniform draws say.
       num_keep: 1..N, a Python int: bind it (`functools.partial`, a lambda) before jit or vmap.
-      tau: below 0 acts like 0 (always greedy). From 1 on, no pick is greedy and `order` equals
-        `argsort(noise)` bit for bit. May be traced and batched; NaN acts like 1.
+      tau: 0 (always greedy) to 1 (no pick is greedy, and `order` equals `argsort(noise)` bit for
+        bit). May be a JAX array, traced or not; those are not checked: below 0 acts like 0, above 1
+        and NaN like 1.
       threshold_on: "d2" compares tau with the gain, "d" with its square root. The paper's symbol
         allows both readings.
 
@@ -98,12 +114,16 @@ def greedy_order(
       order: (N,) int32, a permutation. The first `num_keep` are kept: greedy picks in the order
         they were made, then random ones by ascending `noise`. The rest by ascending `noise`. The
         kept set for a smaller `num_keep` is a prefix of the kept set for a larger one.
-      num_greedy: () int32 in 0..num_keep.
+      num_greedy: () int32 in 0..num_keep. 1 means that after the first patch no other was different
+        enough: tau is high, the image is of one colour, or the features have so much in common that
+        all are alike to the kernel (`normalize="center"` of `select` takes that away). 0 means that
+        `tau` is 1 or that no patch is finite.
 
     Raises:
-      ValueError: wrong shapes, `num_keep` not an int in 1..N, or an unknown `threshold_on`.
+      ValueError: wrong shapes, a complex kernel or noise, `num_keep` not an int in 1..N, a number
+        `tau` outside [0, 1], or an unknown `threshold_on`.
     """
-    kernel, noise = jnp.asarray(kernel), jnp.asarray(noise)
+    kernel, noise = _real(kernel, "kernel"), _real(noise, "noise")
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(f"kernel must be (N, N), got {kernel.shape}; use jax.vmap for a batch")
     if noise.shape != kernel.shape[:1]:
@@ -121,6 +141,7 @@ def select(
     *,
     kernel: str = "gaussian",
     bandwidth: float | Float[Array, ""] = 1.0,
+    normalize: str = "l2",
     threshold_on: str = "d2",
 ) -> tuple[Int[Array, " N"], Int[Array, ""]]:
     """Chooses `num_keep` patches of one image; the noise is `jax.random.uniform(key, (N,))`.
@@ -130,10 +151,13 @@ def select(
 
     Args:
       key: a JAX key of this image alone; images that share a key share their random picks.
-      features: (N, D) of any real dtype; gradients stop here. See `gaussian_kernel` for NaN.
+      features: (N, D) of any real dtype; gradients stop here. A patch that holds NaN or infinity is
+        never a greedy pick. Where no patch is finite the choice is random; outside jit and vmap
+        that is warned about.
       num_keep, tau, threshold_on: see `greedy_order`.
       kernel: "gaussian" or "cosine".
       bandwidth: of the gaussian kernel.
+      normalize: "l2", "center" or "standardize", see `gaussian_kernel`.
 
     Returns:
       (order, num_greedy) of `greedy_order`.
@@ -146,9 +170,19 @@ def select(
     if kernel not in ("gaussian", "cosine"):
         raise ValueError(f"kernel must be 'gaussian' or 'cosine', got {kernel!r}")
     num_keep = _checked_num_keep(num_keep, features.shape[0])
+    if not isinstance(features, jax.core.Tracer) and not has_finite_patch(features):
+        warnings.warn("features: no patch is finite, the choice is random", stacklevel=2)
+    features, bandwidth = _normalized(features, bandwidth, normalize)
     noise = jax.random.uniform(key, features.shape[:1], jnp.float32)
     run = _batchable(_serial_from_features, _batched_from_features, num_keep, kernel)
     return run(*_constants(noise, _limit(tau, threshold_on), features, bandwidth))
+
+
+def has_finite_patch(features) -> np.ndarray:
+    """(...) bool of (..., N, D): whether any patch of an image can be a greedy pick. In NumPy."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.sum(np.square(np.asarray(features).astype(np.float32)), axis=-1)
+    return np.isfinite(squared).any(axis=-1)
 
 
 # The greedy loop, of one image or of a batch: patches are the first axis, images the last, if any.
@@ -179,14 +213,14 @@ def _pick(m, state: _State, noise, limit, row_of, known_of) -> _State:
     # Ties (all patches at first, duplicates later) go to the smallest noise, not the first index:
     # this is the shuffle of Algorithm 1. Minima because XLA's arg-min is slow on a CPU.
     index = lax.broadcasted_iota(jnp.int32, gains.shape, 0)
-    tied = gains == best
+    tied = gains == best[None]
     lowest = jnp.min(jnp.where(tied, noise, jnp.inf), axis=0)
-    pick = jnp.min(jnp.where(tied & (noise == lowest), index, gains.shape[0] - 1), axis=0)
-    is_pick = index == pick
-    picked = (best >= limit) & is_pick
+    pick = jnp.min(jnp.where(tied & (noise == lowest[None]), index, gains.shape[0] - 1), axis=0)
+    is_pick = index == pick[None]
+    picked = (best >= limit)[None] & is_pick
     # Rows m.. of the factor are still zero, so the product over all k rows is the one over m.
     known = known_of(factor, pick, is_pick)
-    update = (row_of(pick, is_pick) - known) / jnp.sqrt(jnp.maximum(best, 1e-10))
+    update = (row_of(pick, is_pick) - known) / jnp.sqrt(jnp.maximum(best, 1e-10))[None]
     # |update| <= d by Cauchy-Schwarz. Rounding breaks that once a singular kernel is used up (best
     # is near 0), and without the bound each further pick would multiply the error.
     bound = jnp.sqrt(jnp.maximum(gains, 0.0))
@@ -268,7 +302,7 @@ def _batched_loop(num_keep, diagonals, noise, limits, row_of):
     """
 
     def known_of(factor, _, is_pick):
-        column = jnp.sum(jnp.where(is_pick, factor, 0.0), axis=1)
+        column = jnp.sum(jnp.where(is_pick[None], factor, 0.0), axis=1)
         return jnp.sum(column[:, None] * factor, axis=0)
 
     def goes_on(carry):
@@ -324,15 +358,34 @@ def _similarity(dots, scale, squares, bandwidth, kernel):
     return jnp.exp(-jnp.maximum(squares - 2.0 * cosine, 0.0) / bandwidth)
 
 
-def _kernel_matrix(features, bandwidth, kernel):
-    features, bandwidth = _constants(_checked_features(features), _checked_bandwidth(bandwidth))
+def _normalized(features, bandwidth, normalize):
+    """(features, bandwidth): those whose rows, L2-normalised, have the kernel that is asked for."""
+    if normalize == "l2":
+        return features, bandwidth
+    features = features.astype(jnp.float32)
+    if normalize == "center":
+        squared = jnp.sum(jnp.square(features), axis=1, keepdims=True)
+        counts = jnp.isfinite(squared)
+        total = jnp.sum(jnp.where(counts, features, 0.0), axis=0, keepdims=True)
+        return features - total / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0), bandwidth
+    if normalize == "standardize":
+        # Of variance 1 they are sqrt(D) times the L2-normalised centred ones, and so their squared
+        # distances those of the latter under a bandwidth D times smaller.
+        mean = jnp.mean(features, axis=1, keepdims=True)
+        return features - mean, bandwidth / features.shape[1]
+    raise ValueError(f"normalize must be 'l2', 'center' or 'standardize', got {normalize!r}")
+
+
+def _kernel_matrix(features, bandwidth, kernel, normalize):
+    features, bandwidth = _checked_features(features), _checked_bandwidth(bandwidth)
+    features, bandwidth = _constants(*_normalized(features, bandwidth, normalize))
     dots = jnp.matmul(features, features.T, precision=_PRECISION)
     inverse, square = _norms(jnp.sum(jnp.square(features), axis=-1))
     dots = 0.5 * (dots + dots.T)
-    scale, squares = inverse[:, None] * inverse, square[:, None] + square
+    scale, squares = inverse[:, None] * inverse[None], square[:, None] + square[None]
     similarity = _similarity(dots, scale, squares, bandwidth, kernel)
     index = lax.iota(jnp.int32, features.shape[0])
-    diagonal = (index[:, None] == index) & ~jnp.isnan(inverse)
+    diagonal = (index[:, None] == index[None]) & ~jnp.isnan(inverse)[None]
     return jnp.where(diagonal, 1.0, similarity)
 
 
@@ -360,8 +413,8 @@ def _serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths):
 
         ones = jnp.ones_like(batch, shape=width)
         inverse, square = _norms(jnp.matmul(ones, jnp.square(features()).T, precision=_PRECISION))
-        few = jnp.where(limit > _ROWS_ABOVE, min(_MAX_ROWS, num_keep), 0)
-        state = _start(jnp.where(jnp.isnan(inverse), jnp.nan, 1.0), num_keep)
+        few = jnp.where(limit > _ROWS_ABOVE, np.int32(min(_MAX_ROWS, num_keep)), np.int32(0))
+        state = _start(jnp.where(jnp.isnan(inverse), inverse, 1.0), num_keep)
         state = _loop(0, few, state, noise, limit, row_of)
         dots = lax.cond(
             (state.best >= limit) & (few < num_keep),
@@ -380,14 +433,16 @@ def _batched_from_features(num_keep, kernel, noise, limits, batch, bandwidths):
     """The Gram matrices at once, the kernel of a row when it is picked."""
     dots = jnp.matmul(batch, batch.mT, precision=_PRECISION)
     diagonal = jnp.eye(batch.shape[1], dtype=bool)
-    inverse, square = _norms(jnp.sum(jnp.where(diagonal, dots, 0.0), axis=2).T)
+    inverse, square = _norms(jnp.sum(jnp.where(diagonal[None], dots, 0.0), axis=2).T)
 
     def row_of(pick, is_pick):
-        at_pick = lambda values: jnp.sum(jnp.where(is_pick, values, 0.0), axis=0)  # noqa: E731
-        scale, squares = at_pick(inverse) * inverse, at_pick(square) + square
-        return _similarity(_rows(dots, pick), scale, squares, bandwidths, kernel)
+        def at_pick(values):
+            return jnp.sum(jnp.where(is_pick, values, 0.0), axis=0, keepdims=True)
 
-    diagonals = jnp.where(jnp.isnan(inverse), jnp.nan, 1.0)
+        scale, squares = at_pick(inverse) * inverse, at_pick(square) + square
+        return _similarity(_rows(dots, pick), scale, squares, bandwidths[None], kernel)
+
+    diagonals = jnp.where(jnp.isnan(inverse), inverse, 1.0)
     return _batched_loop(num_keep, diagonals, noise.T, limits, row_of)
 
 
@@ -443,6 +498,8 @@ def _limit(tau, threshold_on):
     """The smallest d^2 that is still picked greedily."""
     if threshold_on not in ("d2", "d"):
         raise ValueError(f"threshold_on must be 'd2' or 'd', got {threshold_on!r}")
+    if isinstance(tau, (numbers.Real, np.ndarray)) and np.ndim(tau) == 0 and not 0 <= tau <= 1:
+        raise ValueError(f"tau must be in [0, 1], got {tau}")
     tau = jnp.asarray(tau, jnp.float32)
     if tau.ndim:
         raise ValueError(f"tau must be a scalar for each image, got {tau.shape}; vmap over it")
@@ -451,8 +508,15 @@ def _limit(tau, threshold_on):
     return jnp.where(tau < 1.0, limit if threshold_on == "d2" else jnp.square(limit), jnp.inf)
 
 
+def _real(array, name):
+    array = jnp.asarray(array)
+    if jnp.iscomplexobj(array):
+        raise ValueError(f"{name} must be real, got {array.dtype}; take its modulus, say")
+    return array
+
+
 def _checked_features(features):
-    features = jnp.asarray(features)
+    features = _real(features, "features")
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must be (N, D), got {features.shape}; use jax.vmap for a batch")
     return features

@@ -295,7 +295,7 @@ def _masks_at(taus: Sequence[float], run, images, seed: int, num_hidden: int) ->
 
 
 @functools.partial(
-    jax.jit, static_argnames=("num_keep", "kernel", "bandwidth", "threshold_on")
+    jax.jit, static_argnames=("num_keep", "kernel", "bandwidth", "normalize", "threshold_on")
 )  # here, so that two figures compile it once
 def _select(keys, tokens, tau, **settings):
     return jax.vmap(lambda key, image: dpp.select(key, image, tau=tau, **settings))(keys, tokens)

@@ -8,6 +8,7 @@ want masks and nothing else. Only jax and numpy are imported.
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from dppmask_jax import patches
-from dppmask_jax.dpp import select
+from dppmask_jax.dpp import has_finite_patch, select
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 class Mask(NamedTuple):
     """A mask of one image; with a leading axis B, of a batch.
 
-    Where the count is static, `visible = order[:count]` and `masked = order[count:]`.
+    Where the count is static, `visible = order[:count]` and `masked = order[count:]`. Fields are
+    meant to be read by name: `order, mask, count = m` has one too few.
     """
 
     order: Int[Array, " N"]  # a permutation of the patches, visible ones first
     mask: Bool[Array, " N"]  # True = masked, in the order of the image
     count: Int[Array, ""]  # number of visible patches
+    num_greedy: Int[Array, ""] | None = None  # greedy picks among them, from `export_masks`
 
 
 def num_visible(num_patches: int, ratio: float) -> int:
@@ -77,6 +80,7 @@ def dpp(
     num_keep: int | None = None,
     kernel: str = "gaussian",
     bandwidth=1.0,
+    normalize: str = "l2",
     threshold_on: str = "d2",
 ) -> tuple[Mask, Int[Array, ""]]:
     """Visible patches chosen by `dpp.select` (DPPMask, arXiv 2303.12736, Algorithm 1).
@@ -86,12 +90,13 @@ def dpp(
       features: what the kernel compares; gradients stop here.
       count: number of visible patches, an int; with `num_keep` it may be traced and differ from
         image to image, because the choice for a smaller count is a prefix of that for a larger.
-      tau, kernel, bandwidth, threshold_on: see `dpp.select`.
+      tau, kernel, bandwidth, normalize, threshold_on: see `dpp.select`.
       num_keep: static upper bound of a traced `count`, which is not checked against it: what a
         count asks for beyond `num_keep` is filled at random.
 
     Returns:
-      (Mask, num_greedy): the latter () int32, how many of the visible patches were greedy picks.
+      (Mask, num_greedy): the latter () int32, how many of the visible patches were greedy picks;
+        see `dpp.greedy_order` for what 0 and 1 mean.
 
     Raises:
       ValueError: as `dpp.select`, or a static `count` outside 1..num_keep.
@@ -107,6 +112,7 @@ def dpp(
         tau,
         kernel=kernel,
         bandwidth=bandwidth,
+        normalize=normalize,
         threshold_on=threshold_on,
     )
     _check_count(count, 1, num_keep)
@@ -139,18 +145,19 @@ def block(key: Array, grid: tuple[int, int], count: int | Int[Array, ""]) -> Mas
 
     def unfinished(state):
         covered, _, tries = state
-        return (jnp.sum(covered) < wanted) & (tries < 10)
+        return (jnp.sum(covered, dtype=jnp.int32) < wanted) & (tries < 10)
 
     def add_rectangle(state):
         covered, draw, tries = state
         left = wanted - jnp.sum(covered, dtype=jnp.int32)
         u = jax.random.uniform(jax.random.fold_in(block_key, draw), (4,), jnp.float32)
-        area = smallest_area + u[0] * (left - smallest_area)
+        area = smallest_area + u[0] * (left.astype(jnp.float32) - smallest_area)
         root_aspect = jnp.exp((u[1] - 0.5) * np.float32(np.log(1 / 0.3)))  # sqrt of 0.3 to 1 / 0.3
         height = jnp.round(jnp.sqrt(area) * root_aspect).astype(jnp.int32)
         width = jnp.round(jnp.sqrt(area) / root_aspect).astype(jnp.int32)
-        top = jnp.floor(u[2] * (rows - height + 1)).astype(jnp.int32)
-        leftmost = jnp.floor(u[3] * (columns - width + 1)).astype(jnp.int32)
+        tops, lefts = rows - height + 1, columns - width + 1
+        top = jnp.floor(u[2] * tops.astype(jnp.float32)).astype(jnp.int32)
+        leftmost = jnp.floor(u[3] * lefts.astype(jnp.float32)).astype(jnp.int32)
         inside = (row >= top) & (row < top + height)
         inside &= (column >= leftmost) & (column < leftmost + width)
         new = jnp.sum(inside & ~covered, dtype=jnp.int32)
@@ -158,7 +165,8 @@ def block(key: Array, grid: tuple[int, int], count: int | Int[Array, ""]) -> Mas
         return covered | (inside & accept), draw + 1, jnp.where(accept, 0, tries + 1)
 
     noise = jax.random.uniform(noise_key, (num_patches,), jnp.float32)
-    inputs = noise + wanted  # under shard_map a carry must start as varying as it ends
+    # Under shard_map a carry must start as varying as it ends.
+    inputs = noise + wanted.astype(jnp.float32)
     none, zero = jnp.zeros_like(inputs, bool), jnp.zeros_like(inputs[0], jnp.int32)
     covered, _, _ = lax.while_loop(unfinished, add_rectangle, (none, zero, zero))
     order = lax.sort((covered.astype(jnp.int32), noise, index), num_keys=2)[2]
@@ -187,16 +195,18 @@ def attention(
       num_top: static; only for "hint".
 
     Raises:
-      ValueError: an unknown `variant`.
+      ValueError: an unknown `variant`, or complex weights.
     """
     if variant not in ("high", "low", "hint"):
         raise ValueError(f"variant must be 'high', 'low' or 'hint', got {variant!r}")
+    if jnp.iscomplexobj(weights):
+        raise ValueError(f"weights must be real, got {weights.dtype}")
     weights = lax.stop_gradient(weights)
     noise = jax.random.uniform(key, weights.shape, jnp.float32)
-    rank = jnp.argsort(jnp.argsort(weights if variant == "low" else -weights))
+    rank = _rank(weights if variant == "low" else -weights)
     mask = rank < num_masked
     if variant == "hint":
-        among_top = jnp.argsort(jnp.argsort(jnp.where(rank < num_top, noise, jnp.inf)))
+        among_top = _rank(jnp.where(rank < num_top, noise, jnp.inf))
         mask &= among_top >= num_shown
     index = lax.iota(jnp.int32, weights.shape[0])
     order = lax.sort((mask.astype(jnp.int32), noise, index), num_keys=2)[2]
@@ -214,10 +224,10 @@ def draw_ratio(key: Array, ratios: tuple[float, ...], variations: tuple[float, .
       () float32.
     """
     which_key, jitter_key = jax.random.split(key)
-    which = jax.random.randint(which_key, (), 0, len(ratios))
+    which = jax.random.randint(which_key, (), 0, len(ratios), jnp.int32)
     low, high = ratio_range(ratios, variations)
     low, high = jnp.asarray(low)[which], jnp.asarray(high)[which]
-    return jnp.clip(low + (high - low) * jax.random.uniform(jitter_key), low, high)
+    return jnp.clip(low + (high - low) * jax.random.uniform(jitter_key, (), jnp.float32), low, high)
 
 
 def ratio_range(ratios: tuple[float, ...], variations: tuple[float, ...]):
@@ -233,7 +243,12 @@ def num_masked(num_patches: int, ratio):
 
 def _mask(order, count) -> Mask:
     count = jnp.asarray(count, jnp.int32)
-    return Mask(order, jnp.argsort(order) >= count, count)
+    return Mask(order, jnp.argsort(order).astype(jnp.int32) >= count, count)
+
+
+def _rank(values):
+    """(N,) int32: how many entries come before each, in ascending order."""
+    return jnp.argsort(jnp.argsort(values)).astype(jnp.int32)
 
 
 def _check_count(count, lowest, highest):
@@ -261,64 +276,64 @@ def export_masks(
     start_index: int = 0,
     kernel: str = "gaussian",
     bandwidth: float = 1.0,
+    normalize: str = "l2",
     threshold_on: str = "d2",
 ) -> Mask:
     """Masks of a batch of images, as NumPy arrays.
 
     Image i is masked with a key made of `seed` and `start_index` + i, so a data set done in pieces
-    (each with its own `start_index`) has the same masks as one done in one call.
+    (each with its own `start_index`) has the same masks as one done in one call. JAX's settings (64
+    bits, the default generator, promotion rules) change nothing.
 
     Args:
       images: (B, H, W, 3) uint8, or float in [0, 1]; both sides multiples of `patch_size`.
       patch_size: side of a patch in pixels.
       ratio: share of masked patches, in [0, 1); see `num_visible`.
       strategy: "dpp", "random" or "block".
-      tau: threshold of the greedy selection, for "dpp": 0 never stops, 1 is random masking.
-      seed: of the masks and of the untrained embedding.
+      tau: threshold of the greedy selection, for "dpp", in [0, 1]: 0 never stops, 1 is random
+        masking.
+      seed: of the masks and of the untrained embedding, in 0..2**32 - 1.
       features: what "dpp" compares. None: what an untrained MAE sees, a random projection of the
         normalised patches to width 768 plus 2-D sin-cos positions. "pixels": the normalised
-        patches. Or an array (B, N, D) of your own, patches numbered row by row.
+        patches. Or a real array (B, N, D) of your own, patches numbered row by row. A patch that
+        holds NaN or infinity is never picked greedily; an image without any other is masked at
+        random, which is warned about.
       start_index: index of the first image in the data set.
-      kernel, bandwidth, threshold_on: see `dpp.select`.
+      kernel, bandwidth, normalize, threshold_on: see `dpp.select`. Features with a large common
+        offset want `normalize="center"`.
 
     Returns:
       Mask of NumPy arrays: order (B, N) int32, mask (B, N) bool with True = masked, count (B,)
-      int32.
+      int32, num_greedy (B,) int32. The latter says how many of the visible patches were greedy
+      picks; the others are random. 1 means that to the kernel all patches looked alike, see
+      `dpp.greedy_order`. It is 0 for "random" and "block".
 
     Raises:
       ValueError: an argument is out of range or does not fit the others.
     """
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise ValueError(f"images must be (B, H, W, 3) with B >= 1, got {images.shape}")
-    if images.dtype == np.uint8:
-        scale = 1 / 255
-    elif jnp.issubdtype(images.dtype, jnp.floating):
-        scale = 1.0
-        if not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError("float images must lie in [0, 1]; undo any normalisation first")
-    else:
-        raise ValueError(f"images must be uint8 or float, got {images.dtype}")
+    scale = _pixel_scale(images)
     grid = patches.grid_shape(images.shape[1:3], patch_size)
-    count = num_visible(grid[0] * grid[1], ratio)
+    num_patches = grid[0] * grid[1]
+    count = num_visible(num_patches, ratio)
     if strategy not in ("dpp", "random", "block"):
         raise ValueError(f"strategy must be 'dpp', 'random' or 'block', got {strategy!r}")
-    if np.ndim(tau) or np.isnan(tau):
-        raise ValueError(f"tau must be a number, got {tau}")
+    if np.ndim(tau) or not 0 <= tau <= 1:
+        raise ValueError(f"tau must be a number in [0, 1], got {tau}")
     if np.ndim(bandwidth) or not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-    if not 0 <= start_index <= 2**32 - 1 - len(images):
-        raise ValueError(f"start_index must be in 0..2**32 - 1 - B, got {start_index}")
-    source = "embedding"
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an int in 0..2**32 - 1, got {seed}")
+    most = 2**32 - 1 - len(images)
+    if not isinstance(start_index, (int, np.integer)) or not 0 <= start_index <= most:
+        raise ValueError(f"start_index must be an int in 0..2**32 - 1 - B, got {start_index}")
+    source, inputs = "embedding", images
     if isinstance(features, str):
         if features != "pixels":
             raise ValueError(f"features must be None, 'pixels' or an array, got {features!r}")
         source = "pixels"
     elif features is not None:
-        source, features = "given", np.asarray(features)
-        if features.ndim != 3 or features.shape[:2] != (len(images), grid[0] * grid[1]):
-            expected = f"({len(images)}, {grid[0] * grid[1]}, D)"
-            raise ValueError(f"features must be {expected}, got {features.shape}")
+        source, inputs = "given", _checked_features(features, len(images), num_patches)
 
     draw = functools.partial(
         _draw,
@@ -328,17 +343,53 @@ def export_masks(
         strategy=strategy,
         source=source,
         kernel=kernel,
+        normalize=normalize,
         threshold_on=threshold_on,
     )
-    inputs = features if source == "given" else images
+    # Of explicit types, so that JAX's default ones have no say.
+    scalars = (np.float32(scale), np.float32(tau), np.float32(bandwidth))
     pieces = []
     for first in range(0, len(images), _CHUNK):
         index = np.arange(first, min(first + _CHUNK, len(images)))
         # The last piece is filled up with copies, so that there is one shape to compile for.
         padded = np.resize(index, min(_CHUNK, len(images)))
         keys = (start_index + padded).astype(np.uint32)
-        pieces.append(jax.device_get(draw(seed, keys, inputs[padded], scale, tau, bandwidth)))
+        piece = inputs[padded]
+        piece = piece if piece.dtype == np.uint8 else piece.astype(np.float32)
+        with jax.threefry_partitionable(True):  # the default, which a user may have changed
+            pieces.append(jax.device_get(draw(np.uint32(seed), keys, piece, *scalars)))
     return Mask(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*pieces, strict=True)))
+
+
+def _pixel_scale(images) -> float:
+    """What makes values from 0 to 1 of the images; ValueError where they are none."""
+    if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise ValueError(f"images must be (B, H, W, 3) with B >= 1, got {images.shape}")
+    if images.dtype == np.uint8:
+        return 1 / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be uint8 or float, got {images.dtype}")
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError("float images must lie in [0, 1]; undo any normalisation first")
+    return 1.0
+
+
+def _checked_features(features, num_images, num_patches):
+    features = np.asarray(features)
+    if features.ndim != 3 or features.shape[:2] != (num_images, num_patches):
+        raise ValueError(f"features must be ({num_images}, {num_patches}, D), got {features.shape}")
+    is_real = any(jnp.issubdtype(features.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    if not is_real:
+        raise ValueError(f"features must be real numbers, got {features.dtype}")
+    nothing = np.flatnonzero(~has_finite_patch(features))
+    if len(nothing):
+        named = ", ".join(map(str, nothing[:8])) + (", ..." if len(nothing) > 8 else "")
+        warnings.warn(
+            f"features: no patch is finite in {len(nothing)} of {num_images} images, which are "
+            f"masked at random: {named}",
+            stacklevel=3,
+        )
+    return features
 
 
 @functools.partial(
@@ -350,6 +401,7 @@ def export_masks(
         "strategy",
         "source",
         "kernel",
+        "normalize",
         "threshold_on",
     ),
 )
@@ -367,43 +419,53 @@ def _draw(
     strategy,
     source,
     kernel,
+    normalize,
     threshold_on,
 ):
-    root = jax.random.key(seed)
+    # What `jax.random.key(seed)` is under JAX's default settings.
+    data = jnp.stack([jnp.zeros_like(seed), seed])
+    root = jax.random.wrap_key_data(data, impl="threefry2x32")
     keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
+    none_greedy = jnp.zeros(len(keys), jnp.int32)
     if strategy == "random":
-        return jax.vmap(lambda key: random(key, grid[0] * grid[1], count))(keys)
+        masks = jax.vmap(lambda key: random(key, grid[0] * grid[1], count))(keys)
+        return masks._replace(num_greedy=none_greedy)
     if strategy == "block":
-        return jax.vmap(lambda key: block(key, grid, count))(keys)
+        masks = jax.vmap(lambda key: block(key, grid, count))(keys)
+        return masks._replace(num_greedy=none_greedy)
 
     values = 3 * patch_size**2
     kernel_key, bias_key = jax.random.split(jax.random.fold_in(root, np.uint32(2**32 - 1)))
     bound = (6 / (values + _WIDTH)) ** 0.5  # Xavier-uniform, and a convolution's usual bias
-    weights = jax.random.uniform(kernel_key, (values, _WIDTH), minval=-bound, maxval=bound)
-    bias = jax.random.uniform(bias_key, (_WIDTH,), minval=-(values**-0.5), maxval=values**-0.5)
-    bias += patches.sincos_positions(grid, _WIDTH)
+    weights = jax.random.uniform(
+        kernel_key, (values, _WIDTH), jnp.float32, minval=-bound, maxval=bound
+    )
+    bound = values**-0.5
+    bias = jax.random.uniform(bias_key, (_WIDTH,), jnp.float32, minval=-bound, maxval=bound)
+    bias = bias[None] + patches.sincos_positions(grid, _WIDTH)
 
     def features_of(image):
         if source == "given":
             return image
-        image = (image.astype(jnp.float32) * scale - np.float32(_IMAGENET_MEAN)) / np.float32(
-            _IMAGENET_STD
-        )
+        mean, deviation = np.float32([[_IMAGENET_MEAN]]), np.float32([[_IMAGENET_STD]])
+        image = (image.astype(jnp.float32) * scale - mean) / deviation
         pixels = patches.patchify(image[None], patch_size)[0]
         if source == "pixels":
             return pixels
         return jnp.matmul(pixels, weights, precision=lax.Precision.HIGHEST) + bias
 
     def choose(key, features):
-        return dpp(
+        mask, num_greedy = dpp(
             key,
             features,
             count,
             tau,
             kernel=kernel,
             bandwidth=bandwidth,
+            normalize=normalize,
             threshold_on=threshold_on,
-        )[0]
+        )
+        return mask._replace(num_greedy=num_greedy)
 
     # One image at a time: a product over a whole batch may round differently for another batch.
     return jax.vmap(choose)(keys, lax.map(features_of, inputs))

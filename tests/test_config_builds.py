@@ -31,7 +31,7 @@ COMMON_VALUES = {
     "mask.threshold_on": st.sampled_from(["d2", "d"]),
     "mask.kernel": st.sampled_from(["gaussian", "cosine"]),
     "mask.bandwidth": any_positive,
-    "mask.normalize": st.sampled_from(["l2", "standardize"]),
+    "mask.normalize": st.sampled_from(["l2", "center", "standardize"]),
     "optim.weight_decay_end": st.sampled_from([None, 0.0]),
     "optim.b1": st.sampled_from([0.0, BELOW_1]),
     "optim.clip_norm": st.sampled_from([0.0, 1.0]),

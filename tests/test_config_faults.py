@@ -166,7 +166,7 @@ _CHOICE = {
     "model.size": ("Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "mask.threshold_on": ("d2", "d"),
     "mask.kernel": ("gaussian", "cosine"),
-    "mask.normalize": ("l2", "standardize"),
+    "mask.normalize": ("l2", "center", "standardize"),
     "mask.attention": ("high", "low", "hint"),
     "model.pool": ("mean", "cls"),
     "loss.kind": ("softmax", "bce", "asl"),

@@ -126,7 +126,7 @@ def test_every_product_asks_for_full_precision():
 
 
 @pytest.mark.parametrize("threshold_on", ["d2", "d"])
-@pytest.mark.parametrize("tau", [-1.0, 0.0, 0.3, 0.6, 0.8, 0.95, 0.9999])
+@pytest.mark.parametrize("tau", [0.0, 0.3, 0.6, 0.8, 0.95, 0.9999])
 def test_matches_brute_force_in_float64(tau, threshold_on):
     keys, features = make_batch(4)
     order, num_greedy = jax.vmap(
@@ -241,7 +241,7 @@ def test_tau_from_one_on_is_argsort_of_the_noise_bit_for_bit(tau, bandwidth):
     # explicit test of tau keeps them from being greedy picks.
     keys, features = make_batch(12)
     order, num_greedy = jax.vmap(
-        lambda key, image: select(key, image, 10, tau, bandwidth=bandwidth)
+        lambda key, image: select(key, image, 10, jnp.float32(tau), bandwidth=bandwidth)
     )(keys, features)
     noise = jax.vmap(lambda key: jax.random.uniform(key, (24,), jnp.float32))(keys)
     assert np.array_equal(order, jnp.argsort(noise, axis=1))
@@ -277,7 +277,7 @@ def test_tau_zero_picks_everything_greedily_even_when_the_kernel_is_singular(ker
     few = make_features(13, 20, 5, 3)
     features = np.tile(few, (1, 8, 1))
     keys = jax.random.split(jax.random.key(13), 20)
-    for tau in (0.0, -0.5):
+    for tau in (0.0, jnp.float32(-0.5)):
         order, num_greedy = jax.vmap(
             lambda key, image, tau=tau: select(key, image, 30, tau, kernel=kernel)
         )(keys, features)
@@ -325,7 +325,7 @@ def test_tau_can_follow_a_traced_schedule_and_differ_between_images():
         assert np.array_equal(num_greedy, want_greedy), tau
         assert np.array_equal(order, want_order)
 
-    taus = jnp.linspace(0.0, 1.1, len(keys))
+    taus = jnp.linspace(-0.1, 1.1, len(keys))
     order, num_greedy = jax.jit(jax.vmap(lambda k, x, t: dpp.select(k, x, 10, t)))(
         keys, features, taus
     )
@@ -357,6 +357,35 @@ def test_all_ties_follow_the_noise_and_the_first_pick_is_uniform():
     order, _ = many_masks(18, make_features(18, 1, 24, 6)[0], 0.0)
     counts = np.bincount(order[:, 0], minlength=24)
     assert np.abs(counts - 125).max() < 5 * np.sqrt(125), counts
+
+
+@pytest.mark.parametrize("normalize,bandwidth", [("center", 1.0), ("standardize", 40.0)])
+def test_a_common_offset_stops_the_selection_unless_it_is_taken_away(normalize, bandwidth):
+    keys, features = make_batch(25, batch=6, width=40, common=0.0)
+    features += 10 * (make_features(26, 1, 1, 40) if normalize == "center" else 1)
+    choose = lambda **options: jax.vmap(  # noqa: E731
+        lambda key, image: select(key, image, 10, 0.7, **options)
+    )(keys, features)
+    assert np.all(choose()[1] == 1)
+    axis = {"center": 1, "standardize": 2}[normalize]
+    # Standardised patches are L2-normalised ones times sqrt(40).
+    centred = features.astype(np.float64)
+    centred -= centred.mean(axis=axis, keepdims=True)
+    want = one_by_one(keys, centred, 10, 0.7)
+    for got, expected in zip(choose(normalize=normalize, bandwidth=bandwidth), want, strict=True):
+        assert np.array_equal(got, expected)
+    assert want[1].min() > 3
+
+
+def test_centring_leaves_out_patches_that_are_not_finite():
+    features = make_features(27, 1, 24, 6)[0] + 10.0
+    spoilt = features.copy()
+    spoilt[[3, 8], [0, 5]] = np.nan, np.inf
+    kept = np.setdiff1d(np.arange(24), [3, 8])
+    kernel = np.asarray(dpp.gaussian_kernel(spoilt, normalize="center"))
+    want = dpp.gaussian_kernel(features[kept], normalize="center")
+    np.testing.assert_allclose(kernel[np.ix_(kept, kept)], want, atol=1e-5)
+    assert np.all(np.isnan(kernel[[3, 8]]))
 
 
 def test_a_duplicate_of_a_selected_patch_is_picked_last():
@@ -394,7 +423,7 @@ def test_extreme_counts(num_patches, num_keep):
     values=st.lists(st.integers(-2, 2), min_size=30, max_size=30),
     seed=st.integers(0, 2**31),
     num_keep=st.sampled_from([4, 10]),
-    tau=st.one_of(st.sampled_from([-1.0, 0.0, 1.0, 2.0]), st.floats(0.0, 1.0, width=32)),
+    tau=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0, width=32)),
     threshold_on=st.sampled_from(["d2", "d"]),
 )
 def test_any_image_of_few_values(values, seed, num_keep, tau, threshold_on):
@@ -437,7 +466,10 @@ def test_non_finite_patches_are_never_greedy_picks_and_leave_the_others_alone(ba
 
 
 def test_an_image_of_nan_is_masked_at_random():
-    order, num_greedy = select(jax.random.key(23), np.full((24, 6), np.nan, np.float32), 10, 0.0)
+    features = make_features(23, 1, 24, 6)[0]
+    features[:, 2] = np.nan
+    with pytest.warns(UserWarning, match="no patch is finite"):
+        order, num_greedy = select(jax.random.key(23), features, 10, 0.0)
     assert num_greedy == 0
     assert np.array_equal(order, np.argsort(noise_of(jax.random.key(23), 24)))
 
@@ -747,6 +779,9 @@ def test_work_follows_the_picks_that_are_made(monkeypatch):
         ({"kernel": "laplace"}, "'gaussian' or 'cosine'"),
         ({"threshold_on": "d3"}, "'d2' or 'd'"),
         ({"tau": np.ones(3)}, "tau must be a scalar"),
+        *[({"tau": t}, r"tau must be in \[0, 1\]") for t in (-1e-9, 1.1, 2, np.nan, np.array(1.5))],
+        ({"features": np.ones((24, 6)) + 1j}, "features must be real"),
+        ({"normalize": "l1"}, "'l2', 'center' or 'standardize'"),
         ({"bandwidth": 0.0}, "bandwidth must be positive"),
         ({"bandwidth": -1.0}, "bandwidth must be positive"),
     ],
@@ -765,6 +800,8 @@ def test_greedy_order_rejects():
         ((eye[None], noise, 3, 0.5), "use jax.vmap"),
         ((eye, noise[:5], 3, 0.5), "noise must be"),
         ((eye, noise, 7, 0.5), "num_keep must be"),
+        ((eye, noise, 3, -0.5), "tau must be in"),
+        ((eye + 0j, noise, 3, 0.5), "kernel must be real"),
     ]:
         with pytest.raises(ValueError, match=message):
             dpp.greedy_order(*arguments)

@@ -180,7 +180,7 @@ def test_a_half_of_the_views_is_masked_by_exactly_what_was_drawn(strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_order_has_the_visible_patches_first(strategy):
     masks, *_ = drawn(strategy, 60)
-    for order, mask, count in zip(*masks, strict=True):
+    for order, mask, count in zip(*masks[:3], strict=True):
         assert sorted(order) == list(range(16))
         assert not mask[order[:count]].any() and mask[order[count:]].all()
 

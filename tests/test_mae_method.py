@@ -6,7 +6,7 @@ import pytest
 import tiny
 from reference_mae import predict
 
-from dppmask_jax import loop, masking, optim, parallel, patches
+from dppmask_jax import dpp, loop, masking, optim, parallel, patches
 from dppmask_jax.data import augment
 from dppmask_jax.methods import mae
 from dppmask_jax.models.vit import SIZES
@@ -137,12 +137,11 @@ def test_tau_can_be_scheduled():
 
 
 def test_standardised_features_are_the_kernel_of_standardised_patches():
-    config, method, params, extra = built(mask__normalize="standardize", mask__features="pixels")
+    _, method, params, extra = built(mask__normalize="standardize", mask__features="pixels")
     images = batch_of(1)["image"]
-    features = np.asarray(method.features(params, extra, images))[0].astype(np.float64)
-    bandwidth = mae.selection_settings(config)["bandwidth"]
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    ours = np.exp(-((unit[:, None] - unit) ** 2).sum(-1) / bandwidth)
+    features = method.features(params, extra, images)[0]
+    given = {name: method.selection[name] for name in ("bandwidth", "normalize")}
+    ours = dpp.gaussian_kernel(features, **given)
     cut = np.asarray(patches.patchify(np.asarray(augment.normalize(images)), 4))[0]
     cut = (cut - cut.mean(1, keepdims=True)) / cut.std(1, keepdims=True)
     expected = np.exp(-((cut[:, None] - cut) ** 2).sum(-1) / 1.0)

@@ -55,10 +55,9 @@ def test_random_is_bit_identical_to_dpp_with_tau_one():
     keys, features = make_batch(0)
     by_random = jax.jit(jax.vmap(lambda key: masking.random(key, 24, 10)))(keys)
     check_mask(by_random, 10)
-    for tau in (1.0, 3.0):
+    for tau in (1.0, jnp.float32(3.0)):
         by_dpp, num_greedy = jax.vmap(lambda k, x, t=tau: masking.dpp(k, x, 10, t))(keys, features)
-        for got, want in zip(by_dpp, by_random, strict=True):
-            assert np.array_equal(got, want)
+        jax.tree.map(np.testing.assert_array_equal, by_dpp, by_random)
         assert not np.any(num_greedy)
     below = jax.vmap(lambda k, x: masking.dpp(k, x, 10, 0.5))(keys, features)[0]
     assert not np.array_equal(below.mask, by_random.mask)
@@ -95,7 +94,12 @@ def test_dpp_shows_what_select_chose():
 
 def test_dpp_passes_its_options_on():
     keys, features = make_batch(4)
-    for options in ({"kernel": "cosine"}, {"bandwidth": 0.3}, {"threshold_on": "d"}):
+    for options in (
+        {"kernel": "cosine"},
+        {"bandwidth": 0.3},
+        {"threshold_on": "d"},
+        {"normalize": "center"},
+    ):
         choose = lambda k, x, o=options: masking.dpp(k, x, 10, 0.7, **o)  # noqa: E731
         mask, num_greedy = jax.vmap(choose)(keys, features)
         select = lambda k, x, o=options: dpp.select(k, x, 10, 0.7, **o)  # noqa: E731
@@ -235,7 +239,8 @@ def test_every_strategy_under_shard_map_and_pmap():
         keys.reshape(4, 2), features.reshape(4, 2, 24, 6)
     )
     for i in range(3):
-        for a, b, c in zip(want[i], by_shard_map[i], by_pmap[i], strict=True):
+        leaves = map(jax.tree.leaves, (want[i], by_shard_map[i], by_pmap[i]))
+        for a, b, c in zip(*leaves, strict=True):
             assert np.array_equal(a, b)
             assert np.array_equal(a, np.reshape(c, a.shape))
 
@@ -282,8 +287,19 @@ def test_export_of_given_features_is_select_with_the_keys_of_the_images():
     )
     for i in range(5):
         key = jax.random.fold_in(jax.random.key(3), 7 + i)
-        order, _ = dpp.select(key, features[i], 12, 0.6, bandwidth=0.7)
-        assert np.array_equal(mask.order[i], order)
+        order, num_greedy = dpp.select(key, features[i], 12, 0.6, bandwidth=0.7)
+        assert np.array_equal(mask.order[i], order) and mask.num_greedy[i] == num_greedy
+    assert mask.num_greedy.min() > 0 and mask.num_greedy.dtype == np.int32
+
+
+def test_export_warns_of_images_without_a_finite_patch():
+    images = make_images(70, 64, 96)
+    features = np.random.default_rng(14).normal(size=(70, 24, 6))
+    features[2, 3:] = np.inf  # a few patches are left
+    features[[5, 66], :, 0] = np.nan
+    with pytest.warns(UserWarning, match=r"no patch is finite in 2 of 70 images.*: 5, 66$"):
+        mask = masking.export_masks(images, features=features, normalize="center")
+    assert mask.num_greedy[2] > 0 and set(np.flatnonzero(mask.num_greedy == 0)) == {5, 66}
 
 
 def test_export_of_pixels_sees_the_normalised_patches():
@@ -329,11 +345,15 @@ def test_export_sees_embedding_and_position_by_default():
         ({"ratio": 1.0}, "ratio"),
         ({"ratio": 0.99}, "ratio"),
         ({"strategy": "dp"}, "strategy must be"),
-        ({"tau": float("nan")}, "tau must be"),
+        *[({"tau": tau}, "tau must be") for tau in (float("nan"), -0.1, 1.5)],
+        *[({"seed": seed}, "seed must be") for seed in (-1, 2**32, 0.5)],
         ({"tau": [0.5, 0.6]}, "tau must be"),
         ({"start_index": -1}, "start_index must be"),
         ({"features": "pixel"}, "features must be"),
         ({"features": np.zeros((2, 23, 6))}, "features must be"),
+        ({"features": np.zeros((2, 24, 6), complex)}, "features must be real"),
+        ({"features": np.full((2, 24, 6), None)}, "features must be real"),
+        ({"normalize": "l1"}, "'l2', 'center' or 'standardize'"),
         ({"kernel": "laplace"}, "'gaussian' or 'cosine'"),
         ({"bandwidth": 0.0}, "bandwidth must be"),
         ({"threshold_on": "d3"}, "'d2' or 'd'"),

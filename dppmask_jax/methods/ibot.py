@@ -42,14 +42,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
     data = config.data
     num_views = GLOBAL_VIEWS + data.local_views
     fewest, most = ibot_masks.masked_range(config)
-    settings = selection.settings(
-        config.mask,
-        {
-            "tokens": backbone.size.width,
-            "head": config.model.prototypes,
-            "pixels": 3 * patch_size**2,
-        }[config.mask.features],
-    )
+    settings = selection.settings(config.mask)
     draw_masks = ibot_masks.drawer(
         config, settings, steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
@@ -83,12 +76,12 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         return latent, prenorm, weights[:, :, 0, 1:]
 
     def kernel_features(teacher, images, latent):
-        features = latent[:, 1:]
-        if config.mask.features == "pixels":
-            features = patches.patchify(images, patch_size)
-        elif config.mask.features == "head":
-            features = on_head(teacher, on_head(teacher, features, "project"), "patch_logits")
-        return selection.prepare(features, config.mask)
+        tokens = latent[:, 1:]
+        return {
+            "tokens": lambda: tokens,
+            "head": lambda: on_head(teacher, on_head(teacher, tokens, "project"), "patch_logits"),
+            "pixels": lambda: patches.patchify(images, patch_size),
+        }[config.mask.features]()
 
     def loss(params, extra, batch, key, step):
         teacher = jax.lax.stop_gradient(extra["teacher"])

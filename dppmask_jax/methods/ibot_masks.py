@@ -82,12 +82,14 @@ def drawer(config, settings: dict, *, steps_per_epoch: int, total_steps: int) ->
                 num_top=num_top,
             )
             return jax.vmap(attend)(mask_keys, weights, num_masked), None
-        choose = functools.partial(
-            masking.dpp,
-            tau=selection.tau_at(mask, step, total_steps),
-            num_keep=num_keep,
-            **settings,
-        )
-        return jax.vmap(choose)(mask_keys, features(), visible)
+        if mask.strategy == "dpp":
+            choose = functools.partial(
+                masking.dpp,
+                tau=selection.tau_at(mask, step, total_steps),
+                num_keep=num_keep,
+                **settings,
+            )
+            return jax.vmap(choose)(mask_keys, features(), visible)
+        raise ValueError(f"no such mask strategy: {mask.strategy!r}")
 
     return draw

@@ -38,9 +38,10 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         return model.init(key, images, order, num_keep)["params"], {}
 
     def kernel_features(images, tokens):
-        of_pixels = config.mask.features == "pixels"
-        features = patches.patchify(images, patch_size) if of_pixels else tokens
-        return selection.prepare(features, config.mask)
+        return {
+            "embedding": lambda: tokens,
+            "pixels": lambda: patches.patchify(images, patch_size),
+        }[config.mask.features]()
 
     def loss(params, extra, batch, key, step):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -103,7 +104,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         after_step=lambda params, extra, aux, step: extra,
         encode=encode,
         features=features,
-        selection=selection_settings(config),
+        selection=selection.settings(config.mask),
         num_masked=(num_patches - num_keep, num_patches - num_keep),
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
@@ -132,13 +133,6 @@ def visible_count(config) -> int:
     return masking.num_visible(rows * columns, config.mask.ratio)
 
 
-def selection_settings(config) -> dict:
-    """The kernel, bandwidth and threshold of `dpp.select` for what `Method.features` returns."""
-    of_pixels = config.mask.features == "pixels"
-    pixels, width = 3 * config.model.patch_size**2, SIZES[config.model.size].width
-    return selection.settings(config.mask, pixels if of_pixels else width)
-
-
 def draw_masks(config, keys, features, grid, num_keep: int, tau):
     """One mask an image.
 
@@ -153,14 +147,15 @@ def draw_masks(config, keys, features, grid, num_keep: int, tau):
     Returns:
       (Mask with a leading batch axis, metrics): for dpp the mean number of greedy picks.
     """
-    strategy = config.mask.strategy
+    strategy, num_patches = config.mask.strategy, grid[0] * grid[1]
     if strategy == "random":
-        num_patches = grid[0] * grid[1]
         return jax.vmap(lambda key: masking.random(key, num_patches, num_keep))(keys), {}
     if strategy == "block":
         return jax.vmap(lambda key: masking.block(key, grid, num_keep))(keys), {}
-    settings = selection_settings(config)
-    mask, num_greedy = jax.vmap(
-        lambda key, image_features: masking.dpp(key, image_features, num_keep, tau, **settings)
-    )(keys, features)
-    return mask, {"num_greedy": jnp.mean(num_greedy.astype(jnp.float32))}
+    if strategy == "dpp":
+        settings = selection.settings(config.mask)
+        mask, num_greedy = jax.vmap(lambda k, x: masking.dpp(k, x, num_keep, tau, **settings))(
+            keys, features
+        )
+        return mask, {"num_greedy": jnp.mean(num_greedy.astype(jnp.float32))}
+    raise ValueError(f"no such mask strategy: {strategy!r}")
