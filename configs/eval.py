@@ -49,6 +49,9 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     task, dataset = chosen["task"], chosen["dataset"]
     config = config_dict.ConfigDict()
     config.task = task
+    # (height, width) in pixels, multiples of the patches; None is the run's. For another size
+    # learned positions are resized, fixed ones made.
+    config.image_size = config_dict.placeholder(tuple)
     if task == "reconstruct":
         _reconstruct(config)
         return config

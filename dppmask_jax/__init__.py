@@ -4,8 +4,8 @@
 """
 
 
-def load_encoder(workdir):
+def load_encoder(workdir, *, image_size=None, dtype=None):
     """The trained encoder of a run; see `dppmask_jax.pretrained.load_encoder`."""
     from dppmask_jax import pretrained
 
-    return pretrained.load_encoder(workdir)
+    return pretrained.load_encoder(workdir, image_size=image_size, dtype=dtype)

@@ -21,7 +21,7 @@ from dppmask_jax.evals import (
     settings,
 )
 from dppmask_jax.evals.base import Evaluation, Result
-from dppmask_jax.pretrained import Run, load_run, open_data
+from dppmask_jax.pretrained import Run, checked_image_size, load_run, open_data
 
 TASKS = {
     "finetune": finetune,
@@ -79,6 +79,8 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> Path:
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
 
     result = TASKS[config.task].run(evaluation)
+    if run.resized:
+        result = result._replace(protocol=f"{result.protocol}; {run.resized}")
 
     path = folder / result_name(config)
     if parallel.is_main():
@@ -97,7 +99,9 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
     Raises:
       InputError: the checkpoint, the data or a training in the folder will not do.
     """
-    run = load_run(checkpoint)
+    run = load_run(
+        checkpoint, image_size=config.image_size, dtype=config.get("model", {}).get("dtype") or None
+    )
     config = completed(config, run.config)
     if "data" in config and not config.data.source:
         raise InputError(
@@ -114,7 +118,9 @@ def completed(config, run_config):
     """The config of an evaluation with what it leaves to the run filled in."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.image_size = tuple(run_config.image_size)
+        config.image_size = checked_image_size(
+            config.image_size or tuple(run_config.image_size), run_config.model.patch_size
+        )
         if "model" in config:
             config.model.size = run_config.model.size
             config.model.patch_size = run_config.model.patch_size

@@ -258,7 +258,7 @@ def _hidden_note(num_hidden: int, num_patches: int) -> str:
 
 
 def _grid(run) -> tuple[int, int]:
-    return patches.grid_shape(tuple(run.config.image_size), run.config.model.patch_size)
+    return patches.grid_shape(run.image_size, run.config.model.patch_size)
 
 
 def _num_patches(run) -> int:
@@ -436,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not run.has_masks:
         raise InputError(f"--workdir={workdir} is a {run.kind}, which masks nothing: name another")
     if args.images:
-        images = read_images(args.images, tuple(run.config.image_size), args.num)
+        images = read_images(args.images, run.image_size, args.num)
     else:
         images = run.example_images(args.num)
     runs = [workdir, *map(Path, args.compare)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import checkpoint
+from dppmask_jax import checkpoint, patches
 from dppmask_jax import workdir as workdir_files
 from dppmask_jax.data import loader, sources
 from dppmask_jax.data.classes import class_list
@@ -19,6 +20,7 @@ from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.models.vit import SIZES
 
 CLASSIFIER = "classifier"
+DTYPES = ("float32", "bfloat16")
 
 
 def kind_of(config) -> str | None:
@@ -34,8 +36,19 @@ def kind_of(config) -> str | None:
 class Run:
     """A trained model with what its config says about it.
 
+    Args:
+      config, params, extra, step: of the checkpoint.
+      image_size: (height, width) to take images of; None is what the run was trained with. Learned
+        positions are resized for another size (PyTorch's bicubic interpolation), fixed ones made.
+      dtype: of matrix products, "float32" or "bfloat16"; None is the run's.
+
+    Raises:
+      InputError: the size is no multiple of the patches or leaves none visible, or another dtype.
+
     Attributes:
-      config: the run's config.
+      config: the run's config, as it was trained.
+      image_size: (height, width) of the images that it takes.
+      resized: how positions came to another image size, in words; "" where it is the run's own.
       kind: see `kind_of`.
       step: the optimiser step of the checkpoint.
       method: the functions of the method, see `methods.base.Method`.
@@ -49,10 +62,23 @@ class Run:
         has the two above), to `reconstruct` and to `attention`.
     """
 
-    def __init__(self, config, params, extra, step: int):
+    def __init__(
+        self,
+        config,
+        params,
+        extra,
+        step: int,
+        *,
+        image_size: tuple[int, int] | None = None,
+        dtype: str | None = None,
+    ):
         self.config = config
         self.kind = kind_of(config)
         self.step = step
+        config, self.resized = _as_used(config, image_size, dtype), ""
+        self.image_size = tuple(config.image_size)
+        if self.image_size != tuple(self.config.image_size):
+            (params, extra), self.resized = _resized((params, extra), self.config, self.image_size)
         self.params, self.extra = params, extra
         if self.kind == CLASSIFIER:
             method = supervised.finetune(
@@ -62,7 +88,10 @@ class Run:
             )
             self.knn_feature = {"mean": "patches", "cls": "cls"}[config.model.pool]
         else:
-            method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
+            try:
+                method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
+            except ValueError as error:  # too few patches are left to mask
+                raise InputError(f"image_size={self.image_size}: {error}") from error
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
         self.selection_settings = method.selection
@@ -127,30 +156,105 @@ class Run:
         count = min(num, len(source))
         indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
         (batch,) = loader.eval_batches(
-            source, image_size=tuple(self.config.image_size), batch_size=count, indices=indices
+            source, image_size=self.image_size, batch_size=count, indices=indices
         )
         return batch["image"][batch["valid"]]
 
     def _checked(self, images):
-        images = jnp.asarray(images)
-        height, width = self.config.image_size
+        """The images as a JAX array.
+
+        Raises:
+          InputError: another shape or type, or floats outside [0, 1], which would mean something
+            else than pixels. Under a trace the values are not known and not looked at.
+        """
+        if not isinstance(images, jax.Array):
+            images = np.asarray(images)
+        height, width = self.image_size
         if images.ndim != 4 or images.shape[1:] != (height, width, 3):
             raise InputError(
                 f"images have shape {tuple(images.shape)}; this run takes (B, {height}, {width}, 3)"
-                ", uint8, or float from 0 to 1"
+                ", uint8, or float from 0 to 1; image_size=(H, W) loads it for another size"
             )
-        return images
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            if images.size and not isinstance(images, jax.core.Tracer):
+                lowest, highest = float(images.min()), float(images.max())
+                if not (lowest >= 0 and highest <= 1):
+                    raise InputError(
+                        f"float images must lie in [0, 1]; these go from {lowest:.6g} to "
+                        f"{highest:.6g}: undo any normalisation, divide by 255, or pass uint8"
+                    )
+        elif images.dtype != np.uint8:
+            raise InputError(f"images are {images.dtype}; pass uint8, or float from 0 to 1")
+        return jnp.asarray(images)
 
 
-def load_run(workdir: str | Path) -> Run:
+def _as_used(config, image_size, dtype: str | None):
+    """The config of a run with the image size and dtype that it is to be used with."""
+    config = config.copy_and_resolve_references()
+    if image_size is not None:
+        config.image_size = checked_image_size(image_size, config.model.patch_size)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype={dtype!r} is not allowed: {' | '.join(DTYPES)}")
+        config.model.dtype = dtype
+    return config
+
+
+def checked_image_size(image_size, patch_size: int) -> tuple[int, int]:
+    """An image size as two ints.
+
+    Raises:
+      InputError: it is something else, or no multiple of the patches.
+    """
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) for side in sides):
+        raise InputError(f"image_size={image_size!r} must be (height, width) in pixels")
+    if any(side < 1 or side % patch_size for side in sides):
+        near = tuple(max(1, round(side / patch_size)) * patch_size for side in sides)
+        raise InputError(
+            f"image_size={sides} is no multiple of the run's patches of {patch_size} pixels; "
+            f"the nearest is {near}"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _resized(state, config, image_size: tuple[int, int]):
+    """(parameters with their learned positions for another image size, how in words)."""
+    old, new = (
+        patches.grid_shape(tuple(size), config.model.patch_size)
+        for size in (config.image_size, image_size)
+    )
+    learned = []
+
+    def resize(path, leaf):
+        if getattr(path[-1], "key", None) != "positions":
+            return leaf
+        learned.append(path)
+        return np.asarray(patches.resize_positions(jnp.asarray(leaf), old, new, 0.0))
+
+    state = jax.tree_util.tree_map_with_path(resize, state)
+    return state, (
+        f"images of {image_size[0]}x{image_size[1]}, the run's are "
+        f"{config.image_size[0]}x{config.image_size[1]}: "
+        + ("learned positions resized" if learned else "sine-cosine positions of the new grid")
+    )
+
+
+def load_run(
+    workdir: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dtype: str | None = None,
+) -> Run:
     """Loads the newest checkpoint of a run.
 
     Args:
       workdir: what train.py wrote, the `eval_finetune/seed-N` of a fine-tuning, or what
         `dppmask_jax.weights` imported.
+      image_size, dtype: see `Run`.
 
     Raises:
-      InputError: there is no checkpoint in `workdir`, or one of something else.
+      InputError: there is no checkpoint in `workdir`, or one of something else; or see `Run`.
     """
     meta, state, step = checkpoint.read_newest(workdir)
     config = workdir_files.from_json(meta.get("config", {}))
@@ -159,7 +263,9 @@ def load_run(workdir: str | Path) -> Run:
             f"the checkpoint in {workdir} is neither a pre-training run nor a fine-tuning; name a "
             "workdir that train.py wrote, or the seed-N folder of a fine-tuning"
         )
-    return Run(config, state["params"], state.get("extra", {}), step)
+    return Run(
+        config, state["params"], state.get("extra", {}), step, image_size=image_size, dtype=dtype
+    )
 
 
 def open_data(config):
@@ -190,30 +296,42 @@ class Encoder:
 
     def __init__(self, run: Run):
         self._run = run
-        self.image_size = tuple(run.config.image_size)
-        self.grid = tuple(side // run.config.model.patch_size for side in self.image_size)
+        self.image_size = run.image_size
+        self.grid = patches.grid_shape(self.image_size, run.config.model.patch_size)
         self.width = SIZES[run.config.model.size].width
 
     def __call__(self, images) -> dict[str, Any]:
         """
         Args:
-          images: (B, H, W, 3) uint8, or float from 0 to 1, of the run's image size.
+          images: (B, H, W, 3) uint8, or float from 0 to 1, of `image_size`.
 
         Returns:
           {"cls": (B, D), "patches": (B, N, D)} float32, after the final layer norm, all patches
           visible; patches row by row.
 
         Raises:
-          InputError: another shape.
+          InputError: another shape or type, or floats outside [0, 1].
         """
         out = self._run.encode(images)
         return {"cls": out["cls"], "patches": out["patches"]}
 
 
-def load_encoder(workdir: str | Path) -> Encoder:
+def load_encoder(
+    workdir: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dtype: str | None = None,
+) -> Encoder:
     """The encoder of a run's newest checkpoint.
 
+    Args:
+      workdir: as for `load_run`.
+      image_size: (height, width) of the images to come, multiples of the patches; None is the
+        run's. Learned positions are resized for it, fixed ones made.
+      dtype: of matrix products, "float32" or "bfloat16"; None is the run's. Parameters and outputs
+        are float32.
+
     Raises:
-      InputError: there is no checkpoint in `workdir`.
+      InputError: there is no checkpoint in `workdir`, or another size or dtype.
     """
-    return Encoder(load_run(workdir))
+    return Encoder(load_run(workdir, image_size=image_size, dtype=dtype))

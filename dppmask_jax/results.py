@@ -357,9 +357,11 @@ def _model(record) -> str:
     model, (height, width) = config["model"], config["image_size"]
     method = config.get("method", "classifier")
     name, epochs = _METHODS.get(method, method), config["epochs"]
+    tested = record["config"].get("image_size", [height, width])
+    other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
     return (
         f"{name} {model['size']}/{model['patch_size']}, {height}×{width}, "
-        f"{epochs:g} epoch{'s' * (epochs != 1)}"
+        f"{epochs:g} epoch{'s' * (epochs != 1)}{other}"
     )
 
 

@@ -109,6 +109,9 @@ def test_positions_of_a_classifier_are_resized_by_choice(files, tmp_path):
     )
     assert new.shape == (1, 37, 24)
     np.testing.assert_array_equal(new[0, 0], old[0, 0])
+    loaded = load_run(run, image_size=(24, 24))
+    np.testing.assert_array_equal(loaded.encoder["positions"], new)
+    assert loaded.config.image_size == (16, 24), "what it was trained with"
 
 
 def changed(path, folder, **tensors):

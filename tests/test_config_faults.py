@@ -268,7 +268,8 @@ BOUNDS = {
     "images": _TEXT,
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
-    "tau": _SHARE,
+    "tau": ([None, *_SHARE[0]], _SHARE[1]),
+    "borrow_statistics": _FLAG,
     **{f"loss.{which}_temp.{end}": _POSITIVE for which in ("class", "patch")
        for end in ("start", "end")},
     **{f"loss.{which}_temp.warmup_epochs": _WHOLE_FROM_0 for which in ("class", "patch")},
@@ -291,6 +292,7 @@ OF_KIND = {
     },
 }  # fmt: skip
 EVALUATION_BOUNDS = BOUNDS | {
+    "image_size": ([None, *BOUNDS["image_size"][0]], BOUNDS["image_size"][1]),
     "data.source": (["", "shapes", "coco:x"], ["shape", "folder", None]),
     "model.dtype": (["", "float32", "bfloat16"], ["float16", None]),
 }

@@ -14,6 +14,7 @@ import tiny
 from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
+import dppmask_jax
 from dppmask_jax import checkpoint, evaluate, loop, metrics
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base, cluster
@@ -124,7 +125,8 @@ def test_knn_of_plain_colours(mae_run, colours, tmp_path, capsys):
 
 
 def test_knn_of_shuffled_labels_is_chance(mae_run, shuffled, tmp_path):
-    out = found(mae_run, tmp_path, "task=knn", data__source=shuffled, k=(5,), center=True)
+    settings = {"data__source": shuffled, "k": (5,), "center": True, "image_size": (20, 16)}
+    out = found(mae_run, tmp_path, "task=knn", **settings)
     plain = {"cls", "patches", "pixels"}
     assert out["metrics"].keys() == plain | {f"{name}_centred" for name in plain}
     for name, of_k in out["metrics"].items():
@@ -135,8 +137,13 @@ def test_knn_of_shuffled_labels_is_chance(mae_run, shuffled, tmp_path):
 
 
 def test_ridge_of_plain_colours_and_shuffled_labels(ibot_run, colours, shuffled, tmp_path):
-    for source, low, high in ((colours, 1.0, 1.0), (shuffled, 0.0, 0.6)):
-        out = found(ibot_run, tmp_path, "task=linear", solver="ridge", data__source=source)
+    for source, low, high, size in ((shuffled, 0.0, 0.6, None), (colours, 1.0, 1.0, (16, 20))):
+        settings = {"solver": "ridge", "data__source": source, "image_size": size}
+        out = found(ibot_run, tmp_path, "task=linear", **settings)
+        words = "images of 16x20, the run's are 16x16: learned positions resized"
+        assert out["protocol"].endswith(words) == (size is not None)
+        assert out["config"]["image_size"] == list(size or (16, 16))
+        assert out["checkpoint"]["config"]["image_size"] == [16, 16]
         assert low <= out["metrics"]["top1"] <= high
         assert out["task"] == "linear_ridge" and out["score"]["value"] == out["metrics"]["top1"]
     assert (tmp_path / "eval_linear_ridge.json").exists(), "apart from MAE's protocol"
@@ -281,6 +288,31 @@ def test_a_training_belongs_to_its_config_and_its_encoder(
     settings = {"data__source": squares, "classifier": "finetune"}
     with pytest.raises(InputError, match="was not trained on this checkpoint"):
         found(other, workdir, "task=backgrounds", **settings)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_another_image_size(ibot_run, squares, tmp_path):
+    settings = QUICK | {"data__source": squares, "epochs": 0.5, "image_size": (16, 24)}
+    settings |= {"optim__warmup_epochs": 0.0, "evaluate__every_epochs": 0.5}
+    out = found(ibot_run, tmp_path, "task=finetune", **settings)
+    assert "learned positions resized" in out["protocol"]
+    folder = folder_of(tmp_path, "finetune", 0)
+    with pytest.raises(InputError, match=r"image_size: \(16, 24\) -> \(16, 16\)"):
+        found(ibot_run, tmp_path, "task=finetune", **settings | {"image_size": None})
+    encoder = dppmask_jax.load_encoder(folder)
+    assert encoder.image_size == (16, 24) and encoder.grid == (4, 6)
+    assert encoder(np.zeros((1, 16, 24, 3), np.uint8))["patches"].shape == (1, 24, 24)
+
+    again = {"data__source": squares, "classifier": "finetune"}
+    with pytest.raises(InputError, match=r'16x24; add --config.image_size="\(16,24\)"'):
+        found(ibot_run, tmp_path, "task=backgrounds", **again)
+    of_run = found(ibot_run, tmp_path, "task=backgrounds", **again, image_size=(16, 24))
+    itself = {"data__source": squares, "classifier": "own"}
+    own = found(folder, tmp_path / "own", "task=backgrounds", **itself)
+    assert own["metrics"] == of_run["metrics"] and own["config"]["image_size"] == [16, 24]
+    tested = found(folder, tmp_path / "own", "task=finetune", **QUICK, data__source=squares,
+                   epochs=0.0, image_size=(16, 16))  # fmt: skip
+    assert "learned positions resized" in tested["protocol"]
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ import tiny
 import dppmask_jax
 from configs import ibot as ibot_file
 from configs import mae as config_file
-from dppmask_jax import loop, optim, parallel, workdir
+from dppmask_jax import loop, optim, parallel, pretrained, workdir
 from dppmask_jax.checkpoint import FOLDER, Checkpoints
 from dppmask_jax.config import flatten
+from dppmask_jax.data.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import mae
 from dppmask_jax.pretrained import load_run
@@ -66,6 +67,78 @@ def test_encoder_says_what_it_is_and_refuses_other_sizes(run_folder):
         encoder(np.zeros((1, 16, 20, 3), np.uint8))
     with pytest.raises(InputError, match="no checkpoint in"):
         dppmask_jax.load_encoder(run_folder / "elsewhere")
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        (PIXELS.astype(np.float32), "these go from 0 to 255"),
+        ((PIXELS / 127.5 - 1).astype(np.float32), "these go from -1 to 1"),
+        (np.asarray(normalize(PIXELS)), "undo any normalisation"),
+        (normalize(PIXELS), "undo any normalisation"),
+        (np.where(PIXELS > 254, np.nan, PIXELS / 255), "these go from nan to nan"),
+        (PIXELS.astype(np.int32), "images are int32; pass uint8"),
+        (PIXELS > 9, "images are bool; pass uint8"),
+    ],
+    ids=["uint8 as float", "-1 to 1", "normalised", "on the device", "nan", "int32", "bool"],
+)
+def test_floats_of_another_range_are_refused_everywhere(run_folder, images, words):
+    run, order = load_run(run_folder), np.zeros((2, 16), np.int32)
+    calls = (
+        pretrained.Encoder(run),
+        run.encode,
+        run.features,
+        run.attention,
+        lambda images: run.reconstruct(images, order),
+    )
+    for call in calls:
+        with pytest.raises(InputError) as error:
+            call(images)
+        assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_dtype_is_by_choice_and_values_under_a_trace_are_not_looked_at(run_folder):
+    """The run is bfloat16's; whatever the matrix products run in, features are float32."""
+    for dtype, has in ((None, False), ("bfloat16", True), ("float32", False)):
+        encoder = dppmask_jax.load_encoder(run_folder, dtype=dtype)
+        traced = jax.make_jaxpr(encoder)(PIXELS.astype(np.float32))
+        assert ("bf16" in str(traced)) == has, dtype
+        assert {str(value.dtype) for value in traced.out_avals} == {"float32"}
+    with pytest.raises(InputError, match=r"dtype='float16' is not allowed: float32 \| bfloat16"):
+        dppmask_jax.load_encoder(run_folder, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    "size, words",
+    [
+        ((16, 18), r"image_size=\(16, 18\) is no multiple .* 4 pixels; the nearest is \(16, 16\)"),
+        ((0, 16), "the nearest is"),
+        ((16,), "must be"),
+        (16, "must be"),
+        ((16.0, 16.0), "must be"),
+        ((4, 8), "leaves no visible patch of 2"),
+    ],
+)
+def test_sizes_that_do_not_go_are_refused(run_folder, size, words):
+    with pytest.raises(InputError, match=words):
+        dppmask_jax.load_encoder(run_folder, image_size=size)
+
+
+def test_an_mae_takes_images_of_another_size(run_folder):
+    run = load_run(run_folder, image_size=(16, 24))
+    assert run.config.image_size == (16, 16) and run.image_size == (16, 24)
+    assert run.num_masked == (18, 18) and "sine-cosine positions of the new grid" in run.resized
+    encoder = pretrained.Encoder(run)
+    assert encoder.image_size == (16, 24) and encoder.grid == (4, 6)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
+    method = mae.build(tiny.config(image_size=(16, 24)), steps_per_epoch=1, total_steps=1)
+    expected = jax.jit(method.encode)(run.params, run.extra, images)
+    np.testing.assert_allclose(encoder(images / 255)["cls"], expected["cls"], atol=1e-5)
+    with pytest.raises(InputError, match=r"takes \(B, 16, 24, 3\)"):
+        encoder(PIXELS)
 
 
 def test_encoder_equals_the_method_it_was_saved_from(run_folder):

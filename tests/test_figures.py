@@ -31,6 +31,7 @@ class _Run:
 
     kind, has_masks = "mae", True
     num_masked = (6, 24)  # of 32
+    image_size = (32, 64)
 
     def __init__(
         self,

@@ -150,7 +150,7 @@ def test_an_ibot_run_writes_what_it_promises(finished_ibot):
         assert all(np.isfinite(record[name]) for record in records), name
     assert [r["step"] for r in curve(workdir) if "knn" in r] == [0, 6, 12, 18, 24]
     names = sorted(path.name for path in (workdir / "figures").iterdir())
-    assert names == ["attention.png", "curves.png", "tau.png"]
+    assert names == ["attention.png", "curves.png", "masks.png", "tau.png"]
     encoder = dppmask_jax.load_encoder(workdir)
     out = encoder(np.zeros((2, 16, 16, 3), np.uint8))
     assert out["cls"].shape == (2, 96) and out["patches"].shape == (2, 16, 96)

@@ -20,6 +20,7 @@ from dppmask_jax import patches
 from dppmask_jax.data.augment import MEAN, STD
 from dppmask_jax.errors import InputError
 from dppmask_jax.metrics import read_metrics
+from dppmask_jax.pretrained import load_run
 from dppmask_jax.weights import files, names, positions
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
@@ -285,6 +286,13 @@ def test_learned_positions_are_resized_by_choice(ibot, tmp_path):
     expected = resize_positions(before["positions"], (4, 6), (6, 4), offset=0.0)
     np.testing.assert_allclose(after["positions"], expected, atol=1e-6)
     np.testing.assert_array_equal(after["positions"][0, 0], before["positions"][0, 0])
+    # As loading the run for that size does.
+    run = load_run(ibot, image_size=(24, 16))
+    assert "learned positions resized" in run.resized and run.image_size == (24, 16)
+    np.testing.assert_array_equal(run.encoder["positions"], after["positions"])
+    np.testing.assert_array_equal(
+        run.params["encoder"]["positions"].shape, after["positions"].shape, "the student's as well"
+    )
 
     pixels = np.random.default_rng(0).uniform(size=(1, 24, 16, 3))
 

@@ -126,6 +126,11 @@ def _trained(evaluation: Evaluation):
             f"the classifier in {folder} was not trained on this checkpoint; name the --checkpoint "
             "that it belongs to, or another --workdir"
         )
+    if (size := tuple(trained.image_size)) != tuple(config.image_size):
+        raise InputError(
+            f"the classifier in {folder} takes images of {size[0]}x{size[1]}; add "
+            f'--config.image_size="({size[0]},{size[1]})"'
+        )
     names = training.names_of(trained)
     if differ := training.other_names(names, evaluation.train.class_names):
         raise InputError(

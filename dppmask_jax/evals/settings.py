@@ -24,7 +24,10 @@ _ALPHA = Rule(
 )
 _PROBABILITY = number(0, 1)
 
-_TASK = {"task": rules.TEXT}
+_TASK = {
+    "task": rules.TEXT,
+    "image_size": optional(pair(whole(1, 16384), "(height, width) in pixels, such as (224, 224)")),
+}
 
 _DATA = {
     "model.dtype": one_of("", "float32", "bfloat16"),
