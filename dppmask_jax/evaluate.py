@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dppmask_jax import parallel
 from dppmask_jax import workdir as workdir_files
@@ -21,7 +21,9 @@ from dppmask_jax.evals import (
     settings,
 )
 from dppmask_jax.evals.base import Evaluation, Result
+from dppmask_jax.figures import run_labels
 from dppmask_jax.pretrained import Run, checked_image_size, load_run, open_data
+from dppmask_jax.rules import flatten
 
 TASKS = {
     "finetune": finetune,
@@ -35,16 +37,23 @@ TASKS = {
 
 
 def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:
-    """`evaluate` for several runs, each in its own folder.
+    """`evaluate` for several runs, each in its own folder; then one table over them is printed, and
+    written into the folder of the first, see `compared_name`.
+
+    Returns:
+      What `evaluate` returns, of each run.
 
     Raises:
       InputError: one of them will not do; none was evaluated.
     """
     settings.check(config)
-    for checkpoint in map(Path, checkpoints):
-        workdir_files.check_folder(checkpoint)
-        _opened(config, checkpoint, checkpoint)
-    return [evaluate(config, checkpoint, command=command) for checkpoint in checkpoints]
+    folders = [Path(checkpoint) for checkpoint in checkpoints]
+    for folder in folders:
+        workdir_files.check_folder(folder)
+        _opened(config, folder, folder)
+    found = [_locked(config, folder, folder, command) for folder in folders]
+    _compare(config, folders, [outcome for _, outcome in found], command)
+    return [path for path, _ in found]
 
 
 def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: str = "") -> Path:
@@ -67,11 +76,23 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
     settings.check(config)
     folder = Path(workdir or checkpoint)
     workdir_files.check_folder(folder)
+    return _locked(config, checkpoint, folder, command)[0]
+
+
+class _Outcome(NamedTuple):
+    """What `_compare` needs of an evaluation."""
+
+    result: Result
+    run: Run
+    config: Any
+
+
+def _locked(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Outcome]:
     with workdir_files.locked(folder, f".lock_eval_{config.task}"):
         return _evaluate(config, checkpoint, folder, command)
 
 
-def _evaluate(config, checkpoint, folder: Path, command: str) -> Path:
+def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Outcome]:
     evaluation = _opened(config, checkpoint, folder)
     config, run = evaluation.config, evaluation.run
     # What one process writes from here on, another must not find while it looks at the input.
@@ -85,12 +106,59 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> Path:
     path = folder / result_name(config)
     if parallel.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        record = _record(evaluation, str(checkpoint), result, command)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.replace(path)
-        print(f"\n{result.protocol}\n\n{format_table(result.table)}\n\nresult  {path}", flush=True)
-    return path
+        _write(path, _record(evaluation, str(checkpoint), result, command))
+        note = f"\n{result.note}" if result.note else ""
+        table = format_table(result.table)
+        print(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}", flush=True)
+    return path, _Outcome(result, run, config)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], command: str) -> None:
+    """Prints and writes one table over several runs, of what the task found of all of them."""
+    rows = [outcome.result.row for outcome in outcomes]
+    if None in rows or not parallel.is_main():
+        return
+    columns = [name for name in rows[0] if all(name in row for row in rows)]
+    labels = run_labels(folders)
+    table = [("run", "step", *columns)]
+    for label, outcome, row in zip(labels, outcomes, rows, strict=True):
+        table.append((label, f"{outcome.run.step:,}", *(row[name] for name in columns)))
+    notes = [outcomes[0].result.note, *_unlike(outcomes)]
+    path = folders[0] / compared_name(config)
+    record = {
+        "task": _name(config),
+        "runs": [
+            {
+                "workdir": str(folder),
+                "step": outcome.run.step,
+                "score": outcome.result.score and outcome.result.score._asdict(),
+                "protocol": outcome.result.protocol,
+            }
+            for folder, outcome in zip(folders, outcomes, strict=True)
+        ],
+        "table": table,
+        "notes": notes,
+        "command": command,
+    }
+    _write(path, record)
+    below = "\n".join(filter(None, notes))
+    print(f"\n{len(folders)} runs\n\n{format_table(table)}\n{below}\n\ntable   {path}", flush=True)
+
+
+def _unlike(outcomes: Sequence[_Outcome]) -> list[str]:
+    """What differs between the evaluations of several runs, beside the runs."""
+    lines = []
+    for field in ("data.source", "data.classes", "data.val_fraction", "image_size"):
+        values = [str(flatten(outcome.config).get(field)) for outcome in outcomes]
+        if len(set(values)) > 1:
+            lines.append(f"not on the same images: {field} {' | '.join(dict.fromkeys(values))}")
+    return lines
 
 
 def _opened(config, checkpoint, folder: Path) -> Evaluation:
@@ -139,6 +207,11 @@ def result_name(config) -> str:
     return f"eval_{_name(config)}.json"
 
 
+def compared_name(config) -> str:
+    """The name of the file with the table over several runs, such as compared_knn.json."""
+    return f"compared_{_name(config)}.json"
+
+
 def _name(config) -> str:
     if config.task == "linear" and config.solver == "ridge":
         return "linear_ridge"
@@ -160,6 +233,7 @@ def _record(
         "score": result.score and result.score._asdict(),
         "metrics": result.metrics,
         "table": result.table,
+        "note": result.note,
         "checkpoint": {
             "workdir": checkpoint,
             "step": run.step,

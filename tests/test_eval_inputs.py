@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(mae_run, colour
 
 
 def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
-    mae_run, colours, tmp_path, monkeypatch
+    mae_run, colours, tmp_path, monkeypatch, capsys
 ):
     painted(tmp_path / "colours", shuffled=False)
     flat = _made(tmp_path / "flat")
@@ -106,9 +106,28 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
         with pytest.raises(InputError, match=words):
             evaluate.evaluate_all(config, [good, last])
         assert files(tmp_path) == before
-    paths = evaluate.evaluate_all(config, [good, good], "as typed")
-    assert paths == [good / "eval_knn.json"] * 2
-    assert json.loads(paths[0].read_text())["command"] == "as typed"
+    other = tiny.save_run(tmp_path / "other", data__source=colours, seed=4)
+    capsys.readouterr()
+    paths = evaluate.evaluate_all(config, [other, good], "as typed")
+    assert paths == [other / "eval_knn.json", good / "eval_knn.json"]
+    alone = [json.loads(path.read_text()) for path in paths]
+    assert alone[0]["command"] == "as typed"
+    compared = json.loads((other / "compared_knn.json").read_text())
+    assert not (good / "compared_knn.json").exists()
+    assert [run["workdir"] for run in compared["runs"]] == [str(other), str(good)]
+    assert [run["score"] for run in compared["runs"]] == [record["score"] for record in alone]
+    heading, *rows = compared["table"]
+    assert heading == ["run", "step", *(f"{name}, k = 1" for name in ("cls", "patches", "pixels"))]
+    for row, record, name in zip(rows, alone, ("other", "good"), strict=True):
+        cells = [table_row[1] for table_row in record["table"][1:4]]
+        assert row == [name, "12", *cells] and "±" in cells[0]
+    printed = capsys.readouterr().out
+    assert printed.count("\nother  ") == printed.count("\ngood  ") == 1
+    assert printed.endswith(f"table   {other / 'compared_knn.json'}\n")
+    one, two = (tiny.evaluation("task=knn", data__source=f"folder:{name}") for name in "ab")
+    outcomes = [evaluate._Outcome(None, None, config) for config in (one, two, one)]
+    assert evaluate._unlike(outcomes) == ["not on the same images: data.source folder:a | folder:b"]
+    assert evaluate._unlike(outcomes[::2]) == []
 
 
 def test_a_run_from_before_a_field_is_evaluated(mae_run, colours, tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import functools
+import itertools
 import json
 import socket
 import statistics
@@ -157,6 +158,8 @@ def test_clusters_of_plain_colours_are_the_classes(mae_run, colours, tmp_path):
         assert values["acc"] == {"mean": 1.0, "std": 0.0, "values": [1.0] * 3}
         assert values["least_nmi"] == 1.0 and values["nmi"]["mean"] == pytest.approx(1.0)
     assert out["metrics"]["agreement"] is None
+    for _, *measures, acc, _ in out["table"][1:]:
+        assert acc == "100.00 % ± 0.00" and measures[0] == "1.0000", "shares alone in percent"
 
 
 @pytest.mark.slow
@@ -180,7 +183,9 @@ def test_clusters_of_the_head_and_of_its_views(ibot_run, colours, tmp_path, monk
     assert not any("least_nmi" in values for values in clusters.values()), "for more clusters"
     whole, of_views = labels_scored[-2:]
     np.testing.assert_array_equal(np.bincount(of_views), np.bincount(whole), "each image once")
-    assert 0 <= out["metrics"]["agreement"] <= 1
+    share = out["metrics"]["agreement"]
+    assert 0 <= share <= 1
+    assert out["table"][-1][4] == base.percent(share, (share * (1 - share) / 24) ** 0.5)
     run = load_run(ibot_run)
     best, labels = [], []
     for number, name in enumerate(COLOURS):
@@ -339,6 +344,14 @@ def test_the_background_challenge_by_ridge(ibot_run, squares, tmp_path):
     assert all(values["images"] == 4 * VAL for values in variants.values())
     assert variants["original"]["accuracy"] == 1.0
     assert "ridge classifier on frozen features" in out["protocol"]
+    cells = {row[0]: row[1] for row in out["table"]}
+    errors = {}
+    for name, values in variants.items():
+        share = values["accuracy"]
+        errors[name] = (share * (1 - share) / (4 * VAL)) ** 0.5
+        assert cells[name] == base.percent(share, errors[name])
+    gap = (errors["mixed_same"] ** 2 + errors["mixed_rand"] ** 2) ** 0.5
+    assert cells["BG-gap"] == base.percent(out["metrics"]["bg_gap"], gap)
 
 
 @pytest.mark.slow
@@ -355,6 +368,10 @@ def test_linear_probes_with_several_seeds(mae_run, colours, tmp_path):
     assert last["mean"] == pytest.approx(statistics.fmean(by_hand))
     assert last["std"] == pytest.approx(statistics.stdev(by_hand))
     assert not np.allclose(*heads)
+    error = (last["mean"] * (1 - last["mean"]) / (4 * VAL)) ** 0.5
+    assert out["score"]["standard_error"] == pytest.approx(error)
+    cells = [base.percent(last["mean"], error), base.percent(last["std"])]
+    assert out["table"][0][1:3] == ["accuracy", "std over seeds"] and out["table"][1][1:3] == cells
     alone = found(mae_run, tmp_path / "alone", "task=linear", **settings, seeds=(1,))
     assert alone["metrics"]["last"]["top1"]["values"] == by_hand[1:]
     state = checkpoint.read_newest(folder_of(tmp_path / "alone", "linear", 1))[1]
@@ -378,7 +395,7 @@ def test_finetuning_on_shuffled_labels_is_chance(mae_run, shuffled, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train,loss", [("linear", "bce"), ("finetune", "asl")])
-def test_several_labels_of_a_csv_file(mae_run, squares, tmp_path, train, loss):
+def test_several_labels_of_a_csv_file(mae_run, squares, tmp_path, train, loss, capsys):
     settings = {"linear": LINEAR, "finetune": FINETUNE}[train] | {"data__source": squares}
     out = found(mae_run, tmp_path, f"task=multilabel,train={train}", **settings, loss__kind=loss)
     last = out["metrics"]["last"]
@@ -389,6 +406,14 @@ def test_several_labels_of_a_csv_file(mae_run, squares, tmp_path, train, loss):
     assert out["metrics"]["accuracy_of_no_labels"] == 0.5
     assert out["metrics"]["per_label"]["0"]["reddish"]["positives"] == 2 * VAL
     assert out["metrics"]["excluded"] == [] and out["score"]["value"] == 1.0
+    said = [line.split("  ", 2)[2] for line in capsys.readouterr().out.splitlines()
+            if line.startswith("seed 0  step")]  # fmt: skip
+    same = [one == other for one, other in itertools.pairwise(said)]
+    assert len(said) > 1 and not any(same[:-1]), "nothing is said again but at the end"
+    cells = {row[0]: row[1] for row in out["table"]}
+    # Half of the images have both labels or none, each right or wrong as one.
+    assert cells["accuracy of no labels"] == base.percent(0.5, (0.125 / (4 * VAL)) ** 0.5)
+    assert "±" in cells["accuracy"] and "±" not in cells["mAP"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ from dppmask_jax.evals.heads import head_for
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 from dppmask_jax.scores.backgrounds import challenge
+from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.workdir import from_json
 
 
@@ -67,10 +69,14 @@ def run(evaluation: Evaluation) -> Result:
         class_names=test_classes,
     )
     rows = [("variant", "accuracy", "images")]
+    errors = {}
     for name, values in found["variants"].items():
-        rows.append((name, percent(values["accuracy"]), f"{values['images']:,}"))
+        errors[name] = standard_error(values["accuracy"], values["images"])
+        rows.append((name, percent(values["accuracy"], errors[name]), f"{values['images']:,}"))
     if "bg_gap" in found:
-        rows.append(("BG-gap", percent(found["bg_gap"]), ""))
+        error = math.hypot(errors["mixed_same"], errors["mixed_rand"])
+        rows.append(("BG-gap", percent(found["bg_gap"], error), ""))
+    shown = {name: cell for name, cell, _ in rows[1:]}
     rows.append(("highest possible", percent(found["ceiling"]), ""))
     where = config.root or (
         f"variants built from the masks of {config.data.source} "
@@ -82,7 +88,15 @@ def run(evaluation: Evaluation) -> Result:
         found,
         rows,
         f"{how}; {where}; {len(test_classes)} classes",
-        Score(f"accuracy on {hardest}", found["variants"][hardest]["accuracy"]),
+        Score(
+            f"accuracy on {hardest}",
+            found["variants"][hardest]["accuracy"],
+            None,
+            errors[hardest],
+        ),
+        "± is the standard error over a variant's images; that of the gap is for variants that err "
+        "independently",
+        shown,
     )
 
 

@@ -38,7 +38,7 @@ class Score(NamedTuple):
 
     `name` says in words what it is; `value` is a share from 0 to 1, higher is better; `std` is the
     standard deviation over the seeds of the evaluation, None for a single one; `standard_error` is
-    that over the images, see `scores.uncertainty`, None where there is no simple one.
+    that over the images, see `scores.uncertainty`, None where there is none in closed form.
     """
 
     name: str
@@ -51,14 +51,20 @@ class Result(NamedTuple):
     """What a task found.
 
     `metrics` is plain JSON; shares are from 0 to 1. `table` holds rows of texts, the first of them
-    the heading. `protocol` says in words how it was measured. `score` is None where a task finds
-    no number.
+    the heading, and `note` says below it what to know to read it. `protocol` says in words how it
+    was measured. `score` is None where a task finds no number, and `row` too: {column: text}, the
+    result in a table over several runs.
     """
 
     metrics: dict[str, Any]
     table: list[tuple[str, ...]]
     protocol: str
     score: Score | None = None
+    note: str = ""
+    row: dict[str, str] | None = None
+
+
+ERRORS = "± is the standard error over the validation images"
 
 
 def percent(share: float, error: float | None = None) -> str:

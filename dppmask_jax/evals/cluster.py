@@ -16,6 +16,7 @@ from dppmask_jax import features, parallel
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import (
+    ERRORS,
     Evaluation,
     Result,
     Score,
@@ -26,6 +27,7 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.training import summary
 from dppmask_jax.scores.clustering import cluster_scores, fano_bound, kmeans
+from dppmask_jax.scores.uncertainty import standard_error
 
 _POOLS = ("cls", "mean")
 _NAMES = ("nmi", "ari", "fmi", "acc")
@@ -63,25 +65,36 @@ def run(evaluation: Evaluation) -> Result:
         of_views, agreement = _view_scores(evaluation)
         scores["arg-max of the head, augmented view"] = _plain(of_views)
 
+    def share(value):
+        return percent(value, standard_error(value, len(labels)))
+
     rows = [("clusters", "NMI", "ARI", "FMI", "ACC", "least NMI at that ACC")]
     for name, values in scores.items():
         bound = f"{values['least_nmi']:.4f}" if "least_nmi" in values else ""
-        rows.append((name, *(f"{values[key]['mean']:.4f}" for key in _NAMES), bound))
+        plain = (f"{values[key]['mean']:.4f}" for key in _NAMES if key != "acc")
+        rows.append((name, *plain, share(values["acc"]["mean"]), bound))
     if agreement is not None:
-        rows.append(("agreement of views", "", "", "", percent(agreement), ""))
+        rows.append(("agreement of views", "", "", "", share(agreement), ""))
     # iBOT reports the head's clusters; a method without one has k-means alone.
     of = "arg-max of the head" if "arg-max of the head" in scores else "k-means (mean)"
     return Result(
         {"clusters": scores, "agreement": agreement},
         rows,
         f"{len(labels):,} validation images of {num_classes} classes; k-means with {num_clusters} "
-        f"clusters, mean over {len(config.seeds)} seed(s); ACC by Hungarian matching; the least "
-        "NMI is Fano's bound for even classes and no more clusters than classes",
+        f"clusters, mean over {len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}; "
+        "ACC by Hungarian matching; the least NMI is Fano's bound for even classes and no more "
+        "clusters than classes",
         Score(
             f"normalised mutual information, {of}",
             scores[of]["nmi"]["mean"],
             scores[of]["nmi"]["std"],
         ),
+        f"{ERRORS}; NMI, ARI and FMI are no shares and have none in closed form",
+        {
+            f"NMI, {of}": f"{scores[of]['nmi']['mean']:.4f}",
+            f"ACC, {of}": share(scores[of]["acc"]["mean"]),
+            **({} if agreement is None else {"agreement of views": share(agreement)}),
+        },
     )
 
 

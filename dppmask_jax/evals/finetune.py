@@ -7,10 +7,19 @@ import functools
 from dppmask_jax import features
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import Evaluation, Result, Score, batches, percent, require_labels
+from dppmask_jax.evals.base import (
+    ERRORS,
+    Evaluation,
+    Result,
+    Score,
+    batches,
+    percent,
+    require_labels,
+)
 from dppmask_jax.evals.heads import head_for, starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.classification import top_k_accuracy
+from dppmask_jax.scores.uncertainty import standard_error
 
 
 def check(evaluation: Evaluation) -> None:
@@ -58,12 +67,26 @@ def _as_it_is(evaluation: Evaluation) -> Result:
         run.params, run.extra, batches(evaluation, evaluation.val, "validation")
     )
     values = score(found["scores"], labels)
-    return Result(
+    return plain_result(
         values,
-        [("", "accuracy"), *((name, percent(value)) for name, value in values.items())],
+        len(labels),
         f"the classifier as it is, not trained further; {config.model.pool} pooling, {len(names)} "
         f"classes, tested on {len(labels):,} images",
-        Score("top-1 accuracy of the classifier", values["top1"]),
+        "top-1 accuracy of the classifier",
+    )
+
+
+def plain_result(values: dict[str, float], count: int, protocol: str, score_name: str) -> Result:
+    """The result of one classifier: what `score` gives for `count` images."""
+    error = standard_error(values["top1"], count)
+    shown = {name: percent(value, standard_error(value, count)) for name, value in values.items()}
+    return Result(
+        values,
+        [("", "accuracy"), *shown.items()],
+        protocol,
+        Score(score_name, values["top1"], None, error),
+        ERRORS,
+        shown,
     )
 
 
@@ -104,21 +127,24 @@ def score(scores, labels) -> dict[str, float]:
 
 def _result(trained, protocol: str, score_name: str) -> Result:
     """The result of trainings whose scores are `score`'s; the last epoch's top-1 stands for it."""
-    any_record = next(iter(trained.values())).records[-1]
-    names = tuple(name for name in ("top1", "top5") if name in any_record)
+    any_seed = next(iter(trained.values()))
+    count, several = len(any_seed.labels), len(trained) > 1
+    names = tuple(name for name in ("top1", "top5") if name in any_seed.records[-1])
     found = training.best_and_last(trained, names)
-    rows = [("", "mean", "std", "seeds")]
+    rows = [("", "accuracy", *(("std over seeds", "of each seed") if several else ()))]
     for epoch in ("last", "best"):
         for name in names:
             values = found[epoch][name]
-            spread = "" if values["std"] is None else percent(values["std"])
-            rows.append(
-                (
-                    f"{name}, {epoch} epoch",
-                    percent(values["mean"]),
-                    spread,
-                    ", ".join(map(percent, values["values"])),
-                )
-            )
+            cells = [percent(values["mean"], standard_error(values["mean"], count))]
+            if several:
+                cells += [percent(values["std"]), ", ".join(map(percent, values["values"]))]
+            rows.append((f"{name}, {epoch} epoch", *cells))
     top1 = found["last"]["top1"]
-    return Result(found, rows, protocol, Score(score_name, top1["mean"], top1["std"]))
+    return Result(
+        found,
+        rows,
+        protocol,
+        Score(score_name, top1["mean"], top1["std"], standard_error(top1["mean"], count)),
+        ERRORS,
+        {row[0]: row[1] for row in rows[1:]},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dppmask_jax.evals.base import (
+    ERRORS,
     Evaluation,
     Result,
     Score,
@@ -50,7 +51,7 @@ def run(evaluation: Evaluation) -> Result:
     rows = [("feature", *(f"k = {k}" for k in config.k))]
     for name, of_k in found.items():
         cells = (percent(share, standard_error(share, count)) for share in of_k.values())
-        rows.append((name.replace(_CENTRED, ", centred"), *cells))
+        rows.append((_words(name), *cells))
     rows.append(("chance", *[percent(1 / num_classes)] * len(config.k)))
     # The run's own probe says which feature its method trains; 20 neighbours are iBOT's usual best.
     feature = evaluation.run.knn_feature
@@ -62,7 +63,15 @@ def run(evaluation: Evaluation) -> Result:
         f"cosine k-NN, votes weighted by exp(similarity / {config.temperature:g}), "
         f"{len(labels):,} training and {count:,} validation images; cls: class token, patches: "
         "mean patch token, pixels: 32x32 means"
-        + ("; centred: less the training mean, not the papers' protocol" if config.center else "")
-        + "; ± is the standard error over the validation images",
+        + ("; centred: less the training mean, not the papers' protocol" if config.center else ""),
         Score(f"k-NN accuracy (k = {k}, {feature})", value, None, standard_error(value, count)),
+        ERRORS,
+        {
+            f"{_words(name)}, k = {k}": percent(of_k[str(k)], standard_error(of_k[str(k)], count))
+            for name, of_k in found.items()
+        },
     )
+
+
+def _words(name: str) -> str:
+    return name.replace(_CENTRED, ", centred")

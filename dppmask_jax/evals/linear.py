@@ -7,15 +7,8 @@ evaluation crop, computed once, and a closed-form solution.
 from __future__ import annotations
 
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import (
-    Evaluation,
-    Result,
-    Score,
-    frozen_features,
-    percent,
-    require_labels,
-)
-from dppmask_jax.evals.finetune import accuracy, score
+from dppmask_jax.evals.base import Evaluation, Result, frozen_features, require_labels
+from dppmask_jax.evals.finetune import accuracy, plain_result, score
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 
@@ -49,12 +42,12 @@ def _ridge(evaluation: Evaluation) -> Result:
     val, val_labels = frozen_features(evaluation, evaluation.val, (pool,), "validation")
     fitted = ridge.fit(train[pool], train_labels, evaluation.train.num_classes, tuple(config.ridge))
     values = score(fitted(val[pool]), val_labels)
-    rows = [("", "accuracy"), *((name, percent(value)) for name, value in values.items())]
-    return Result(
-        {**values, "strength": fitted.strength},
-        rows,
+    result = plain_result(
+        values,
+        len(val_labels),
         f"closed-form ridge regression on frozen features ({pool} pooling, evaluation crop), "
         f"{len(train_labels):,} training images, strength {fitted.strength:g} chosen on a tenth "
         f"of them, tested on {len(val_labels):,} images; not MAE's protocol",
-        Score("top-1 accuracy, ridge probe", values["top1"]),
+        "top-1 accuracy, ridge probe",
     )
+    return result._replace(metrics={**values, "strength": fitted.strength})

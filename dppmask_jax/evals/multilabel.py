@@ -10,10 +10,18 @@ from scipy.special import expit
 from dppmask_jax.data.source import with_targets
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import training
-from dppmask_jax.evals.base import Evaluation, Result, Score, percent, require_validation
+from dppmask_jax.evals.base import (
+    ERRORS,
+    Evaluation,
+    Result,
+    Score,
+    percent,
+    require_validation,
+)
 from dppmask_jax.evals.heads import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
+from dppmask_jax.scores.uncertainty import error_of_mean
 
 _NAMES = (
     "mAP",
@@ -76,13 +84,18 @@ def run(evaluation: Evaluation) -> Result:
         str(seed): all_scores(result.scores, result.labels) for seed, result in trained.items()
     }
     any_scores = next(iter(of_labels.values()))
-    rows = [("", "last epoch", "std", "best epoch")]
+    several = len(trained) > 1
+    errors = {"accuracy": _accuracy_error(trained, config.threshold)}
+    rows = [("", "last epoch", *(("std over seeds",) if several else ()), "best epoch")]
     for name in _NAMES:
         last, best = found["last"][name], found["best"][name]
-        spread = "" if last["std"] is None else percent(last["std"])
-        rows.append((name, percent(last["mean"]), spread, percent(best["mean"])))
-    baseline = float(np.mean(evaluation.val.targets() == 0))
-    rows.append(("accuracy of no labels", percent(baseline), "", ""))
+        spread = (percent(last["std"]),) if several else ()
+        mean = percent(last["mean"], errors.get(name))
+        rows.append((name, mean, *spread, percent(best["mean"])))
+    none = np.mean(evaluation.val.targets() == 0, axis=1)
+    baseline = float(np.mean(none))
+    spread = ("",) * several
+    rows.append(("accuracy of no labels", percent(baseline, error_of_mean(none)), *spread, ""))
     return Result(
         found
         | {
@@ -94,6 +107,22 @@ def run(evaluation: Evaluation) -> Result:
         f"{config.train}, {config.loss.kind} loss, {config.epochs:g} epochs of {len(train):,} "
         f"images, {len(names)} labels, threshold {config.threshold:g}, tested on {len(val):,} "
         f"{'whole ' * config.data.whole}images; the best epoch is that of the highest mAP"
-        + "".join(f"; without a positive image: {name}" for name in any_scores["excluded"]),
+        + _excluded(any_scores["excluded"]),
         Score("mean average precision", found["last"]["mAP"]["mean"], found["last"]["mAP"]["std"]),
+        f"{ERRORS}; mAP, F1, precision and recall are no means over images and have none in closed "
+        "form",
+        {name: cell for name, cell, *_ in rows[1:]},
     )
+
+
+def _excluded(names: list[str]) -> str:
+    return f"; left out, without a positive image: {', '.join(names)}" if names else ""
+
+
+def _accuracy_error(trained: dict[int, training.Trained], threshold: float) -> float:
+    """The standard error of "accuracy": the labels of an image are not independent, images are."""
+    right = [
+        np.mean((expit(of_seed.scores) > threshold) == (of_seed.labels == 1), axis=1)
+        for of_seed in trained.values()
+    ]
+    return error_of_mean(np.mean(right, axis=0))

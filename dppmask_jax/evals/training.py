@@ -20,6 +20,7 @@ from dppmask_jax.models.vit import SIZES
 from dppmask_jax.pretrained import Run, open_data
 
 _SCORED = "images_scored"  # in the records of scores alone
+_SHOWN = 3  # scores that are printed after an epoch, unless they are those of the one before
 # What may change while an evaluation goes on: the numbers stay the same.
 _FREE = (
     "data.workers", "log_every", "checkpoint.every", "checkpoint.keep",
@@ -159,13 +160,18 @@ def _train(evaluation, config, folder, resuming, method, optimizer_of, train, sc
     state = state._replace(params=params, extra=extra)
 
     def probe(say):
+        said = ""
+
         def run(state, step):
+            nonlocal said
             if step == 0:
                 return {}
             scores, labels = scores_of(state)
             values = score(scores, labels)
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-            say(f"seed {config.seed}  step {step}/{plan.total_steps}  {shown}")
+            shown = "  ".join(f"{name} {values[name]:.4f}" for name in list(values)[:_SHOWN])
+            if shown != said or step == plan.total_steps:
+                say(f"seed {config.seed}  step {step}/{plan.total_steps}  {shown}")
+            said = shown
             return {_SCORED: len(labels), **values}
 
         return run

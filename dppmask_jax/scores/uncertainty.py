@@ -1,18 +1,25 @@
-"""How far a measured share may be from that of all images like those it was measured on."""
+"""How far a measured mean may be from that of all images like those it was measured on.
+
+Each says how far another sample of images would move it, not how far another training would.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 
 def standard_error(share: float, count: int) -> float:
     """Of a share of `count` independent images that are right: sqrt(p (1 - p) / n).
-
-    It says how far another sample of images would move the share; not how far another training
-    would.
 
     Args:
       share: 0 to 1.
       count: at least 1.
     """
     return math.sqrt(share * (1 - share) / count)
+
+
+def error_of_mean(values: np.ndarray) -> float:
+    """Of the mean of a value an image, (M,); for values of 0 and 1 it is `standard_error`."""
+    return float(np.std(values) / math.sqrt(len(values)))
