@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -230,6 +231,14 @@ def _compose(
     axes.set_xlim(0, total_width)
     axes.set_ylim(total_height, 0)
     return figure
+
+
+def save(figure: Figure, out_dir: str | Path, name: str) -> Path:
+    """Writes a figure at its own resolution into a folder, which is made where it is missing."""
+    path = Path(out_dir) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
 
 
 def _check_rows(rows: int, **arrays) -> None:

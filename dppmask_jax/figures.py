@@ -2,12 +2,14 @@
 
     python -m dppmask_jax.figures --workdir=RUN [--compare OTHER_RUN ...] [--images PATH ...]
 
-does it for a finished run. All masks of an image are drawn from the same noise, so random and DPP
+does it for a finished or an imported run, and without --workdir for masks alone, see `untrained`.
+All masks of an image are drawn from the same noise, so random and DPP
 mask differ only by what the determinantal point process did.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import sys
@@ -17,14 +19,22 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dppmask_jax import command, comparable, dpp, drawing, masking, metrics, patches, pretrained
+from dppmask_jax import (
+    command,
+    comparable,
+    dpp,
+    drawing,
+    masking,
+    metrics,
+    patches,
+    pretrained,
+    untrained,
+)
 from dppmask_jax.data import crops
 from dppmask_jax.data.decode import DecodeError
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods.ibot_masks import RECIPE_SHARE, SHOWN_SHARE
-
-TAUS = (0.0, 0.6, 0.8, 0.9, 1.0)
-
+from dppmask_jax.untrained import TAUS
 
 # With a run.
 
@@ -115,7 +125,7 @@ def write_mask_figure(
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"
     figure = drawing.draw_masks(images, columns, run.config.model.patch_size, note)
-    return _save(figure, out_dir, name)
+    return drawing.save(figure, out_dir, name)
 
 
 def brightness(run, borrow_statistics: bool) -> str:
@@ -148,7 +158,7 @@ def write_tau_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0
         run.config.model.patch_size,
         _hidden_note(num_hidden, masks[1.0].shape[1]),
     )
-    return _save(figure, out_dir, "tau.png")
+    return drawing.save(figure, out_dir, "tau.png")
 
 
 def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
@@ -191,7 +201,7 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
         },
         run.config.model.patch_size,
     )
-    return _save(figure, out_dir, "attention.png")
+    return drawing.save(figure, out_dir, "attention.png")
 
 
 def tau_of(run) -> float:
@@ -301,13 +311,6 @@ def _select(keys, tokens, tau, **settings):
     return jax.vmap(lambda key, image: dpp.select(key, image, tau=tau, **settings))(keys, tokens)
 
 
-def _save(figure, out_dir: str | Path, name: str) -> Path:
-    path = Path(out_dir) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
-
-
 def _read_metrics(path: str | Path) -> list[dict]:
     path = Path(path)
     if not path.is_file():
@@ -346,7 +349,7 @@ def write_curves(
         figure = drawing.draw_curves(records, note)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
-    return _save(figure, out_dir, "curves.png")
+    return drawing.save(figure, out_dir, "curves.png")
 
 
 def write_sweep_figure(
@@ -360,7 +363,7 @@ def write_sweep_figure(
     Returns:
       The path of sweep.png.
     """
-    return _save(drawing.draw_sweep(lines, x_label, y_label), out_dir, "sweep.png")
+    return drawing.save(drawing.draw_sweep(lines, x_label, y_label), out_dir, "sweep.png")
 
 
 # The command.
@@ -402,12 +405,20 @@ def read_images(paths: Sequence[str | Path], image_size: tuple[int, int], num: i
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws the figures of a finished run; see the module's docstring."""
+    """Draws the figures of a run, or masks alone; see the module's docstring."""
+    args = _arguments(argv)
+    paths = _of_run(args) if args.workdir else _of_images(args)
+    for path in paths:
+        print(path)
+
+
+def _arguments(argv):
     parser = command.ArgumentParser(
         prog="python -m dppmask_jax.figures",
-        description="Draws the figures and curves of a training run.",
+        description="Draws the figures and curves of a run or, without --workdir, random and DPP "
+        "masks of an untrained embedding.",
     )
-    parser.add_argument("--workdir", required=True, help="the run")
+    parser.add_argument("--workdir", help="the run")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="RUN", help="other runs, for curves.png"
     )
@@ -417,6 +428,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PATH",
         help="image files or folders; default: the run's own validation images",
     )
+    parser.add_argument(
+        "--image_size",
+        type=_pair,
+        metavar="H,W",
+        help="in pixels, multiples of the patches; default: the run's, or 224,224",
+    )
+    parser.add_argument("--patch_size", type=int, help="without --workdir; default: 16")
+    parser.add_argument("--ratio", type=float, help="hidden, without --workdir; default: 0.75")
+    parser.add_argument("--tau", type=float, help="of masks.png, without --workdir; default: 0.9")
     parser.add_argument("--num", type=int, default=6, help="at most this many images")
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
     parser.add_argument(
@@ -429,33 +449,80 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.num < 1:
         raise InputError(f"--num must be at least 1, got {args.num}")
+    if args.patch_size is not None and args.patch_size < 1:
+        raise InputError(f"--patch_size must be at least 1, got {args.patch_size}")
+    of_run = ("compare", "borrow_statistics")
+    of_images = ("patch_size", "ratio", "tau")
+    if not args.workdir and not args.images:
+        raise InputError("name a run with --workdir, or images to mask with --images")
+    for name in of_images if args.workdir else of_run:
+        if getattr(args, name) not in (None, False, []):
+            raise InputError(
+                f"--{name} is for masks without a run: leave it or --workdir out"
+                if args.workdir
+                else f"--{name} is for a run: name it with --workdir"
+            )
+    return args
+
+
+def _pair(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHT,WIDTH in pixels") from error
+    return height, width
+
+
+def _of_images(args) -> list[Path]:
+    """Draws masks without a run."""
+    size, patch_size = args.image_size or (224, 224), args.patch_size
+    patch_size = 16 if patch_size is None else patch_size
+    pretrained.checked_image_size(size, patch_size)
+    return untrained.write_figures(
+        args.out or "figures",
+        read_images(args.images, size, args.num),
+        patch_size=patch_size,
+        ratio=0.75 if args.ratio is None else args.ratio,
+        tau=0.9 if args.tau is None else args.tau,
+        seed=args.seed,
+    )
+
+
+def _of_run(args) -> list[Path]:
+    """Draws what a run can show, and its curves."""
     workdir = Path(args.workdir)
     out_dir = Path(args.out) if args.out else workdir / "figures"
-
-    run = pretrained.load_run(workdir)
+    run = pretrained.load_run(workdir, image_size=args.image_size)
     if not run.has_masks:
         raise InputError(f"--workdir={workdir} is a {run.kind}, which masks nothing: name another")
     if args.images:
         images = read_images(args.images, run.image_size, args.num)
     else:
-        images = run.example_images(args.num)
-    runs = [workdir, *map(Path, args.compare)]
-    if len(runs) == 1:
-        curves = write_curves(out_dir, workdir / "metrics.jsonl")
-    else:
-        labels = run_labels(runs)
-        files = {
-            label: folder / "metrics.jsonl" for label, folder in zip(labels, runs, strict=True)
-        }
-        warnings = comparison_warnings(runs)
-        curves = write_curves(out_dir, files, "\n".join(warnings))
-        for line in warnings:
-            print(f"warning: {line}", file=sys.stderr)
+        try:
+            images = run.example_images(args.num)
+        except InputError as error:
+            raise InputError(f"the run's own images: {error}; or name others: --images") from error
+    curves = _write_curves_of([workdir, *map(Path, args.compare)], out_dir)
     paths = write_run_figures(
         out_dir, run, images, args.seed, borrow_statistics=args.borrow_statistics
     )
-    for path in (*paths, curves):
-        print(path)
+    return [*paths, *curves]
+
+
+def _write_curves_of(runs: list[Path], out_dir: Path) -> list[Path]:
+    """[curves.png] of some runs; [] for a single one that was not trained here, which is said."""
+    if len(runs) == 1:
+        if not (runs[0] / "metrics.jsonl").exists():
+            print(f"no curves: {runs[0]} has no metrics.jsonl, it was not trained here")
+            return []
+        return [write_curves(out_dir, runs[0] / "metrics.jsonl")]
+    labels = run_labels(runs)
+    files = {label: folder / "metrics.jsonl" for label, folder in zip(labels, runs, strict=True)}
+    warnings = comparison_warnings(runs)
+    curves = write_curves(out_dir, files, "\n".join(warnings))
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    return [curves]
 
 
 def comparison_warnings(runs: Sequence[Path]) -> list[str]:

@@ -212,7 +212,7 @@ def checked_image_size(image_size, patch_size: int) -> tuple[int, int]:
     if any(side < 1 or side % patch_size for side in sides):
         near = tuple(max(1, round(side / patch_size)) * patch_size for side in sides)
         raise InputError(
-            f"image_size={sides} is no multiple of the run's patches of {patch_size} pixels; "
+            f"image_size={sides} is no multiple of the patches of {patch_size} pixels; "
             f"the nearest is {near}"
         )
     return int(sides[0]), int(sides[1])

@@ -13,9 +13,10 @@ ROWS = (
     {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"}
     | {"paper", "portable", "signals", "lock"},
     {"masking", "models", "data", "optim"},
-    {"methods", "features", "config"},
+    {"methods", "features", "config", "comparable"},
     {"loop", "workdir", "saves"},
     {"fit", "pretrained", "drawing"},
+    {"untrained"},
     {"figures"},
     {"evals"},
     {"trainer", "evaluate"},
