@@ -17,6 +17,7 @@ from dppmask_jax import comparable, drawing, figures, patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import reconstruct
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.masking import export_masks
 from dppmask_jax.methods import ibot_masks
 
 ROOT = Path(__file__).parent.parent
@@ -283,7 +284,7 @@ def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
     for name in ("mine", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(lines)
-    monkeypatch.setattr(figures.pretrained, "load_run", lambda workdir: _Run())
+    monkeypatch.setattr(figures.pretrained, "load_run", lambda workdir, image_size: _Run())
     mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
     configs = [
         {"method": "mae", "mask": {"strategy": strategy, "ratio": 0.75, "tau": tau}}
@@ -308,6 +309,66 @@ def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
         figures.main(["--workdir", mine, "--compare", str(tmp_path / "absent")])
     with pytest.raises(InputError, match="--num"):
         figures.main(["--workdir", mine, "--num=0"])
+
+
+def test_a_run_that_was_not_trained_here_is_drawn_without_curves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures.pretrained, "load_run", lambda workdir, image_size: _Run())
+    monkeypatch.setattr(figures, "write_run_figures", lambda *args, **kwargs: [Path("drawn")])
+    figures.main(["--workdir", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"no curves: {tmp_path} has no metrics.jsonl, it was not trained here",
+        "drawn",
+    ]
+
+    def no_images(self, num):
+        raise InputError("not prepared")
+
+    monkeypatch.setattr(_Run, "example_images", no_images)
+    with pytest.raises(InputError, match="not prepared; or name others: --images"):
+        figures.main(["--workdir", str(tmp_path)])
+
+
+def test_masks_without_a_run_are_those_that_are_exported(tmp_path, monkeypatch, capsys):
+    masks, by_tau = _spy(monkeypatch, "draw_masks"), _spy(monkeypatch, "draw_tau")
+    Image.fromarray(_noise(16, 24, 3)).save(tmp_path / "x.png")
+    flags = ["--images", str(tmp_path / "x.png"), "--out", str(tmp_path / "out"), "--seed=5"]
+    figures.main([*flags, "--image_size=16,24", "--patch_size=4", "--ratio=0.5", "--tau=0.8"])
+    printed = capsys.readouterr().out.split()
+    assert printed == [str(tmp_path / "out" / name) for name in ("masks.png", "tau.png")]
+    images, (of_random, of_dpp), patch_size, note = masks
+    assert images.shape == (1, 16, 24, 3) and patch_size == 4
+    settings = {"patch_size": 4, "ratio": 0.5, "seed": 5}
+    exported = export_masks(images, **settings, tau=0.8)
+    np.testing.assert_array_equal(of_dpp.mask, exported.mask)
+    at_random = export_masks(images, **settings, strategy="random")
+    np.testing.assert_array_equal(of_random.mask, at_random.mask)
+    assert not np.array_equal(of_dpp.mask, of_random.mask)
+    picks = int(exported.num_greedy[0])
+    assert of_dpp.captions == [f"{picks} DPP + {12 - picks} random"]
+    assert of_random.reconstruction is None and of_dpp.reconstruction is None
+    assert note.startswith("12 of 24 patches are hidden; ") and "untrained embedding" in note
+    assert set(np.flatnonzero(by_tau[2][0.8][0])) == set(exported.order[0, :picks].tolist())
+    assert by_tau[2][0.0].sum() == 12 and not by_tau[2][1.0].any()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--workdir=a", "--tau=0.5"], "--tau is for masks without a run"),
+        (["--images=a", "--compare=b"], "--compare is for a run"),
+        (["--images=a", "--borrow_statistics"], "--borrow_statistics is for a run"),
+        (["--images=a", "--patch_size=0"], "--patch_size must be at least 1"),
+        (["--images=a", "--image_size=60,64"], "no multiple of the patches of 16 pixels"),
+        (["--images=x.png", "--ratio=1"], "ratio must be in"),
+        (["--images=x.png", "--tau=2"], "tau must be a number in"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(_noise(20, 30, 3)).save("x.png")
+    with pytest.raises(InputError, match=words):
+        figures.main(flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
 @pytest.mark.parametrize(

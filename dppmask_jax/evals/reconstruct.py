@@ -49,6 +49,11 @@ def run(evaluation: Evaluation) -> Result:
 def _images(evaluation: Evaluation):
     config = evaluation.config
     if not config.images:
-        return evaluation.run.example_images(config.num)
+        try:
+            return evaluation.run.example_images(config.num)
+        except InputError as error:
+            raise InputError(
+                f"the run's own images: {error}; or name others: --config.images=PATH"
+            ) from error
     paths = config.images.split(",")
     return figures.read_images(paths, tuple(config.image_size), config.num)
