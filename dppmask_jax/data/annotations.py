@@ -11,13 +11,16 @@ clevr:ROOT  CLEVR v1.0 (arXiv 1612.06890): ROOT/scenes/CLEVR_train_scenes.json a
             ADIOS (arXiv 2201.13100). With one file of scenes only, in ROOT/scenes, 30 % of its
             images are for validation, chosen by their names; they lie in ROOT/images/SPLIT for
             CLEVR_SPLIT_scenes.json if there is that folder, else in ROOT/images.
-csv:FILE    a row an image. Columns: `path`, relative to the file's folder, or absolute (a CSV file
-            is your own: it may name any image on the machine); `split`, where what
-            starts with "train" is for training and the rest for validation (without it,
-            `val_fraction` of each label is held out); `label`, numbers or names, of which the
-            classes are the different ones in ascending order; `mask`, the path of a greyscale
-            foreground mask, may be empty. Every other column whose values are all 0 or 1 is a
-            target of that name; further columns do not matter.
+csv:FILE    a row an image, in UTF-8, with commas, semicolons, tabs or vertical bars between the
+            values; the first row names the columns. `path` (or one of PATH_NAMES), relative to the
+            file's folder, or absolute (a CSV file is your own: it may name any image on the
+            machine); `split`, where what starts with "train" is for training and the rest for
+            validation, without rows for testing if there are others for validation (without the
+            column, `val_fraction` of each label is held out); `label`, numbers or names, of which
+            the classes are the different ones in ascending order; `mask`, the path of a greyscale
+            foreground mask, may be empty, and the files need only be there for a task that reads
+            them. Every other column whose values are all 0 or 1 is a target of that name; further
+            columns do not matter. These four names may have capitals.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from dppmask_jax.data.files import (
     from_paths,
     read_file,
 )
+from dppmask_jax.data.folders import TEST, TRAIN, VALIDATION
 from dppmask_jax.data.holdout import held_out
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
@@ -48,6 +52,10 @@ from dppmask_jax.errors import InputError
 CLEVR_COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 CLEVR_SHAPES = ("cube", "sphere", "cylinder")
 CLEVR_TARGETS = tuple(f"{color} {shape}" for shape in CLEVR_SHAPES for color in CLEVR_COLORS)
+PATH_NAMES = (
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
+    "image_file", "image_name", "img", "img_path",
+)  # fmt: skip
 CLEVR_HELD_OUT = 0.3  # where there is one file of scenes; ADIOS's share
 _SEVERAL = "the images have several labels each"
 
@@ -233,8 +241,7 @@ def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
     """(training split, validation split or None) of a CSV file; the docstring above has the format.
 
     Raises:
-      InputError: a missing or broken file, missing images or masks, a class that has no training
-        image.
+      InputError: a missing or broken file, missing images, a label that no training image has.
     """
     columns = _read_csv(path)
     root = os.path.dirname(path)
@@ -245,14 +252,20 @@ def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
     target_names = tuple(
         name
         for name, values in columns.items()
-        if name not in ("path", "split", "label", "mask") and set(values) <= {"0", "1"}
+        if name not in _CSV_COLUMNS and set(values) <= {"0", "1"}
     )
     targets = np.array([columns[name] for name in target_names]).T.astype(np.uint8)
-    masks = _csv_masks(columns, root, path)
+    train, val, notes = _csv_splits(columns, labels, val_fraction, path)
+    masks = None
+    if any(columns.get("mask", [])):
+        masks = from_paths(root, columns["mask"])
 
-    def source(chosen):
-        rows = np.flatnonzero(chosen).astype(np.int32)
-        extras = {} if masks is None else {"extras": functools.partial(_mask, files, masks, rows)}
+    def source(rows):
+        extras = {}
+        if masks is not None:
+            extras["extras"] = functools.partial(_mask, files, masks, rows)
+            given = [name for name in map(columns["mask"].__getitem__, rows) if name]
+            extras["check_extras"] = functools.partial(check_present, from_paths(root, given), path)
         return file_source(
             files,
             rows,
@@ -261,27 +274,32 @@ def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
             unlabelled_because=because,
             targets=targets[rows] if target_names else None,
             target_names=target_names,
+            notes=notes,
             **extras,
         )
 
-    val = _csv_validation(columns, labels, val_fraction)
-    if val.all():
-        raise InputError(f"{path} has no training image; write train into the column split")
-    untrained = np.setdiff1d(labels[val], labels[~val])
+    untrained = np.setdiff1d(labels[val], labels[train])
     if class_names and untrained.size:
         raise InputError(
             f"{path}: no training image has the label {class_names[untrained[0]]!r}, which some "
-            "for validation have; both need the same labels"
+            "for validation have; add one, or take these out"
         )
-    return source(~val), source(val) if val.any() else None
+    return source(train), source(val) if val.size else None
+
+
+_CSV_COLUMNS = ("path", "split", "label", "mask")
+_DELIMITERS = ",;\t|"
 
 
 def _read_csv(path: str) -> dict[str, list[str]]:
-    """The columns by name, without spaces around the values."""
+    """The columns by name, without spaces around the values; those of _CSV_COLUMNS as it has
+    them."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
+            delimiter = _delimiter(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = _csv_header([name.strip() for name in next(reader, [])], path)
             rows = [[value.strip() for value in row] for row in _complete(reader, header, path)]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -292,15 +310,34 @@ def _read_csv(path: str) -> dict[str, list[str]]:
     return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def _complete(reader, header: list[str], path: str):
+def _delimiter(header: str) -> str:
+    try:
+        return csv.Sniffer().sniff(header, _DELIMITERS).delimiter
+    except csv.Error:  # one column
+        return ","
+
+
+def _csv_header(header: list[str], path: str) -> list[str]:
+    """The names of the columns, where _CSV_COLUMNS are called by these names."""
+    plain = [re.sub(r"[\s_-]+", "_", name.lower()) for name in header]
+    header = [low if low in _CSV_COLUMNS else name for low, name in zip(plain, header, strict=True)]
     if "path" not in header:
-        raise InputError(
-            f"{path} has no column 'path', only {', '.join(header) or 'none'}; "
-            "its first line must name the columns"
-        )
+        named = [name for low, name in zip(plain, header, strict=True) if low in PATH_NAMES]
+        if len(named) != 1:
+            several = f"{len(named)} columns that may be it ({', '.join(named)})"
+            raise InputError(
+                f"{path} has no column 'path', only "
+                f"{several if named else ', '.join(header) or 'none'}; its first line must name "
+                "the columns, and one of them be called path"
+            )
+        header = ["path" if name == named[0] else name for name in header]
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise InputError(f"{path} has two columns {twice!r}; rename one")
+    return header
+
+
+def _complete(reader, header: list[str], path: str):
     for row in reader:
         if row and len(row) != len(header):
             raise InputError(
@@ -316,7 +353,8 @@ def _csv_labels(columns, path: str) -> tuple[np.ndarray, tuple[str, ...], str]:
         return _no_labels(columns, f"{path} has no column 'label'")
     values = columns["label"]
     if "" in values:
-        raise InputError(f"{path}: image {columns['path'][values.index('')]} has no label; add it")
+        nameless = columns["path"][values.index("")]
+        return _no_labels(columns, f"image {nameless} in {path} has no label")
     different = set(values)
     if len(different) < 2:
         return _no_labels(columns, f"{path} has one label only")
@@ -330,19 +368,37 @@ def _no_labels(columns, because: str):
     return np.zeros(len(columns["path"]), np.int32), (), because
 
 
-def _csv_validation(columns, labels: np.ndarray, val_fraction: float) -> np.ndarray:
-    """(n,) bool."""
-    if "split" in columns:
-        return np.array([not value.lower().startswith("train") for value in columns["split"]])
-    return held_out([os.fsencode(path) for path in columns["path"]], labels, val_fraction)
+def _csv_splits(columns, labels: np.ndarray, val_fraction: float, path: str):
+    """(rows for training, rows for validation, notes)."""
+    if "split" not in columns:
+        keys = [os.fsencode(name) for name in columns["path"]]
+        val = held_out(keys, labels, val_fraction)
+        return *map(_rows, (~val, val)), _looks_like_a_split(columns, path)
+    values = [value.lower() for value in columns["split"]]
+    train = np.array([value.startswith("train") for value in values])
+    test = np.array([TEST.fullmatch(value) is not None for value in values])
+    if not train.any():
+        raise InputError(f"{path} has no training image; write train into the column split")
+    if not (~train & ~test).any() or not test.any():
+        return _rows(train), _rows(~train), ()
+    note = f"{test.sum():,} images for testing in {path} are not used: others are for validation"
+    return _rows(train), _rows(~train & ~test), (note,)
 
 
-def _csv_masks(columns, root: str, path: str) -> Files | None:
-    given = [mask for mask in columns.get("mask", []) if mask]
-    if not given:
-        return None
-    check_present(from_paths(root, given), path)
-    return from_paths(root, columns["mask"])
+def _looks_like_a_split(columns, path: str) -> tuple[str, ...]:
+    kinds = (TRAIN, VALIDATION, TEST)
+    for name, values in columns.items():
+        different = set(values)
+        if len(different) > 1 and all(any(k.fullmatch(v) for k in kinds) for v in different):
+            return (
+                f"the column {name!r} of {path} looks like splits, and is not used: all images are "
+                "taken together; call it split",
+            )
+    return ()
+
+
+def _rows(chosen: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(chosen).astype(np.int32)
 
 
 def _mask(files: Files, masks: Files, rows, i: int) -> dict[str, np.ndarray]:

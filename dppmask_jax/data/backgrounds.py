@@ -154,7 +154,8 @@ def build(source: Source, *, image_size: tuple[int, int], seed: int) -> Built:
 
 
 def require_masks(source: Source) -> None:
-    """Raises InputError where no image of a source has a mask."""
+    """Raises InputError where no image of a source has a mask, or files of masks are missing."""
+    source.check_extras()
     if not any(_may_have_mask(source, i) for i in range(len(source))):
         raise InputError(
             "the background challenge needs foreground masks, which this data source lacks; "

@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -129,7 +129,7 @@ def file_source(
     unlabelled_because: str = "",
     targets: np.ndarray | None = None,
     target_names: tuple[str, ...] = (),
-    **fields: Callable,
+    **fields,
 ) -> Source:
     """A source of some files.
 

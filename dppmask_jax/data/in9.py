@@ -18,8 +18,8 @@ import numpy as np
 from absl import logging
 
 from dppmask_jax.data.files import check_readable, file_source, from_names
+from dppmask_jax.data.folders import is_image_name
 from dppmask_jax.data.source import Source
-from dppmask_jax.data.sources import EXTENSIONS
 from dppmask_jax.errors import InputError
 
 VARIANTS = (
@@ -156,7 +156,7 @@ def _open(folder: str) -> Source:
 
 
 def _is_image(entry: os.DirEntry) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+    return is_image_name(entry.name)
 
 
 def _listed(folder: str, counts: Callable[[os.DirEntry], bool]) -> list[str]:

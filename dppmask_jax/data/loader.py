@@ -34,6 +34,7 @@ Example = Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]
 
 _CHUNK = 32  # images that a thread or worker loads at a time, at most
 _MAX_REPLACEMENTS = 1000  # unreadable images in a row before giving up
+_REASON = 200  # bytes of why an image is unreadable that are kept
 
 
 class Batches:
@@ -99,7 +100,8 @@ def train_stream(
       seed: 0 to 2**32 - 1.
       workers: processes that load; 0 loads in threads of this one.
       shard: which part of each batch to yield, 0 to num_shards - 1.
-      log: called with one line for each unreadable image, once.
+      log: called with one line for each unreadable image of the source, the first time that it is
+        met in this process.
 
     Yields:
       The arrays of `example`, each with a leading axis of b = batch_size / num_shards; "label" (b,)
@@ -121,7 +123,7 @@ def train_stream(
     name = _Namer(source, log)
 
     def finish(batch):
-        name(batch.pop("wanted")[batch["bad"]])
+        name(batch.pop("wanted")[batch["bad"]], batch.pop("reason")[batch["bad"]])
         return batch
 
     return Batches(batches, finish)
@@ -163,7 +165,8 @@ def eval_batches(
     name = _Namer(source, log)
 
     def finish(batch):
-        name(batch["index"][batch.pop("bad")])
+        bad = batch.pop("bad")
+        name(batch["index"][bad], batch.pop("reason")[bad])
         return batch
 
     return Batches(batches, finish)
@@ -232,14 +235,15 @@ def _concatenate(chunks: list[Batch]) -> Batch:
 
 def _load_drawn(source, order, example: Example, share: _Share, seed: int, local: int):
     position = share.position(local)
-    wanted = order[position]
+    wanted, reason = order[position], ""
     for step in range(min(len(source), _MAX_REPLACEMENTS)):
         index = (wanted + step) % len(source)
         rng = np.random.default_rng((seed, position))
         try:
             data, label = source.read(index)
             arrays = example(data, rng)
-        except (OSError, decode.DecodeError):
+        except (OSError, decode.DecodeError) as error:
+            reason = reason or why(error)
             continue
         return {
             **arrays,
@@ -247,9 +251,10 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
             "index": np.int32(position % 2**31),
             "bad": np.bool_(step > 0),
             "wanted": np.int64(wanted),
+            "reason": _kept(reason),
         }
     raise InputError(
-        f"{step + 1} images in a row are unreadable, from {source.name(wanted)} on; "
+        f"{step + 1} images in a row are unreadable, from {source.name(wanted)} on ({reason}); "
         "check data.source"
     )
 
@@ -258,32 +263,44 @@ def _load_listed(source, indices, view, image_size, share: _Share, local: int):
     position = share.position(local)
     index = int(indices[position]) if position < len(indices) else 0
     image, label = np.zeros((*image_size, 3), np.uint8), np.full(source.label_shape, -1)
-    valid, bad = position < len(indices), False
+    valid, bad, reason = position < len(indices), False, ""
     if valid:
         try:
             data, known = source.read(index)
             image, label = view(data, image_size=image_size), known
-        except (OSError, decode.DecodeError):
-            valid, bad = False, True
+        except (OSError, decode.DecodeError) as error:
+            valid, bad, reason = False, True, why(error)
     return {
         "image": image,
         "label": np.asarray(label, np.int32),
         "index": np.int32(index),
         "valid": np.bool_(valid),
         "bad": np.bool_(bad),
+        "reason": _kept(reason),
     }
 
 
+def why(error: OSError | decode.DecodeError) -> str:
+    """Why an image cannot be read, in words that can stand behind its path."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
+def _kept(reason: str) -> np.ndarray:
+    # Of one size, so that the reasons of a batch are an array that workers can hand over.
+    return np.array(reason.encode(errors="replace")[:_REASON], f"S{_REASON}")
+
+
 class _Namer:
-    """Names each unreadable image once."""
+    """Names each unreadable image of a source once."""
 
     def __init__(self, source: Source, log: Callable[[str], None]):
         self._source = source
         self._log = log
-        self._known = set()
 
-    def __call__(self, indices: np.ndarray) -> None:
-        for index in indices.tolist():
-            if index not in self._known:
-                self._known.add(index)
-                self._log(f"unreadable image: {one_line(self._source.name(index))}")
+    def __call__(self, indices: np.ndarray, reasons: np.ndarray) -> None:
+        for index, reason in zip(indices.tolist(), reasons.tolist(), strict=True):
+            name = self._source.name(index)
+            if name not in self._source.named:
+                self._source.named.add(name)
+                words = reason.decode(errors="ignore")  # it may be cut within a character
+                self._log(one_line(f"unreadable image: {name}: {words}"))

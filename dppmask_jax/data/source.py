@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dppmask_jax.data.greys import Range
 from dppmask_jax.errors import InputError
 
 _NAMED = 5  # missing classes that a message lists
@@ -16,6 +17,10 @@ _NAMED = 5  # missing classes that a message lists
 
 def _no_extras(i: int) -> dict:
     return {}
+
+
+def _nothing_missing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Source:
       extras: i -> what else the data set knows of image i; for shapes "mask" (H, W) uint8 of 0
         and 255, "attributes" (24,) uint8 and "background" int; for a CSV file with masks "mask"
         (H, W) uint8 of the image's size. Else an empty dict.
+      check_extras: () -> None; raises InputError where a file that `extras` reads is missing. For
+        tasks that need them: the others do without.
       unlabelled_because: why there are no labels, in words; "" where there are some.
       labels: () -> (size,) int32, the labels of all images, without decoding any; None where there
         are no labels. May take minutes the first time.
@@ -38,6 +45,11 @@ class Source:
         where the data set does not say.
       target_names: of the C targets.
       label_shape: of the labels that `read` gives; () for ints.
+      grey_range: what is black and white in greyscale of more than 8 bits, in which `read` gives
+        such images in 8 bits; None where `read` gives all images as they are kept.
+      notes: what the user should know of the data, such as files that were ignored; one line each.
+      named: names of unreadable images that the user was told of; a set that the splits of a data
+        set share, and all sources made of them.
     """
 
     size: int
@@ -50,6 +62,10 @@ class Source:
     targets: Callable[[], np.ndarray] | None = None
     target_names: tuple[str, ...] = ()
     label_shape: tuple[int, ...] = ()
+    check_extras: Callable[[], None] = _nothing_missing
+    grey_range: Range | None = None
+    notes: tuple[str, ...] = ()
+    named: set[str] = dataclasses.field(default_factory=set, compare=False, repr=False)
 
     def __len__(self) -> int:
         return self.size
@@ -61,6 +77,11 @@ class Source:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+def notes_of(*splits: Source | None) -> tuple[str, ...]:
+    """The notes of some splits, each once."""
+    return tuple(dict.fromkeys(note for split in splits if split for note in split.notes))
 
 
 def known(values: np.ndarray) -> Callable[[], np.ndarray]:

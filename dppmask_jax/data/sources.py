@@ -4,40 +4,35 @@
 
   shapes            the embedded data set (shapes.py); `shapes:size=96,train=2000,val=500,seed=1`
                     changes its options.
-  folder:PATH       image files. If PATH/train is a folder, the training images are those below it
-                    and the validation images those below PATH/val. Otherwise they are all those
-                    below PATH, and `val_fraction` of them is held out.
+  folder:PATH       image files, with or without folders for their classes and for training and
+                    validation; see folders.py.
   tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
                     validation (or val, or test); without one of those, `val_fraction` is held out.
   coco:ROOT, clevr:ROOT, csv:FILE
                     annotated images, with several labels an image; see annotations.py.
-
-In a folder, files count as images by their extension (EXTENSIONS, in upper or lower case), whatever
-is in them: what cannot be read is met, named and replaced while training. Hidden files and folders
-do not count; a folder called x.jpg is a folder. A folder split is labelled if each of its images
-lies exactly one folder below the split's root and there are at least two such folders: these are
-the classes, in alphabetical order. Otherwise it is unlabelled. What is held out depends on the
-relative paths alone; of each class it is `val_fraction`, rounded up, but never all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
-from dppmask_jax.data import annotations, decode
-from dppmask_jax.data.files import Files, check_readable, file_source, from_names
+from dppmask_jax.data import annotations, decode, folders, greys
 from dppmask_jax.data.holdout import held_out
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_GREY_SAMPLE = 64  # files of a split that say what black and white are
+_LOOKED_AT = 4096  # names among which these are chosen
+_MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
 TFDS_VALIDATION = ("validation", "val", "test")
 _RECORDS_AT_ONCE = 256  # while all labels are read
 
@@ -64,14 +59,34 @@ def open_source(
 
 
 def open_splits(
-    spec: str, *, data_dir: str | None = None, val_fraction: float = 0.1
+    spec: str,
+    *,
+    data_dir: str | None = None,
+    val_fraction: float = 0.1,
+    grey_range: tuple[float, float] | None = None,
 ) -> tuple[Source, Source | None]:
-    """(training split, validation split or None), as `open_source`; scans a folder once only."""
+    """(training split, validation split or None), as `open_source`; scans a folder once only.
+
+    Args:
+      grey_range: (black, white) in greyscale of more than 8 bits; None decides by a sample of the
+        files, see `greys.of_sample`.
+    """
+    splits = _opened(spec, data_dir, val_fraction)
+    # What one command opens several times names its unreadable images once.
+    named = _NAMED.setdefault((spec, data_dir), set())
+    splits = tuple(split and dataclasses.replace(split, named=named) for split in splits)
+    return splits if spec.startswith("shapes") else _in_one_range(splits, grey_range)
+
+
+_NAMED: dict[tuple[str, str | None], set[str]] = {}
+
+
+def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Source, Source | None]:
     kind, _, rest = spec.partition(":")
     if kind == "shapes":
         return _open_shapes(rest, data_dir)
     if kind == "folder" and rest:
-        return _open_folder(os.path.expanduser(rest), val_fraction)
+        return folders.open_folder(os.path.expanduser(rest), val_fraction)
     if kind == "tfds" and rest:
         return _open_tfds(rest, data_dir, val_fraction)
     if kind in ("coco", "clevr", "csv") and rest:
@@ -90,114 +105,61 @@ def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, 
     return annotations.open_csv(path, val_fraction)
 
 
-# Folders.
+# Greyscale of more than 8 bits.
 
 
-def _scan(root: str) -> Files:
-    """All images below a folder, ordered by folder, then by name."""
-    folders, folder_of, names = [], [], []
-
-    def visit(relative: str, above: frozenset) -> None:
-        path = os.path.join(root, relative) if relative else root
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            return  # a symbolic link back to a folder that we are in
-        inner, images = [], []
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    inner.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                    images.append(entry.name)
-        if images:
-            folder_of.append((len(folders), len(images)))
-            folders.append(relative)
-            names.extend(sorted(images))
-        for name in sorted(inner):
-            visit(os.path.join(relative, name), above | {identity})
-
-    try:
-        visit("", frozenset())
-    except OSError as error:
-        raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
-    numbers = np.array([number for number, _ in folder_of], np.int32)
-    return from_names(root, folders, np.repeat(numbers, [n for _, n in folder_of]), names)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # symbolic links that go round in a circle
-        return False
-
-
-def _open_folder(path: str, val_fraction: float) -> tuple[Source, Source | None]:
-    if not os.path.isdir(path):
-        raise InputError(f"there is no folder {path}; give data.source=folder:PATH an existing one")
-    train_path, val_path = os.path.join(path, "train"), os.path.join(path, "val")
-    if not os.path.isdir(train_path):
-        if os.path.isdir(val_path):
-            raise InputError(f"{path} has a folder val but no folder train; add it")
-        return _held_out_folder(path, val_fraction)
-    if not os.path.isdir(val_path):
-        return _held_out_folder(train_path, val_fraction)
-
-    train_files, val_files = _scan_images(train_path), _scan_images(val_path)
-    classes, because = _classes(train_files, least=2)
-    train = _folder_source(train_files, slice(None), classes, because)
-    val_classes, val_because = _classes(val_files, least=1)
-    if not classes or not val_classes:
-        val_because = val_because or f"the training images have no labels: {because}"
-        return train, _folder_source(val_files, slice(None), (), val_because)
-    unknown = sorted(set(val_classes) - set(classes))
-    if unknown:
-        raise InputError(
-            f"class {unknown[0]!r} is in {val_path} but not in {train_path}; "
-            "both need the same class folders"
+def _in_one_range(
+    splits: tuple[Source, Source | None], given: tuple[float, float] | None
+) -> tuple[Source, Source | None]:
+    """Both splits with one `grey_range`."""
+    if given is not None:
+        grey_range, notes = greys.Range(given, given), ()
+    else:
+        grey_range, notes = greys.of_sample(_grey_extents([s for s in splits if s is not None]))
+    if grey_range is None:  # of the files that are not in the sample, some may be wide
+        grey_range = greys.Range()
+    return tuple(
+        split
+        and dataclasses.replace(
+            split,
+            read=functools.partial(_read_in_range, split.read, grey_range),
+            grey_range=grey_range,
+            notes=split.notes + notes,
         )
-    return train, _folder_source(val_files, slice(None), classes, "")
+        for split in splits
+    )
 
 
-def _held_out_folder(root: str, val_fraction: float) -> tuple[Source, Source | None]:
-    files = _scan_images(root)
-    classes, because = _classes(files, least=2)
-    labels = files.folder_of if classes else np.zeros_like(files.folder_of)
-    keys = [os.fsencode(files.relative(i)) for i in range(files.size)]
-    out = held_out(keys, labels, val_fraction)
-    train = _folder_source(files, ~out, classes, because)
-    return train, _folder_source(files, out, classes, because) if out.any() else None
+def _grey_extents(splits: list[Source]) -> list[tuple[greys.Pair, bool]]:
+    """What `greys.of_sample` takes, of some files of each split; the pixels of those that have no
+    more than 8 bits stay encoded."""
+    extents = []
+    for source, i in [(split, i) for split in splits for i in _sample(split)]:
+        try:
+            image = decode.open_image(source.read(i)[0])
+            if decode.is_wide(image):
+                extents.append((decode.grey_extent(image), image.mode == "F"))
+        except (OSError, decode.DecodeError):  # met, named and replaced when it is used
+            continue
+    return extents
 
 
-def _scan_images(root: str) -> Files:
-    files = _scan(root)
-    if not files.size:
-        raise InputError(f"there is no image below {root}; known are {' '.join(EXTENSIONS)}")
-    check_readable(files)
-    return files
+def _sample(source: Source) -> list[int]:
+    """Images spread evenly over a source, most of them by names of files that may be wide."""
+    some = _spread(range(len(source)), _LOOKED_AT)
+    likely = [i for i in some if source.name(i).lower().endswith(_MAY_BE_WIDE)]
+    rest = sorted(set(some) - set(likely))
+    return _spread(likely, _GREY_SAMPLE) + _spread(rest, _GREY_SAMPLE // 4)
 
 
-def _classes(files: Files, least: int) -> tuple[tuple[str, ...], str]:
-    """Class names, or none and the reason."""
-    for number, folder in enumerate(files.folders):
-        if not folder or os.sep in folder:
-            example = files.relative(int(np.argmax(files.folder_of == number)))
-            return (), f"{example} does not lie exactly one folder below {files.root}"
-    if len(files.folders) < least:
-        return (), f"{files.root} has one folder of images only"
-    return files.folders, ""
+def _spread(numbers: Sequence[int], most: int) -> list[int]:
+    count = len(numbers)
+    return [numbers[i] for i in np.linspace(0, count - 1, min(count, most)).round().astype(int)]
 
 
-def _folder_source(files: Files, chosen, classes: tuple[str, ...], because: str) -> Source:
-    rows = np.arange(files.size, dtype=np.int32)[chosen]
-    labels = None
-    if classes:
-        number_of = {name: number for number, name in enumerate(classes)}
-        labels = np.array([number_of[name] for name in files.folders], np.int32)
-        labels = labels[files.folder_of[rows]]
-    return file_source(files, rows, labels=labels, class_names=classes, unlabelled_because=because)
+def _read_in_range(read, grey_range: greys.Range, i: int):
+    data, label = read(i)
+    return decode.narrowed(data, grey_range), label
 
 
 # TFDS data sets, the embedded one among them. TFDS is imported only where it is used: it takes

@@ -1,0 +1,96 @@
+"""What black and white are, in greyscale of more than 8 bits.
+
+Such files (16 and 32 bits, floats) do not say which of their values is white. It is decided once
+for a data set, for both splits, from a sample of its files, never for each image: else an image's
+brightness would depend on its own brightest pixel. Values up to a tenth beyond the range, such as a
+filter's overshoot, do not change the decision; values outside of the range are cut to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+Pair = tuple[float, float]  # (black, white)
+
+_UNIT, _BYTE, _WORD = (0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)
+_SLACK = 0.1  # of the range, that values may lie outside of it
+
+
+class Range(NamedTuple):
+    """What is black and what is white, in files of whole numbers and in files of floats."""
+
+    whole: Pair = _WORD
+    floats: Pair = _UNIT
+
+    def of(self, floats: bool) -> Pair:
+        return self.floats if floats else self.whole
+
+
+def of_one(extent: Pair, floats: bool) -> Range:
+    """The range of an image by itself, which belongs to no data set.
+
+    Args:
+      extent: its (smallest, largest) value.
+      floats: whether it holds floats.
+
+    Returns:
+      0 to 1, 0 to 255 or full 16 bits, where the values look like one of them; else full 16 bits
+      for whole numbers and 0 to 255 for floats.
+    """
+    pair = _known(extent, floats) or (_BYTE if floats else _WORD)
+    return Range(pair, pair)
+
+
+def of_sample(extents: Iterable[tuple[Pair, bool]]) -> tuple[Range | None, tuple[str, ...]]:
+    """The range of a data set.
+
+    Args:
+      extents: of each file in a sample that has more than 8 bits, what `of_one` takes.
+
+    Returns:
+      The range, or None where there is no such file: 0 to 1, 0 to 255 or full 16 bits, where all
+      values look like it; else what they span, for whole numbers up to the next power of two. Then
+      there is a line that says so.
+    """
+    found, lines = {}, []
+    for floats in (False, True):
+        pairs = [pair for pair, kind in extents if kind == floats]
+        if not pairs:
+            continue
+        extent = min(low for low, _ in pairs), max(high for _, high in pairs)
+        found[floats] = _known(extent, floats)
+        if found[floats] is None:
+            found[floats] = _spanned(extent, floats)
+            low, high = found[floats]
+            lines.append(
+                f"grey values of {len(pairs)} files lie from {extent[0]:g} to {extent[1]:g}: not "
+                "0 to 1, 0 to 255 or 16 bits; "
+                f"{low:g} is taken for black and {high:g} for white; say which with "
+                "data.range=BLACK,WHITE"
+            )
+    if not found:
+        return None, ()
+    return Range(found.get(False, _WORD), found.get(True, _UNIT)), tuple(lines)
+
+
+def _known(extent: Pair, floats: bool) -> Pair | None:
+    low, high = extent
+    if not floats and low >= 0:
+        if high <= 1:
+            return _UNIT
+        if high <= 255:
+            return _BYTE
+        return _WORD if 2**15 <= high <= 65535 else None
+    for (_, white), least in ((_UNIT, 0.0), (_BYTE, 128.0), (_WORD, 2.0**15)):
+        if least <= high <= (1 + _SLACK) * white and low >= -_SLACK * white:
+            return 0.0, white
+    return None
+
+
+def _spanned(extent: Pair, floats: bool) -> Pair:
+    low, high = min(extent[0], 0.0), extent[1]
+    if not floats and high > 0:
+        high = 2.0 ** math.ceil(math.log2(high + 1)) - 1  # 10, 12 or 14 bits
+    return low, max(high, low + 1e-6 * max(1.0, abs(low)))
