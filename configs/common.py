@@ -50,6 +50,7 @@ def base() -> config_dict.ConfigDict:
     config.data = config_dict.ConfigDict()
     config.data.source = "shapes"  # shapes | folder:PATH | tfds:NAME | coco: | clevr: | csv:
     config.data.classes = ""  # "" all | imagenet100 | FILE.txt: only these classes
+    config.data.range = "auto"  # or BLACK,WHITE of grey files with more than 8 bits, as 0,4095
     config.data.dir = ""  # where tfds: and shapes keep their files; "" is the usual place
     config.data.val_fraction = 0.1  # held out where the source has no validation split
     config.data.crop_scale = (0.2, 1.0)  # area of the random resized crop

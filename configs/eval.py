@@ -93,9 +93,10 @@ def _data(config, dataset):
     config.memory_gb = 8.0  # of features; more are kept in a file of the workdir
     config.data = config_dict.ConfigDict()
     config.data.source = ""  # "" is what the run was pre-trained on
+    config.data.range = "auto"  # or BLACK,WHITE of grey files with more than 8 bits, as 0,4095
     config.data.dir = ""  # where tfds: and shapes keep their files
     config.data.val_fraction = 0.1  # held out where the source has no validation split; the run's,
-    # and its dir and classes as well, where the source is the run's
+    # and its range, dir and classes as well, where the source is the run's
     config.data.classes = "imagenet100" if dataset == "imagenet100" else ""
     config.data.workers = 0  # loader processes; 0 loads in threads
 

@@ -11,6 +11,7 @@ from dppmask_jax.models.vit import SIZES
 from dppmask_jax.rules import (
     CLASSES,
     FLAG,
+    GREY_RANGE,
     SOURCE,
     TEXT,
     Rule,
@@ -42,6 +43,7 @@ COMMON_RULES = {
     "init_from": TEXT,
     "data.source": SOURCE,
     "data.classes": CLASSES,
+    "data.range": GREY_RANGE,
     "data.dir": TEXT,
     "data.val_fraction": fraction_below_1,
     "data.crop_scale": _SCALE,
@@ -160,9 +162,15 @@ LATER_FIELDS = {
         "optim.clip_per_tensor": False,
         "optim.weight_decay_end": None,
         "data.classes": "",
+        "data.range": "auto",
     }
     | _FAILED_SAVES,
-    "ibot": {"data.blur_sigma": (0.1, 2.0), "model.init_std": 0.02, "data.classes": ""}
+    "ibot": {
+        "data.blur_sigma": (0.1, 2.0),
+        "model.init_std": 0.02,
+        "data.classes": "",
+        "data.range": "auto",
+    }
     | _FAILED_SAVES,
     "finetune": _FAILED_SAVES,
     "linear": _FAILED_SAVES,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dppmask_jax import parallel
 from dppmask_jax import workdir as workdir_files
+from dppmask_jax.data.source import notes_of
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import (
     backgrounds,
@@ -98,6 +99,8 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
     # What one process writes from here on, another must not find while it looks at the input.
     parallel.wait_for_all("the input was looked at")
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
+    for note in notes_of(evaluation.train, evaluation.val):
+        _say(f"data: {note}")
 
     result = TASKS[config.task].run(evaluation)
     if run.resized:
@@ -196,6 +199,8 @@ def completed(config, run_config):
         if "data" in config and not config.data.source:
             data = run_config.data
             config.data.source, config.data.val_fraction = data.source, data.val_fraction
+            if config.data.range == "auto":
+                config.data.range = data.range
             config.data.dir = config.data.dir or data.dir
             config.data.classes = config.data.classes or data.classes
     return config

@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 
 from dppmask_jax import parallel
+from dppmask_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
+
+NONE_READABLE = (
+    "none of the images that are to be evaluated can be read; the lines above name them and say "
+    "why: mend the files of data.source"
+)
 
 
 def extractor(encode: Callable) -> Callable:
@@ -21,18 +27,21 @@ def extractor(encode: Callable) -> Callable:
 
     `batches` are padded evaluation batches with "image", "label" and "valid", each process's own
     share of them; `rows(shape, dtype)` makes an array to fill, see `in_memory` and `on_disk`.
-    Every process gets the features of all M valid images, in the order of the source.
+    Every process gets the features of all M valid images, in the order of the source. It raises
+    InputError where there is none.
     """
     mapped = parallel.data_parallel_map(lambda state, images: encode(*state, images))
 
     def extract(params, extra, batches: Iterable[Batch], rows: Callable | None = None):
-        filling = None
+        filling = _Filling(rows or in_memory)
         for batch in batches:
             out = mapped((params, extra), batch["image"])
             out = parallel.all_rows({**out, "label": batch["label"], "valid": batch["valid"]})
             valid = out.pop("valid")
-            filling = filling or _Filling(rows or in_memory)
-            filling.add({name: values[valid] for name, values in out.items()})
+            if valid.any():
+                filling.add({name: values[valid] for name, values in out.items()})
+        if filling.is_empty:
+            raise InputError(NONE_READABLE)
         arrays = filling.arrays()
         return arrays, arrays.pop("label")
 
@@ -45,6 +54,10 @@ class _Filling:
     def __init__(self, rows: Callable):
         self._rows = rows
         self._buffers = {}
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._buffers
 
     def add(self, values: dict[str, np.ndarray]) -> None:
         for name, rows in values.items():

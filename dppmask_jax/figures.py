@@ -28,9 +28,10 @@ from dppmask_jax import (
     metrics,
     patches,
     pretrained,
+    rules,
     untrained,
 )
-from dppmask_jax.data import crops
+from dppmask_jax.data import crops, decode, greys
 from dppmask_jax.data.decode import DecodeError
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods.ibot_masks import RECIPE_SHARE, SHOWN_SHARE
@@ -369,11 +370,17 @@ def write_sweep_figure(
 # The command.
 
 
-def read_images(paths: Sequence[str | Path], image_size: tuple[int, int], num: int) -> np.ndarray:
+def read_images(
+    paths: Sequence[str | Path],
+    image_size: tuple[int, int],
+    num: int,
+    grey_range: tuple[float, float] | None = None,
+) -> np.ndarray:
     """The first images of files and folders, cropped as for evaluation.
 
     Files of a folder, at any depth, come in the order of their names; those that are no image are
-    passed over.
+    passed over. In greyscale of more than 8 bits `grey_range` is (black, white); None decides by
+    all of these images.
 
     Returns:
       (at most `num`, H, W, 3) uint8.
@@ -381,7 +388,7 @@ def read_images(paths: Sequence[str | Path], image_size: tuple[int, int], num: i
     Raises:
       InputError: a path is missing, a file named is no image, or there is no image at all.
     """
-    images = []
+    found = []
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -390,18 +397,25 @@ def read_images(paths: Sequence[str | Path], image_size: tuple[int, int], num: i
         else:
             raise InputError(f"--images: there is no file or folder {path}")
         for file in files:
-            if len(images) == num:
+            if len(found) == num:
                 break
             try:
-                images.append(crops.center_crop(file.read_bytes(), image_size=image_size))
+                data = file.read_bytes()
+                decode.decode(data)
+                found.append(data)
             except DecodeError as error:
                 if file == path:
                     raise InputError(f"--images: {file} is no readable image: {error}") from error
             except OSError as error:
                 raise InputError(f"--images: cannot read {file}: {error.strerror}") from error
-    if not images:
+    if not found:
         raise InputError(f"--images: no readable image in {', '.join(map(str, paths))}")
-    return np.stack(images)
+    if grey_range is None:
+        of_all, _ = decode.grey_range_of(found)
+    else:
+        of_all = greys.Range(grey_range, grey_range)
+    narrowed = (decode.narrowed(data, of_all) for data in found)
+    return np.stack([crops.center_crop(data, image_size=image_size) for data in narrowed])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -496,7 +510,8 @@ def _of_run(args) -> list[Path]:
     if not run.has_masks:
         raise InputError(f"--workdir={workdir} is a {run.kind}, which masks nothing: name another")
     if args.images:
-        images = read_images(args.images, run.image_size, args.num)
+        grey_range = rules.grey_range(run.config.data.range)
+        images = read_images(args.images, run.image_size, args.num, grey_range)
     else:
         try:
             images = run.example_images(args.num)

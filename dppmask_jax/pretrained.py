@@ -18,9 +18,11 @@ from dppmask_jax.data.source import only_classes
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.rules import grey_range
 
 CLASSIFIER = "classifier"
 DTYPES = ("float32", "bfloat16")
+_TRIED = 64  # images, in search of an example that can be read
 
 
 def kind_of(config) -> str | None:
@@ -146,19 +148,25 @@ class Run:
         """Validation images of the run's own data (training images where there are none).
 
         Returns:
-          (at most `num`, H, W, 3) uint8, spread evenly over the split.
+          (1 to `num`, H, W, 3) uint8, spread evenly over the split.
 
         Raises:
-          InputError: the data is no longer there.
+          InputError: the data is no longer there, or cannot be read.
         """
         train_source, val_source = open_data(self.config)
         source = val_source or train_source
-        count = min(num, len(source))
-        indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
-        (batch,) = loader.eval_batches(
-            source, image_size=self.image_size, batch_size=count, indices=indices
+        # Where none of so many can be read, one of more may.
+        for count in (min(num, len(source)), min(_TRIED, len(source))):
+            indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+            (batch,) = loader.eval_batches(
+                source, image_size=self.image_size, batch_size=count, indices=indices
+            )
+            if batch["valid"].any():
+                return batch["image"][batch["valid"]][:num]
+        raise InputError(
+            f"none of {count} images of config.data.source={self.config.data.source} can be read; "
+            "the lines above name them and say why"
         )
-        return batch["image"][batch["valid"]]
 
     def _checked(self, images):
         """The images as a JAX array.
@@ -277,7 +285,10 @@ def open_data(config):
     data = config.data
     names = class_list(data.classes) if data.classes else ()
     splits = sources.open_splits(
-        data.source, data_dir=data.dir or None, val_fraction=data.val_fraction
+        data.source,
+        data_dir=data.dir or None,
+        val_fraction=data.val_fraction,
+        grey_range=grey_range(data.range),
     )
     if not names:
         return splits

@@ -107,6 +107,34 @@ SOURCE = Rule(
     ),
     "shapes | folder:PATH | tfds:NAME | coco:ROOT | clevr:ROOT | csv:FILE",
 )
+
+
+def grey_range(text: str) -> tuple[float, float] | None:
+    """The (black, white) that `data.range` names, None for "auto".
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if text == "auto":
+        return None
+    black, white = map(float, text.strip(" ()[]").split(","))
+    if not (is_number(black) and is_number(white) and black < white):
+        raise ValueError(f"{text} is no range")
+    return black, white
+
+
+def _is_grey_range(value) -> bool:
+    try:
+        grey_range(value if is_text(value) else "")
+    except ValueError:
+        return False
+    return True
+
+
+GREY_RANGE = Rule(
+    _is_grey_range,
+    "auto, or the values of black and white in greyscale of more than 8 bits, such as '0,4095'",
+)
 CLASSES = Rule(
     lambda value: is_text(value) and (value in ("", "imagenet100") or value.endswith(".txt")),
     "imagenet100, or a FILE.txt with the name of a class on each line; '' for all classes",

@@ -12,7 +12,8 @@ import optax
 from dppmask_jax import checkpoint, figures, loop, metrics, optim, parallel, workdir
 from dppmask_jax.config import check
 from dppmask_jax.data import loader
-from dppmask_jax.errors import InputError
+from dppmask_jax.data.source import notes_of
+from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.evals import probe
 from dppmask_jax.fit import Plan, fit, plan_from
 from dppmask_jax.methods import METHODS
@@ -247,6 +248,7 @@ def _announce(config, method, folder, plan, start_step, changed, state, train_so
         f"devices     {parallel.describe()}",
         f"data        {config.data.source}: {len(train_source):,} training images, "
         f"{split} for validation" + (f"; no k-NN probe: {no_knn}" if no_knn else ""),
+        *(f"            {one_line(note)}" for note in notes_of(train_source, val_source)),
         f"model       {config.method} {config.model.size}/{config.model.patch_size}, "
         f"{config.image_size[0]}x{config.image_size[1]} px, {count:,} parameters, "
         f"{config.model.dtype}",

@@ -286,7 +286,12 @@ def test_a_folder_of_oddities_is_read_and_each_bad_one_named_once(workers):
         lines = []
         options = {"batch_size": source.size, "workers": workers, "log": lines.append}
         batches = stream(source, 3, **options)
-        assert sorted(lines) == sorted(f"unreadable image: {root}/{name}" for name in bad)
+        named = dict(
+            line.removeprefix(f"unreadable image: {root}/").split(": ", 1) for line in lines
+        )
+        assert named.keys() == bad and len(lines) == len(bad) and all(named.values())
+        assert named["empty.jpg"] == "the file is empty" and "HTML" in named["page.jpg"]
+        assert named["pipe.jpg"] == "not a regular file" and "symbolic" in named["circle.jpg"]
         assert [int(batch["bad"].sum()) for batch in batches] == [len(bad)] * 3
         same(batches[1:], stream(source, 2, start_step=1, **options))
 
@@ -304,7 +309,8 @@ def test_files_that_go_while_training_are_replaced_and_a_resume_replaces_them_al
             (tmp_path / f"{i:02}.png").unlink()
         # What was read ahead is from before; after some batches all is from afterwards.
         later = [next(batches) for _ in range(60)][-3:]
-    assert sorted(lines) == [f"unreadable image: {tmp_path}/{i:02}.png" for i in (3, 4)]
+    gone = "No such file or directory"
+    assert sorted(lines) == [f"unreadable image: {tmp_path}/{i:02}.png: {gone}" for i in (3, 4)]
     for batch in later:
         assert batch["bad"].sum() == 2
         shades = sorted(np.unique(batch["image"][:, 0, 0, 0] // 20))
@@ -339,7 +345,7 @@ def test_files_that_may_not_be_read_are_replaced_and_named():
             [sys.executable, "-c", code, root], capture_output=True, text=True, cwd=ROOT
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == f"['unreadable image: {root}/2.png'] 1"
+        assert done.stdout.strip() == f"['unreadable image: {root}/2.png: Permission denied'] 1"
 
 
 def test_a_file_of_more_bytes_than_any_image_is_not_read(tmp_path):

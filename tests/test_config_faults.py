@@ -224,6 +224,7 @@ BOUNDS = {
     "checkpoint.every": _WHOLE_FROM_1,
     "checkpoint.keep": _WHOLE_FROM_1,
     "checkpoint.max_failed_saves": _WHOLE_FROM_1,
+    "data.range": (["auto", "0,1", "(-1.5, 4095)"], ["", "0", "1,1", "0,nan", "0,1,2", (0, 1), 0]),
     "evaluate.every_epochs": _POSITIVE,
     "evaluate.knn_images": _WHOLE_FROM_0,
     "evaluate.knn_k": _WHOLE_FROM_1,

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import crops, loader, source, sources
+from dppmask_jax.data import crops, decode, loader, source, sources
 from dppmask_jax.errors import InputError
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
 COUNT = 22
+
+
+BROKEN = f"damaged, or of no format that is read ({', '.join(decode.FORMATS)})"
 
 
 def png(value):
@@ -241,16 +244,16 @@ def test_unreadable_image_is_replaced_flagged_and_named_once(workers):
         keep = ~batch["bad"]
         np.testing.assert_array_equal(batch["image"][keep], other["image"][keep])
     assert sorted(lines) == [
-        "unreadable image: file 21",
-        "unreadable image: file 3",
-        "unreadable image: file 4",
+        "unreadable image: file 21: file 21",  # what the error says
+        f"unreadable image: file 3: {BROKEN}",
+        f"unreadable image: file 4: {BROKEN}",
     ]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_readable_at_all(workers):
     source = make_source(bad=range(COUNT))
-    with pytest.raises(InputError, match=r"22 images in a row are unreadable"):
+    with pytest.raises(InputError, match=r"22 images in a row are unreadable, .*\(damaged, or"):
         stream(source, 1, workers=workers)
 
 
@@ -346,7 +349,17 @@ def test_unreadable_images_are_not_valid_and_named():
     batches = evaluate(make_source(bad=[6], missing=[9]), log=lines.append)
     valid = np.concatenate([batch["valid"] for batch in batches])
     np.testing.assert_array_equal(np.flatnonzero(~valid[:COUNT]), [6, 9])
-    assert lines == ["unreadable image: file 6", "unreadable image: file 9"]
+    assert lines == [f"unreadable image: file 6: {BROKEN}", "unreadable image: file 9: file 9"]
+
+
+def test_unreadable_images_are_named_once_over_all_passes_and_splits():
+    lines = []
+    one = make_source(bad=[6, 7])
+    evaluate(one, log=lines.append)
+    evaluate(one, log=lines.append)
+    stream(one, 3, log=lines.append)
+    evaluate(source.with_targets(one), log=lines.append)
+    assert lines == [f"unreadable image: file {i}: {BROKEN}" for i in (6, 7)]
 
 
 def test_evaluation_of_several_labels_an_image():

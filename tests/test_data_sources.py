@@ -492,7 +492,7 @@ def test_data_of_a_config_with_classes(tmp_path):
     for name in ("train/ant/1", "train/bee/2", "train/cow/3", "val/ant/4", "val/bee/5"):
         write(tmp_path / f"{name}.png")
     (tmp_path / "few.txt").write_text("bee\nant\n")
-    data = {"source": f"folder:{tmp_path}", "dir": "", "val_fraction": 0.1}
+    data = {"source": f"folder:{tmp_path}", "dir": "", "val_fraction": 0.1, "range": "auto"}
 
     def open_data(classes):
         return pretrained.open_data(

@@ -49,6 +49,7 @@ class _Run:
         self.config = config_dict.ConfigDict(
             {
                 "image_size": (32, 64),
+                "data": {"range": "auto"},
                 "model": {"patch_size": 8},
                 "mask": {
                     "tau": tau,

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 from test_data_annotations import coco_document, write_coco
-from test_data_loader import stream
+from test_data_loader import BROKEN, stream
 
 from dppmask_jax import command, errors, workdir
 from dppmask_jax.data import backgrounds, decode, source, sources
@@ -97,8 +97,8 @@ def test_pickles_among_the_images_are_unreadable_images(tmp_path):
     lines = []
     stream(train, 1, batch_size=3, log=lines.append)
     assert len(train) == 3 and sorted(lines) == [
-        f"unreadable image: {folder}/objects.png",
-        f"unreadable image: {folder}/pickle.jpg",
+        f"unreadable image: {folder}/objects.png: {BROKEN}",
+        f"unreadable image: {folder}/pickle.jpg: {BROKEN}",
     ]
     assert not marker.exists()
     pickle.loads((folder / "pickle.jpg").read_bytes()).close()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import simplejpeg
@@ -150,6 +150,21 @@ def decode(data: bytes, grey_range: greys.Range | None = None) -> np.ndarray:
       DecodeError: the bytes are no readable image.
     """
     return np.asarray(to_rgb(open_image(data), grey_range))
+
+
+def grey_range_of(encoded: Iterable[bytes]) -> tuple[greys.Range, tuple[str, ...]]:
+    """What is black and what is white in some images, judged by all of them, and what the user
+    should know of it, see `greys.of_sample`; unreadable ones do not count. The pixels of those that
+    have no more than 8 bits stay encoded."""
+    extents = []
+    for data in encoded:
+        try:
+            image = open_image(data)
+            if is_wide(image):
+                extents.append((grey_extent(image), image.mode == "F"))
+        except DecodeError:
+            continue
+    return greys.of_sample(extents)
 
 
 def narrowed(data: bytes, grey_range: greys.Range) -> bytes:

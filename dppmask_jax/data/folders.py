@@ -61,11 +61,12 @@ def open_folder(path: str, val_fraction: float) -> tuple[Source, Source | None]:
     if not os.path.isdir(path):
         raise InputError(f"there is no folder {path}; give data.source=folder:PATH an existing one")
     chosen = _choose_splits(path)
-    if not chosen.val:
-        splits, notes = _held_out(path, chosen.train, val_fraction)
-    else:
-        splits, notes = _two_folders(path, chosen, val_fraction)
-    notes = tuple(chosen.notes) + tuple(notes)
+    splits, notes = _two_folders(path, chosen) if chosen.val else (None, [])
+    if splits is None:
+        chosen = chosen._replace(val=())
+        splits, more = _held_out(path, chosen.train, val_fraction)
+        notes += more
+    notes = (*_notes_on(path, chosen), *notes)
     return tuple(split and dataclasses.replace(split, notes=notes) for split in splits)
 
 
@@ -78,11 +79,12 @@ def is_image_name(name: str) -> bool:
 
 
 class _Splits(NamedTuple):
-    """Folders of a data set: () is all of it for `train`, and none for `val`."""
+    """What is in a folder, and what of it is used."""
 
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    notes: list[str]
+    train: tuple[str, ...]  # folders; () is all of it
+    val: tuple[str, ...]  # folders; () is none
+    folders: list[str]  # that are there
+    images: int  # beside them
 
 
 def _choose_splits(path: str) -> _Splits:
@@ -93,26 +95,31 @@ def _choose_splits(path: str) -> _Splits:
     )
     if not train and val == ("val",):
         raise InputError(f"{path} has a folder val but no folder train; add it")
-    beside = [name for name in folders if name not in (*train, *val, *test)]
     # A folder Train among others may be a class, where nothing is for validation.
+    beside = set(folders) - {*train, *test}
     if not train or (train != ("train",) and not val and beside):
-        alike, missing = [*train, *val, *test], "val" if train else "train"
+        return _Splits((), (), folders, images)
+    return _Splits(train, val or test, folders, images)
+
+
+def _notes_on(path: str, chosen: _Splits) -> list[str]:
+    train, val = chosen.train, chosen.val
+    if not train:
+        alike = [f for f in chosen.folders if TRAIN.fullmatch(f) or _KEPT_BACK.fullmatch(f)]
+        missing = "validation" if any(map(TRAIN.fullmatch, alike)) else "training"
         note = (
             f"all folders of {path} are taken together, {_list(alike)} too: none is for {missing}"
         )
-        return _Splits((), (), [note] if alike else [])
+        return [note] * bool(alike)
     notes = []
-    val_from = val or test
-    if train != ("train",) or val_from != ("val",):
-        notes.append(
-            f"training images from {_list(train)} in {path}"
-            + (f", for validation from {_list(val_from)}" if val_from else "")
-        )
-    unused = [name for name in folders if name not in (*train, *val_from)]
-    if unused or images:
-        parts = [_list(unused)] * bool(unused) + [f"{images:,} image files"] * bool(images)
+    if train != ("train",) or val not in ((), ("val",)):
+        for_val = f", for validation from {_list(val)}" if val else ""
+        notes.append(f"training images from {_list(train)} in {path}{for_val}")
+    unused = [name for name in chosen.folders if name not in (*train, *val)]
+    parts = [_list(unused)] * bool(unused) + [f"{chosen.images:,} images"] * bool(chosen.images)
+    if parts:
         notes.append(f"not used in {path}: {' and '.join(parts)}")
-    return _Splits(train, val_from, notes)
+    return notes
 
 
 def _listed(path: str) -> tuple[list[str], int]:
@@ -144,11 +151,12 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _two_folders(path: str, chosen: _Splits, val_fraction: float):
-    """((training split, validation split), notes) of two folders."""
+def _two_folders(path: str, chosen: _Splits):
+    """((training split, validation split), notes) of two folders; (None, notes that say why) where
+    that for testing lacks the labels of the other."""
     train, val = _scan_images(path, chosen.train), _scan_images(path, chosen.val)
     classes, val_classes = _classes(train, least=2), _classes(val, least=1)
-    names, there = sorted(set(classes.names)), sorted(set(val_classes.names))
+    names, there = _sorted_names(classes), _sorted_names(val_classes)
     unknown = [name for name in there if name not in set(names)]
     because = val_classes.because
     if not names:
@@ -156,9 +164,8 @@ def _two_folders(path: str, chosen: _Splits, val_fraction: float):
     elif not because and unknown == there:
         because = f"none of its folders ({_list(there)}) is a class of {train.title}"
     if names and (because or unknown) and TEST.fullmatch(chosen.val[0]):
-        splits, notes = _held_out(path, chosen.train, val_fraction)
         because = because or f"{_list(unknown)} is no class of {train.title}"
-        return splits, [f"a share of the training images is held out instead: {because}", *notes]
+        return None, [f"a share of the training images is for validation, since {because}"]
     if because:
         val_classes = _unlabelled(val, because)
     elif unknown:
@@ -175,7 +182,7 @@ def _held_out(path: str, parts: tuple[str, ...], val_fraction: float):
     scanned = _scan_images(path, parts)
     notes = [] if parts else _nested_splits(path, scanned.inside)
     classes = _classes(scanned, least=2)
-    names = sorted(set(classes.names))
+    names = _sorted_names(classes)
     files, rows = scanned.files, np.flatnonzero(classes.kept)
     labels = _labels(files, classes, names)[rows] if names else np.zeros(len(rows), np.int32)
     out = np.zeros(files.size, bool)
@@ -325,11 +332,11 @@ def _classes(scanned: _Scanned, least: int) -> _Classes:
         return _unlabelled(scanned, _does_not_lie(scanned, inside.index("")))
     if count < least:
         return _unlabelled(scanned, f"{scanned.title} has one folder of images only")
-    left_out = (
-        f"{astray:,} of the {files.size:,} images, which lie directly in {scanned.title}, are "
+    note = (
+        f"{astray:,} of {files.size:,} images are left out: they lie directly in {scanned.title}, "
     )
-    left_out += f"left out: the others lie in folders for {count:,} classes"
-    return _Classes(names, kept, "", [left_out] * bool(astray))
+    note += f"the others in the folders of {count:,} classes"
+    return _Classes(names, kept, "", [note] * bool(astray))
 
 
 def _is_named_once(below: list[list[str]]) -> bool:
@@ -343,6 +350,10 @@ def _does_not_lie(scanned: _Scanned, folder: int) -> str:
 
 def _unlabelled(scanned: _Scanned, because: str) -> _Classes:
     return _Classes((), np.ones(scanned.files.size, bool), because, [])
+
+
+def _sorted_names(classes: _Classes) -> list[str]:
+    return sorted(set(filter(None, classes.names)))
 
 
 def _labels(files: Files, classes: _Classes, names: Sequence[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ filter's overshoot, do not change the decision; values outside of the range are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 Pair = tuple[float, float]  # (black, white)
@@ -43,16 +43,16 @@ def of_one(extent: Pair, floats: bool) -> Range:
     return Range(pair, pair)
 
 
-def of_sample(extents: Iterable[tuple[Pair, bool]]) -> tuple[Range | None, tuple[str, ...]]:
+def of_sample(extents: Sequence[tuple[Pair, bool]]) -> tuple[Range, tuple[str, ...]]:
     """The range of a data set.
 
     Args:
       extents: of each file in a sample that has more than 8 bits, what `of_one` takes.
 
     Returns:
-      The range, or None where there is no such file: 0 to 1, 0 to 255 or full 16 bits, where all
-      values look like it; else what they span, for whole numbers up to the next power of two. Then
-      there is a line that says so.
+      The range: 0 to 1, 0 to 255 or full 16 bits, where all values look like it; else what they
+      span, for whole numbers up to the next power of two, and a line that says so. Where the sample
+      has none, whole numbers are taken for 16 bits, and floats for 0 to 1.
     """
     found, lines = {}, []
     for floats in (False, True):
@@ -63,15 +63,12 @@ def of_sample(extents: Iterable[tuple[Pair, bool]]) -> tuple[Range | None, tuple
         found[floats] = _known(extent, floats)
         if found[floats] is None:
             found[floats] = _spanned(extent, floats)
-            low, high = found[floats]
+            black, white = found[floats]
             lines.append(
-                f"grey values of {len(pairs)} files lie from {extent[0]:g} to {extent[1]:g}: not "
-                "0 to 1, 0 to 255 or 16 bits; "
-                f"{low:g} is taken for black and {high:g} for white; say which with "
-                "data.range=BLACK,WHITE"
+                f"warning: grey values of {len(pairs)} files lie from {extent[0]:g} to "
+                f"{extent[1]:g}, which is not 0 to 1, 0 to 255 or 16 bits: {black:g} is taken for "
+                f"black, {white:g} for white; say what they are with config.data.range=BLACK,WHITE"
             )
-    if not found:
-        return None, ()
     return Range(found.get(False, _WORD), found.get(True, _UNIT)), tuple(lines)
 
 

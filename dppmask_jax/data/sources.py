@@ -19,7 +19,7 @@ import functools
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +112,10 @@ def _in_one_range(
     splits: tuple[Source, Source | None], given: tuple[float, float] | None
 ) -> tuple[Source, Source | None]:
     """Both splits with one `grey_range`."""
-    if given is not None:
-        grey_range, notes = greys.Range(given, given), ()
+    if given is None:
+        grey_range, notes = decode.grey_range_of(_sampled(splits))
     else:
-        grey_range, notes = greys.of_sample(_grey_extents([s for s in splits if s is not None]))
-    if grey_range is None:  # of the files that are not in the sample, some may be wide
-        grey_range = greys.Range()
+        grey_range, notes = greys.Range(given, given), ()
     return tuple(
         split
         and dataclasses.replace(
@@ -130,18 +128,14 @@ def _in_one_range(
     )
 
 
-def _grey_extents(splits: list[Source]) -> list[tuple[greys.Pair, bool]]:
-    """What `greys.of_sample` takes, of some files of each split; the pixels of those that have no
-    more than 8 bits stay encoded."""
-    extents = []
-    for source, i in [(split, i) for split in splits for i in _sample(split)]:
-        try:
-            image = decode.open_image(source.read(i)[0])
-            if decode.is_wide(image):
-                extents.append((decode.grey_extent(image), image.mode == "F"))
-        except (OSError, decode.DecodeError):  # met, named and replaced when it is used
-            continue
-    return extents
+def _sampled(splits: tuple[Source, Source | None]) -> Iterator[bytes]:
+    """Some images of each split, as they are kept."""
+    for split in filter(None, splits):
+        for i in _sample(split):
+            try:
+                yield split.read(i)[0]
+            except OSError:  # met, named and replaced when it is used
+                continue
 
 
 def _sample(source: Source) -> list[int]:

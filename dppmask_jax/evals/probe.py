@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dppmask_jax import features, parallel
+from dppmask_jax.errors import InputError
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import knn
 
@@ -19,7 +20,8 @@ def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
     """A function of the training state: the mean of `method.loss` over the validation batches.
 
     Every call uses the same keys, so the masks of an image differ only as far as its features do.
-    Batches count alike. An unreadable image is replaced by another of its batch.
+    Batches count alike. An unreadable image is replaced by another of its batch, and a batch of
+    unreadable images left out; where all are, InputError is raised.
     """
     mean_loss = parallel.data_parallel_mean(
         lambda state, batch, key: method.loss(*state, batch, key, 0)[0]
@@ -35,6 +37,8 @@ def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
             inputs = {name: batch[name][filled] for name in ("image", "label", "index")}
             loss = mean_loss((state.params, state.extra), parallel.split_batch(inputs), key)
             losses.append(float(parallel.to_host(loss)))
+        if not losses:
+            raise InputError(features.NONE_READABLE)
         return float(np.mean(losses))
 
     return measure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dppmask_jax import figures, parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result
+from dppmask_jax.rules import grey_range
 
 _NAME = "reconstruct.png"
 
@@ -56,4 +57,5 @@ def _images(evaluation: Evaluation):
                 f"the run's own images: {error}; or name others: --config.images=PATH"
             ) from error
     paths = config.images.split(",")
-    return figures.read_images(paths, tuple(config.image_size), config.num)
+    range_of_run = grey_range(evaluation.run.config.data.range)
+    return figures.read_images(paths, tuple(config.image_size), config.num, range_of_run)

@@ -36,6 +36,7 @@ _DATA = {
         lambda value: rules.is_text(value) and (value == "" or rules.SOURCE.holds(value)),
         f"{rules.SOURCE.allowed}; '' for the images of the run",
     ),
+    "data.range": rules.GREY_RANGE,
     "data.dir": rules.TEXT,
     "data.val_fraction": fraction_below_1,
     "data.classes": rules.CLASSES,
