@@ -270,3 +270,33 @@ def test_every_task_on_two_processes_is_that_on_one(mae_run, squares, tmp_path):
         assert together["data"] == alone["data"]
         assert together["metrics"] == alone["metrics"], name
     assert "result" in outs[1][0] and "result" not in outs[2][0], "one process speaks"
+
+
+def test_examples_are_looked_for_where_the_first_cannot_be_read(mae_run, tmp_path):
+    run, options = load_run(mae_run), {"val_fraction": 0.0, "source": f"folder:{tmp_path}"}
+    run.config.data.update(options)
+    for number in range(40):
+        (tmp_path / f"{number:02}.png").write_bytes(b"broken")
+    for number in (7, 8, 9):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    assert run.example_images(2)[:, 0, 0, 0].tolist() == [7, 8]
+    (tmp_path / "more.png").write_bytes(b"broken")
+    for number in (7, 8, 9):
+        (tmp_path / f"{number:02}.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"none of the 41 images"):
+        run.example_images(2)
+
+
+def test_an_evaluation_passes_over_what_cannot_be_read_and_says_it_once(mae_run, tmp_path, capsys):
+    painted(tmp_path / "colours", shuffled=False)
+    bad = sorted((tmp_path / "colours").rglob("*.png"))[0]
+    bad.write_bytes(b"")
+    (bad.parent / "b.txt").write_text("x")
+    options = {"data__source": f"folder:{tmp_path}/colours", "batch_size": 1, "k": (1,)}
+    out = found(mae_run, tmp_path / "out", "task=knn", **options)
+    assert out["metrics"]["pixels"]["1"] == 1.0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("unreadable")] == [
+        f"unreadable image: {bad}: the file is empty"
+    ]
+    assert any(line.startswith("data: ignored below") and ": 1 .txt;" in line for line in lines)

@@ -1,5 +1,6 @@
 import gc
 import io
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from dppmask_jax import features
 from dppmask_jax.data import loader
 from dppmask_jax.data.source import Source, known
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import probe
 from dppmask_jax.scores import knn, ridge
 
 SIZE = (8, 8)
@@ -62,6 +65,33 @@ def test_unreadable_images_are_left_out_with_their_labels():
     kept = [1, 2, 3, 4, 5, 6, 8]
     np.testing.assert_array_equal(found["mean"][:, 0], 2.0 * np.array(kept) + 1)
     np.testing.assert_array_equal(labels, np.array(kept) % 3)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_batches_without_a_readable_image_are_passed_over(on_disk, tmp_path):
+    rows = features.on_disk(tmp_path) if on_disk else None
+    few = source_of(20, broken=range(2, 20))
+    found, labels = extracted(few, 4, rows)
+    assert labels.tolist() == [few.read(0)[1], few.read(1)[1]] and len(found["mean"]) == 2
+    with pytest.raises(InputError, match=r"none of the images .* lines above name them"):
+        extracted(source_of(6, broken=range(6)), 4, rows)
+
+
+def test_a_validation_loss_passes_over_batches_without_a_readable_image():
+    def brightness(params, extra, batch, key, step):
+        return jnp.mean(batch["image"].astype(jnp.float32)), {}
+
+    def measure(source):
+        def batches():
+            return loader.eval_batches(source, image_size=(4, 4), batch_size=4, log=lambda _: None)
+
+        method = types.SimpleNamespace(loss=brightness)
+        state = types.SimpleNamespace(params={}, extra={})
+        return probe.validation_loss(method, batches, jax.random.key(0))(state)
+
+    assert measure(source_of(8, broken=range(4, 8))) == measure(source_of(4))
+    with pytest.raises(InputError, match="none of the images"):
+        measure(source_of(4, broken=range(4)))
 
 
 def test_rows_on_disk_are_those_in_memory_and_leave_nothing(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from dppmask_jax import checkpoint, parallel
 from dppmask_jax.data import backgrounds, in9
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.evals import training
 from dppmask_jax.evals.base import (
     Evaluation,
@@ -53,6 +53,9 @@ def run(evaluation: Evaluation) -> Result:
         built = backgrounds.build(
             evaluation.val, image_size=tuple(config.image_size), seed=config.seed
         )
+        for name, because in built.left_out.items():
+            if because.startswith("cannot be read"):
+                evaluation.say(one_line(f"left out: {name} {because}"))
         variants, test_classes = built.variants, classes
         mapping = in9.in9_of_model_class(classes, "same")
     predict, how = trained or _ridge(evaluation)
@@ -80,7 +83,7 @@ def run(evaluation: Evaluation) -> Result:
     rows.append(("highest possible", percent(found["ceiling"]), ""))
     where = config.root or (
         f"variants built from the masks of {config.data.source} "
-        f"({len(built.left_out)} images left out, without a usable mask)"
+        f"({len(built.left_out)} images left out, unreadable or without a usable mask)"
     )
     # Where the background says nothing of the class, unless a folder lacks that variant.
     hardest = "mixed_rand" if "mixed_rand" in found["variants"] else next(iter(found["variants"]))
