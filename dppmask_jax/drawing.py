@@ -371,6 +371,7 @@ def draw_attention(
     attention: np.ndarray,
     masks: Mapping[str, np.ndarray],
     patch_size: int,
+    note: str = "",
 ) -> Figure:
     """One row an image: original, attention (mean over heads, then each head), masks.
 
@@ -382,6 +383,7 @@ def draw_attention(
       attention: (R, heads, N) float, the attention of the class token to each patch.
       masks: title -> (R, N) bool, True = masked.
       patch_size: side of a patch in pixels.
+      note: stands below the picture.
 
     Returns:
       A figure, to be saved at its own resolution.
@@ -432,9 +434,9 @@ def draw_attention(
         (middle, "half the map's maximum"),
         (light, "the map's maximum"),
     ]
-    note = ""
     if shown < num_heads:
-        note = f"heads 1 to {shown} of {num_heads}; the mean is over all {num_heads}"
+        heads = f"heads 1 to {shown} of {num_heads}; the mean is over all {num_heads}"
+        note = f"{heads}; {note}" if note else heads
     return _compose(panels, titles, captions, legend, fill=True, note=note)
 
 

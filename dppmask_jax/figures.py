@@ -121,7 +121,7 @@ def write_mask_figure(
     if own not in ("random", "dpp"):
         order, mask = _own_masks(run, images, seed, num_hidden)
         captions = [f"{visible} visible" for visible in (~mask).sum(axis=1)]
-        columns.append(shown(own, f"{_title(run)} mask", True, order, mask, captions))
+        columns.append(shown(own, _title(run), True, order, mask, captions))
     note = _hidden_note(num_hidden, random_mask.shape[1])
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"
@@ -178,8 +178,8 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
     kinds = {
         "Random": ("random", ""),
         "Block": ("block", ""),
-        **{f"AttMask {variant}": ("attention", variant) for variant in ("high", "low", "hint")},
-        f"DPP, τ = {tau_of(run):g}": ("dpp", ""),
+        **{f"AttMask\n({variant})": ("attention", variant) for variant in ("high", "low", "hint")},
+        f"DPP\n(τ = {tau_of(run):g})": ("dpp", ""),
     }
     hidden = {name: hidden_by(run, strategy) for name, (strategy, _) in kinds.items()}
     drawers = [
@@ -197,10 +197,11 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
         images,
         np.asarray(attention),
         {
-            f"{name}\n{hidden[name] / num_patches:.0%} hidden": np.asarray(mask)
+            f"{name}\n{hidden[name] / num_patches:.0%}": np.asarray(mask)
             for name, mask in zip(kinds, masks, strict=True)
         },
         run.config.model.patch_size,
+        "percentages above masks: the share that is hidden",
     )
     return drawing.save(figure, out_dir, "attention.png")
 
@@ -261,7 +262,9 @@ def _own_masks(run, images, seed: int, num_hidden: int):
 def _title(run) -> str:
     """The run's own strategy in words."""
     mask = run.config.mask
-    return f"AttMask {mask.attention}" if mask.strategy == "attention" else mask.strategy.title()
+    if mask.strategy == "attention":
+        return f"AttMask ({mask.attention})"
+    return f"{mask.strategy.title()} mask"
 
 
 def _hidden_note(num_hidden: int, num_patches: int) -> str:

@@ -283,10 +283,13 @@ def test_the_attention_map_has_its_maximum_in_the_right_patch():
 def test_at_most_six_heads_are_drawn_and_no_text_is_cut(heads, shown):
     images, mask = _noise(1, 32, 32, 3), _masked_except(16, 0, 5)[None]
     names = ("Random", "Block", "AttMask\n(high)", "AttMask\n(hint)", "DPP\n(τ = 0.85)")
-    figure = drawing.draw_attention(images, _attention(1, heads, 16), dict.fromkeys(names, mask), 8)
+    names = tuple(f"{name}\n100%" for name in names)
+    figure = drawing.draw_attention(
+        images, _attention(1, heads, 16), dict.fromkeys(names, mask), 8, "x"
+    )
     words = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
     assert sum(word.startswith("Head ") for word in words) == shown
-    assert ("heads 1 to 6 of 9; the mean is over all 9" in words) == (heads > 6)
+    assert words[-1] == ("heads 1 to 6 of 9; the mean is over all 9; x" if heads > 6 else "x")
     _check_no_text_is_cut(figure)
 
 

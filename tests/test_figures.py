@@ -133,7 +133,7 @@ def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):
         ("random", ["Random mask\n(this run)", "DPP mask, τ = 0.8"]),
         ("dpp", ["Random mask", "DPP mask, τ = 0.8\n(this run)"]),
         ("block", ["Random mask", "DPP mask, τ = 0.8", "Block mask\n(this run)"]),
-        ("attention", ["Random mask", "DPP mask, τ = 0.8", "AttMask low mask\n(this run)"]),
+        ("attention", ["Random mask", "DPP mask, τ = 0.8", "AttMask (low)\n(this run)"]),
     ],
 )
 def test_the_masks_of_the_run_are_among_those_drawn(tmp_path, monkeypatch, strategy, titles):
@@ -197,18 +197,18 @@ def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypa
     images = _noise(2, 32, 64, 3)
     assert figures.write_attention_figure(tmp_path, run, images, seed=3).is_file()
     figures.write_tau_figure(tmp_path, run, images, seed=3)
-    shown, attention, masks, patch_size = drawn
+    shown, attention, masks, patch_size, note = drawn
     np.testing.assert_array_equal(shown, images)
     np.testing.assert_array_equal(attention, run.attention(images))
-    assert patch_size == 8
+    assert patch_size == 8 and "the share that is hidden" in note
     # of 32: 0.7 is 22, 0.3 is 9, and the run's own 0.75 is 24
     expected = {
-        "Random\n69% hidden": 22,
-        "Block\n28% hidden": 9,
-        "AttMask high\n28% hidden": 9,
-        "AttMask low\n28% hidden": 9,
-        "AttMask hint\n28% hidden": 7,  # of 3 patches that hints may come from, 2 are shown
-        "DPP, τ = 0.8\n75% hidden": 24,
+        "Random\n69%": 22,
+        "Block\n28%": 9,
+        "AttMask\n(high)\n28%": 9,
+        "AttMask\n(low)\n28%": 9,
+        "AttMask\n(hint)\n28%": 7,  # of 3 patches that hints may come from, 2 are shown
+        "DPP\n(τ = 0.8)\n75%": 24,
     }
     assert list(masks) == list(expected)
     for name, mask in masks.items():
@@ -221,8 +221,8 @@ def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypa
         assert set(np.flatnonzero(low[row])) == set(order[:9].tolist())
         assert set(np.flatnonzero(high[row] & ~hint[row])) <= set(order[-3:].tolist())
     # the same noise as in the other figures: what 0.7 hides, 0.75 hides as well
-    assert (masks["Random\n69% hidden"] <= by_tau[1][1.0]).all()
-    np.testing.assert_array_equal(masks["DPP, τ = 0.8\n75% hidden"], by_tau[1][0.8])
+    assert (masks["Random\n69%"] <= by_tau[1][1.0]).all()
+    np.testing.assert_array_equal(masks["DPP\n(τ = 0.8)\n75%"], by_tau[1][0.8])
 
 
 def test_the_shares_are_those_of_the_recipes():
