@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import checkpoint, patches
+from dppmask_jax import checkpoint, masking, patches
 from dppmask_jax import workdir as workdir_files
 from dppmask_jax.data import loader, sources
 from dppmask_jax.data.classes import class_list
@@ -90,10 +90,7 @@ class Run:
             )
             self.knn_feature = {"mean": "patches", "cls": "cls"}[config.model.pool]
         else:
-            try:
-                method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
-            except ValueError as error:  # too few patches are left to mask
-                raise InputError(f"image_size={self.image_size}: {error}") from error
+            method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
         self.selection_settings = method.selection
@@ -201,11 +198,24 @@ def _as_used(config, image_size, dtype: str | None):
     config = config.copy_and_resolve_references()
     if image_size is not None:
         config.image_size = checked_image_size(image_size, config.model.patch_size)
+        _check_masks(config)
     if dtype is not None:
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype!r} is not allowed: {' | '.join(DTYPES)}")
         config.model.dtype = dtype
     return config
+
+
+def _check_masks(config) -> None:
+    """Raises InputError where masks of a fixed share would leave no patch visible."""
+    ratio = config.get("mask", {}).get("ratio")
+    if not isinstance(ratio, float):
+        return
+    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    try:
+        masking.num_visible(rows * columns, ratio)
+    except ValueError as error:
+        raise InputError(f"image_size={tuple(config.image_size)}: {error}") from error
 
 
 def checked_image_size(image_size, patch_size: int) -> tuple[int, int]:
