@@ -253,6 +253,8 @@ def embedder(kind: str, image_size: tuple[int, int], patch_size: int, key):
 
     if kind == "pixels":
         return jax.jit(lambda images: patches.patchify(normalise(images), patch_size))
+    if kind != "embedding":
+        raise ValueError(f"no such features: {kind!r}")
     encoder = vit.Encoder(vit.SIZES["B"], image_size, patch_size)
     blank = jnp.zeros((1, *image_size, 3))
     params = jax.jit(lambda key: encoder.init(key, blank, method="embed"))(key)

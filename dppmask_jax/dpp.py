@@ -355,7 +355,9 @@ def _similarity(dots, scale, squares, bandwidth, kernel):
     cosine = dots * scale
     if kernel == "cosine":
         return jnp.clip(cosine, -1.0, 1.0)
-    return jnp.exp(-jnp.maximum(squares - 2.0 * cosine, 0.0) / bandwidth)
+    if kernel == "gaussian":
+        return jnp.exp(-jnp.maximum(squares - 2.0 * cosine, 0.0) / bandwidth)
+    raise ValueError(f"kernel must be 'gaussian' or 'cosine', got {kernel!r}")
 
 
 def _normalized(features, bandwidth, normalize):

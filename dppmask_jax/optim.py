@@ -105,13 +105,13 @@ def layer_scales(params, depth: int, decay: float):
 
 
 def _layer(names, depth):
-    if names[0] != "encoder":
+    if names[0] in ("fc_norm", "head") or names[:2] == ["encoder", "norm"]:
         return depth + 1
-    if names[1] == "patch_embed" or names[1] in TOKENS:
+    if names[0] == "encoder" and names[1] in ("patch_embed", *TOKENS):
         return 0
-    if names[1] == "blocks":
+    if names[:2] == ["encoder", "blocks"]:
         return 1 + int(names[2].removeprefix("block_"))
-    return depth + 1
+    raise ValueError(f"no layer is known for the parameter {'.'.join(names)}")
 
 
 def adamw(

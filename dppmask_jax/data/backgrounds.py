@@ -308,6 +308,8 @@ def _read(recipe: _Recipe, name: str, i: int) -> tuple[bytes, int]:
     elif name in recipe.backgrounds:
         other = _load(recipe.source, recipe.backgrounds[name][i], recipe.image_size)
         image = mixed(image, foreground, tiled_background(*other))
+    elif name != "original":
+        raise ValueError(f"no such variant: {name!r}")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)  # read more often than kept
     return buffer.getvalue(), int(recipe.labels[i])

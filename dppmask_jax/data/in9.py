@@ -88,11 +88,12 @@ def in9_of_model_class(
         return np.arange(count, dtype=np.int32)
     if kind == "wnid":
         return _of_wnids(names, log)
-    if kind not in ("imagenet1k", "imagenet100"):
+    read = {"imagenet1k": _of_imagenet1k, "imagenet100": _of_imagenet100}
+    if kind not in read:
         raise InputError(
             f"unknown kind of classes {kind!r}; use imagenet1k, imagenet100, wnid or same"
         )
-    in9 = _of_imagenet1k() if kind == "imagenet1k" else _of_imagenet100()
+    in9 = read[kind]()
     if count != len(in9):
         raise InputError(
             f"the model has {count} classes, {kind} has {len(in9)}; say wnid if they are named by "

@@ -169,9 +169,11 @@ def _paint(rng, thing: _Object, x, y):
         outside = np.maximum(np.abs(u), np.abs(v)) - half
     elif SHAPES[thing.shape] == "disc":
         outside = np.hypot(u, v) - half
-    else:
+    elif SHAPES[thing.shape] == "triangle":
         slope = np.sqrt(3) / 2 * np.abs(u) - v / 2
         outside = np.maximum(slope, v) - half / np.sqrt(3)
+    else:
+        raise ValueError(f"no such shape: {SHAPES[thing.shape]!r}")
 
     bright = _PALETTE[thing.color] * rng.uniform(0.85, 1.05) + rng.normal(0, 6, 3)
     period = rng.uniform(0.085, 0.105)
@@ -238,8 +240,10 @@ def _texture(rng, family: int, x, y):
         return _edge((joint - 0.1) * period, size)
     if name == "rings":
         return 0.5 + 0.5 * np.sin(2 * np.pi * np.hypot(x - shift[0], y - shift[1]) / period)
-    staggered = u + 0.5 * (np.rint(v) % 2)
-    return _edge((0.3 - np.hypot(_wave(staggered), _wave(v))) * period, size)
+    if name == "dots":
+        staggered = u + 0.5 * (np.rint(v) % 2)
+        return _edge((0.3 - np.hypot(_wave(staggered), _wave(v))) * period, size)
+    raise ValueError(f"no such background: {name!r}")
 
 
 def _smooth_noise(rng, cells: int, size: int):

@@ -98,11 +98,11 @@ def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Sourc
 
 
 def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, Source | None]:
-    if kind == "coco":
-        return annotations.open_coco(path)
-    if kind == "clevr":
-        return annotations.open_clevr(path)
-    return annotations.open_csv(path, val_fraction)
+    return {
+        "coco": lambda: annotations.open_coco(path),
+        "clevr": lambda: annotations.open_clevr(path),
+        "csv": lambda: annotations.open_csv(path, val_fraction),
+    }[kind]()
 
 
 # Greyscale of more than 8 bits.

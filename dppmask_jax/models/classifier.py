@@ -53,5 +53,7 @@ class Classifier(nn.Module):
         if self.pool == "cls":
             latent, _ = self.encoder(images, keys)
             return self.head(latent[:, 0])
-        tokens = self.encoder.prenorm(images, keys)[:, 1:]
-        return self.head(self.fc_norm(jnp.mean(tokens.astype(jnp.float32), axis=1)))
+        if self.pool == "mean":
+            tokens = self.encoder.prenorm(images, keys)[:, 1:]
+            return self.head(self.fc_norm(jnp.mean(tokens.astype(jnp.float32), axis=1)))
+        raise ValueError(f"no such pool: {self.pool!r}")

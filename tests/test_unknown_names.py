@@ -1,0 +1,63 @@
+"""Names that no check has seen: what chooses by a name raises at its end, and takes no other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dppmask_jax import dpp, masking, optim
+from dppmask_jax.data import in9, sources
+from dppmask_jax.methods import ibot, ibot_masks, mae, selection
+from dppmask_jax.models.classifier import Classifier
+from dppmask_jax.models.vit import Size
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+FEATURES = np.ones((2, 16, 8), np.float32)
+IMAGES = np.zeros((2, 16, 16, 3), np.uint8)
+
+
+def ibot_masks_of(strategy):
+    config = tiny.config("ibot", mask__strategy=strategy)
+    draw = ibot_masks.drawer(
+        config, selection.settings(config.mask), steps_per_epoch=1, total_steps=1
+    )
+    draw(KEYS, KEYS[0], 0, lambda: FEATURES, FEATURES[..., 0])
+
+
+def features_of(build, method):
+    built = build(tiny.config(method, mask__features="nosuch"), steps_per_epoch=1, total_steps=1)
+    jax.eval_shape(built.features, *jax.eval_shape(built.init, KEYS[0]), IMAGES)
+
+
+def classifier_pooling(pool):
+    model = Classifier(Size(8, 1, 2), (16, 16), 8, 3, pool)
+    jax.eval_shape(model.init, KEYS[0], jnp.zeros((1, 16, 16, 3)))
+
+
+CHOICES = {
+    "masks of MAE": lambda: mae.draw_masks(
+        tiny.config("mae", mask__strategy="nosuch"), KEYS, FEATURES, (4, 4), 4, 0.9
+    ),
+    "masks of iBOT": lambda: ibot_masks_of("nosuch"),
+    "features of MAE": lambda: features_of(mae.build, "mae"),
+    "features of iBOT": lambda: features_of(ibot.build, "ibot"),
+    "strategy of export": lambda: masking.export_masks(IMAGES, patch_size=4, strategy="nosuch"),
+    "variant of AttMask": lambda: masking.attention(
+        KEYS[0], FEATURES[0, :, 0], 4, variant="nosuch"
+    ),
+    "kernel": lambda: dpp._similarity(FEATURES[0], 1.0, 2.0, 1.0, "nosuch"),
+    "normalize": lambda: dpp.select(KEYS[0], FEATURES[0], 4, normalize="nosuch"),
+    "threshold_on": lambda: dpp.select(KEYS[0], FEATURES[0], 4, threshold_on="nosuch"),
+    "pool": lambda: classifier_pooling("nosuch"),
+    "layer": lambda: optim._layer(["encoder", "nosuch"], 12),
+    "source": lambda: sources.open_splits("nosuch:there"),
+    "annotations": lambda: sources._open_annotated("nosuch", "there", 0.1),
+    "classes of ImageNet-9": lambda: in9.in9_of_model_class(1000, "nosuch"),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_unknown_name_raises(choice):
+    with pytest.raises((ValueError, KeyError), match="nosuch"):
+        CHOICES[choice]()
