@@ -3,16 +3,21 @@
 import shlex
 import sys
 
+from dppmask_jax import extras
+
+if __name__ == "__main__":  # before what is missing is imported
+    extras.require()
+
 from absl import flags
 from ml_collections import config_flags
 
-from dppmask_jax import command
+from dppmask_jax import command, paths
 from dppmask_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:task=TASK", lock_config=True)
-_CHECKPOINT = flags.DEFINE_list(
+_CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
-    [],
+    "",
     "Workdir of a run, or eval_finetune/seed-N of a fine-tuning; several with commas between.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: the checkpoint's.")
@@ -26,19 +31,20 @@ def main(argv):
         raise InputError(
             "--config is missing: name a config file, such as configs/eval.py:task=knn"
         )
-    if not _CHECKPOINT.value:
+    checkpoints = paths.split(_CHECKPOINT.value)
+    if not checkpoints:
         raise InputError("--checkpoint is missing: name the workdir of a run, such as runs/mine")
-    if _WORKDIR.value and len(_CHECKPOINT.value) > 1:
+    if _WORKDIR.value and len(checkpoints) > 1:
         raise InputError("--workdir takes the result of one --checkpoint; leave it out for several")
 
     from dppmask_jax import evaluate, parallel
 
     parallel.initialize(*_PROCESSES())
     command_line = shlex.join(sys.argv)
-    if len(_CHECKPOINT.value) > 1:
-        evaluate.evaluate_all(_CONFIG.value, _CHECKPOINT.value, command_line)
+    if len(checkpoints) > 1:
+        evaluate.evaluate_all(_CONFIG.value, checkpoints, command_line)
     else:
-        evaluate.evaluate(_CONFIG.value, _CHECKPOINT.value[0], _WORKDIR.value, command_line)
+        evaluate.evaluate(_CONFIG.value, checkpoints[0], _WORKDIR.value, command_line)
 
 
 if __name__ == "__main__":

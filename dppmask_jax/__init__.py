@@ -6,6 +6,10 @@
 
 def load_encoder(workdir, *, image_size=None, dtype=None):
     """The trained encoder of a run; see `dppmask_jax.pretrained.load_encoder`."""
+    from dppmask_jax import extras
+
+    if absent := extras.missing():
+        raise ImportError(absent)
     from dppmask_jax import pretrained
 
     return pretrained.load_encoder(workdir, image_size=image_size, dtype=dtype)

@@ -4,23 +4,24 @@ other fault keeps its traceback."""
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
-import os
-import re
-import runpy
 import sys
-import traceback
 
 from absl import app, flags, logging
 
+from dppmask_jax import config_faults
 from dppmask_jax.errors import InputError, Stopped, one_line
 
+_HELP = ("help", "?", "helpshort", "helpfull", "helpxml", "only_check_args")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run(main) -> None:
     """Parses the flags and calls `main(argv)`. Does not return."""
+    if str(config_faults.PROJECT) not in sys.path:
+        sys.path.append(str(config_faults.PROJECT))  # config files import from configs/
+    # In place, because ml_collections looks here for the fields that are changed.
+    sys.argv[:] = config_faults.files_first(["--help" if w == "-h" else w for w in sys.argv])
     app.run(_answering_bad_input(main), flags_parser=_parse_flags)
 
 
@@ -64,92 +65,12 @@ def _parse_flags(argv):
             if hasattr(value, "items"):
                 value.items()  # a config file that is not there is an error only now
         return rest
+    except SystemExit:
+        if any(word.lstrip("-") in _HELP for word in argv):
+            sys.exit(0)  # absl has 1
+        return fail("the config file calls sys.exit; get_config has to return a config")
     except Exception as error:
-        return fail(_what_is_wrong(error, argv))
-
-
-def _what_is_wrong(error: Exception, argv) -> str:
-    """What to say of an exception that came up while the flags were parsed."""
-    fault = error
-    while fault.__cause__ or fault.__context__:
-        fault = fault.__cause__ or fault.__context__
-    line = _line_in_config_file(fault, argv)
-    if line and isinstance(fault, ValueError):
-        return str(fault)  # said for the person who typed the command
-    if line:
-        return f"{line}: {type(fault).__name__}: {fault}"
-    if isinstance(error, (KeyError, AttributeError)):
-        if "has no attribute 'get_config'" in str(error):
-            return "the config file defines no function get_config; take configs/mae.py for a model"
-        # The field is the first word; ml_collections may add a guess of its own.
-        leaf = re.search(r"\w+|$", str(error))[0]
-        return _unknown_field(argv, leaf) or str(error)
-    # ml_collections hands on a config file's fault as the text of its traceback.
-    last_line = str(error).strip().splitlines()[-1]
-    missing = re.search(r"No such file or directory: '(.*)'", last_line)
-    if missing:
-        return f"there is no config file {missing[1]}; name one with --config=FILE"
-    value = re.search(r"flag --([\w.]+\.\w+)=(.*?): (.*)", last_line)
-    if value:
-        return _not_allowed(*value.groups())
-    return last_line.removeprefix(
-        "Configuration is not available because of an earlier failure to load: "
-    )
-
-
-def _line_in_config_file(fault: Exception, argv) -> str:
-    """ "FILE, line N" of the config file that raised an exception; "" where none did."""
-    named = {os.path.abspath(re.sub(r"^--\w+=", "", word).partition(":")[0]) for word in argv[1:]}
-    frames = traceback.extract_tb(fault.__traceback__)
-    lines = [
-        f"{frame.filename}, line {frame.lineno}"
-        for frame in frames
-        if os.path.abspath(frame.filename) in named
-    ]
-    return lines[-1] if lines else ""
-
-
-def _not_allowed(field: str, value: str, reason: str) -> str:
-    """What to say of a value that is not of its field's type, by the parser's own words."""
-    if "as a ConfigDict" in reason:
-        return (
-            f"{field}={value} is not allowed: {field} is a group of fields; set one of them with "
-            f"--{field}.FIELD={value}"
-        )
-    words = {
-        "could not convert string to float": "a number",
-        "invalid literal for int": "a whole number",
-        "Non-boolean argument": "True or False",
-        "as tuple": "a list such as '(1, 2)'",
-    }
-    allowed = next((words[part] for part in words if part in reason), reason)
-    return f"{field}={value!r} is not allowed: {allowed}"
-
-
-def _unknown_field(argv, leaf: str) -> str | None:
-    """What to say if `leaf` ends the name of a --config.… (or --eval.…) flag among `argv`."""
-    overrides = re.findall(r"(?:^| )--(\w+)\.([\w.]+)", " ".join(argv))
-    flag, unknown = next(
-        ((flag, name) for flag, name in overrides if name.split(".")[-1] == leaf), ("", "")
-    )
-    given = re.search(rf"(?:^| )--{flag}[= ](\S+)", " ".join(argv))
-    if not unknown or not given:
-        return None
-    path, _, argument = given[1].partition(":")
-    known = _field_names(runpy.run_path(path)["get_config"](*filter(None, [argument])))
-    leaves = {field.split(".")[-1]: field for field in known}
-    near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1)]
-    near = near or difflib.get_close_matches(unknown, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"unknown {flag} field {unknown!r}; {hint}"
-
-
-def _field_names(config) -> list[str]:
-    names = []
-    for name, value in config.items():
-        inner = _field_names(value) if hasattr(value, "items") else None
-        names += [f"{name}.{leaf}" for leaf in inner] if inner is not None else [name]
-    return names
+        return fail(config_faults.what_is_wrong(error, argv))
 
 
 def _answering_bad_input(main):

@@ -16,6 +16,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dppmask_jax import extras
+
+if __name__ == "__main__":  # before what is missing is imported
+    extras.require()
+
 import jax
 import numpy as np
 
@@ -466,6 +471,8 @@ def _arguments(argv):
     args = parser.parse_args(argv)
     if args.num < 1:
         raise InputError(f"--num must be at least 1, got {args.num}")
+    if not 0 <= args.seed < 2**31:
+        raise InputError(f"--seed must be in 0..2**31 - 1, got {args.seed}")
     if args.patch_size is not None and args.patch_size < 1:
         raise InputError(f"--patch_size must be at least 1, got {args.patch_size}")
     of_run = ("compare", "borrow_statistics")
@@ -511,7 +518,9 @@ def _of_run(args) -> list[Path]:
     out_dir = Path(args.out) if args.out else workdir / "figures"
     run = pretrained.load_run(workdir, image_size=args.image_size)
     if not run.has_masks:
-        raise InputError(f"--workdir={workdir} is a {run.kind}, which masks nothing: name another")
+        raise InputError(
+            f"--workdir={workdir} is {run.name} run, which masks nothing: name another"
+        )
     if args.images:
         grey_range = rules.grey_range(run.config.data.range)
         images = read_images(args.images, run.image_size, args.num, grey_range)

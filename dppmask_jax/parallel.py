@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+import socket
 from collections.abc import Callable
 
 import jax
@@ -29,11 +30,20 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     pass the coordinator's HOST:PORT, the number of processes and this process's number.
 
     Raises:
-      InputError: only some of the three are given.
+      InputError: only some of the three are given, or they cannot be; nothing was connected.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if all(given):
-        _join(coordinator, num_processes, process_id)
+        _check_processes(coordinator, num_processes, process_id)
+        try:
+            _join(coordinator, num_processes, process_id)
+        except RuntimeError as error:
+            if "Failed to start RPC server" not in str(error):
+                raise
+            raise InputError(
+                f"--coordinator={coordinator}: process 0 cannot listen there, another program may "
+                "have the port; name a free one"
+            ) from error
     elif any(given):
         raise InputError(
             "--coordinator, --num_processes and --process_id belong together: give all or none"
@@ -44,6 +54,26 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         except ValueError as error:
             # A single machine outside a pod, which JAX detects by its environment.
             print(f"no TPU pod found ({error}); this process runs alone", flush=True)
+
+
+def _check_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+    if process_id >= num_processes:
+        raise InputError(
+            f"--process_id={process_id} is not below --num_processes={num_processes}; processes "
+            "count from 0"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError(
+            f"--coordinator={coordinator} is not HOST:PORT, such as localhost:12345: the host of "
+            "process 0 and a free port there, from 1 to 65535"
+        )
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise InputError(
+            f"--coordinator={coordinator}: there is no host {host} ({error.strerror})"
+        ) from error
 
 
 def _join(*who) -> None:

@@ -21,6 +21,7 @@ from dppmask_jax.models.vit import SIZES
 from dppmask_jax.rules import grey_range
 
 CLASSIFIER = "classifier"
+_NAMES = {"mae": "an MAE", "ibot": "an iBOT", CLASSIFIER: "a classifier"}
 DTYPES = ("float32", "bfloat16")
 _TRIED = 64  # images, in search of an example that can be read
 
@@ -52,6 +53,7 @@ class Run:
       image_size: (height, width) of the images that it takes.
       resized: how positions came to another image size, in words; "" where it is the run's own.
       kind: see `kind_of`.
+      name: the kind with its article, as "an iBOT".
       step: the optimiser step of the checkpoint.
       method: the functions of the method, see `methods.base.Method`.
       params, extra: what they take.
@@ -76,6 +78,7 @@ class Run:
     ):
         self.config = config
         self.kind = kind_of(config)
+        self.name = _NAMES[self.kind]
         self.step = step
         config, self.resized = _as_used(config, image_size, dtype), ""
         self.image_size = tuple(config.image_size)

@@ -15,6 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dppmask_jax import extras
+
+if __name__ == "__main__":  # before what is missing is imported
+    extras.require()
+
 from dppmask_jax import command, paper
 from dppmask_jax.errors import InputError
 from dppmask_jax.portable import last_part, portable

@@ -29,6 +29,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dppmask_jax import extras
+
+if __name__ == "__main__":  # before what is missing is imported
+    extras.require()
+
 from absl import flags
 from ml_collections import config_flags
 

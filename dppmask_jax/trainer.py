@@ -124,13 +124,13 @@ def _encoder_of(config, method):
     learned = "positions" in wanted
     if "positions" in run.encoder and not learned:
         raise InputError(
-            f"config.init_from={config.init_from} has a {run.kind} encoder, which learned its "
+            f"config.init_from={config.init_from} has {run.name} encoder, which learned its "
             f"positions; those of {config.method} are fixed: use --config=configs/ibot.py"
         )
     if not fits or (learned and tuple(run.config.image_size) != tuple(config.image_size)):
         model, (height, width) = run.config.model, run.config.image_size
         raise InputError(
-            f"config.init_from={config.init_from} has a {run.kind} encoder of size "
+            f"config.init_from={config.init_from} has {run.name} encoder of size "
             f"{model.size} with {model.patch_size} px patches for images of {height}x{width}, "
             "which does not fit this config; set config.method, model.size, model.patch_size"
             + (" and image_size" if learned else "")

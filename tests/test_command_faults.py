@@ -1,10 +1,22 @@
 """Wrong command lines, and config files that cannot be read or run."""
 
+import importlib.metadata
+import os
+import re
+import socket
+import subprocess
 import sys
 
 import pytest
 import tiny
+from absl import flags
+from ml_collections import config_flags
 
+from dppmask_jax import config_faults, extras, parallel, paths
+from dppmask_jax.errors import InputError
+
+# ml_collections reads config files so.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 CONFIG_FILES = {
     "syntax.py": ("def get_config(:", "invalid syntax (syntax.py, line 1)"),
     "raises.py": ("def get_config(argument=''):\n    return 1 / 0", "line 2: ZeroDivisionError"),
@@ -14,6 +26,32 @@ CONFIG_FILES = {
     "number.py": ("def get_config(argument=''):\n    return 5", "the config is 5"),
     "nothing.py": ("def get_config(argument=''):\n    pass", "--config is missing"),
     "latin.py": ("x = '\xe9'\n", "(latin.py, line 1)"),
+    "exits.py": ("import sys\nsys.exit()", "the config file calls sys.exit"),
+}
+MAE = """from configs import mae
+def get_config(a=''):
+    c = mae.get_config('dataset=shapes')
+    """
+FAULTS_OF_USERS = {  # of get_config: the end of what is said
+    "c.epochs = 'ten'": "line 4: TypeError: Could not override field 'epochs'",
+    "return 'a' + 1": "line 4: TypeError: can only concatenate str",
+    "return int('ten')": "line 4: ValueError: invalid literal for int() with base 10: 'ten'",
+    "c.nosuch.field = 1": "line 4: AttributeError: nosuch",
+    "c.lock().new = 1": 'line 4: AttributeError: Key "new" does not exist and cannot be added',
+    "open('/no/such')": "line 4: FileNotFoundError: [Errno 2]",
+    "raise ValueError('say x=1')": "say x=1",
+    "try: 1 / 0\n    except ArithmeticError: raise RuntimeError('why')": "RuntimeError: why",
+}
+FIELDS = {
+    "--config.nosuch.field=1": "unknown config field 'nosuch.field'; known: batch_size, epochs,",
+    "--config.dta.source=x": "did you mean data.source?",
+    "--config.modle.size=S\n": "did you mean model.size?",
+    "--config.modle.size=S\\n": "did you mean model.size?",
+    "--config.modle.sz=S": "did you mean model.size?",
+    "--config.modle=S": "did you mean one of model.decoder_depth, model.decoder_heads,",
+    "--config.tau=1": "did you mean mask.tau?",
+    "--config.mask.tau.x=1": "config.mask.tau is no group of fields; set it with --config.mask.tau",
+    "--noconfig.flip": "did you mean data.flip?",
 }
 FLAGS = {
     "--config.mask.tau=abc": "config.mask.tau='abc' is not allowed: a number",
@@ -28,7 +66,7 @@ FLAGS = {
     "--config.epochs=nan": "config.epochs=nan is not allowed",
     "--config.seed=": "config.seed='' is not allowed: a whole number",
     "--config.seed": "--config.seed",
-    "--config.mask.tau.x=1": "mask.tau.x",
+    "--config.nosuch.field=1": "unknown config field 'nosuch.field'",
     "--config.model.patch_size=7": "config.image_size, config.model.patch_size",
     "--config.data.source=folder:a\nb": "config.data.source='folder:a\\nb' is not allowed",
     "--config.data.source=shapes:size=0": "shapes",
@@ -43,6 +81,131 @@ FLAGS = {
     "--workdir=README.md": "README.md is a file",
     "--workdir=README.md/x": "README.md is a file",
 }
+
+
+def said(*words):
+    """What is said of the flags of a command, parsed as it parses them; "" where they are right."""
+    argv = config_faults.files_first(["train.py", *words])
+    values = flags.FlagValues()
+    for name in ("config", "eval"):
+        config_flags.DEFINE_config_file(name, None, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        [value.items() for value in values.flag_values_dict().values() if hasattr(value, "items")]
+    except Exception as error:
+        return config_faults.what_is_wrong(error, argv)
+    return ""
+
+
+@pytest.mark.parametrize("body", FAULTS_OF_USERS)
+def test_a_fault_in_a_config_file_is_named_with_file_and_line(body, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(MAE + body)
+    words = FAULTS_OF_USERS[body]
+    answer = said(f"--config={path}")
+    assert words in answer and len(answer) < 400
+    assert answer == words or answer.startswith(f"{path}, line ")
+
+
+def test_a_config_file_whose_get_config_takes_no_argument(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(): return {}")
+    assert "takes no argument; leave out" in said(f"--config={tmp_path / 'mine.py'}:x=1")
+
+
+@pytest.mark.parametrize("flag", FIELDS)
+def test_an_unknown_field_or_group_is_answered_with_what_is_near(flag):
+    answer = said("--config=configs/mae.py:dataset=shapes", "--config.epochs=2.0", flag)
+    assert FIELDS[flag] in answer
+    assert FIELDS[flag] in said("--config", "configs/mae.py:dataset=shapes", flag)
+
+
+def test_a_task_says_which_fields_it_has():
+    answer = said("--config=configs/eval.py:task=reconstruct", "--config.data.source=shapes")
+    assert answer.startswith("unknown config field 'data.source'; known: ") and "images" in answer
+
+
+def test_files_of_configs_may_stand_after_their_fields():
+    words = ["c.py", "--config.a=1", "word", "--eval.b=2", "--config", "x.py", "--eval=y.py", "--",
+             "--config=z.py"]  # fmt: skip
+    assert config_faults.files_first(words) == [
+        "c.py", "--config", "x.py", "--eval=y.py", "--config.a=1", "word", "--eval.b=2", "--",
+        "--config=z.py",
+    ]  # fmt: skip
+    assert not said("--config.epochs=2.0", "--config=configs/mae.py")
+    assert (
+        said("--config.epochs=2.0") == "--config.epochs needs --config=FILE, whose field it changes"
+    )
+
+
+def test_a_config_file_named_as_seen_from_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = tiny.ROOT / "configs" / "mae.py"
+    answer = config_faults._no_file("configs/mae.py")
+    assert answer == f"there is no config file configs/mae.py in {tmp_path}; name {there}"
+    assert config_faults._no_file("configs/my.py").endswith("name one with --config=FILE")
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        (("localhost", 2, 0), "is not HOST:PORT"),
+        (("localhost:", 2, 0), "is not HOST:PORT"),
+        (("localhost:99999", 2, 0), "is not HOST:PORT"),
+        ((":1234", 2, 0), "is not HOST:PORT"),
+        (("localhost:1234", 2, 2), "--process_id=2 is not below --num_processes=2"),
+        (("localhost:1234", None, 1), "belong together"),
+        ((None, 2, 1), "belong together"),
+        (("no such host:1234", 2, 1), "there is no host no such host"),
+    ],
+)
+def test_a_wrong_coordinator_is_said_before_anything_connects(flags, words, monkeypatch):
+    monkeypatch.setattr(parallel, "_join", lambda *who: pytest.fail("connects"))
+    with pytest.raises(InputError, match=re.escape(words)) as error:
+        parallel.initialize(*flags)
+    assert "\n" not in str(error.value)
+
+
+def test_commands_say_what_to_install(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n in ('absl', 'orbax') else find(n, *a)\n"
+    )
+    variables = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for words in (
+        ["train.py"], ["eval.py"],
+        *[["-m", f"dppmask_jax.{name}"] for name in ("figures", "results", "sweep", "weights")],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tiny.ROOT, env=variables, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert re.fullmatch(
+            r"error: not installed for \S+: absl, orbax; pip install 'dppmask-jax\[train\]'.*\n",
+            done.stderr,
+        ), (words, done.stderr)
+
+
+def test_what_the_commands_need_is_what_the_extra_installs():
+    provided = importlib.metadata.packages_distributions()
+    plain = lambda name: re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", name)[0]).lower()  # noqa: E731
+    ours = {plain(provided[module][0]) for module in extras.MODULES}
+    wanted = {
+        plain(line)
+        for line in importlib.metadata.requires("dppmask-jax")
+        if "extra" not in line or re.search(r"""extra == ["']train["']""", line)
+    }
+    assert ours == wanted
+
+
+def test_paths_with_commas_between_and_within(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b.jpg", "c.jpg", "d,e,f"):
+        (tmp_path / name).touch()
+    assert paths.split("a,b.jpg") == ["a,b.jpg"]
+    assert paths.split("c.jpg,a,b.jpg,d,e,f") == ["c.jpg", "a,b.jpg", "d,e,f"]
+    assert paths.split("no,such,c.jpg") == ["no", "such", "c.jpg"]
+    assert paths.split("") == [] and paths.split("c.jpg,") == ["c.jpg"]
 
 
 @pytest.mark.slow
@@ -60,3 +223,21 @@ def test_wrong_command_lines_are_one_line_and_status_2(tmp_path):
 
     tiny.assert_refused({flag: (command(flag), words) for flag, words in cases.items()})
     assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_help_ends_with_status_0_and_a_taken_port_is_said(tmp_path):
+    modules = ("figures", "results", "sweep", "weights")
+    commands = [["train.py"], ["eval.py"], *(["-m", f"dppmask_jax.{name}"] for name in modules)]
+    for words in commands:
+        for flag in ("--help", "-h"):
+            done = tiny.run([sys.executable, *words, flag])
+            assert done.returncode == 0 and "workdir" in done.stdout + done.stderr, (words, done)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        tiny.assert_refused({
+            "port": (tiny.command(tmp_path, f"--coordinator={where}", "--num_processes=2",
+                                  "--process_id=0"), "process 0 cannot listen there"),
+        })  # fmt: skip

@@ -25,7 +25,7 @@ def head_for(
       (what `supervised.head_of` gives, "") or, where it does not fit, (None, why, in words).
     """
     if run.kind != CLASSIFIER:
-        return None, f"the checkpoint is a {run.kind} run, which has none"
+        return None, f"the checkpoint is {run.name} run, which has none"
     config, count = run.config, len(run.params["head"]["bias"])
     if (config.task == "multilabel") != several:
         return None, f"it is one for task={config.task}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dppmask_jax import figures, parallel
+from dppmask_jax import figures, parallel, paths
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result
 from dppmask_jax.rules import grey_range
@@ -14,7 +14,7 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError unless the run can reconstruct and the images are there."""
     run = evaluation.run
     if not run.can_reconstruct:
-        raise InputError(f"a {run.kind} run reconstructs no pixels; give --checkpoint an MAE run")
+        raise InputError(f"{run.name} run reconstructs no pixels; give --checkpoint an MAE run")
     _images(evaluation)
 
 
@@ -56,6 +56,7 @@ def _images(evaluation: Evaluation):
             raise InputError(
                 f"the run's own images: {error}; or name others: --config.images=PATH"
             ) from error
-    paths = config.images.split(",")
     range_of_run = grey_range(evaluation.run.config.data.range)
-    return figures.read_images(paths, tuple(config.image_size), config.num, range_of_run)
+    return figures.read_images(
+        paths.split(config.images), tuple(config.image_size), config.num, range_of_run
+    )

@@ -15,6 +15,11 @@ from __future__ import annotations
 import shlex
 import sys
 
+from dppmask_jax import extras
+
+if __name__ == "__main__":  # before what is missing is imported
+    extras.require()
+
 from absl import flags
 from ml_collections import config_flags
 

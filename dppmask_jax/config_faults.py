@@ -1,0 +1,184 @@
+"""What to say, in one line, where --config, --eval or one of their fields cannot be read."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import runpy
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from dppmask_jax.errors import InputError
+
+_FILE = re.compile(r"--?(config|eval)(?:=(.*))?", re.DOTALL)
+_FIELD = re.compile(r"--?(?:no)?(config|eval)\.([\w.]+)")
+PROJECT = Path(__file__).absolute().parent.parent  # has configs/ unless it was installed as a wheel
+
+
+def files_first(argv: list[str]) -> list[str]:
+    """The words of a command with --config=FILE and --eval=FILE before their fields, as the parser
+    wants them."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    files, rest, words = [], [], iter(argv[1:end])
+    for word in words:
+        found = _FILE.fullmatch(word)
+        to = files if found else rest
+        to.append(word)
+        if found and found[2] is None:  # the next word is the file
+            to.extend([value] if (value := next(words, None)) is not None else [])
+    return [*argv[:1], *files, *rest, *argv[end:]]
+
+
+def what_is_wrong(error: Exception, argv: list[str]) -> str:
+    """What to say of an exception that came up while the flags `argv` were parsed."""
+    files = _files(argv)
+    for fault in _chain(error):
+        if frames := _frames_in(fault, files):
+            return _in_config_file(fault, frames)
+    # ml_collections hands on a config file's fault as the text of its traceback.
+    last_line = str(error).strip().splitlines()[-1]
+    missing = re.search(r"No such file or directory: '(.*)'", last_line)
+    if missing:
+        return _no_file(missing[1])
+    if "has no attribute 'get_config'" in str(error):
+        return "the config file defines no function get_config; take configs/mae.py for a model"
+    if "get_config() takes 0 positional arguments" in last_line:
+        return "get_config of the config file takes no argument; leave out what follows the colon"
+    known = {flag: _fields(path) for flag, path in files.items() if os.path.isfile(_path(path))}
+    for flag, field in _overrides(argv):
+        if flag not in files:
+            return f"--{flag}.{field} needs --{flag}=FILE, whose field it changes"
+        if flag in known and (fault := _unknown(flag, field, known[flag])):
+            return fault
+    value = re.search(r"flag --([\w.]+\.\w+)=(.*?): (.*)", last_line)
+    if value:
+        return _not_allowed(*value.groups())
+    return last_line.removeprefix(
+        "Configuration is not available because of an earlier failure to load: "
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it was raised from, the outermost first."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _files(argv: list[str]) -> dict[str, str]:
+    """{"config" or "eval": FILE[:ARGUMENT]} as given."""
+    files = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if found := _FILE.fullmatch(word):
+            files[found[1]] = following if found[2] is None else found[2]
+    return files
+
+
+def _overrides(argv: list[str]) -> list[tuple[str, str]]:
+    return [found.groups() for word in argv if (found := _FIELD.match(word))]
+
+
+def _path(file: str) -> str:
+    return os.path.abspath(file.partition(":")[0])
+
+
+# The file.
+
+
+def _no_file(path: str) -> str:
+    there = PROJECT / path
+    if there.is_file():
+        return f"there is no config file {path} in {os.getcwd()}; name {there}"
+    return f"there is no config file {path}; name one with --config=FILE"
+
+
+def _frames_in(fault: BaseException, files: dict[str, str]) -> list[traceback.FrameSummary]:
+    """Where a fault came up, from a line of one of the config files on; [] where in none."""
+    named = set(map(_path, files.values()))
+    frames = traceback.extract_tb(fault.__traceback__)
+    inside = [os.path.abspath(frame.filename) in named for frame in frames]
+    return list(frames[len(inside) - 1 - inside[::-1].index(True) :]) if any(inside) else []
+
+
+def _in_config_file(fault: BaseException, frames: list[traceback.FrameSummary]) -> str:
+    at, last = frames[0], frames[-1]
+    ours = os.path.abspath(last.filename).startswith(str(PROJECT / "configs"))
+    says_so = (last is at or ours) and (last.line or "").startswith("raise ")
+    if isinstance(fault, InputError) or (isinstance(fault, ValueError) and says_so):
+        return str(fault)  # said for the person who typed the command
+    words = " ".join(str(fault).partition("Other fields present")[0].split())
+    words = words.strip("'\"") if isinstance(fault, (KeyError, AttributeError)) else words
+    words = words if len(words) <= 300 else f"{words[:297]}..."
+    hint = ""
+    if isinstance(fault, ImportError) and fault.name == "configs":
+        hint = f"; the project's is meant: run the command in {PROJECT}"
+    return f"{at.filename}, line {at.lineno}: {type(fault).__name__}: {words}{hint}"
+
+
+# A field.
+
+
+def _fields(file: str) -> list[str]:
+    path, _, argument = file.partition(":")
+    config = runpy.run_path(path)["get_config"](*filter(None, [argument]))
+    return _names(config) if hasattr(config, "items") else []
+
+
+def _names(config) -> list[str]:
+    names = []
+    for name, value in config.items():
+        inner = _names(value) if hasattr(value, "items") else None
+        names += [f"{name}.{leaf}" for leaf in inner] if inner is not None else [name]
+    return names
+
+
+def _unknown(flag: str, field: str, known: list[str]) -> str | None:
+    """What to say of a field that is not among those of the config; None where it is."""
+    parts = field.split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts))]
+    if field in known or any(name.startswith(f"{field}.") for name in known):
+        return None
+    for outer in above:
+        if outer in known:
+            return f"{flag}.{outer} is no group of fields; set it with --{flag}.{outer}=VALUE"
+    near = _nearest(field, known)
+    if near:
+        return f"unknown {flag} field {field!r}; did you mean {near}?"
+    groups = sorted({name.partition(".")[0] for name in known if "." in name})
+    group = next(iter(difflib.get_close_matches(parts[0], groups, n=1)), "")
+    if not group:
+        alone = sorted(name for name in known if "." not in name)
+        known_words = ", ".join(alone + [f"{name}.…" for name in groups])
+        return f"unknown {flag} field {field!r}; known: {known_words}"
+    inner = ", ".join(sorted(name for name in known if name.startswith(f"{group}.")))
+    return f"unknown {flag} field {field!r}; did you mean one of {inner}?"
+
+
+def _nearest(field: str, known: list[str]) -> str:
+    """The field that was probably meant, "" where none is near."""
+    leaf = field.rpartition(".")[2]
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(field, same, n=1, cutoff=0.0)
+    near = near or difflib.get_close_matches(field, known, n=1)
+    near = near or [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1)]
+    return near[0] if near else ""
+
+
+def _not_allowed(field: str, value: str, reason: str) -> str:
+    """What to say of a value that is not of its field's type, by the parser's own words."""
+    if "as a ConfigDict" in reason:
+        return (
+            f"{field}={value} is not allowed: {field} is a group of fields; set one of them with "
+            f"--{field}.FIELD={value}"
+        )
+    words = {
+        "could not convert string to float": "a number",
+        "invalid literal for int": "a whole number",
+        "Non-boolean argument": "True or False",
+        "as tuple": "a list such as '(1, 2)'",
+    }
+    allowed = next((words[part] for part in words if part in reason), reason)
+    return f"{field}={value!r} is not allowed: {allowed}"
