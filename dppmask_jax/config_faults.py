@@ -46,11 +46,11 @@ def what_is_wrong(error: Exception, argv: list[str]) -> str:
         return "the config file defines no function get_config; take configs/mae.py for a model"
     if "get_config() takes 0 positional arguments" in last_line:
         return "get_config of the config file takes no argument; leave out what follows the colon"
-    known = {flag: _fields(path) for flag, path in files.items() if os.path.isfile(_path(path))}
+    known = {flag: _fields(path) for flag, path in files.items()}
     for flag, field in _overrides(argv):
         if flag not in files:
             return f"--{flag}.{field} needs --{flag}=FILE, whose field it changes"
-        if flag in known and (fault := _unknown(flag, field, known[flag])):
+        if known[flag] and (fault := _unknown(flag, field, known[flag])):
             return fault
     value = re.search(r"flag --([\w.]+\.\w+)=(.*?): (.*)", last_line)
     if value:
@@ -121,9 +121,12 @@ def _in_config_file(fault: BaseException, frames: list[traceback.FrameSummary]) 
 
 
 def _fields(file: str) -> list[str]:
+    """The fields of a config; [] where it cannot be read, which is then what is wrong."""
     path, _, argument = file.partition(":")
-    config = runpy.run_path(path)["get_config"](*filter(None, [argument]))
-    return _names(config) if hasattr(config, "items") else []
+    try:
+        return _names(runpy.run_path(path)["get_config"](*filter(None, [argument])))
+    except Exception:
+        return []
 
 
 def _names(config) -> list[str]:

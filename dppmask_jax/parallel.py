@@ -35,15 +35,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if all(given):
         _check_processes(coordinator, num_processes, process_id)
-        try:
-            _join(coordinator, num_processes, process_id)
-        except RuntimeError as error:
-            if "Failed to start RPC server" not in str(error):
-                raise
-            raise InputError(
-                f"--coordinator={coordinator}: process 0 cannot listen there, another program may "
-                "have the port; name a free one"
-            ) from error
+        _join(coordinator, num_processes, process_id)
     elif any(given):
         raise InputError(
             "--coordinator, --num_processes and --process_id belong together: give all or none"
@@ -74,6 +66,14 @@ def _check_processes(coordinator: str, num_processes: int, process_id: int) -> N
         raise InputError(
             f"--coordinator={coordinator}: there is no host {host} ({error.strerror})"
         ) from error
+    if process_id == 0:  # jaxlib crashes where it cannot listen
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise InputError(
+                f"--coordinator={coordinator}: process 0 cannot listen on port {port} "
+                f"({error.strerror}); name a free one"
+            ) from error
 
 
 def _join(*who) -> None:

@@ -296,7 +296,7 @@ def test_what_a_classifier_cannot_do_is_said_in_one_line(imported, mae_run, tmp_
         (lambda: trainer.train(into_mae, tmp_path / "new"), "configs/ibot.py"),
         (lambda: check(tiny.evaluation("task=finetune")), "config.task=finetune is for eval.py"),
         (lambda: found(imported, tmp_path / "new", data__source=""), "say where the images are"),
-        (lambda: found(mae_run, tmp_path / "new", epochs=0.0), "a mae run, which has none"),
+        (lambda: found(mae_run, tmp_path / "new", epochs=0.0), "an MAE run, which has none"),
         (lambda: found(few, tmp_path / "new", epochs=0.0), "4 classes there, 9 here"),
         (lambda: found(imported, tmp_path / "new", epochs=0.0, model__pool="cls"),
          "mean pooling, config.model.pool is cls"),

@@ -206,7 +206,7 @@ def test_ibot_starts_from_another_ibot_and_refuses_an_mae(finished, finished_ibo
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), encoder, source
         )
     refused = tiny.run(tiny.command(tmp_path / "refused", init_from=finished[0], **settings))
-    assert refused.returncode == 2 and "has a mae encoder" in refused.stderr
+    assert refused.returncode == 2 and "has an MAE encoder" in refused.stderr
     assert not (tmp_path / "refused").exists()
 
 
