@@ -78,6 +78,8 @@ GOOD = {
     "a_png.jpg": encode(PICTURE, "PNG"),
     "a_jpeg.gif": encode(PICTURE, "JPEG"),
 }
+if decode.READS_AVIF:
+    GOOD["alpha.avif"] = encode(Image.open(io.BytesIO(GOOD["alpha.png"])), "AVIF")
 # What is none.
 BAD = {
     "empty.jpg": b"",
@@ -133,7 +135,7 @@ ENCODED = {
     "TIFF LZW": encode(PICTURE, "TIFF", compression="tiff_lzw"),
     "BMP": encode(PICTURE, "BMP"),
     "PPM": encode(PICTURE, "PPM"),
-}
+} | ({"AVIF": encode(PICTURE, "AVIF")} if decode.READS_AVIF else {})
 
 
 def corrupted(draw):

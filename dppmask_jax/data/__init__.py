@@ -2,11 +2,13 @@
 
 sources.open_source(spec, "train" | "val", data_dir=None, val_fraction=0.1) -> Source or None, where
     spec is "shapes" | "folder:PATH" | "tfds:NAME" | "coco:ROOT" | "clevr:ROOT" | "csv:FILE";
-    sources.open_splits does both at once.
+    sources.open_splits does both at once. folders.py and annotations.py read the formats; greys.py
+    says what is white in greyscale of more than 8 bits, for a source as a whole.
 source.Source: len(s), s.read(i) -> (bytes, label), s.name(i), s.extras(i), s.labelled,
     s.num_classes, s.class_names, s.unlabelled_because, s.labels() -> (n,), s.targets() -> (n, C),
-    s.target_names. source.with_targets(s): several labels an image; source.only_classes(s, names,
-    where): some classes only; classes.class_list("imagenet100" | FILE) -> names.
+    s.target_names, s.notes (lines for the user). source.with_targets(s): several labels an image;
+    source.only_classes(s, names, where): some classes only;
+    classes.class_list("imagenet100" | FILE) -> names.
 loader.train_stream(source, *, example, batch_size, seed, start_step=0, workers=0, shard=0,
     num_shards=1, log=…) -> iterator and context manager; batches of example's arrays and
     {"label", "index", "bad"}. example(bytes, np.random.Generator) -> arrays is a functools.partial

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from dppmask_jax.data import crops, decode
+from dppmask_jax.data.files import why
 from dppmask_jax.data.source import Source, known
 from dppmask_jax.errors import InputError
 
@@ -248,7 +249,7 @@ def _survey(source: Source, image_size: tuple[int, int]):
             label = source.read(i)[1]
             _, foreground = _load(source, i, image_size)
         except (OSError, decode.DecodeError) as error:
-            left_out[source.name(i)] = f"cannot be read: {error}"
+            left_out[source.name(i)] = f"cannot be read: {why(error)}"
             continue
         if foreground is None:
             left_out[source.name(i)] = "no mask"

@@ -7,8 +7,8 @@ EXIF orientation is applied; of an animation the first frame counts; what a file
 matter. A file that ends early is unreadable, not grey at the bottom.
 
 While it is decoded, an image of the most pixels that are allowed takes up to 0.8 GB of memory, or
-1.1 GB if it is a WebP, and smaller ones in proportion. A JPEG that is shrunk takes a part of that.
-AVIF is read where Pillow can, from 11.3 on.
+1.1 GB if it is a WebP or AVIF, and smaller ones in proportion. A JPEG that is shrunk takes a part
+of that. AVIF is read where Pillow can, from 11.3 on.
 """
 
 from __future__ import annotations

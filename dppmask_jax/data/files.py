@@ -105,6 +105,11 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
 
 
+def why(error: OSError | decode.DecodeError) -> str:
+    """Why an image cannot be read, in words that can stand behind its path."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
 def check_readable(files: Files) -> None:
     """Raises InputError if none of a sample of the files can be read as an image."""
     reason = ""
@@ -115,7 +120,7 @@ def check_readable(files: Files) -> None:
             decode.to_rgb(decode.open_image(read_file(path)))
             return
         except (OSError, decode.DecodeError) as error:
-            reason = reason or f"{path}: {error}"
+            reason = reason or f"{path}: {why(error)}"
     tried = "none of the" if count <= _READABLE_SAMPLE else f"none of {_READABLE_SAMPLE} tried of"
     raise InputError(f"{tried} {count} images below {files.root} can be read; {reason}")
 

@@ -24,7 +24,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from dppmask_jax.data import crops, decode
+from dppmask_jax.data import crops, decode, files
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError, one_line
 
@@ -243,7 +243,7 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
             data, label = source.read(index)
             arrays = example(data, rng)
         except (OSError, decode.DecodeError) as error:
-            reason = reason or why(error)
+            reason = reason or files.why(error)
             continue
         return {
             **arrays,
@@ -269,7 +269,7 @@ def _load_listed(source, indices, view, image_size, share: _Share, local: int):
             data, known = source.read(index)
             image, label = view(data, image_size=image_size), known
         except (OSError, decode.DecodeError) as error:
-            valid, bad, reason = False, True, why(error)
+            valid, bad, reason = False, True, files.why(error)
     return {
         "image": image,
         "label": np.asarray(label, np.int32),
@@ -278,11 +278,6 @@ def _load_listed(source, indices, view, image_size, share: _Share, local: int):
         "bad": np.bool_(bad),
         "reason": _kept(reason),
     }
-
-
-def why(error: OSError | decode.DecodeError) -> str:
-    """Why an image cannot be read, in words that can stand behind its path."""
-    return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
 def _kept(reason: str) -> np.ndarray:

@@ -30,7 +30,8 @@ class Source:
     Attributes:
       size: number of images.
       read: i -> (encoded image, label); the label is an int, -1 where there is none, or an array
-        of `label_shape`. Raises OSError where the file cannot be read.
+        of `label_shape`. Raises OSError where the file cannot be read, and decode.DecodeError
+        where it had to be decoded for `grey_range` and could not.
       name: i -> what to call image i in a message.
       class_names: of the labels, in order; empty where there are none.
       extras: i -> what else the data set knows of image i; for shapes "mask" (H, W) uint8 of 0

@@ -10,6 +10,8 @@
                     validation (or val, or test); without one of those, `val_fraction` is held out.
   coco:ROOT, clevr:ROOT, csv:FILE
                     annotated images, with several labels an image; see annotations.py.
+
+docs/data.md has the same for users.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from dppmask_jax.errors import InputError
 _GREY_SAMPLE = 64  # files of a split that say what black and white are
 _LOOKED_AT = 4096  # names among which these are chosen
 _MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
+# Of each data set: its unreadable images that were named. A command opens some several times.
+_NAMED: dict[tuple[str, str | None], set[str]] = {}
 TFDS_VALIDATION = ("validation", "val", "test")
 _RECORDS_AT_ONCE = 256  # while all labels are read
 
@@ -72,13 +76,9 @@ def open_splits(
         files, see `greys.of_sample`.
     """
     splits = _opened(spec, data_dir, val_fraction)
-    # What one command opens several times names its unreadable images once.
     named = _NAMED.setdefault((spec, data_dir), set())
     splits = tuple(split and dataclasses.replace(split, named=named) for split in splits)
     return splits if spec.startswith("shapes") else _in_one_range(splits, grey_range)
-
-
-_NAMED: dict[tuple[str, str | None], set[str]] = {}
 
 
 def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Source, Source | None]:
