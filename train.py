@@ -16,6 +16,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written; resum
 _PROFILE = flags.DEFINE_integer(
     "profile", 0, "Trace this many steps into WORKDIR/profile.", lower_bound=0
 )
+_ALLOW = flags.DEFINE_boolean(
+    "allow_change", False, "Go on in a workdir with another config; config.json keeps the history."
+)
 _PROCESSES = command.define_process_flags()
 
 
@@ -30,7 +33,12 @@ def main(argv):
     from dppmask_jax import parallel, trainer
 
     parallel.initialize(*_PROCESSES())
-    trainer.train(_CONFIG.value, _WORKDIR.value, profile_steps=_PROFILE.value)
+    trainer.train(
+        _CONFIG.value,
+        _WORKDIR.value,
+        profile_steps=_PROFILE.value,
+        allow_change=_ALLOW.value,
+    )
 
 
 if __name__ == "__main__":

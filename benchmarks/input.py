@@ -110,7 +110,9 @@ def contestants(tf_python, core_counts):
     table = {}
     for cores in core_counts:
         for workers in (0, 1, 2):
-            name = f"ours, {'threads' if not workers else f'{workers} worker(s)'}"
+            name = "ours, " + (
+                "threads" if not workers else f"{workers} worker" + "s" * (workers > 1)
+            )
             table[name, cores] = (sys.executable, "ours", {"workers": workers})
         table["ours, threads, whole", cores] = (
             sys.executable, "ours", {"workers": 0, "whole": True},

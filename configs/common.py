@@ -83,11 +83,12 @@ def base() -> config_dict.ConfigDict:
 
     config.checkpoint = config_dict.ConfigDict()
     config.checkpoint.every = 1000  # steps
+    config.checkpoint.every_minutes = 10.0  # since the last save, whatever the step; 0 is off
     config.checkpoint.keep = 2
     config.checkpoint.max_failed_saves = 3  # in a row, before the run stops
 
     config.evaluate = config_dict.ConfigDict()
-    config.evaluate.every_epochs = 10.0
+    config.evaluate.every_epochs = 10.0  # 0 is off, at the start and the end too
     config.evaluate.knn_images = 20000  # of each split; 0 is off
     config.evaluate.knn_k = 20  # this and the temperature as in DINO and iBOT, and in task=knn
     config.evaluate.knn_temperature = 0.07

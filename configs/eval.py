@@ -121,11 +121,12 @@ def _training(config):
     config.optim.accum_steps = 1
     config.optim.max_bad_steps = 20
     config.checkpoint = config_dict.ConfigDict()
-    config.checkpoint.every = 500
+    config.checkpoint.every = 500  # steps
+    config.checkpoint.every_minutes = 10.0  # since the last save, whatever the step; 0 is off
     config.checkpoint.keep = 1
     config.checkpoint.max_failed_saves = 3  # in a row, before the training stops
     config.evaluate = config_dict.ConfigDict()
-    config.evaluate.every_epochs = 1.0
+    config.evaluate.every_epochs = 1.0  # 0: at the end alone
 
 
 def _finetune(config, dataset):

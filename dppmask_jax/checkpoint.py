@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -209,39 +209,38 @@ def _error_number(error: OSError | ValueError) -> int | None:
     return found and int(found[1])
 
 
-def newest_meta(workdir) -> dict[str, Any] | None:
-    """The `meta` of the newest checkpoint whose `meta` is whole; None if there is no checkpoint.
+class Newest(NamedTuple):
+    """The newest checkpoint that is whole: its step and `meta`, and the steps of newer ones, which
+    are damaged."""
 
-    Raises:
-      InputError: there are checkpoints, and the `meta` of none is whole.
-    """
-    folder = _folder(workdir)
-    return _newest(folder, _checked_meta)[1] if _steps(folder) else None
+    step: int
+    meta: dict[str, Any]
+    damaged: list[int]
 
 
-def newest_whole(workdir, like) -> tuple[int, list[int]]:
-    """Looks for the checkpoint to go on from, file by file.
+def newest(workdir) -> Newest | None:
+    """Looks for the checkpoint to go on from, file by file; None where there is no checkpoint.
 
     What is damaged is named in the log.
 
-    Args:
-      like: a state of the same structure and shapes.
-
-    Returns:
-      (its step, the steps of newer ones, which are damaged).
-
     Raises:
-      InputError: there is no checkpoint that is whole, or the newest such holds another training
-        state.
+      InputError: there are checkpoints, and none is whole.
     """
     folder = _folder(workdir)
-    step, shapes, damaged = _newest(folder, _checked_shapes)
-    if shapes != _shapes(like):
+    if not _steps(folder):
+        return None
+    return Newest(*_newest(folder, _checked_meta))
+
+
+def check_fits(workdir, step: int, like) -> None:
+    """Raises InputError unless a checkpoint that is whole holds a state of the structure and shapes
+    of `like`."""
+    folder = _folder(workdir)
+    if _shapes(_stored_tree(folder / str(step))) != _shapes(like):
         raise InputError(
             f"checkpoint {step} in {folder} holds another training state than this config has; go "
             "back to its model and optimiser, or name another workdir"
         )
-    return step, damaged
 
 
 def restore(workdir, step: int, like):
@@ -314,14 +313,8 @@ def _newest(folder, read):
 
 
 def _checked_meta(path):
-    if not integrity.check(path, _META):
-        _check_loadable(path, values=False)
-    return _meta(path)
-
-
-def _checked_shapes(path) -> list[tuple[int, ...]]:
     _check(path)
-    return _shapes(_stored_tree(path))
+    return _meta(path)
 
 
 def _read_parts(path, parts):
@@ -336,18 +329,18 @@ def _read_parts(path, parts):
 
 def _check(path) -> None:
     if not integrity.check(path):
-        _check_loadable(path, values=True)
+        _check_loadable(path)
 
 
-def _check_loadable(path, *, values: bool) -> None:
+def _check_loadable(path) -> None:
     """Judges a checkpoint that has no manifest by what can be read: weaker than a manifest.
 
     Raises:
-      Damaged: `meta` cannot be read; or, with `values`, an array cannot, or is not finite.
+      Damaged: `meta` or an array cannot be read, or is not finite.
     """
     try:
         _meta(path)
-        state = _load(path, _stored_tree(path)) if values else {}
+        state = _load(path, _stored_tree(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         first, *_ = str(error).splitlines() or [""]
         raise integrity.Damaged(f"{type(error).__name__}: {first[:200]}") from error

@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags, logging
 
-from dppmask_jax import config_faults
+from dppmask_jax import config_faults, terminal
 from dppmask_jax.errors import InputError, Stopped, one_line
 
 _HELP = ("help", "?", "helpshort", "helpfull", "helpxml", "only_check_args")
@@ -113,5 +113,6 @@ def _answering(main):
 
 
 def _end(message, status: int) -> None:
-    print(one_line(str(message)), file=sys.stderr, flush=True)
+    terminal.show(one_line(str(message)), sys.stderr)
+    terminal.flush(sys.stdout)  # or Python, which fails to, changes the status
     sys.exit(status)

@@ -18,6 +18,7 @@ from dppmask_jax.rules import (
     above,
     above_to,
     check_fields,
+    check_lengths,
     flatten,
     fraction_below_1,
     is_number,
@@ -63,9 +64,10 @@ COMMON_RULES = {
     "optim.accum_steps": whole(1),
     "optim.max_bad_steps": whole(0),
     "checkpoint.every": whole(1),
+    "checkpoint.every_minutes": number(0),
     "checkpoint.keep": whole(1),
     "checkpoint.max_failed_saves": whole(1),
-    "evaluate.every_epochs": above(0),
+    "evaluate.every_epochs": number(0),
     "evaluate.knn_images": whole(0),
     "evaluate.knn_k": whole(1),
     "evaluate.knn_temperature": above(0),
@@ -152,11 +154,15 @@ IBOT_RULES = {
     "teacher.ema_decay": number(0, 1),
 }
 
+# Fields that count epochs: up to those of the run, and below them. The argument `epochs` of the
+# config files scales them.
+_EPOCHS = ("optim.warmup_epochs", "optim.freeze_last_layer_epochs")
+
 RULES = {"mae": COMMON_RULES | MAE_RULES, "ibot": COMMON_RULES | IBOT_RULES}
 
 # Of a method's or a task's config: fields that came when such configs were kept already, with what
 # had been done before. A config that was kept without one means this value.
-_FAILED_SAVES = {"checkpoint.max_failed_saves": 3}
+_SAVES = {"checkpoint.max_failed_saves": 3, "checkpoint.every_minutes": 0.0}
 LATER_FIELDS = {
     "mae": {
         "optim.clip_per_tensor": False,
@@ -164,17 +170,17 @@ LATER_FIELDS = {
         "data.classes": "",
         "data.range": "auto",
     }
-    | _FAILED_SAVES,
+    | _SAVES,
     "ibot": {
         "data.blur_sigma": (0.1, 2.0),
         "model.init_std": 0.02,
         "data.classes": "",
         "data.range": "auto",
     }
-    | _FAILED_SAVES,
-    "finetune": _FAILED_SAVES,
-    "linear": _FAILED_SAVES,
-    "multilabel": {"data.whole": False} | _FAILED_SAVES,
+    | _SAVES,
+    "finetune": _SAVES,
+    "linear": _SAVES,
+    "multilabel": {"data.whole": False} | _SAVES,
 }
 
 MODEL_FIELDS = (
@@ -255,11 +261,12 @@ def _check_fit(config) -> None:
         )
     num_patches = _num_patches("image_size", config.image_size, config.model.patch_size)
     {"mae": _check_mae, "ibot": _check_ibot}[config.method](config, num_patches)
-    if config.optim.warmup_epochs > config.epochs:
-        raise InputError(
-            f"config.optim.warmup_epochs={config.optim.warmup_epochs:g} is longer than "
-            f"config.epochs={config.epochs:g}"
-        )
+    values = flatten(config)
+    scaled_by = f"configs/{config.method}.py:epochs=N"
+    lengths = {field: values[field] for field in _EPOCHS if field in values}
+    check_lengths(config.epochs, lengths, below=_EPOCHS[1:], scaled_by=scaled_by)
+    start = {"mask.start_epoch": values.get("mask.start_epoch", 0)}
+    check_lengths(config.epochs, start, below=start)
 
 
 def _num_patches(field: str, size, patch_size: int) -> int:
@@ -306,11 +313,5 @@ def _check_ibot(config, num_patches: int) -> None:
     if most in (0, num_patches):
         share = "none" if most == 0 else "all"
         raise InputError(f"{where} masks {share} of the {num_patches} patches; change the ratio")
-    for field in ("mask.start_epoch", "optim.freeze_last_layer_epochs"):
-        value = flatten(config)[field]
-        if value >= config.epochs:
-            raise InputError(
-                f"config.{field}={value:g} is not below config.epochs={config.epochs:g}"
-            )
     if not config.loss.class_weight and not config.loss.patch_weight:
         raise InputError("config.loss.class_weight and config.loss.patch_weight are both 0")

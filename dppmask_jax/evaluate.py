@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppmask_jax import parallel
+from dppmask_jax import history, parallel
 from dppmask_jax import workdir as workdir_files
 from dppmask_jax.data.source import notes_of
 from dppmask_jax.errors import InputError
@@ -101,6 +101,10 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
     for note in notes_of(evaluation.train, evaluation.val):
         _say(f"data: {note}")
+    if past := history.of_run(run.history, run.config):
+        _say(f"history: {past}")
+    if slow := parallel.slow_dtype(config.get("model", run.config.model).dtype):
+        _say(f"warning: {slow}")
 
     result = TASKS[config.task].run(evaluation)
     if run.resized:
@@ -242,6 +246,7 @@ def _record(
         "checkpoint": {
             "workdir": checkpoint,
             "step": run.step,
+            "history": run.history,
             "config": workdir_files.to_json(run.config),
         },
         "data": {

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from dppmask_jax import checkpoint, loop, metrics, optim, parallel, signals, workdir
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.resuming import Start
 from dppmask_jax.saves import FAILED, Saves
+from dppmask_jax.words import count
 
 
 class Plan(NamedTuple):
@@ -21,6 +23,7 @@ class Plan(NamedTuple):
     total_steps: int
     warmup_steps: int
     evaluate_every: int
+    """0: at the end alone."""
     peak_lr: float
 
 
@@ -45,7 +48,7 @@ def plan_from(config, num_images: int) -> Plan:
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=min(round(config.optim.warmup_epochs * steps_per_epoch), total - 1),
-        evaluate_every=steps(config.evaluate.every_epochs),
+        evaluate_every=config.evaluate.every_epochs and steps(config.evaluate.every_epochs),
         peak_lr=optim.scaled_learning_rate(config.optim.base_lr, config.batch_size),
     )
 
@@ -55,29 +58,29 @@ def fit(
     folder: Path,
     *,
     state,
-    resuming: bool,
+    start: Start,
     method,
     optimizer,
     source,
     plan: Plan,
     seed_key,
-    probe: Callable,
+    probe: Callable | None,
     announce: Callable,
     profile_steps: int = 0,
 ):
-    """Trains to the end of the plan.
+    """Trains to the end of the plan. Where no step is left to make, nothing is written.
 
     Args:
       config: a checked config; its fields of data, optim, checkpoint and evaluate that say how to
         train are used, and all of it is written into the folder.
       folder: receives config.json, metrics.jsonl, checkpoints/ and tensorboard/.
-      state: the state before the first step; its arrays may be given up.
-      resuming: whether the folder has checkpoints to go on from, see `workdir.check_resumable`.
+      state: the state before the first step; its arrays may be donated.
+      start: where to start, of `resuming.start_in`.
       source: training images.
       seed_key: the key that the keys of all steps come from.
       probe: `probe(say)` gives the function of state and step that the evaluation hook runs; `say`
-        prints a line above the progress bar.
-      announce: called with the step that training starts at and the state.
+        prints a line above the progress bar. None: there is no such hook.
+      announce: called with the state that training starts with.
       profile_steps: number of steps to trace into the folder's profile/; 0 traces none.
 
     Returns:
@@ -85,38 +88,35 @@ def fit(
 
     Raises:
       loop.TrainingDiverged, InputError: see `loop.run`.
-      Stopped: SIGTERM or SIGINT came, and the state is saved; or too many saves failed.
+      Stopped: SIGTERM, SIGINT or SIGHUP came, and the state is saved; or too many saves failed.
     """
     state = parallel.replicate(state)
-    start_step, state = _restored(folder, state) if resuming else (0, state)
+    state = _restored(folder, start, state) if start.restored else state
     main = parallel.is_main()
+    if start.step >= plan.total_steps:
+        if main:
+            announce(state)
+        return state
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(signals.noted())
         if main:
             folder.mkdir(parents=True, exist_ok=True)
-            workdir.write_config(config, folder)
-            announce(start_step, state)
-        progress = metrics.Progress(start_step, plan.total_steps, main)
+            workdir.write_config(config, folder, start.record)
+            announce(state)
+        progress = metrics.Progress(start.step, plan.total_steps, main)
         stack.callback(progress.close)
         # From step 0, which is where an imported run goes on from, everything is logged anew.
-        writer = metrics.MetricsLog(folder if main else None, start_step or None, progress.say)
+        writer = metrics.MetricsLog(folder if main else None, start.step or None, progress.say)
         stack.callback(writer.close)
-        saves = Saves(
-            checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=config.checkpoint.keep)
-            if main
-            else None,
-            meta={"config": workdir.to_json(config)},
-            max_failed=config.checkpoint.max_failed_saves,
-            write_metrics=writer.flush,
-            say=progress.say,
-        )
+        writer.show_config(start.step, workdir.to_json(config))
+        saves = _saves(config, folder, start, writer, progress)
         stack.callback(saves.close)
-        batches = stack.enter_context(_stream(config, method, source, start_step, progress.say))
+        batches = stack.enter_context(_stream(config, method, source, start.step, progress.say))
         outcome = loop.run(
             loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
             state,
             batches,
-            start_step=start_step,
+            start_step=start.step,
             total_steps=plan.total_steps,
             seed_key=seed_key,
             batch_size=config.batch_size,
@@ -128,9 +128,11 @@ def fit(
             save=lambda step, state: saves.begin(step, parallel.to_host(state)),
             settle=saves.settle,
             stop=lambda: max(asked(), saves.status()),
+            overdue=saves.overdue,
             log=_logged(writer, progress, plan.total_steps),
             progress=_shown(method, progress, plan.total_steps),
-            hooks=(loop.Hook(plan.evaluate_every, probe(progress.say)),),
+            beat=progress.beat,
+            hooks=() if probe is None else (loop.Hook(plan.evaluate_every, probe(progress.say)),),
             profile=(
                 loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None
             ),
@@ -142,18 +144,30 @@ def fit(
         return outcome.state
 
 
-def _restored(folder: Path, state):
-    """(step, state) of the newest checkpoint that is whole; newer ones are moved out of the way."""
-    damaged = []
+def _restored(folder: Path, start: Start, state):
+    """The state of the checkpoint to start from; newer ones are moved out of the way."""
 
-    def choose():
-        step, newer = checkpoint.newest_whole(folder, state)
-        damaged.extend(newer)
-        return step
+    def check() -> int:
+        checkpoint.check_fits(folder, start.step, state)
+        return 0
 
-    step = parallel.decided_by_main(choose)
-    checkpoint.set_aside(folder, damaged)  # the other processes have looked at the folder by now
-    return step, checkpoint.restore(folder, step, state)
+    parallel.decided_by_main(check)
+    checkpoint.set_aside(folder, start.damaged)
+    return checkpoint.restore(folder, start.step, state)
+
+
+def _saves(config, folder: Path, start: Start, writer, progress) -> Saves:
+    keep = config.checkpoint.keep
+    return Saves(
+        checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=keep)
+        if parallel.is_main()
+        else None,
+        meta={"config": workdir.to_json(config), **start.record},
+        max_failed=config.checkpoint.max_failed_saves,
+        every_seconds=60 * config.checkpoint.every_minutes,
+        write_metrics=writer.flush,
+        say=progress.say,
+    )
 
 
 def _why(status: int, step: int, plan: Plan, saves: Saves, folder: Path) -> str:
@@ -163,7 +177,8 @@ def _why(status: int, step: int, plan: Plan, saves: Saves, folder: Path) -> str:
     if status != FAILED:
         return f"{signals.name(status)}: stopped {where}; the same command {saves.resumes()}"
     return (
-        f"stopped {where}: {saves.failed} save(s) in a row failed, the last one: {saves.reason}; "
+        f"stopped {where}: {count(saves.failed, 'save')} in a row failed, the last one: "
+        f"{saves.reason}; "
         f"mend that for {folder}, and the same command {saves.resumes()}"
     )
 

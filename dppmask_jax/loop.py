@@ -70,7 +70,7 @@ def make_step(
 
     Returns:
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
-      with or without "stop" int32 (b,), of which the metrics have the largest of all processes.
+      with or without "wish" int32 (b,), of which the metrics have the largest of all processes.
       Gradients, metrics and `aux` are averaged over the micro-batches and the devices, then there
       is one update and one `after_step`. Where the loss, the gradient norm or a parameter after the
       update is not finite, only the counts change.
@@ -78,7 +78,7 @@ def make_step(
 
     def step(state: TrainState, batch, seed_key):
         batch = dict(batch)
-        stop = parallel.largest(jnp.max(batch.pop("stop", 0)))
+        wish = parallel.largest(jnp.max(batch.pop("wish", 0)))
         key = jax.random.fold_in(seed_key, state.step)
         grads, metrics, aux = parallel.mean(
             _accumulated_gradients(method, state, batch, key, accum_steps)
@@ -101,7 +101,7 @@ def make_step(
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
         counts = {"bad_steps": bad_steps, "bad_images": bad_images}
-        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts, "stop": stop}
+        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts, "wish": wish}
         return TrainState(state.step + 1, *kept, **counts), metrics
 
     return parallel.data_parallel_update(step, devices)
@@ -112,7 +112,8 @@ def _all_finite(tree):
 
 
 class Hook(NamedTuple):
-    """`run(state, step) -> values to log`, called every `every` steps, at the start and the end."""
+    """`run(state, step) -> values to log`, called every `every` steps (0: never between), at the
+    start and the end."""
 
     every: int
     run: Callable[[TrainState, int], dict[str, float]]
@@ -154,6 +155,8 @@ def run(
     stop: Callable[[], int],
     log: Callable[[int, dict[str, float]], Any],
     progress: Callable[[int, dict[str, float]], Any],
+    overdue: Callable[[], bool] = lambda: False,
+    beat: Callable[[int], Any] = lambda step: None,
     hooks: tuple[Hook, ...] = (),
     profile: Profile | None = None,
 ) -> Outcome:
@@ -173,6 +176,9 @@ def run(
         the same one, at most three steps later.
       log: called with a step and the values to write down; also for each step that was skipped.
       progress: called after each logged step.
+      overdue: whether this process wants a save now, whatever `save_every` says. The wish is
+        carried like that of `stop`, and a save is made at most two steps later.
+      beat: called with each step, not much later than the devices have made it.
       profile: which steps to trace; None traces none.
 
     Raises:
@@ -184,17 +190,19 @@ def run(
     """
 
     def due(step, every):
-        return step % every == 0 or step == total_steps
+        return step == total_steps or (every > 0 and step % every == 0)
 
-    def look_back(step, metrics) -> int:
-        """Waits for a step, looks whether it was skipped, and returns what it carries of `stop`."""
+    def look_back(step, metrics) -> tuple[int, int]:
+        """Waits for a step, looks whether it was skipped, and returns what it carries of `stop` and
+        `overdue`."""
         bad_steps = parallel.to_host(metrics["bad_steps"]).item()
         if bad_steps and not due(step, log_every):
             names = ("loss", "grad_norm", "bad_steps")
             log(step, {name: parallel.to_host(metrics[name]).item() for name in names})
         if bad_steps > max_bad_steps:
             raise _diverged(step, bad_steps, max_bad_steps)
-        return parallel.to_host(metrics["stop"]).item()
+        beat(step)
+        return divmod(parallel.to_host(metrics["wish"]).item(), 2)
 
     if start_step == 0:
         for hook in hooks:
@@ -202,7 +210,7 @@ def run(
     stream = iter(batches)
     clock = _Clock(start_step)
     in_flight = None
-    alone, status, saved = parallel.is_alone(), 0, start_step
+    alone, status, late, saved = parallel.is_alone(), 0, 0, start_step
     trace_from, trace_to = _traced_steps(profile, start_step, total_steps)
     for step in range(start_step + 1, total_steps + 1):
         wish = stop()
@@ -214,11 +222,12 @@ def run(
         if step == trace_from:
             jax.profiler.start_trace(profile.directory)
         batch = clock.timed_wait(lambda: next(stream))
-        batch["stop"] = np.full(len(batch["bad"]), wish, np.int32)
+        # The largest wish of all processes counts: an end before a save, which it brings as well.
+        batch["wish"] = np.full(len(batch["bad"]), 2 * wish + overdue(), np.int32)
         state, metrics = step_fn(state, parallel.split_batch(batch), seed_key)
         # The host runs at most one step ahead of the devices: batches must not pile up.
         if in_flight is not None:
-            status = look_back(*in_flight)
+            status, late = look_back(*in_flight)
         in_flight = step, metrics
         settle()
         if step == start_step + 1 and not due(step, log_every):
@@ -236,17 +245,19 @@ def run(
         if step == trace_to:
             jax.block_until_ready(metrics["loss"])
             jax.profiler.stop_trace()
-        if any(due(step, every) for every in (log_every, save_every, *(h.every for h in hooks))):
-            status = look_back(*in_flight)
-            in_flight = None
+        if late or any(
+            due(step, every) for every in (log_every, save_every, *(h.every for h in hooks))
+        ):
+            status, again = look_back(*in_flight)
+            late, in_flight = late or again, None
         evaluated = False
         for hook in hooks:
             if due(step, hook.every):
                 log(step, hook.run(state, step))
                 evaluated = True
-        if due(step, save_every):
+        if late or due(step, save_every):
             save(step, state)
-            saved, evaluated = step, True
+            saved, late, evaluated = step, 0, True
         if evaluated:
             clock.restart(step)
     settle()
@@ -256,7 +267,7 @@ def run(
 def _worth_logging(metrics) -> dict[str, float]:
     values = {name: value.item() for name, value in parallel.to_host(metrics).items()}
     counts = {name: values.pop(name) for name in ("bad_steps", "bad_images")}
-    del values["stop"]
+    del values["wish"]
     return values | {name: count for name, count in counts.items() if count}
 
 

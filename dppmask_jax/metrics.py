@@ -9,18 +9,23 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.summary import image, scalar, text
 from tqdm import tqdm
 
+from dppmask_jax import terminal
 from dppmask_jax.errors import InputError
+from dppmask_jax.words import count
 
 _FLUSH_SECONDS = 10  # of TensorBoard's file
+_SILENCE_SECONDS = 10.0
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -92,7 +97,12 @@ class MetricsLog:
             if not waited:
                 self._say(f"step {step}: metrics.jsonl cannot be written ({error.strerror}); "
                           "its records wait")  # fmt: skip
-        self._show(step, values)
+        self._show(step, [scalar(name, v) for name, v in values.items() if v is not None])
+
+    def show_config(self, step: int, config: dict[str, Any]) -> None:
+        """Shows a config, as JSON, on TensorBoard's page of texts."""
+        lines = json.dumps(config, indent=2).splitlines()
+        self._show(step, [text("config", "\n".join(f"    {line}" for line in lines))])
 
     def flush(self) -> None:
         """Returns once all records are on the disk.
@@ -111,7 +121,8 @@ class MetricsLog:
         try:
             self._append()
         except OSError as error:
-            self._say(f"{len(self._waiting)} records of metrics.jsonl are lost: {error.strerror}")
+            lost = count(len(self._waiting), "record")
+            self._say(f"{lost} of metrics.jsonl lost: {error.strerror}")
         self._file.close()
         if self._events is not None:
             try:
@@ -130,11 +141,11 @@ class MetricsLog:
         self._size += written
         self._waiting = []
 
-    def _show(self, step: int, values: dict[str, float | None]) -> None:
+    def _show(self, step: int, summaries: list) -> None:
         if self._events is None:
             return
         try:
-            self._events.write(step, values)
+            self._events.write(step, summaries)
         except OSError as error:
             self._events.abandon()
             self._events = None
@@ -144,22 +155,43 @@ class MetricsLog:
             )
 
 
-class _Events:
-    """TensorBoard's file of one process. The writer of the library's front hides a full disk, and
-    then waits for ever."""
+def show_figures(
+    workdir: Path, step: int, paths: Iterable[Path], say: Callable[[str], Any] = logging.warning
+) -> None:
+    """Adds pictures to WORKDIR/tensorboard, under their names; `say` is told where they cannot be
+    written."""
+    try:
+        events = _Events(workdir / "tensorboard", None)
+        try:
+            for path in paths:
+                with PIL.Image.open(path) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                events.write(step, [image(f"figures/{path.stem}", pixels, dataformats="HWC")])
+            events.close()
+        except OSError:
+            events.abandon()
+            raise
+    except OSError as error:
+        say(f"tensorboard/ cannot be written ({error.strerror}); it lacks the figures")
 
-    def __init__(self, folder: Path, first_step: int):
+
+class _Events:
+    """TensorBoard's file of one process; from `first_step` on it hides earlier ones, unless that is
+    None. The writer of the library's front hides a full disk, and then waits for ever."""
+
+    def __init__(self, folder: Path, first_step: int | None):
         folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        start = SessionLog(status=SessionLog.START)  # hides what comes again
-        self._writer.write_event(Event(step=first_step, session_log=start))
+        kind = ".figures" if first_step is None else ""
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}{kind}")
+        if first_step is not None:
+            start = SessionLog(status=SessionLog.START)  # hides what comes again
+            self._writer.write_event(Event(step=first_step, session_log=start))
         self._flushed = time.monotonic()
 
-    def write(self, step: int, values: dict[str, float | None]) -> None:
-        for name, value in values.items():
-            if value is not None:
-                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-                self._writer.write_event(event)
+    def write(self, step: int, summaries: Iterable) -> None:
+        for summary in summaries:
+            event = Event(wall_time=time.time(), step=step, summary=summary)
+            self._writer.write_event(event)
         if time.monotonic() > self._flushed + _FLUSH_SECONDS:
             self._writer.flush()
             self._flushed = time.monotonic()
@@ -188,7 +220,7 @@ def counted(batches, total: int, what: str, enabled: bool = True):
 
 class Progress:
     """A progress bar with loss, images/s and the time left; plain lines where there is no
-    terminal, about twenty in a run."""
+    terminal, about twenty in a run, and one after every `_SILENCE_SECONDS` without any."""
 
     def __init__(self, start_step: int, total_steps: int, enabled: bool = True):
         self._enabled = enabled
@@ -196,6 +228,7 @@ class Progress:
         self._line_every = max(1, total_steps // 20)
         self._next_line = start_step + 1
         self._began = None
+        self._opened = self._said = time.monotonic()
         self._bar = None
         if enabled and sys.stderr.isatty():
             self._bar = tqdm(
@@ -209,29 +242,42 @@ class Progress:
     def update(self, step: int, values: dict[str, float]) -> None:
         """Shows the `loss` and `images_per_sec` of a step."""
         loss, rate = values["loss"], values["images_per_sec"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
+        shown = step >= self._next_line or step == self._total
+        if shown:
+            self._next_line = step + self._line_every
+        self._reach(step, f"loss {loss:.4f}  {rate:.0f} images/s  " if shown else None)
+
+    def beat(self, step: int) -> None:
+        """Shows that a step was reached, where a bar shows it or nothing was said for long."""
+        if step <= self._step:
+            return
+        now = time.monotonic()
+        # A log of days needs no line every ten seconds.
+        silence = max(_SILENCE_SECONDS, (now - self._opened) / 100)
+        self._reach(step, "" if now - self._said >= silence else None)
+
+    def _reach(self, step: int, words: str | None) -> None:
         # The time before the first call went into compilation, which does not come again.
         self._began = self._began or (step, time.monotonic())
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
             self._bar.update(step - self._step)
-        elif self._enabled and (step >= self._next_line or step == self._total):
+        elif self._enabled and words is not None:
             began_step, began = self._began
             per_step = (time.monotonic() - began) / max(step - began_step, 1)
             left = tqdm.format_interval(per_step * (self._total - step))
             eta = left if step > began_step else "--:--"
-            print(
-                f"step {step}/{self._total}  loss {loss:.4f}  {rate:.0f} images/s  ETA {eta}",
-                flush=True,
-            )
-            self._next_line = step + self._line_every
+            self.say(f"step {step}/{self._total}  {words}ETA {eta}")
         self._step = step
 
     def say(self, line: str) -> None:
         """Prints a line without tearing the bar; on stderr where the progress is not shown."""
+        self._said = time.monotonic()
         if self._bar is not None:
-            self._bar.write(line, file=sys.stdout)
+            terminal.write_above(self._bar, line)
         else:
-            print(line, flush=True, file=sys.stdout if self._enabled else sys.stderr)
+            terminal.show(line, sys.stdout if self._enabled else sys.stderr)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -18,10 +18,12 @@ TOKENS = ("cls_token", "positions")
 
 
 class Optimizer(NamedTuple):
-    """`tx` turns gradients into updates of learning rate 1; `learning_rate` maps step to rate."""
+    """`tx` turns gradients into updates of learning rate 1; `learning_rate` maps step to rate, and
+    `weight_decay` to what `tx` decays by."""
 
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
+    weight_decay: optax.Schedule = lambda step: 0.0
 
 
 def scaled_learning_rate(base: float, batch_size: int) -> float:
@@ -143,14 +145,14 @@ def adamw(
     )
     last = () if scales is None else (_scale_by(scales),)
     if frozen_steps is None:
-        return Optimizer(optax.chain(clip, update, *last), learning_rate)
+        return Optimizer(optax.chain(clip, update, *last), learning_rate, weight_decay)
 
     def thawed(_, *, train_step, **_extra):
         return train_step >= frozen_steps
 
     later = optax.conditionally_mask(update, thawed, forward_extra_args=True)
     updates = optax.partition({"now": update, "later": later}, _when)
-    return Optimizer(optax.chain(clip, updates, *last), learning_rate)
+    return Optimizer(optax.chain(clip, updates, *last), learning_rate, weight_decay)
 
 
 def lars(
@@ -178,7 +180,9 @@ def lars(
     ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), has_axes)
     decay = _decay(weight_decay, decay_weights_and_tokens)
     return Optimizer(
-        optax.chain(decay, ratio, optax.trace(momentum), optax.scale(-1.0)), learning_rate
+        optax.chain(decay, ratio, optax.trace(momentum), optax.scale(-1.0)),
+        learning_rate,
+        weight_decay,
     )
 
 

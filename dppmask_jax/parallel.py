@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dppmask_jax.errors import InputError
+from dppmask_jax.words import count
 
 AXIS = "batch"
 LOST_AFTER_SECONDS = 60  # without a word from a process, the others end
@@ -136,8 +137,15 @@ def describe() -> str:
     device = jax.devices()[0]
     return (
         f"{jax.device_count()} x {device.device_kind} ({device.platform}), "
-        f"{jax.process_count()} process(es)"
+        f"{count(jax.process_count(), 'process', 'processes')}"
     )
+
+
+def slow_dtype(dtype: str) -> str:
+    """What is slow here about a dtype, in words; "" where nothing is."""
+    if dtype != "bfloat16" or jax.devices()[0].platform != "cpu":
+        return ""
+    return "bfloat16 is slow on a CPU: add --config.model.dtype=float32"
 
 
 def check_batch(batch_size: int, accum_steps: int, field: str, group: int = 1) -> None:
@@ -146,7 +154,7 @@ def check_batch(batch_size: int, accum_steps: int, field: str, group: int = 1) -
     if batch_size < 1 or batch_size % parts:
         raise InputError(
             f"{field}={batch_size} is not a positive multiple of {parts} "
-            f"({jax.device_count()} device(s) x {accum_steps} accumulation step(s)"
+            f"({count(jax.device_count(), 'device')} x {count(accum_steps, 'accumulation step')}"
             + (f" x {group} images that are mixed" if group > 1 else "")
             + "); "
             f"the nearest larger one is {max(1, -(-batch_size // parts)) * parts}"

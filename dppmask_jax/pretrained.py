@@ -55,6 +55,8 @@ class Run:
       kind: see `kind_of`.
       name: the kind with its article, as "an iBOT".
       step: the optimiser step of the checkpoint.
+      history: what was changed in the run on the way, see `history`; empty for nearly all.
+      data_identity: of the images that it was trained on, see `data.identity`; None if unknown.
       method: the functions of the method, see `methods.base.Method`.
       params, extra: what they take.
       encoder: the parameters of the encoder that `encode` runs. That of a classifier which pools
@@ -75,8 +77,12 @@ class Run:
         *,
         image_size: tuple[int, int] | None = None,
         dtype: str | None = None,
+        history: Sequence[dict] = (),
+        data_identity=None,
     ):
         self.config = config
+        self.history = list(history)
+        self.data_identity = data_identity
         self.kind = kind_of(config)
         self.name = _NAMES[self.kind]
         self.step = step
@@ -285,7 +291,14 @@ def load_run(
             "workdir that train.py wrote, or the seed-N folder of a fine-tuning"
         )
     return Run(
-        config, state["params"], state.get("extra", {}), step, image_size=image_size, dtype=dtype
+        config,
+        state["params"],
+        state.get("extra", {}),
+        step,
+        image_size=image_size,
+        dtype=dtype,
+        history=meta.get("history", ()),
+        data_identity=meta.get("data_identity"),
     )
 
 

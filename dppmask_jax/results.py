@@ -20,7 +20,7 @@ from dppmask_jax import extras
 if __name__ == "__main__":  # before what is missing is imported
     extras.require()
 
-from dppmask_jax import command, paper
+from dppmask_jax import command, history, paper
 from dppmask_jax.errors import InputError
 from dppmask_jax.portable import last_part, portable
 
@@ -214,6 +214,8 @@ def _how_trained(record) -> str:
     config = record["checkpoint"]["config"]
     training = "pre-training" if "method" in config else "fine-tuning"
     words = f"{training} seed {config['seed']}" if "seed" in config else "imported classifier"
+    past = history.of_run(record["checkpoint"].get("history", ()), config)
+    words += f"; {past}" if past else ""
     words += f"; {record['devices']}" if record.get("devices") else ""
     return f"{words}. `{record['command']}`" if record["command"] else f"{words}."
 

@@ -183,6 +183,27 @@ def _no_such_field(field: str, value, rules) -> str:
     return f"unknown config field config.{field}; {hint}"
 
 
+def check_lengths(epochs: float, lengths: dict[str, float], below=(), scaled_by="") -> None:
+    """Raises InputError where a field that counts epochs does not fit into those of the run.
+
+    Args:
+      lengths: {field: epochs, up to those of the run}; those of `below` must be fewer.
+      scaled_by: the value of --config whose argument `epochs` scales these fields; "": none does.
+    """
+    too_long = [
+        field
+        for field, value in lengths.items()
+        if value > epochs or (field in below and value == epochs)
+    ]
+    if too_long:
+        given = ", ".join(f"config.{field}={lengths[field]:g}" for field in too_long)
+        shorter = " ".join(f"--config.{field}={epochs / 10:g}" for field in too_long)
+        raise InputError(
+            f"{given}: too long for config.epochs={epochs:g}; add {shorter}"
+            + (f", or write --config={scaled_by} instead of --config.epochs" if scaled_by else "")
+        )
+
+
 def shown(value) -> str:
     """A value on one short line."""
     if is_whole(value) and abs(value) > 10**30:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,23 +25,27 @@ class Saves:
         *,
         meta: dict[str, Any],
         max_failed: int,
+        every_seconds: float,
         write_metrics: Callable[[], Any],
         say: Callable[[str], Any],
     ):
         """
         Args:
           max_failed: failed saves in a row that end the run.
+          every_seconds: after which a save is overdue; 0: it never is.
           write_metrics: raises OSError unless every record so far is on the disk.
           say: called with a line for each failed save.
         """
         self.failed, self.reason = 0, ""
         self._checkpoints, self._meta, self._max_failed = checkpoints, meta, max_failed
         self._write_metrics, self._say = write_metrics, say
+        self._every_seconds, self._last = every_seconds, time.monotonic()
         self._step: int | None = None
 
     def begin(self, step: int, state) -> None:
         """Starts to save a state; `settle` says how it ended."""
         self.settle()
+        self._last = time.monotonic()
         if self._checkpoints is None or self.status():
             return
         try:
@@ -65,6 +70,14 @@ class Saves:
             self._note(error.step, error.reason)
         else:
             self.failed, self.reason = 0, ""
+
+    def overdue(self) -> bool:
+        """Whether the last save, or the start, is too long ago; only the process that saves says
+        so."""
+        return (
+            self._checkpoints is not None
+            and 0 < self._every_seconds <= time.monotonic() - self._last
+        )
 
     def close(self) -> None:
         """Waits for the last save, and ends what writes."""

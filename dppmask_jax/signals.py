@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a run trains: noted, so that the loop can end it well."""
+"""SIGTERM, SIGINT and SIGHUP while a run trains: noted, so that the loop can end it well."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-_NOTED = (signal.SIGTERM, signal.SIGINT)
+_NOTED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def noted() -> Iterator[Callable[[], int]]:
     """Notes signals while the context lasts, and puts the handlers before it back.
 
-    The first SIGTERM or SIGINT is noted; a SIGINT after it ends the process at once. In another
-    thread than the main one, which is never sent signals, nothing is noted.
+    The first of them is noted; a SIGINT after it ends the process at once. A SIGHUP that nohup made
+    the process ignore stays ignored. In another thread than the main one, which is never sent
+    signals, nothing is noted.
 
     Yields:
-      A function that returns the exit status asked for: 143 after SIGTERM, 130 after SIGINT, 0
-      before.
+      A function that returns the exit status asked for: 143 after SIGTERM, 130 after SIGINT, 129
+      after SIGHUP, 0 before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -33,10 +34,14 @@ def noted() -> Iterator[Callable[[], int]]:
             status = 128 + number
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             # A handler may not print: it can interrupt a print.
-            os.write(2, f"\n{name(status)}: saving, then stopping; Ctrl-C stops at once\n".encode())
+            line = f"\n{name(status)}: saving, then stopping; Ctrl-C stops at once\n"
+            with contextlib.suppress(OSError):  # the terminal is what SIGHUP says is gone
+                os.write(2, line.encode())
 
     before = {number: signal.getsignal(number) for number in _NOTED}
-    for number in _NOTED:
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
         signal.signal(number, note)
     try:
         yield lambda: status
@@ -52,5 +57,5 @@ def noted() -> Iterator[Callable[[], int]]:
 
 
 def name(status: int) -> str:
-    """SIGTERM or SIGINT, from the exit status that they ask for."""
+    """SIGTERM, SIGINT or SIGHUP, from the exit status that they ask for."""
     return signal.Signals(status - 128).name

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import itertools
 import json
 import re
@@ -39,7 +40,17 @@ from ml_collections import config_flags
 
 from dppmask_jax import command as command_line
 from dppmask_jax import config as training_config
-from dppmask_jax import evaluate, figures, metrics, parallel, trainer, workdir
+from dppmask_jax import (
+    evaluate,
+    figures,
+    history,
+    metrics,
+    parallel,
+    resuming,
+    trainer,
+    workdir,
+)
+from dppmask_jax.data import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import settings
 from dppmask_jax.evals.base import Evaluation, percent
@@ -47,10 +58,7 @@ from dppmask_jax.pretrained import open_data
 from dppmask_jax.rules import flatten
 
 # What may change while a sweep goes on: the numbers stay the same.
-_FREE = (
-    "data.workers", "log_every", "checkpoint.every", "checkpoint.keep",
-    "checkpoint.max_failed_saves", "memory_gb",
-)  # fmt: skip
+_FREE = resuming.CARRIED_OUT
 # Of metrics.jsonl.
 _NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
 _AXES = {
@@ -109,7 +117,9 @@ def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "")
     ahead = [point for point in points if point.name not in finished]
     _check_data(ahead, eval_config, folder)
     for point in ahead:
-        workdir.check_resumable(point.config, folder / point.name, lambda field: field not in _FREE)
+        if (folder / point.name).exists():
+            images = functools.partial(_images, point.config)
+            resuming.start_in(folder / point.name, point.config, images, resuming.Terms(_FREE))
     parallel.wait_for_all("the sweep's folder was read")
 
     def write():
@@ -133,6 +143,8 @@ def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "")
             write()
     if parallel.is_main():
         drawn = _draw(folder, record["points"])
+        for line in _histories(record["points"]):
+            print(line)
         print(f"\n{_table(record['points'])}\n\nresult  {path}\nfigure  {drawn}", flush=True)
     return path
 
@@ -301,6 +313,10 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
             evaluate.TASKS[completed.task].check(evaluation)
 
 
+def _images(config) -> dict[str, Any]:
+    return identity.of_splits(*open_data(config))
+
+
 def _record(config, eval_config, points, folder, command) -> dict[str, Any]:
     values: dict[str, list] = {field: [] for field in points[0].values}
     for point in points:
@@ -380,12 +396,8 @@ def _is_done(record, point: Point, eval_config, folder: Path) -> bool:
 
 def _changes(old, new, prefix: str, free) -> list[str]:
     """How a config that was kept differs from one of now, both as JSON."""
-    old, new = flatten(workdir.to_json(workdir.from_json(old))), flatten(new)
-    return [
-        f"{prefix}{field}: {old.get(field)!r} -> {new.get(field)!r}"
-        for field in sorted(old.keys() | new.keys())
-        if field not in free and old.get(field) != new.get(field)
-    ]
+    changed, _ = resuming.differences(workdir.to_json(workdir.from_json(old)), new, free)
+    return [f"{prefix}{history.words(field, *values)}" for field, values in changed.items()]
 
 
 # Points.
@@ -428,6 +440,15 @@ def _table(records: Sequence[dict]) -> str:
             )
         )
     return evaluate.format_table(rows)
+
+
+def _histories(records: Sequence[dict]) -> list[str]:
+    """A line for each point that is not what the grid says of it from its first step on."""
+    pasts = {
+        record["name"]: history.describe(record["evaluation"]["checkpoint"].get("history", ()))
+        for record in records
+    }
+    return [f"note: {name} was {past}" for name, past in pasts.items() if past]
 
 
 def sweep_lines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float, float | None]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -9,9 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dppmask_jax import checkpoint, figures, loop, metrics, optim, parallel, workdir
-from dppmask_jax.config import check
-from dppmask_jax.data import loader
+from dppmask_jax import (
+    checkpoint,
+    figures,
+    history,
+    loop,
+    metrics,
+    optim,
+    parallel,
+    resuming,
+    workdir,
+)
+from dppmask_jax.config import MODEL_FIELDS, check
+from dppmask_jax.data import identity, loader
 from dppmask_jax.data.source import notes_of
 from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.evals import probe
@@ -20,19 +31,33 @@ from dppmask_jax.methods import METHODS
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.pretrained import Run, load_run, open_data
 from dppmask_jax.scores.uncertainty import standard_error
+from dppmask_jax.words import count
+
+_WAYS = (
+    "go on with the old command; or start a new run from this one, with "
+    "--config.init_from={0} and another --workdir; or add --allow_change, and the run's "
+    "history tells"
+)
 
 
-def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
+def train(
+    config, folder: str | Path, *, profile_steps: int = 0, allow_change: bool = False
+) -> None:
     """Runs a config in a workdir, from the start or from its newest checkpoint.
+
+    A run of which no step is left to make is left as it is.
 
     Args:
       config: a config such as `configs/mae.py` makes.
       folder: the workdir; receives config.json, metrics.jsonl, checkpoints/, figures/ and
         tensorboard/.
       profile_steps: number of steps to trace into the workdir's profile/; 0 traces none.
+      allow_change: go on with another config than that of the steps so far; the model stays, and
+        config.json and the checkpoints keep the history.
 
     Raises:
-      InputError: the config, the data or the workdir will not do; nothing was changed.
+      InputError: the config, the data or the workdir will not do, or the workdir holds steps that
+        were made with another config (see `resuming`); nothing was changed.
       loop.TrainingDiverged: too many steps in a row were not finite.
       Stopped: by a signal, or because nothing could be saved.
     """
@@ -41,49 +66,71 @@ def train(config, folder: str | Path, *, profile_steps: int = 0) -> None:
     parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
     workdir.check_folder(folder)
     with workdir.locked(folder):
-        _train(config, folder, profile_steps)
+        _train(config, folder, profile_steps, allow_change)
 
 
-def _train(config, folder: Path, profile_steps: int) -> None:
-    changed = workdir.check_resumable(config, folder)
+def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None:
     train_source, val_source = open_data(config)
     plan = plan_from(config, len(train_source))
+    terms = resuming.Terms(
+        free=resuming.FREE,
+        fixed=MODEL_FIELDS.__contains__,
+        schedules=lambda config: _schedules(config, len(train_source)),
+        allow=allow_change,
+        total_steps=plan.total_steps,
+        ways=_WAYS.format(folder),
+    )
+    images = functools.partial(identity.of_splits, train_source, val_source)
+    start = resuming.start_in(folder, config, images, terms)
 
     method = method_from(config, plan)
     optimizer = optimizer_from(config, method, plan)
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
-    fresh = changed is None
-    encoder = _encoder_of(config, method) if config.init_from and fresh else None
     state = loop.init_state(method, optimizer, init_key)
-    if encoder is not None:
+    if config.init_from and not start.restored:
+        encoder = _encoder_of(config, method)
         params, extra = method.with_encoder(state.params, state.extra, encoder)
         state = state._replace(params=params, extra=extra)
+    untrained = not start.restored and not config.init_from
     state = fit(
         config,
         folder,
         state=state,
-        resuming=not fresh,
+        start=start,
         method=method,
         optimizer=optimizer,
         source=train_source,
         plan=plan,
         seed_key=seed_key,
-        probe=lambda say: _probe(
-            config,
-            train_source,
-            val_source,
-            plan,
-            probe_key,
-            say,
-            untrained=fresh and not config.init_from,
-        ),
-        announce=lambda start_step, state: _announce(
-            config, method, folder, plan, start_step, changed, state, train_source, val_source
+        probe=(
+            lambda say: _probe(
+                config, train_source, val_source, plan, probe_key, say, untrained=untrained
+            )
+        )
+        if config.evaluate.every_epochs
+        else None,
+        announce=lambda state: _announce(
+            config, method, folder, plan, start, state, train_source, val_source
         ),
         profile_steps=profile_steps,
     )
     if parallel.is_main():
-        _finish(config, folder, state, train_source, val_source)
+        drawn = [] if start.step >= plan.total_steps else _draw(config, folder, state)
+        # Of a finished run, what was found was found with the config that it has.
+        config = config if start.step < plan.total_steps else start.config
+        _finish(config, folder, int(state.step), drawn, train_source, val_source)
+
+
+def _schedules(config, num_images: int) -> dict:
+    """All that depends on the step and on the length of the run, as functions of the step."""
+    plan = plan_from(config, num_images)
+    method = method_from(config, plan)
+    optimizer = optimizer_from(config, method, plan)
+    return {
+        "learning rate": optimizer.learning_rate,
+        "weight decay": optimizer.weight_decay,
+        **method.schedules,
+    }
 
 
 def method_from(config, plan: Plan):
@@ -178,6 +225,8 @@ def _spread(count: int, source) -> np.ndarray:
 
 def _no_knn_because(config, train_source, val_source) -> str:
     """Why there is no k-NN probe, in words; "" where there is one."""
+    if not config.evaluate.every_epochs:
+        return "evaluate.every_epochs is 0"
     if not config.evaluate.knn_images:
         return "evaluate.knn_images is 0"
     if val_source is None:
@@ -234,14 +283,14 @@ def _with_error(record, name: str) -> str:
     return f"{record[name]:6.1%} ± {100 * error:.1f}"
 
 
-def _announce(config, method, folder, plan, start_step, changed, state, train_source, val_source):
+def _announce(config, method, folder, plan, start, state, train_source, val_source):
     rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
     fewest, most = method.num_masked
     masked, visible = (
         f"{low}" if low == high else f"{low} to {high}"
         for low, high in ((fewest, most), (rows * columns - most, rows * columns - fewest))
     )
-    count = sum(x.size for x in jax.tree.leaves(state.params))
+    size = sum(x.size for x in jax.tree.leaves(state.params))
     no_knn = _no_knn_because(config, train_source, val_source)
     split = "none" if val_source is None else f"{len(val_source):,}"
     lines = [
@@ -250,51 +299,75 @@ def _announce(config, method, folder, plan, start_step, changed, state, train_so
         f"{split} for validation" + (f"; no k-NN probe: {no_knn}" if no_knn else ""),
         *(f"            {one_line(note)}" for note in notes_of(train_source, val_source)),
         f"model       {config.method} {config.model.size}/{config.model.patch_size}, "
-        f"{config.image_size[0]}x{config.image_size[1]} px, {count:,} parameters, "
+        f"{config.image_size[0]}x{config.image_size[1]} px, {size:,} parameters, "
         f"{config.model.dtype}",
         f"masks       {config.mask.strategy}"
         + (f" (tau {config.mask.tau:g})" if config.mask.strategy == "dpp" else "")
         + f": {visible} visible, {masked} masked of {rows * columns} patches",
-        f"steps       {plan.total_steps:,} of {config.batch_size} images "
-        f"({plan.steps_per_epoch:,} an epoch, {config.epochs:g} epochs)",
+        f"steps       {plan.total_steps:,} of {count(config.batch_size, 'image')} "
+        f"({plan.steps_per_epoch:,} an epoch, {count(config.epochs, 'epoch')})",
         f"rate        {plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x "
-        f"{config.batch_size}/256), {plan.warmup_steps:,} steps of warm-up",
-        f"workdir     {folder}, "
-        + (f"resuming at step {start_step:,}" if start_step else "starting at step 0"),
+        f"{config.batch_size}/256), {count(plan.warmup_steps, 'step')} of warm-up",
+        f"workdir     {folder}, {_where(start, plan)}",
     ]
-    lines += [f"changed     {words}" for words in changed or []]
+    if start.step < plan.total_steps:
+        lines += [f"changed     {words}" for words in start.notes]
+    if past := history.describe(start.record.get("history", ())):
+        lines.append(f"history     {past}")
+    if slow := parallel.slow_dtype(config.model.dtype):
+        lines.append(f"warning     {slow}")
     print("\n".join(lines), flush=True)
 
 
-def _finish(config, folder, state, train_source, val_source):
-    drawn = _draw(config, folder, state)
+def _where(start: resuming.Start, plan: Plan) -> str:
+    if start.step >= plan.total_steps:
+        return f"finished at step {start.step:,}; nothing is left to do, and nothing is written"
+    return f"resuming at step {start.step:,}" if start.step else "starting at step 0"
+
+
+def _finish(config, folder, step, drawn, train_source, val_source):
     records = metrics.read_metrics(folder / "metrics.jsonl")
     probed = [record for record in records if record.get("knn") is not None]
     print()
     if probed:
         print(_knn_table(config, probed[0], probed[-1], train_source, val_source))
-    print(f"checkpoint  {folder / checkpoint.FOLDER / str(int(state.step))}")
+    print(f"checkpoint  {folder / checkpoint.FOLDER / str(step)}")
     for path in drawn:
         print(f"figure      {path}")
-    print(
-        f"next        python -m dppmask_jax.figures --workdir={folder}\n"
-        f"            or train with --config=configs/{config.method}.py:mask=random and compare;\n"
-        f"            your own images: --config=configs/{config.method}.py:dataset=small "
-        "--config.data.source=folder:PATH"
-    )
+    print("\n".join(_next(config, folder, labelled=bool(probed))))
+
+
+def _next(config, folder, labelled: bool) -> list[str]:
+    """What to do with this run now."""
+    other = "random" if config.mask.strategy != "random" else "dpp"
+    ideas = [
+        f"python -m dppmask_jax.figures --workdir={folder} --images YOUR.jpg",
+        f"train with mask={other} after the colon of --config, in another --workdir, and compare: "
+        f"python -m dppmask_jax.figures --workdir={folder} --compare OTHER",
+    ]
+    if labelled:
+        ideas.insert(
+            1, f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}"
+        )
+    if config.data.source.startswith("shapes"):
+        ideas.append(
+            f"your own images: --config=configs/{config.method}.py:dataset=small "
+            "--config.data.source=folder:PATH"
+        )
+    return [f"{'next' if not n else '':<12}{idea}" for n, idea in enumerate(ideas)]
 
 
 def _knn_table(config, first, last, train_source, val_source) -> str:
     """What the first and the last k-NN probe of a run found, next to raw pixels and chance."""
     settings = config.evaluate
 
-    def count(source):
+    def used(source):
         shown = min(settings.knn_images, len(source))
         return f"{shown:,}" + (f" of {len(source):,}" if shown < len(source) else "")
 
     rows = [("trained encoder", _with_error(last, "knn"))]
     if first["step"] == 0:
-        began = "untrained encoder" if "knn_untrained" in first else "encoder at step 0"
+        began = "untrained encoder" if "knn_untrained" in first else "encoder it started from"
         rows.append((began, _with_error(first, "knn")))
     rows += [
         ("raw pixels", _with_error(last, "knn_pixels")),
@@ -302,10 +375,11 @@ def _knn_table(config, first, last, train_source, val_source) -> str:
     ]
     heading = (
         f"k-NN accuracy (cosine, k = {settings.knn_k}, {settings.knn_feature}; "
-        f"{count(train_source)} training and {count(val_source)} validation images, "
+        f"{used(train_source)} training and {used(val_source)} validation images, "
         f"{train_source.num_classes} classes; ± one standard error)"
     )
-    return "\n".join([heading, *(f"  {name:<17} {text}" for name, text in rows)])
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([heading, *(f"  {name:<{width}} {text}" for name, text in rows)])
 
 
 def _draw(config, folder, state) -> list[Path]:
@@ -313,7 +387,9 @@ def _draw(config, folder, state) -> list[Path]:
         return []
     run = Run(config, *parallel.to_host((state.params, state.extra)), int(state.step))
     out = folder / "figures"
-    return [
+    paths = [
         *figures.write_run_figures(out, run, run.example_images(config.evaluate.figure_images)),
         figures.write_curves(out, folder / "metrics.jsonl"),
     ]
+    metrics.show_figures(folder, run.step, paths)
+    return paths

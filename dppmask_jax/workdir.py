@@ -1,61 +1,27 @@
-"""The folder of a run: its config.json, and whether a config may go on in it."""
+"""The folder of a run: who writes in it, and its config.json."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
 
-from dppmask_jax import checkpoint, lock, metrics, parallel
-from dppmask_jax.config import MODEL_FIELDS, with_later_fields
+from dppmask_jax import lock, parallel
+from dppmask_jax.config import with_later_fields
 from dppmask_jax.errors import InputError
-from dppmask_jax.rules import flatten
 
 
-def check_resumable(
-    config, workdir: Path, is_fixed: Callable[[str], bool] = MODEL_FIELDS.__contains__
-) -> list[str] | None:
-    """Checks that the newest checkpoint of `workdir`, if there is one, fits a config.
+def check_begins(workdir: Path, records: list[dict]) -> None:
+    """Raises InputError where a run has gone past its first save and has no checkpoint.
 
     Args:
-      is_fixed: whether a field, such as "model.size", may not change while a run goes on.
-
-    Returns:
-      None where there is no checkpoint to go on from; else the fields, "name: old -> new", that
-      differ from the run so far and may.
-
-    Raises:
-      InputError: see `check_folder`; or the workdir holds checkpoints that a fixed field tells from
-        this config, a damaged metrics.jsonl, or one of a run whose checkpoints are gone.
+      records: of its metrics.jsonl.
     """
-    check_folder(workdir)
-    meta = checkpoint.newest_meta(workdir)
-    records = metrics.read_metrics(workdir / "metrics.jsonl")
-    if meta is None:
-        _check_begins(workdir, records)
-        return None
-    old, new = flatten(from_json(meta["config"])), flatten(config)
-    changed = {
-        field: f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field)
-    }
-    foreign = [words for field, words in changed.items() if is_fixed(field)]
-    if foreign:
-        raise InputError(
-            f"--workdir={workdir} holds checkpoints of another run ({'; '.join(foreign)}); "
-            "name another folder, or go back to that config"
-        )
-    return list(changed.values())
-
-
-def _check_begins(workdir: Path, records: list[dict]) -> None:
-    """Raises InputError where a run has gone past its first save and has no checkpoint."""
     path = workdir / "config.json"
     last = max((record["step"] for record in records if "loss" in record), default=0)
     if not last or not path.exists():
@@ -104,10 +70,14 @@ def check_folder(workdir: Path) -> None:
         raise InputError(f"--workdir={workdir}: {there} cannot be written; name another folder")
 
 
-def write_config(config, workdir: Path) -> None:
-    """Writes WORKDIR/config.json, replacing the old one at once."""
+def write_config(config, workdir: Path, record: Mapping[str, Any] | None = None) -> None:
+    """Writes WORKDIR/config.json, replacing the old one at once.
+
+    Args:
+      record: what else it says, see `resuming.Start`.
+    """
     partial = workdir / "config.json.part"
-    partial.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    partial.write_text(json.dumps({**to_json(config), **(record or {})}, indent=2) + "\n")
     partial.replace(workdir / "config.json")
 
 

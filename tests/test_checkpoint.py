@@ -32,7 +32,8 @@ def save(folder, values, keep=2):
 
 
 def restore(folder):
-    step, _ = checkpoint.newest_whole(folder, state_of(0))
+    step = checkpoint.newest(folder).step
+    checkpoint.check_fits(folder, step, state_of(0))
     state = checkpoint.restore(folder, step, state_of(0))
     return state, int(state.step)
 
@@ -59,7 +60,7 @@ def test_the_newest_are_kept(tmp_path):
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert checkpoint.newest_meta(tmp_path / "nowhere") is None
+    assert checkpoint.newest(tmp_path / "nowhere") is None
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -72,14 +73,13 @@ def test_every_reader_falls_back_from_a_damaged_checkpoint(tmp_path, caplog, par
     assert f"{tmp_path}/checkpoints is damaged: {part}/" in caplog.text
     meta, state, step = checkpoint.read_newest(tmp_path)
     assert step == 1 and meta == {"config": {"step": 1}}
-    if part == "meta":
-        assert checkpoint.newest_meta(tmp_path) == {"config": {"step": 1}}
+    assert checkpoint.newest(tmp_path) == (1, {"config": {"step": 1}}, [2])
 
 
 def test_a_damaged_checkpoint_is_kept_aside_and_its_step_saved_again(tmp_path):
     save(tmp_path, [2, 6])
     damage(tmp_path, 6, "state")
-    assert checkpoint.newest_whole(tmp_path, state_of(0)) == (2, [6])
+    assert checkpoint.newest(tmp_path).damaged == [6]
     checkpoint.set_aside(tmp_path, [6])
     checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER)
     for step in (4, 6):
@@ -103,7 +103,7 @@ def test_another_training_state_is_not_taken_for_damage(tmp_path):
     save(tmp_path, [1])
     other = state_of(0)._replace(extra={"center": jnp.zeros(4)})
     with pytest.raises(InputError, match="another training state"):
-        checkpoint.newest_whole(tmp_path, other)
+        checkpoint.check_fits(tmp_path, 1, other)
 
 
 def test_parameters_alone(tmp_path):
@@ -172,7 +172,7 @@ def test_a_disk_that_stalls_is_not_waited_for_again(tmp_path, monkeypatch):
     released.set()
     checkpoints.save(2, TWO, {})
     checkpoints.close()
-    assert checkpoint.newest_whole(tmp_path, TWO) == (2, [])
+    assert checkpoint.newest(tmp_path) == (2, {}, [])
 
 
 def test_what_is_saved_is_what_was_handed_over(tmp_path, monkeypatch):
@@ -198,6 +198,6 @@ def test_arrays_that_jax_wrote_are_read(tmp_path):
     with ocp.CheckpointManager(tmp_path / checkpoint.FOLDER, item_names=("state", "meta")) as old:
         args = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave({"a": 1})}
         old.save(4, args=ocp.args.Composite(**args))
-    assert checkpoint.newest_whole(tmp_path, state) == (4, [])
+    assert checkpoint.newest(tmp_path) == (4, {"a": 1}, [])
     for found in (checkpoint.restore(tmp_path, 4, state), checkpoint.read_newest(tmp_path)[1]):
         jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, state))

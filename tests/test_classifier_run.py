@@ -129,7 +129,7 @@ ZEROS = functools.partial(np.zeros, dtype=np.float32)
     "tensors,words",
     [
         ({"head__bias": None, "extra__weight": ZEROS(3)},
-         ("2 tensor(s)", "missing head.bias (9,)", "unmatched extra.weight")),
+         ("2 tensors", "missing head.bias (9,)", "unmatched extra.weight")),
         ({"head__bias": ZEROS(8)}, ("head.bias has shape (8,), wanted (9,)",)),
         ({"head__weight": ZEROS((9, 25))}, ("head.weight has shape (9, 25)",)),
         ({"head__weight": None}, ("no head.weight",)),

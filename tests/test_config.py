@@ -154,7 +154,7 @@ def test_wrong_arguments_are_named(argument, words):
         ({"model__size": "XL"}, "Pi | Mu | Ti | S | B | L | H"),
         ({"model__decoder_heads": 5}, "config.model.decoder_heads=5"),
         ({"model__dtype": "float16"}, "float32 | bfloat16"),
-        ({"optim__warmup_epochs": 1e6}, "longer than config.epochs"),
+        ({"optim__warmup_epochs": 1e6}, "too long for config.epochs"),
         ({"data__source": ""}, "--config.data.source=folder:PATH"),
         ({"data__source": "imagenet"}, "folder:PATH | tfds:NAME"),
         ({"data__crop_scale": (0.9, 0.2)}, "config.data.crop_scale"),

@@ -41,7 +41,8 @@ def save(folder, *steps, keep=9):
 
 
 def restored(folder):
-    step, damaged = checkpoint.newest_whole(folder, state_of(0))
+    step, _, damaged = checkpoint.newest(folder)
+    checkpoint.check_fits(folder, step, state_of(0))
     state = checkpoint.restore(folder, step, state_of(0))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(step))
     return step, damaged
@@ -103,7 +104,7 @@ def test_any_byte_of_the_arrays_counts(tmp_path):
             data[place] ^= 1 << bit
             largest.write_bytes(data)
             with pytest.raises(InputError, match=r"none of the checkpoints .* is whole"):
-                checkpoint.newest_whole(tmp_path, state_of(0))
+                checkpoint.newest(tmp_path)
     largest.write_bytes(whole)
     assert restored(tmp_path) == (2, [])
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_without_manifest_is_judged_by_its_values(tmp_path, damage)
         before = file.read_bytes()
         DAMAGES[damage](file)
         assert restored(tmp_path) == (1, [2])
-        assert checkpoint.newest_meta(tmp_path) == META
+        assert checkpoint.newest(tmp_path).meta == META
         file.write_bytes(before)
 
 
@@ -338,7 +339,7 @@ def test_a_full_disk_is_survived_or_ends_the_run(alone, env, tmp_path):
         assert len(failed) == 3 and "3 of config.checkpoint.max_failed_saves=3" in failed[-1]
         assert "No space left on device" in failed[0] and "checkpoint 16 stays" in failed[0]
         last = said.splitlines()[-1]
-        assert "3 save(s) in a row failed" in last and "resumes at step 16" in last
+        assert "3 saves in a row failed" in last and "resumes at step 16" in last
         assert not [name for name in faults.checkpoint_names(workdir) if "tmp" in name]
 
         filler.unlink()

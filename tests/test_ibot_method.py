@@ -592,7 +592,7 @@ def test_one_device_is_several(strategy):
         batch = batch_of(8, 8 * i)
         many, metrics = several(many, parallel.split_batch(batch), KEY)
         one, expected = alone(one, jax.tree.map(lambda x: x[None], batch))
-        assert metrics.keys() - expected.keys() == {"stop"}
+        assert metrics.keys() - expected.keys() == {"wish"}
         for name, (value,) in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     for x, y in zip(

@@ -259,9 +259,8 @@ def test_the_count_of_bad_steps_survives_a_resume_and_saves_stay_finite(tmp_path
 
     train(start(method, optimizer), 0, 6)
     checkpoints.wait()
-    newest, damaged = checkpoint.newest_whole(tmp_path, start(method, optimizer))
-    assert (newest, damaged) == (6, [])
-    state = checkpoint.restore(tmp_path, newest, start(method, optimizer))
+    assert checkpoint.newest(tmp_path) == (6, {}, [])
+    state = checkpoint.restore(tmp_path, 6, start(method, optimizer))
     assert int(state.step) == 6 and int(state.bad_steps) == 2
     with pytest.raises(loop.TrainingDiverged, match="4 steps in a row up to step 8"):
         train(state, 6, 50)

@@ -28,7 +28,7 @@ def record(task="linear", metrics=None, run="/home/me/runs/mine", source=None, *
         "config": workdir.to_json(config),
         "command": f"/opt/there/eval.py --config=configs/eval.py:task={task} --checkpoint={run} "
         f"'--config.data.source={source}'",
-        "devices": "1 x cpu (cpu), 1 process(es)",
+        "devices": "1 x cpu (cpu), 1 process",
     }
 
 

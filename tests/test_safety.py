@@ -134,7 +134,7 @@ def test_config_json_of_a_workdir_is_only_written(tmp_path):
     run.mkdir()
     (run / "config.json").symlink_to(outside)
     config = tiny.config()
-    assert workdir.check_resumable(config, run) is None
+    workdir.check_begins(run, [])
     workdir.write_config(config, run)
     assert outside.read_text() == HOSTILE and not (run / "config.json").is_symlink()
     assert json.loads((run / "config.json").read_text())["method"] == "mae"

@@ -433,7 +433,7 @@ def test_two_processes_give_the_same_run(finished, tmp_path):
     workdir, _ = finished
     codes, outs = two_processes(tmp_path / "run", epochs=2.0)
     assert codes == [0, 0], outs
-    assert "2 process(es)" in outs[0][0] and "step" not in outs[1][0]
+    assert "2 processes" in outs[0][0] and "step" not in outs[1][0]
     for one, several in zip(curve(workdir), curve(tmp_path / "run"), strict=True):
         for name in one.keys() - {"knn"}:
             np.testing.assert_allclose(several[name], one[name], rtol=1e-5, err_msg=name)

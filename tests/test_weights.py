@@ -349,7 +349,7 @@ def test_all_faults_are_listed_at_once(encoder_file, tmp_path):
     tensors["blocks.5.norm1.bias"] = np.zeros(96, np.float32)
     refused(
         save(tensors), "mae", tmp_path / "run",
-        "4 tensor(s)", "missing blocks.2.mlp.fc1.bias (384,)", "unmatched head.weight (10, 96)",
+        "4 tensors", "missing blocks.2.mlp.fc1.bias (384,)", "unmatched head.weight (10, 96)",
         "blocks.0.attn.qkv.bias has shape (287,), wanted (288,)", "unmatched blocks.5.norm1.bias",
         options=DECODER,
     )  # fmt: skip

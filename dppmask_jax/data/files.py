@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dppmask_jax.data import decode
+from dppmask_jax.data import decode, identity
 from dppmask_jax.data.source import Source, known
 from dppmask_jax.errors import InputError
 
@@ -155,6 +155,9 @@ def file_source(
         labels=None if labels is None else known(labels),
         targets=None if targets is None else known(targets),
         target_names=target_names,
+        identity=functools.partial(
+            identity.of_files, files, rows, labels, class_names, targets, target_names
+        ),
         **fields,
     )
 

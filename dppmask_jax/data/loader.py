@@ -212,7 +212,7 @@ def _iterate(examples: grain.MapDataset, batch_size: int, workers: int) -> grain
 
 def _begin_worker(number: int, count: int) -> None:
     """Leaves the signals that a whole job is sent to the process that trains, and ends with it."""
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dppmask_jax.data import identity
 from dppmask_jax.data.greys import Range
 from dppmask_jax.errors import InputError
 
@@ -21,6 +22,10 @@ def _no_extras(i: int) -> dict:
 
 def _nothing_missing() -> None:
     pass
+
+
+def _unknown() -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Source:
       notes: what the user should know of the data, such as files that were ignored; one line each.
       named: names of unreadable images that the user was told of; a set that the splits of a data
         set share, and all sources made of them.
+      identity: () -> a text that is the same for the same images in another place, see
+        identity.py; "" where the source was made from another one. May take a while.
     """
 
     size: int
@@ -67,6 +74,7 @@ class Source:
     grey_range: Range | None = None
     notes: tuple[str, ...] = ()
     named: set[str] = dataclasses.field(default_factory=set, compare=False, repr=False)
+    identity: Callable[[], str] = _unknown
 
     def __len__(self) -> int:
         return self.size
@@ -158,7 +166,12 @@ def only_classes(source: Source, names: Sequence[str], where: str) -> Source:
         extras=functools.partial(_at_row, source.extras, rows),
         labels=known(labels),
         targets=source.targets and functools.partial(_some_rows, source.targets, rows),
+        identity=functools.partial(_identity_of_classes, source, tuple(names)),
     )
+
+
+def _identity_of_classes(source: Source, names: tuple[str, ...]) -> str:
+    return identity.of_texts(source.identity(), *names)
 
 
 def _itself(values):

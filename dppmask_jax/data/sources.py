@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from dppmask_jax.data import annotations, decode, folders, greys
+from dppmask_jax.data import annotations, decode, folders, greys, identity
 from dppmask_jax.data.holdout import held_out
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
@@ -180,6 +180,7 @@ def _open_shapes(options_text: str, cache: str | None) -> tuple[Source, Source]:
             labels=functools.partial(_column, records, "label", np.int32),
             targets=functools.partial(_column, records, "attributes", np.uint8),
             target_names=shapes.ATTRIBUTES,
+            identity=functools.partial(identity.of_texts, *Path(folder).parts[-2:], split),
         )
 
     return source("train"), source("val")
@@ -236,6 +237,10 @@ def _open_tfds(
             unlabelled_because=because,
             labels=label
             and functools.partial(_cached_labels, kept_in(split), records, label, rows),
+            # What is held out depends on how many are.
+            identity=functools.partial(
+                identity.of_texts, kept_in(split), "all" if rows is None else str(len(rows))
+            ),
         )
 
     for split in TFDS_VALIDATION:

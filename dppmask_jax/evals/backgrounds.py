@@ -27,6 +27,7 @@ from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 from dppmask_jax.scores.backgrounds import challenge
 from dppmask_jax.scores.uncertainty import standard_error
+from dppmask_jax.words import count
 from dppmask_jax.workdir import from_json
 
 
@@ -83,7 +84,7 @@ def run(evaluation: Evaluation) -> Result:
     rows.append(("highest possible", percent(found["ceiling"]), ""))
     where = config.root or (
         f"variants built from the masks of {config.data.source} "
-        f"({len(built.left_out)} images left out, unreadable or without a usable mask)"
+        f"({count(len(built.left_out), 'image')} left out, unreadable or without a usable mask)"
     )
     # Where the background says nothing of the class, unless a folder lacks that variant.
     hardest = "mixed_rand" if "mixed_rand" in found["variants"] else next(iter(found["variants"]))
@@ -138,7 +139,7 @@ def _trained(evaluation: Evaluation):
         )
     meta, state, step = checkpoint.read_newest(folder)
     trained = from_json(meta["config"])
-    if trained.pretrained.to_dict() != training.pretrained(evaluation.run):
+    if not training.is_of(trained, evaluation.run):
         raise InputError(
             f"the classifier in {folder} was not trained on this checkpoint; name the --checkpoint "
             "that it belongs to, or another --workdir"

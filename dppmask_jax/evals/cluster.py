@@ -28,6 +28,7 @@ from dppmask_jax.evals.base import (
 from dppmask_jax.evals.training import summary
 from dppmask_jax.scores.clustering import cluster_scores, fano_bound, kmeans
 from dppmask_jax.scores.uncertainty import standard_error
+from dppmask_jax.words import count
 
 _POOLS = ("cls", "mean")
 _NAMES = ("nmi", "ari", "fmi", "acc")
@@ -81,7 +82,7 @@ def run(evaluation: Evaluation) -> Result:
         {"clusters": scores, "agreement": agreement},
         rows,
         f"{len(labels):,} validation images of {num_classes} classes; k-means with {num_clusters} "
-        f"clusters, mean over {len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}; "
+        f"clusters, mean over {count(len(config.seeds), 'seed')}; "
         "ACC by Hungarian matching; the least NMI is Fano's bound for even classes and no more "
         "clusters than classes",
         Score(

@@ -20,6 +20,7 @@ from dppmask_jax.evals.heads import head_for, starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.classification import top_k_accuracy
 from dppmask_jax.scores.uncertainty import standard_error
+from dppmask_jax.words import count
 
 
 def check(evaluation: Evaluation) -> None:
@@ -111,7 +112,7 @@ def accuracy(evaluation: Evaluation, build, optimizer, how: str, score_name: str
         score=score,
     )
     protocol = (
-        f"{how} for {config.epochs:g} epochs of {len(evaluation.train):,} images, "
+        f"{how} for {count(config.epochs, 'epoch')} of {len(evaluation.train):,} images, "
         f"{config.model.pool} pooling, {num_classes} classes, tested on "
         f"{len(evaluation.val):,} images"
     )

@@ -22,6 +22,7 @@ from dppmask_jax.evals.heads import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 from dppmask_jax.scores.uncertainty import error_of_mean
+from dppmask_jax.words import count
 
 _NAMES = (
     "mAP",
@@ -104,10 +105,10 @@ def run(evaluation: Evaluation) -> Result:
             "excluded": any_scores["excluded"],
         },
         rows,
-        f"{config.train}, {config.loss.kind} loss, {config.epochs:g} epochs of {len(train):,} "
-        f"images, {len(names)} labels, threshold {config.threshold:g}, tested on {len(val):,} "
-        f"{'whole ' * config.data.whole}images; the best epoch is that of the highest mAP"
-        + _excluded(any_scores["excluded"]),
+        f"{config.train}, {config.loss.kind} loss, {count(config.epochs, 'epoch')} of "
+        f"{len(train):,} images, {len(names)} labels, threshold {config.threshold:g}, tested "
+        f"on {len(val):,} {'whole ' * config.data.whole}images; the best epoch is that of the "
+        "highest mAP" + _excluded(any_scores["excluded"]),
         Score("mean average precision", found["last"]["mAP"]["mean"], found["last"]["mAP"]["std"]),
         f"{ERRORS}; mAP, F1, precision and recall are no means over images and have none in closed "
         "form",

@@ -67,9 +67,10 @@ _TRAINING = {
     "optim.accum_steps": whole(1),
     "optim.max_bad_steps": whole(0),
     "checkpoint.every": whole(1),
+    "checkpoint.every_minutes": number(0),
     "checkpoint.keep": whole(1),
     "checkpoint.max_failed_saves": whole(1),
-    "evaluate.every_epochs": above(0),
+    "evaluate.every_epochs": number(0),
 }
 
 _FINETUNING = {
@@ -150,10 +151,11 @@ def check(config) -> None:
 
 
 def _check_training(config) -> None:
-    if config.optim.warmup_epochs > config.epochs > 0:
-        raise InputError(
-            f"config.optim.warmup_epochs={config.optim.warmup_epochs:g} is longer than "
-            f"config.epochs={config.epochs:g}"
+    if config.epochs:  # 0: a classifier as it is
+        rules.check_lengths(
+            config.epochs,
+            {"optim.warmup_epochs": config.optim.warmup_epochs},
+            scaled_by=f"configs/eval.py:task={config.task},epochs=N",
         )
     several_labels = config.task == "multilabel"
     if (config.loss.kind == "softmax") == several_labels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,21 +14,20 @@ import jax
 import numpy as np
 import optax
 
-from dppmask_jax import checkpoint, features, loop, metrics, optim, parallel, workdir
+from dppmask_jax import features, history, loop, metrics, optim, parallel, resuming, workdir
+from dppmask_jax.data import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, batches
 from dppmask_jax.fit import fit, plan_from
 from dppmask_jax.models.vit import SIZES
 from dppmask_jax.pretrained import Run, open_data
+from dppmask_jax.words import count
 
 _SCORED = "images_scored"  # in the records of scores alone
 _SHOWN = 3  # scores that are printed after an epoch, unless they are those of the one before
-# What may change while an evaluation goes on: the numbers stay the same.
-_FREE = (
-    "data.workers", "log_every", "checkpoint.every", "checkpoint.keep",
-    "checkpoint.max_failed_saves", "memory_gb", "seeds",
-    "class_names",  # which older trainings did not keep
-)  # fmt: skip
+# What may change while an evaluation goes on: the numbers stay the same. Classes have their own
+# message.
+_FREE = resuming.CARRIED_OUT | {"seeds", "class_names"}
 
 
 def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
@@ -36,7 +37,19 @@ def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
 
 def pretrained(run: Run) -> dict:
     """What tells the encoder that a training starts from; it is kept in the training's config."""
-    return {"step": run.step, "config": run.config.to_dict()}
+    return {
+        "step": run.step,
+        "config": run.config.to_dict(),
+        "data_identity": run.data_identity,
+        "history": history.describe(run.history),
+    }
+
+
+def is_of(training_config, run: Run) -> bool:
+    """Whether a training began with the encoder of a run."""
+    kept = {"pretrained": workdir.to_json(training_config)["pretrained"]}
+    here = {"pretrained": json.loads(json.dumps(pretrained(run)))}
+    return not resuming.differences(kept, here, ())[0]
 
 
 def check(evaluation: Evaluation, names: Sequence[str]) -> None:
@@ -71,7 +84,10 @@ def other_names(theirs: Sequence[str], ours: Sequence[str]) -> str:
 
 
 def _runs(evaluation, names) -> list[tuple]:
-    """(config, folder, whether it goes on) of the training of each seed."""
+    """(config, folder, where it starts) of the training of each seed."""
+    images = functools.cache(
+        functools.partial(identity.of_splits, evaluation.train, evaluation.val)
+    )
     runs = []
     for seed in evaluation.config.seeds:
         config = evaluation.config.copy_and_resolve_references()
@@ -80,16 +96,18 @@ def _runs(evaluation, names) -> list[tuple]:
             config.pretrained = pretrained(evaluation.run)
             config.class_names = tuple(names)
         folder = folder_of(evaluation.folder, config.task, seed)
-        changed = workdir.check_resumable(config, folder, lambda field: field not in _FREE)
-        if changed is not None:
-            kept = checkpoint.newest_meta(folder)["config"].get("class_names", names)
-            if differ := other_names(kept, names):
-                raise InputError(
-                    f"the training in {folder} knows other classes ({differ}); give the "
-                    "config.data.source that it began with, or another --workdir"
-                )
-        runs.append((config, folder, changed is not None))
+        refuse = functools.partial(_refuse_other_names, folder, names)
+        start = resuming.start_in(folder, config, images, resuming.Terms(_FREE, refuse=refuse))
+        runs.append((config, folder, start))
     return runs
+
+
+def _refuse_other_names(folder: Path, names: Sequence[str], kept) -> None:
+    if differ := other_names(kept.get("class_names", names), names):
+        raise InputError(
+            f"the training in {folder} knows other classes ({differ}); give the "
+            "config.data.source that it began with, or another --workdir"
+        )
 
 
 class Trained(NamedTuple):
@@ -140,9 +158,9 @@ def train_seeds(
         return found["scores"], labels
 
     trained = {}
-    for config, folder, resuming in runs:
+    for config, folder, start in runs:
         state = _train(
-            evaluation, config, folder, resuming, method, optimizer_of, train, scores_of, score
+            evaluation, config, folder, start, method, optimizer_of, train, scores_of, score
         )
         parallel.wait_for_all("scores are written")
         logged = metrics.read_metrics(folder / "metrics.jsonl")
@@ -151,7 +169,7 @@ def train_seeds(
     return trained
 
 
-def _train(evaluation, config, folder, resuming, method, optimizer_of, train, scores_of, score):
+def _train(evaluation, config, folder, start, method, optimizer_of, train, scores_of, score):
     plan = plan_from(config, len(train))
     optimizer = optimizer_of(config, plan)
     init_key, seed_key = jax.random.split(jax.random.key(config.seed))
@@ -176,12 +194,13 @@ def _train(evaluation, config, folder, resuming, method, optimizer_of, train, sc
 
         return run
 
-    def announce(start_step, state):
+    def announce(state):
         del state
         evaluation.say(
-            f"seed {config.seed}: {plan.total_steps:,} steps of {config.batch_size} images "
-            f"({config.epochs:g} epochs), learning rate {plan.peak_lr:.3g} at its peak, "
-            + (f"resuming at step {start_step:,}" if start_step else "from step 0")
+            f"seed {config.seed}: {count(plan.total_steps, 'step')} of "
+            f"{count(config.batch_size, 'image')} "
+            f"({count(config.epochs, 'epoch')}), learning rate {plan.peak_lr:.3g} at its peak, "
+            + (f"resuming at step {start.step:,}" if start.step else "from step 0")
             + f", in {folder}"
         )
 
@@ -189,7 +208,7 @@ def _train(evaluation, config, folder, resuming, method, optimizer_of, train, sc
         config,
         folder,
         state=state,
-        resuming=resuming,
+        start=start,
         method=method,
         optimizer=optimizer,
         source=train,

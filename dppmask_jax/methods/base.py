@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -28,6 +29,10 @@ class Method(NamedTuple):
 
     learning_rate: Callable[[float, float, int, int], Any]
     """(peak, final, warm-up steps, total steps) -> the schedule that its own code has."""
+
+    schedules: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
+    """name -> function of the step: what else than the optimiser depends on the length of the
+    run."""
 
     report: Callable[..., dict[str, Any]] = lambda extra, aux, step: {}
     """(extra, aux, step) -> metrics of what all devices have in common, after `after_step`."""

@@ -234,8 +234,10 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             "patch": on_head(params, on_head(params, patch_tokens, "project"), "patch_logits"),
         }
 
+    decay_at = optim.cosine(config.teacher.ema_decay, 1.0, total_steps)
+
     def after_step(params, extra, aux, step):
-        decay = optim.cosine(config.teacher.ema_decay, 1.0, total_steps)(step)
+        decay = decay_at(step)
         student = {"encoder": params["encoder"], "head": params["head"]}
 
         def averaged(old, new, rate):
@@ -322,6 +324,10 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         logits=logits,
         view_clusters=view_clusters,
         learning_rate=optim.linspace_cosine,
+        schedules={
+            "decay of the teacher": decay_at,
+            "mask.tau": functools.partial(selection.tau_at, config.mask, total_steps=total_steps),
+        },
         report=report,
         watch=functools.partial(_watch_collapse, math.log(config.model.prototypes)),
         attention=lambda params, extra, images: attended(

@@ -31,6 +31,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
     num_keep = visible_count(config)
+    tau_at = functools.partial(selection.tau_at, config.mask, total_steps=total_steps)
 
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
@@ -56,7 +57,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
                 kernel_features(images, tokens),
                 grid,
                 num_keep,
-                selection.tau_at(config.mask, step, total_steps),
+                tau_at(step),
             )
         pred = model.apply(
             {"params": params}, tokens, mask.order, num_keep, drop_keys, method="predict"
@@ -109,6 +110,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
         learning_rate=optim.warmup_cosine,
+        schedules={"mask.tau": tau_at},
         reconstruct=reconstruct,
     )
 

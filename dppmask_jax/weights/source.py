@@ -13,6 +13,7 @@ import numpy as np
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.weights import files, names, sizes
+from dppmask_jax.words import count
 
 PARTS = ("decoder", "head", "norm")
 _MOST_VALUES = 2**32  # thrice those of the largest, an iBOT with two ViT-H
@@ -109,7 +110,7 @@ def matched(file: File, template) -> dict[str, np.ndarray]:
         ]
     if faults:
         raise InputError(
-            f"{file.path}: {len(faults)} tensor(s) do not fit: {'; '.join(faults)} "
+            f"{file.path}: {count(len(faults), 'tensor')} out of place: {'; '.join(faults)} "
             "(--drop=PREFIX leaves unmatched ones aside)"
         )
     return tensors
