@@ -478,7 +478,7 @@ def refused(mae_run, ibot_run, tmp_path, colours):
         "not trained": (
             mae_run, "task=backgrounds", {"classifier": "linear"}, "wants a finished training",
         ),
-        "no pixels": (ibot_run, "task=reconstruct", {}, "ibot run reconstructs no pixels"),
+        "no pixels": (ibot_run, "task=reconstruct", {}, "an iBOT run reconstructs no pixels"),
         "warm-up": (mae_run, "task=linear", {"epochs": 0.5}, "config.optim.warmup_epochs"),
         "value": (mae_run, "task=knn", {"temperature": 0.0}, "config.temperature=0.0"),
         "workdir": (mae_run, "task=knn", {"workdir": tmp_path / "file"}, "is a file"),
