@@ -18,7 +18,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:task=TASK", lock
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "",
-    "Workdir of a run, or eval_finetune/seed-N of a fine-tuning; several with commas between.",
+    "Workdir of a run, or eval_finetune/seed-N of a fine-tuning; several with commas between "
+    "(a comma in the name of a folder that exists separates nothing).",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: the checkpoint's.")
 _PROCESSES = command.define_process_flags()

@@ -209,7 +209,8 @@ def _backgrounds(config):
 
 def _reconstruct(config):
     config.seed = 0
-    config.images = ""  # files or folders, separated by commas; "" is the run's validation split
+    config.images = ""  # files or folders, separated by commas; "" is the run's validation split.
+    # A comma in the name of one that exists separates nothing
     config.num = 6
     config.tau = config_dict.placeholder(float)  # of the DPP masks; None is the run's (paper,
     # figure 6: 0.8)
