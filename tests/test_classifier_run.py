@@ -128,8 +128,8 @@ ZEROS = functools.partial(np.zeros, dtype=np.float32)
 @pytest.mark.parametrize(
     "tensors,words",
     [
-        ({"head__bias": None, "extra__weight": ZEROS(3)},
-         ("2 tensors", "missing head.bias (9,)", "unmatched extra.weight")),
+        ({"head__bias": None, "head__extra": ZEROS(3)},
+         ("2 tensors", "missing head.bias (9,)", "unmatched head.extra")),
         ({"head__bias": ZEROS(8)}, ("head.bias has shape (8,), wanted (9,)",)),
         ({"head__weight": ZEROS((9, 25))}, ("head.weight has shape (9, 25)",)),
         ({"head__weight": None}, ("no head.weight",)),

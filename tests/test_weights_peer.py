@@ -82,6 +82,9 @@ def autoencoder(request, tmp_path_factory, transformers):
     params, extra = exported.weights(config)
     exported.save(folder / "run", config, params, extra)
     path = export_weights(folder / "run", folder / "hf", "hf")
+    processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
+    size = processor.size  # without torchvision
+    assert (size["height"], size["width"]) == tuple(config.image_size)
     model = transformers.ViTMAEForPreTraining.from_pretrained(
         path, attn_implementation="eager"
     ).eval()
@@ -430,14 +433,31 @@ def test_a_pytorch_file_with_an_optimizer_is_imported(tmp_path):
     run = exported.run(tmp_path / "run")
     path = export_weights(run, tmp_path / "weights.pth", "mae-full")
     saved = torch.load(path, weights_only=True)
-    torch.save({**saved, "epoch": 3, "optimizer": {"state": {0: torch.zeros(2)}}}, path)
+    beside = {  # as trainings leave it: arguments and numbers of NumPy
+        "epoch": 3, "optimizer": {"state": {0: torch.zeros(2)}}, "best": np.float32(0.5),
+        "args": argparse.Namespace(lr=1e-3, betas=(0.9, 0.95), seed=np.int64(3)),
+    }  # fmt: skip
+    torch.save({**saved, **beside}, path)
     made = import_weights(
         path, "mae-full", tmp_path / "back", tiny.config("mae"),
         Options(Known(image_size=(16, 24), decoder_heads=2)),
     )  # fmt: skip
-    assert made.left_aside == ("epoch", "optimizer")
+    assert made.left_aside == tuple(beside)
     before, after = exported.state_of(run), exported.state_of(tmp_path / "back")
     jax.tree.map(np.testing.assert_array_equal, after["params"], before["params"])
+
+
+def test_a_model_is_found_in_dicts_in_dicts(tmp_path):
+    tensors = {"module.cls_token": torch.zeros(1, 1, 8), "module.norm.bias": torch.ones(8)}
+    path = tmp_path / "weights.pth"
+    torch.save({"saved": {"model_state": tensors}, "optimizer": {"m": torch.zeros(2)}}, path)
+    for prefix in ("", "saved.model_state"):
+        with files.opened(path, ("model",), prefix) as (entries, beside):
+            start = f"{prefix}." if prefix else ""
+            assert list(entries) == [start + name for name in tensors] and beside == ["optimizer"]
+    torch.save({"a": {"x": torch.zeros(1)}, "b": {"x": torch.ones(1)}}, path)
+    with files.opened(path, ("model",), "b") as (entries, beside):
+        assert entries["b.x"].load() == [1.0] and beside == ["a"]
 
 
 class Runs:
@@ -455,18 +475,19 @@ def test_no_pickle_is_executed(tmp_path):
     ran = tmp_path / "ran"
     hostile = {
         "runs": {"model": tensors, "more": Runs(ran)},
-        "namespace": {"model": tensors, "args": argparse.Namespace(lr=1)},
+        "path": {"model": tensors, "args": argparse.Namespace(out=ran)},
         "endless": {"model": {"cls_token": torch.zeros(1).expand(10**6, 10**6)}},
-        "numbers": {"model": {"cls_token": 3}},
-        "whole": {"model": {"cls_token": torch.zeros(3, dtype=torch.int32)}},
-        "other": {"weights": tensors},
+        "numbers": {"model": {**tensors, "norm": 3}},
+        "other": {"one": tensors, "two": tensors},
+        "round": {"model": {}, "x": {"y": tensors}},
         "list": [tensors],
     }
     words = {
-        "runs": "mkdir", "namespace": "argparse.Namespace", "endless": "more values than the file",
-        "numbers": "not tensors of floats: cls_token", "whole": "not tensors of floats",
-        "other": "it has weights", "list": "holds a list",
+        "runs": "mkdir", "path": "PosixPath", "endless": "more values than the file",
+        "numbers": "not tensors: norm", "other": "it has one, two; add --strip_prefix=one",
+        "round": "more than 8 deep", "list": "holds a list",
     }  # fmt: skip
+    hostile["round"]["model"] = hostile["round"]
     for name, content in hostile.items():
         path = tmp_path / f"{name}.pth"
         torch.save(content, path)

@@ -5,9 +5,9 @@
 
 FORMAT is mae (encoder only), mae-full, mae-finetuned (a classifier with its head), hf, hf-encoder
 (transformers' ViTMAE), timm (vit_*_patch16), ibot-teacher, ibot-student or ibot. FILE is
-.safetensors or .pth; for hf and hf-encoder a folder with model.safetensors and config.json. What is
-imported is evaluated with eval.py; train.py goes on training it, eval.py a classifier. See
-docs/weights.md.
+.safetensors or .pth, or the index of its shards; for hf and hf-encoder a folder with them and
+config.json. What is imported is evaluated with eval.py; train.py goes on training it, eval.py a
+classifier. See docs/weights.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "import: FILE[:key=value,...] of the run, its sizes apart; default: configs/mae.py, "
-    "configs/ibot.py or configs/eval.py:task=finetune, with dataset=imagenet1k.",
+    "configs/ibot.py or configs/eval.py:task=finetune, with dataset=imagenet1k and no images.",
     lock_config=True,
 )
 _FORMAT = flags.DEFINE_string("format", None, "What FILE is; see above.")
@@ -42,12 +42,16 @@ _EPSILON = flags.DEFINE_float("layer_norm_eps", None, "import: instead of config
 _ALLOW_MISSING = flags.DEFINE_list(
     "allow_missing", [], "import: decoder, head or norm: starts fresh where FILE lacks it."
 )
-_DROP = flags.DEFINE_list("drop", [], "import: leave tensors aside whose names start so.")
+_DROP = flags.DEFINE_list("drop", [], "import: leave heads aside whose names start so.")
+_STRIP = flags.DEFINE_string(
+    "strip_prefix", "", "import: take the tensors whose names start so, without it; no others."
+)
 _RESIZE = flags.DEFINE_list(
     "resize_positions", [], "HEIGHT,WIDTH of images that positions are interpolated for."
 )
 _MEAN = flags.DEFINE_list("mean", [], "import: R,G,B that FILE's model wants taken from pixels.")
 _STD = flags.DEFINE_list("std", [], "import: R,G,B that it then wants pixels divided by.")
+_PLACEHOLDER = "--config.data.source=folder:PATH"
 
 
 def main(argv):
@@ -82,11 +86,15 @@ def _import(path: str) -> None:
         known,
         tuple(_ALLOW_MISSING.value),
         tuple(_DROP.value),
+        _STRIP.value,
+        _asked(),
         _numbers(_RESIZE, 2, int) or None,
         _numbers(_MEAN, 3, float) or None,
         _numbers(_STD, 3, float) or None,
     )
     config, base = _CONFIG.value, _option("config", sys.argv)
+    if not _option("config", sys.orig_argv) and "data.source" not in options.asked:
+        config.data.source = ""  # nobody chose a recipe, and images with it
     made = import_weights(path, _FORMAT.value, _WORKDIR.value, config, options)
     new, (height, width) = made.config, made.config.image_size
     what = f"classifier of {made.classes:,} classes," if made.classes else new.method
@@ -95,30 +103,32 @@ def _import(path: str) -> None:
         f"{height}x{width} px, step 0",
         f"fresh       {', '.join(made.fresh)}",
     ]
+    lines += [f"prefix      {made.prefix} taken off all names"] if made.prefix else []
     lines += [f"left aside  {', '.join(made.left_aside)}"] if made.left_aside else []
     if made.classes:
         lines += _classifier_commands(base, config, new)
     else:
-        lines += [
-            f"evaluate    python eval.py --config=configs/eval.py:task=knn "
-            f"--checkpoint={shlex.quote(_WORKDIR.value)}",
-            f"go on       {_training_command(base, config, new)}",
-        ]
+        lines += _pretraining_commands(base, config, new)
+    if any(_PLACEHOLDER in line for line in lines):
+        lines.append("            PATH stands for a folder of your images")
     print("\n".join(lines), flush=True)
 
 
 def _export(folder: str, path: str) -> None:
-    from dppmask_jax.weights.exporting import export_weights
+    from dppmask_jax.weights.exporting import export_weights, loaded_by
 
     only_import = [
         flag.name
         for flag in (_WORKDIR, _IMAGE_SIZE, _HEADS, _DECODER_HEADS, _EPSILON, _ALLOW_MISSING, _DROP,
-                     _MEAN, _STD, _CONFIG)
+                     _STRIP, _MEAN, _STD, _CONFIG)
         if flag.present
     ]  # fmt: skip
     if only_import:
         raise InputError(f"--{only_import[0]} is for import; export takes its sizes from the run")
-    print(export_weights(folder, path, _FORMAT.value, _numbers(_RESIZE, 2, int) or None))
+    resize = _numbers(_RESIZE, 2, int) or None
+    print(export_weights(folder, path, _FORMAT.value, resize))
+    how = loaded_by(folder, path, _FORMAT.value, resize)
+    print(*([how] if how else []), end="\n" if how else "", flush=True)
 
 
 def _numbers(flag, count: int, kind) -> tuple:
@@ -136,18 +146,25 @@ def _numbers(flag, count: int, kind) -> tuple:
 
 def _classifier_commands(base: str, old, new) -> list[str]:
     """What can be done with an imported classifier."""
+    from configs import ibot
+    from dppmask_jax.weights.pretraining import local_size
+
     words = ["python", "eval.py", f"--config={base}"]
     words += [word for word in sys.argv if word.startswith("--config.")]
     if new.model.pool != old.model.pool:
         words.append(f"--config.model.pool={new.model.pool}")
     if not new.data.source:
-        words.append("--config.data.source=folder:PATH")
+        words.append(_PLACEHOLDER)
     words.append(f"--checkpoint={_WORKDIR.value}")
     model = new.model
+    recipe = ibot.get_config("dataset=imagenet1k")
+    recipe.model.patch_size, recipe.image_size = model.patch_size, tuple(new.image_size)
     pretraining = [
         "python", "train.py", f"--config=configs/ibot.py:dataset=imagenet1k,size={model.size}",
         f"--config.model.patch_size={model.patch_size}",
-        f"--config.image_size={tuple(new.image_size)}", f"--config.init_from={_WORKDIR.value}",
+        f"--config.image_size={tuple(new.image_size)}",
+        f"--config.data.local_size={local_size(recipe)}", f"--config.init_from={_WORKDIR.value}",
+        _PLACEHOLDER if not new.data.source else f"--config.data.source={new.data.source}",
         "--workdir=RUN",
     ]  # fmt: skip
     return [
@@ -157,18 +174,44 @@ def _classifier_commands(base: str, old, new) -> list[str]:
     ]
 
 
-def _training_command(base: str, old, new) -> str:
+def _pretraining_commands(base: str, old, new) -> list[str]:
+    """What can be done with an imported pre-training run."""
     from dppmask_jax.rules import flatten
 
+    images = [] if _has_images(new) else [_PLACEHOLDER]
+    evaluate = ["python", "eval.py", "--config=configs/eval.py:task=knn", *images,
+                f"--checkpoint={_WORKDIR.value}"]  # fmt: skip
     before = flatten(old)
-    words = ["python", "train.py", f"--config={base}"]
+    train = ["python", "train.py", f"--config={base}"]
     # What was typed here is in the config before.
-    words += [word for word in sys.argv if word.startswith("--config.")]
-    words += [
+    train += [word for word in sys.argv if word.startswith("--config.")]
+    train += [
         f"--config.{field}={value}" for field, value in flatten(new).items()
         if value != before[field]
     ]  # fmt: skip
-    return shlex.join([*words, f"--workdir={_WORKDIR.value}"])
+    train += [*images, f"--workdir={_WORKDIR.value}"]
+    return [f"evaluate    {shlex.join(evaluate)}", f"go on       {shlex.join(train)}"]
+
+
+def _has_images(config) -> bool:
+    """Whether the images of a config are there."""
+    from dppmask_jax.pretrained import open_data
+
+    if not config.data.source:
+        return False
+    try:
+        open_data(config)
+    except InputError:
+        return False
+    return True
+
+
+def _asked() -> frozenset[str]:
+    """The fields of the config that the command names."""
+    given = (word.partition("=")[0] for word in sys.argv)
+    return frozenset(
+        word.removeprefix("--config.") for word in given if word.startswith("--config.")
+    )
 
 
 def _underscored(word: str) -> str:

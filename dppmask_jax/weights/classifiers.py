@@ -12,8 +12,6 @@ from dppmask_jax.methods.base import Method
 from dppmask_jax.weights import names, positions, sizes
 from dppmask_jax.weights.source import File, Options
 
-_DTYPE = "bfloat16"  # that of the recipes, where a config leaves it to the run
-
 
 def check(config, form: names.Format, format_name: str, options: Options) -> None:
     """Raises InputError unless a config and a format go together."""
@@ -46,7 +44,7 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
     with config.unlocked():
         config.image_size = image_size
         config.model.size, config.model.patch_size = found.size, found.patch_size
-        config.model.dtype = config.model.dtype or _DTYPE
+        config.model.dtype = config.model.dtype or "float32"
         for pool, norm in (("mean", "fc_norm"), ("cls", "norm")):
             if file.name_of(f"{norm}.weight") in file.entries:
                 config.model.pool = pool

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dppmask_jax import checkpoint
+from dppmask_jax.data.augment import MEAN, STD
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.vit import NORM_EPSILON, SIZES
@@ -32,7 +34,7 @@ def export_weights(
     Args:
       folder: the workdir of a pre-training run, or of a fine-tuning (its `seed-N` folder).
       path: a file, .safetensors or .pth; for the formats of Hugging Face a folder, which receives
-        model.safetensors and config.json.
+        model.safetensors, config.json and preprocessor_config.json.
       format_name: of `names.FORMATS`.
       resize_positions: (height, width) of images that the positions are interpolated for.
 
@@ -67,11 +69,60 @@ def export_weights(
     try:
         files.write(partial / "model.safetensors", tensors, ())
         described = _huggingface_config(config, image_size, form.holds == "autoencoder")
-        (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        for name, values in (
+            ("config.json", described),
+            ("preprocessor_config.json", _huggingface_pixels(image_size)),
+        ):
+            (partial / name).write_text(json.dumps(values, indent=2) + "\n")
         partial.rename(path.absolute())
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+# The models of timm that are those of here, by the names in `SIZES`.
+_TIMM = {
+    "Ti": "vit_tiny_patch16_224",
+    "S": "vit_small_patch16_224",
+    "B": "vit_base_patch16_224",
+    "L": "vit_large_patch16_224",
+    "H": "vit_huge_patch14_224",
+}
+
+
+def loaded_by(
+    folder: str | Path,
+    path: str | Path,
+    format_name: str,
+    resize_positions: tuple[int, int] | None = None,
+) -> str:
+    """The Python that loads an exported file, "" where no other library does; arguments as of
+    `export_weights`."""
+    config = from_json(checkpoint.newest_meta(folder)["config"])
+    image_size = tuple(resize_positions or config.image_size)
+    if format_name.startswith("hf"):
+        name = "ViTMAEForPreTraining" if format_name == "hf" else "ViTMAEModel"
+        return f"transformers.{name}.from_pretrained({str(path)!r})"
+    if format_name not in ("timm", "mae-finetuned"):
+        return ""
+    size, patch_size = SIZES[config.model.size], config.model.patch_size
+    name = _TIMM.get(config.model.size, _TIMM["B"])
+    arguments: dict[str, Any] = {"num_classes": 0}
+    if format_name == "mae-finetuned":
+        head = checkpoint.read_newest(folder)[1]["params"]["head"]
+        arguments = {"num_classes": len(head["bias"])}
+        arguments |= {"global_pool": "avg"} if config.model.pool == "mean" else {}
+    if image_size != (224, 224):
+        arguments["img_size"] = image_size
+    if f"patch{patch_size}_" not in name:
+        arguments["patch_size"] = patch_size
+    if config.model.size not in _TIMM:
+        arguments |= {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
+    # timm's own expect pixels from -1 to 1.
+    arguments["pretrained_cfg_overlay"] = {"mean": tuple(MEAN), "std": tuple(STD)}
+    arguments["checkpoint_path"] = str(path)
+    words = ", ".join(f"{argument}={value!r}" for argument, value in arguments.items())
+    return f"timm.create_model({name!r}, {words})"
 
 
 def _tree(folder, config, state, holds: str, format_name: str) -> dict[str, Any]:
@@ -153,6 +204,22 @@ def _resized(tree, config, image_size, format_name: str):
         tree["encoder"]["positions"], tuple(config.image_size), image_size, patch_size
     )
     return {**tree, "encoder": {**tree["encoder"], "positions": table}}
+
+
+def _huggingface_pixels(image_size) -> dict[str, Any]:
+    """preprocessor_config.json: how pixels become the model's input. It has no crop; images are
+    squeezed to the size, unlike in evaluations here."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size[0], "width": image_size[1]},
+        "resample": int(Image.Resampling.BICUBIC),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [float(value) for value in MEAN],
+        "image_std": [float(value) for value in STD],
+    }
 
 
 def _huggingface_config(config, image_size, with_decoder: bool) -> dict[str, Any]:

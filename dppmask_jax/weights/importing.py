@@ -18,12 +18,13 @@ from dppmask_jax.weights.source import Options
 
 class Imported(NamedTuple):
     """What became of a file: the run's config, how many classes it tells apart (None: it does not),
-    and in words what started fresh and what was left aside."""
+    in words what started fresh and what was left aside, and the prefix that was taken off names."""
 
     config: Any
     classes: int | None
     fresh: tuple[str, ...]
     left_aside: tuple[str, ...]
+    prefix: str
 
 
 def import_weights(
@@ -32,7 +33,7 @@ def import_weights(
     """Makes the workdir of a run whose model is a file's.
 
     Args:
-      path: the file, or a folder with a model.safetensors.
+      path: the file, an index of its parts, or a folder with either.
       format_name: of `names.FORMATS`.
       folder: the workdir to make; missing or empty.
       config: what configs/mae.py or configs/ibot.py makes, or for a classifier configs/eval.py with
@@ -49,9 +50,11 @@ def import_weights(
     form = names.FORMATS[format_name]
     kind = classifiers if "task" in config else pretraining
     kind.check(config, form, format_name, options)
-    with source.opened(path, format_name, options.drop) as file:
+    with source.opened(path, format_name, options) as file:
         shapes = {name: entry.shape for name, entry in file.entries.items()}
-        found = sizes.read(shapes, file.name_of, file.stated, options.known)
+        # A ViT of timm without a table may compute other positions than these.
+        fixed = config.get("method") == "mae" and format_name != "timm"
+        found = sizes.read(shapes, file.name_of, file.stated, options.known, fixed)
         config = kind.adapted(config, found, file, options)
         method = kind.method_of(config, found)
         template, fresh = kind.template(method, found, file, config, options.allow_missing)
@@ -60,14 +63,15 @@ def import_weights(
     tree = _with_pixels_as_here(tree, file.stated, options)
     _write(config, kind.state(config, method, tree, found, file), folder)
     classes = found.classes if kind is classifiers else None
-    return Imported(config, classes, fresh, file.left_aside)
+    return Imported(config, classes, fresh, file.left_aside, file.prefix)
 
 
 def _with_pixels_as_here(tree, stated, options: Options):
     """The tree with a patch embedding that takes pixels normalised as here."""
     pretrained = stated.get("pretrained_cfg")
     pretrained = pretrained if isinstance(pretrained, dict) else {}
-    mean, std = options.mean or pretrained.get("mean"), options.std or pretrained.get("std")
+    mean = options.mean or pretrained.get("mean", stated.get("image_mean"))
+    std = options.std or pretrained.get("std", stated.get("image_std"))
     try:
         mean = np.asarray(MEAN if mean is None else mean, np.float64)
         std = np.asarray(STD if std is None else std, np.float64)

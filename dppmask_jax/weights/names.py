@@ -5,7 +5,7 @@ is (in, out), and that of the patch embedding (P, D) with P in the order of `pat
 All transposes stand in this file.
 
 A "tree" is nested dicts of arrays as the models have them, with the encoder's and the decoder's
-positions among them whether they are learned or not:
+positions among them whether they are learned or not, unless a file leaves fixed ones out:
 
   {"encoder"}                                     an encoder; "norm" is missing where it has none
   {"encoder", "decoder"}                          a masked autoencoder
@@ -109,7 +109,8 @@ def _encoder(encoder) -> Iterator[Slot]:
     patch_size = math.isqrt(encoder["patch_embed"]["proj"]["kernel"].shape[0] // 3)
     path = ("encoder",)
     yield Slot((*path, "cls_token"), ("cls_token",), SAME)
-    yield Slot((*path, "positions"), ("pos_embed",), SAME)
+    if "positions" in encoder:
+        yield Slot((*path, "positions"), ("pos_embed",), SAME)
     proj = (*path, "patch_embed", "proj")
     yield Slot((*proj, "kernel"), ("patch_embed.proj.weight",), convolution(patch_size))
     yield Slot((*proj, "bias"), ("patch_embed.proj.bias",), SAME)
@@ -121,7 +122,8 @@ def _encoder(encoder) -> Iterator[Slot]:
 def _decoder(decoder) -> Iterator[Slot]:
     path = ("decoder",)
     yield Slot((*path, "mask_token"), ("mask_token",), SAME)
-    yield Slot((*path, "positions"), ("decoder_pos_embed",), SAME)
+    if "positions" in decoder:
+        yield Slot((*path, "positions"), ("decoder_pos_embed",), SAME)
     yield from _linear("decoder_embed", (*path, "embed"))
     yield from _blocks((*path, "blocks"), "decoder_blocks", len(decoder["blocks"]))
     yield from _norm((*path, "norm"), "decoder_norm")

@@ -24,6 +24,12 @@ def check_fixed(positions, name: str, spacing: float, image_size, patch_size: in
       spacing: between the numbers of the file's type at 1.
     """
     wanted = fixed(image_size, patch_size, positions.shape[-1])
+    if not positions.any():
+        raise InputError(
+            f"{name} is all zero, as in a model of transformers that was made and never trained: "
+            f"take its weights after training, or leave {name} out of the file (an MAE's positions "
+            "are fixed)"
+        )
     difference = float(np.abs(positions - wanted).max())
     if not difference <= max(_TOLERANCE, spacing):
         rows, columns = patches.grid_shape(image_size, patch_size)

@@ -50,13 +50,42 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
             config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads = (
                 found.decoder
             )
-            config.loss.norm_pix = bool(file.stated.get("norm_pix_loss", config.loss.norm_pix))
+            _carry_over(config, file.stated, options.asked)
         if found.head and config.method == "ibot":
             model = config.model
             model.head_hidden, model.head_bottleneck, model.prototypes = found.head
             model.shared_head = _shares_head(file)
-    config_rules.check(config)
+        if config.method == "ibot" and "data.local_size" not in options.asked:
+            config.data.local_size = local_size(config)
+        if "model.dtype" not in options.asked:
+            config.model.dtype = "float32"
+    # An import reads no images, and nobody may have said yet where they are.
+    with_source = config.copy_and_resolve_references()
+    with_source.data.source = config.data.source or "shapes"
+    config_rules.check(with_source)
     return config
+
+
+def local_size(config) -> tuple[int, int]:
+    """The size of iBOT's local views: that of a config where it fits its model, else the share of
+    the image that it is in the recipes."""
+    patch_size, size = config.model.patch_size, tuple(config.data.local_size)
+    images = tuple(config.image_size)
+    if all(
+        side % patch_size == 0 and side < image for side, image in zip(size, images, strict=True)
+    ):
+        return size
+    return tuple(max(1, round(side * 96 / 224 / patch_size)) * patch_size for side in images)
+
+
+def _carry_over(config, stated: dict[str, Any], asked: frozenset[str]) -> None:
+    """Sets what config.json says of the training of an autoencoder, unless asked for otherwise."""
+    norm_pix, ratio = stated.get("norm_pix_loss"), stated.get("mask_ratio")
+    if isinstance(norm_pix, bool) and "loss.norm_pix" not in asked:
+        config.loss.norm_pix = norm_pix
+    # 0 is how a model is made to see whole images, and no way to train it.
+    if isinstance(ratio, float) and 0 < ratio < 1 and "mask.ratio" not in asked:
+        config.mask.ratio = ratio
 
 
 def method_of(config, found: sizes.Sizes):
@@ -85,12 +114,12 @@ def template(method, found: sizes.Sizes, file: File, config, allowed: tuple[str,
     rows, columns = patches.grid_shape(found.image_size, found.patch_size)
     encoder = method.encoder_of(params, extra)
     width = encoder["cls_token"].shape[-1]
-    encoder = {**encoder, "positions": names.abstract((1, 1 + rows * columns, width))}
+    encoder = {**encoder, **_table(file, "pos_embed", rows * columns, width)}
     tree: dict[str, Any] = {"encoder": encoder}
     if config.method == "mae" and file.form.holds == "autoencoder":
         width = params["decoder"]["mask_token"].shape[-1]
-        table = names.abstract((1, 1 + rows * columns, width))
-        tree["decoder"] = {**params["decoder"], "positions": table}
+        table = _table(file, "decoder_pos_embed", rows * columns, width)
+        tree["decoder"] = {**params["decoder"], **table}
     if config.method == "ibot" and file.form.holds in ("teacher", "student", "both"):
         tree["head"] = _head_template(params["head"], file)
     fresh = ["optimiser"]
@@ -98,7 +127,13 @@ def template(method, found: sizes.Sizes, file: File, config, allowed: tuple[str,
         wanted = {"decoder": config.method == "mae", "head": config.method == "ibot"}
         if not wanted.get(part, True) or _has(file, tree, part):
             continue
-        if part not in allowed:
+        # That files of an encoder alone have neither decoder nor head is no surprise.
+        if part not in allowed and not (file.form.holds == "encoder" and part != "norm"):
+            if part == "norm" and file.name_of("fc_norm.weight") in file.entries:
+                raise InputError(
+                    f"{file.path} has no norm: its layer norm is that of a classifier which pools "
+                    "patches, fc_norm; use --format=mae-finetuned and leave --config out"
+                )
             raise InputError(
                 f"{file.path} has no {part}; --allow_missing={part} starts it fresh"
                 + (" (all scales 1, all shifts 0)" if part == "norm" else "")
@@ -114,6 +149,13 @@ def template(method, found: sizes.Sizes, file: File, config, allowed: tuple[str,
         return student, tuple(fresh)
     centers = {name: extra[name] for name in ("class_center", "patch_center")}
     return {"student": student, "teacher": tree, **centers}, tuple(fresh)
+
+
+def _table(file: File, name: str, num_patches: int, width: int) -> dict[str, Any]:
+    """{"positions"} that the file has to hold; {} where it leaves out those of MAE."""
+    if file.name_of(name) not in file.entries:
+        return {}
+    return {"positions": names.abstract((1, 1 + num_patches, width))}
 
 
 def _has(file: File, tree, part: str) -> bool:
@@ -175,7 +217,7 @@ def _placed(config, tree, found: sizes.Sizes, file: File):
     placed = dict(tree)
     if config.method == "mae":
         for part, name in (("encoder", "pos_embed"), ("decoder", "decoder_pos_embed")):
-            if part in tree:
+            if "positions" in tree.get(part, ()):
                 name = file.name_of(name)
                 spacing = file.entries[name].spacing
                 table = tree[part]["positions"]

@@ -16,6 +16,10 @@ from dppmask_jax.models.vit import NORM_EPSILON, SIZES, Size
 
 # Of MAE, and of this project's smaller presets.
 DECODER_HEADS = {512: 16, 192: 6, 64: 4}
+_NO_CLASS_POSITION = (
+    "the file has {} positions, one for each patch and none for the class token: an encoder of "
+    "this architecture is not supported yet"
+)
 # The default of Hugging Face's config, although MAE was trained with 1e-6: too small to matter.
 _HF_EPSILON = 1e-12
 
@@ -49,10 +53,12 @@ def read(
     name_of: Callable[[str], str],
     stated: dict[str, Any],
     known: Known,
+    fixed: bool,
 ) -> Sizes:
     """The sizes of a file.
 
     Args:
+      fixed: whether a file without positions is one that has MAE's.
       shapes: of its tensors.
       name_of: MAE's name of a tensor -> the name in `shapes`.
       stated: config.json beside the file; {} where there is none.
@@ -76,7 +82,21 @@ def read(
     patch_size = shape("patch_embed.proj.weight", width, 3, None, None)[2]
     if patch_size < 1:
         raise InputError(f"{name_of('patch_embed.proj.weight')} is for patches of no pixels")
-    num_patches = shape("pos_embed", 1, None, width)[1] - 1
+    if name_of("pos_embed") in shapes:
+        num_patches = shape("pos_embed", 1, None, width)[1] - 1
+        image_size = _image_size(num_patches, patch_size, stated, known)
+    elif fixed:
+        image_size = known.image_size or _stated_image_size(stated)
+        if image_size is None:
+            raise InputError(
+                "the file has no positions, which are fixed, and so does not say for which images "
+                "it is; add --image_size=HEIGHT,WIDTH"
+            )
+    else:
+        raise InputError(
+            f"the file has no {name_of('pos_embed')}, and only MAE's positions are known without; "
+            "it does not fit --format, or its encoder is one that is not supported yet"
+        )
     _check_epsilon(stated, known)
     heads = known.heads or _whole(stated, "num_attention_heads")
     heads = heads or {size.width: size.heads for size in SIZES.values()}.get(width)
@@ -98,7 +118,7 @@ def read(
     return Sizes(
         _name(Size(width, _depth(shapes, name_of, "blocks"), heads)),
         patch_size,
-        _image_size(num_patches, patch_size, stated, known),
+        image_size,
         decoder,
         head,
         classes,
@@ -138,17 +158,25 @@ def _image_size(num_patches: int, patch_size: int, stated, known: Known) -> tupl
     if image_size is None:
         side = math.isqrt(max(num_patches, 0))
         if side < 1 or side**2 != num_patches:
+            # As many patches and no position for the class token leave the same trace.
+            square = math.isqrt(num_patches + 1) ** 2 == num_patches + 1
             raise InputError(
-                f"{num_patches} patches make no square, and how they lie is not in the file; add "
-                "--image_size=HEIGHT,WIDTH"
-            )
+                f"{num_patches} patches make no square, and how they lie is not in the file; "
+                + ("if the images are no squares, " if square else "")
+                + "add --image_size=HEIGHT,WIDTH"
+                + (f"; {num_patches + 1} patches and a class token without a position are not "
+                   "supported yet" if square else "")
+            )  # fmt: skip
         return side * patch_size, side * patch_size
     rows, columns = (side / patch_size for side in image_size)
+    if rows * columns == num_patches + 1:
+        raise InputError(_NO_CLASS_POSITION.format(num_patches + 1))
     if rows * columns != num_patches or rows != int(rows) or columns != int(columns):
         raise InputError(
-            f"the file has {num_patches} positions, which images of "
-            f"{image_size[0]}x{image_size[1]} with {patch_size} px patches have not; add "
-            "--image_size=HEIGHT,WIDTH of the images that the file is for"
+            f"the file has positions for {num_patches} patches, which images of "
+            f"{image_size[0]}x{image_size[1]} with {patch_size} px patches have not; if they are "
+            "for another size, add --image_size=HEIGHT,WIDTH of it; positions of other tokens are "
+            "not supported yet"
         )
     return image_size
 

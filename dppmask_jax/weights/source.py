@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dppmask_jax.errors import InputError
-from dppmask_jax.weights import files, names, sizes
+from dppmask_jax.weights import architecture, files, names, prefixes, sizes
 from dppmask_jax.words import count
 
 PARTS = ("decoder", "head", "norm")
@@ -25,7 +25,10 @@ class Options(NamedTuple):
     Attributes:
       known: what its tensors do not say.
       allow_missing: of PARTS, what the file may lack altogether; it starts fresh.
-      drop: tensors whose names start so are left aside.
+      drop: tensors of heads whose names start so are left aside.
+      strip_prefix: what the names of the wanted tensors start with; it is taken off, and all others
+        are left aside. "" finds out.
+      asked: fields of the config that were asked for by name, which the file does not change.
       resize_positions: (height, width) of the images that the run is for, where the file is for
         others; None keeps the file's.
       mean, std: how the file's model wants pixels from 0 to 1 normalised; None is as here.
@@ -34,6 +37,8 @@ class Options(NamedTuple):
     known: sizes.Known = sizes.Known()
     allow_missing: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    strip_prefix: str = ""
+    asked: frozenset[str] = frozenset()
     resize_positions: tuple[int, int] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
@@ -45,8 +50,9 @@ class File(NamedTuple):
     Attributes:
       path, form: the file and its format.
       entries: its tensors, by the names of the format.
-      stated: config.json beside it.
+      stated: config.json beside it, with "image_mean" and "image_std" of preprocessor_config.json.
       left_aside: what else it holds.
+      prefix: what was taken off all names.
     """
 
     path: Path
@@ -54,6 +60,7 @@ class File(NamedTuple):
     entries: dict[str, files.Entry]
     stated: dict[str, Any]
     left_aside: tuple[str, ...]
+    prefix: str = ""
 
     def name_of(self, name: str) -> str:
         """The format's name of the first tensor that MAE calls so."""
@@ -62,31 +69,39 @@ class File(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(path: str | Path, format_name: str, drop: tuple[str, ...]) -> Iterator[File]:
+def opened(path: str | Path, format_name: str, options: Options) -> Iterator[File]:
     """The file of a path while it is open.
 
     Args:
       format_name: of `names.FORMATS`.
-      drop: see `Options`.
 
     Raises:
-      InputError: see `files.opened`; or the file is of another format, or absurdly large.
+      InputError: see `files.opened`; or the file is of another format, has another architecture, or
+        is absurdly large.
     """
     form, path = names.FORMATS[format_name], files.find(path)
-    stated = files.read_config(path)
-    with files.opened(path, form.containers) as (entries, beside):
+    stated = _stated(path)
+    with files.opened(path, form.containers, options.strip_prefix) as (entries, beside):
         for name in (*entries, *beside):
             if not name.isprintable():  # nor does a terminal get to see it
                 raise InputError(f"{path} has a tensor called {name!r}; it is no such file")
-        entries, dropped = _without(entries, drop)
+        entries, prefix, others = prefixes.stripped(
+            path, entries, format_name, options.strip_prefix
+        )
+        entries, dropped = _without(path, entries, form, options.drop)
         entries = _respelled(path, entries, form, format_name)
+        shapes = {name: entry.shape for name, entry in entries.items()}
+        architecture.check(path, shapes, _spellings(form), stated)
+        whole = [name for name, entry in entries.items() if entry.spacing is None]
+        if whole:
+            raise InputError(f"{path}: tensors that are not of floats: {', '.join(whole)}")
         num_values = sum(math.prod(entry.shape) for entry in entries.values())
         if num_values > _MOST_VALUES:
             raise InputError(
                 f"{path} holds {num_values:.1e} numbers, more than any model here (at most "
                 f"{_MOST_VALUES:.1e} are read)"
             )
-        yield File(path, form, entries, stated, (*dropped, *beside))
+        yield File(path, form, entries, stated, (*dropped, *others, *beside), prefix)
 
 
 def matched(file: File, template) -> dict[str, np.ndarray]:
@@ -110,34 +125,80 @@ def matched(file: File, template) -> dict[str, np.ndarray]:
         ]
     if faults:
         raise InputError(
-            f"{file.path}: {count(len(faults), 'tensor')} out of place: {'; '.join(faults)} "
-            "(--drop=PREFIX leaves unmatched ones aside)"
+            f"{file.path}: {count(len(faults), 'tensor')} out of place: {'; '.join(faults)}"
+            + _hint(file.form, [name for name in file.entries if name not in wanted])
         )
     return tensors
 
 
-def _without(entries, prefixes):
-    """(the entries that are kept, the names of the others)."""
-    for prefix in prefixes:
-        if not any(name.startswith(prefix) for name in entries):
-            raise InputError(f"--drop={prefix}: no tensor of the file starts so")
-    dropped = [name for name in entries if name.startswith(prefixes)] if prefixes else []
+def _stated(path: Path) -> dict[str, Any]:
+    stated = files.read_json(path.parent / "config.json")
+    pixels = files.read_json(path.parent / "preprocessor_config.json")
+    return stated | {name: pixels[name] for name in ("image_mean", "image_std") if name in pixels}
+
+
+def _hint(form, unmatched: list[str]) -> str:
+    """What to do about the heads among unmatched tensors."""
+    heads = [name for name in unmatched if architecture.is_head(name)]
+    if not heads:
+        return ""
+    decoders = any(name.startswith("decoder") for name in heads) and form.holds == "encoder"
+    # The tensors of a decoder begin in many ways, all with this word.
+    starts = dict.fromkeys("decoder" if "decoder" in name else name.split(".")[0] for name in heads)
+    return f" (--drop={','.join(starts)} leaves what is no encoder aside" + (
+        "; mae-full and hf are formats with a decoder)" if decoders else ")"
+    )
+
+
+def _without(path, entries, form, starts):
+    """(the entries that are kept, the names of the others); the format's names count as well."""
+    dropped: list[str] = []
+    for start in starts:
+        inside = [
+            name for name in entries
+            if name.startswith(start) or form.respell([name])[name].startswith(start)
+        ]  # fmt: skip
+        if not inside:
+            raise InputError(
+                f"--drop={start}: no tensor of {path} starts so; they start with "
+                f"{prefixes.beginnings(entries)}"
+            )
+        for name in inside:
+            if not architecture.is_head(name):
+                raise InputError(
+                    f"--drop={start}: {name} is no head but may take part in the encoder, which "
+                    "would be another one without it; --drop leaves aside heads alone, such as "
+                    f"{', '.join(architecture.HEADS)}"
+                )
+        dropped += inside
     return {name: entry for name, entry in entries.items() if name not in dropped}, dropped
+
+
+def _spellings(form):
+    """How the networks of a format are spelled."""
+    if form.holds != "both":
+        return [form.spell]
+    return [
+        lambda name, prefix=prefix: tuple(prefix + part for part in form.spell(name))
+        for prefix in ("student.module.", "teacher.")
+    ]
 
 
 def _respelled(path, entries, form, format_name):
     spelled = form.respell(entries)
-    cls_token = _cls_token(form)
+    cls_token = prefixes.cls_token(form)
     if cls_token not in spelled.values():
-        fitting = [
-            name
-            for name, other in names.FORMATS.items()
-            if _cls_token(other) in other.respell(entries).values()
-        ]
-        hint = f"it looks like {' or '.join(fitting)}" if fitting else "no format fits it"
-        some = ", ".join(list(entries)[:4])
+        looks = prefixes.formats_of(entries)
+        if not looks and any(
+            form.spell("patch_embed.proj.weight")[0] in name for name in spelled.values()
+        ):
+            raise InputError(
+                f"{path} has patch embeddings and no class token ({cls_token}): an encoder of this "
+                "architecture is not supported yet"
+            )
         raise InputError(
-            f"{path} is not of --format={format_name}: it has no {cls_token}, but {some}, …; {hint}"
+            f"{path} is not of --format={format_name}: it has no {cls_token}; its tensors start "
+            f"with {prefixes.beginnings(entries)}; {looks.removesuffix('; ') or 'no format fits'}"
         )
     found: dict[str, files.Entry] = {}
     for name, new in spelled.items():
@@ -145,7 +206,3 @@ def _respelled(path, entries, form, format_name):
             raise InputError(f"{path} has {new} twice, in two spellings")
         found[new] = entries[name]
     return found
-
-
-def _cls_token(form) -> str:
-    return ("student.module." if form.holds == "both" else "") + form.spell("cls_token")[0]

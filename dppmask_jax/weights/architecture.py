@@ -1,0 +1,129 @@
+"""Which encoders are supported, told from the names and shapes of a file's tensors.
+
+An encoder here is a plain vision transformer: class token, one position for it and each patch,
+layer norm before attention and MLP, GELU. Whatever else takes part in a file's encoder is refused
+by name: without it the same weights are another, worse encoder. Heads alone can be left aside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dppmask_jax.errors import InputError
+
+HEADS = ("head", "fc_norm", "classifier", "pooler", "decoder", "mask_token")  # the usual ones
+_NETWORK = r"^(?:(?:student|teacher|module|backbone|vit)\.)*"
+_HEAD = re.compile(
+    _NETWORK + r"(?:\w*head|heads|fc|fc_norm|classifier|pre_logits|pooler|projector|projection|"
+    r"predictor|decoder|attn_pool|mask_token|embeddings\.mask_token|masked_embed|ibot_loss)"
+    r"(?:\.|_|$)"
+)
+# What tensors beyond those of a plain encoder are, by their names.
+_PARTS = {
+    "register tokens": r"(^|\.)(reg_tokens?|register_tokens?|storage_tokens|registers?)(\.|$)",
+    "a distillation token": r"(^|\.)dist(illation)?_token",
+    "LayerScale": r"\.ls_?\d\.|\.(gamma|lambda)_?\d?$|layer_?scale",
+    "normalised queries and keys": r"\.((q|k|query|key)_?(layer_?)?(norm|ln)|norm_(q|k))\.",
+    "rotary positions": r"(^|[._])(rope|rotary|inv_freq|freqs|periods)(\.|_|$)",
+    "relative positions": r"rel(ative)?_pos",
+    "gated MLPs (SwiGLU)": r"\.mlp\.(w\d+|fc1_[gx]|gate_proj|up_proj|weights_in|fc_norm)\.",
+    "a layer norm before the blocks": r"(^|\.)(norm_pre|ln_pre|pre_layer_?norm|pre_layrnorm)\.",
+    "layer norms inside its blocks": r"\.(attn|mlp)\.(\w*norm|\w*ln)\.",
+    "biases of queries and values alone": r"\.(q|k|v)_bias$",
+    "a patch embedding of several layers": r"patch_embed\.",
+    "adapters": r"(lora|adapter)",
+}
+_OTHER = "tensors that no encoder here has"
+_TENSORS = ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
+            "norm.weight", "norm.bias")  # fmt: skip
+_OF_A_BLOCK = tuple(
+    f"{layer}.{kind}"
+    for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+)
+_WITHOUT = {
+    "attn.qkv.bias": "no biases of queries, keys and values",
+    "norm1.bias": "layer norms without a shift",
+    "attn.proj.bias": "no bias after attention",
+    "mlp.fc1.bias": "MLPs without biases",
+}
+# Arguments of timm's models that change what is computed and leave no tensor behind.
+_TIMM_ARGUMENTS = ("act_layer", "norm_layer", "mlp_layer", "block_fn", "attn_layer", "rope_type")
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor belongs to a head: to what takes the encoder's tokens and gives none."""
+    return bool(_HEAD.match(name))
+
+
+def part_of(name: str) -> str:
+    """In words what a tensor is that no encoder here has."""
+    return next((part for part, pattern in _PARTS.items() if re.search(pattern, name)), _OTHER)
+
+
+def check(
+    path,
+    shapes: Mapping[str, tuple[int, ...]],
+    spellings: Iterable[Callable[[str], tuple[str, ...]]],
+    stated: Mapping[str, Any],
+) -> None:
+    """Raises InputError unless a file's encoder is a plain one; what it has besides, by name.
+
+    Args:
+      shapes: of its tensors, by the names of its format.
+      spellings: MAE's name of a tensor -> the names of the format; one for each network.
+      stated: config.json beside it.
+    """
+    depth = 1 + max((int(number) for name in shapes for number in re.findall(r"\.(\d+)\.", name)
+                     if len(number) < 4), default=-1)  # fmt: skip
+    spellings, known, found = list(spellings), set(), {}
+    for spell in spellings:
+        blocks = [f"{part}blocks.{i}" for i in range(depth) for part in ("", "decoder_")]
+        plain = [*_TENSORS, *(f"{block}.{name}" for block in blocks for name in _OF_A_BLOCK)]
+        known |= {name for tensor in plain for name in spell(tensor)}
+    for name in shapes:
+        if name not in known and not is_head(name):
+            found.setdefault(part_of(name), []).append(name)
+    for part in _without(shapes, spellings[0], depth):
+        found.setdefault(part, [])
+    found |= {part: [] for part in _without_a_trace(stated)}
+    if found:
+        words = "; ".join(part + _some(names) for part, names in found.items())
+        raise InputError(
+            f"{path} has {words}: an encoder of this architecture is not supported yet"
+        )
+
+
+def _without(shapes, spell, depth: int):
+    """What a plain encoder has and this one has in no block, in words."""
+    blocks = [i for i in range(depth) if spell(f"blocks.{i}.norm1.weight")[0] in shapes]
+    for name, words in _WITHOUT.items():
+        if blocks and not any(spell(f"blocks.{i}.{name}")[0] in shapes for i in blocks):
+            yield words
+    if blocks and spell("patch_embed.proj.bias")[0] not in shapes:
+        yield "a patch embedding without a bias"
+    hidden, narrowed = (shapes.get(spell(f"blocks.0.mlp.{layer}.weight")[0], ())
+                        for layer in ("fc1", "fc2"))  # fmt: skip
+    if len(hidden) == 2 == len(narrowed) and hidden[0] == 2 * narrowed[1]:
+        yield "gated MLPs (SwiGLU)"
+
+
+def _without_a_trace(stated):
+    """What config.json of timm says of the computation that no tensor shows."""
+    name, arguments = stated.get("architecture"), stated.get("model_args")
+    for word, part in (("rope", "rotary positions"), ("_rpn", "layer norms after its layers"),
+                       ("quickgelu", "another GELU")):  # fmt: skip
+        if isinstance(name, str) and word in name:
+            yield f"{part} (config.json: {name})"
+    for argument in _TIMM_ARGUMENTS if isinstance(arguments, dict) else ():
+        if arguments.get(argument):
+            yield f"{argument}={arguments[argument]!r} (config.json)"
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f" ({names[0]}{more})"

@@ -1,0 +1,96 @@
+"""What others put before the names of tensors: `module.`, `backbone.`, `model.encoder.`, …"""
+
+from __future__ import annotations
+
+import collections
+from typing import TypeVar
+
+from dppmask_jax.errors import InputError
+from dppmask_jax.weights.names import FORMATS, Format
+
+_Entry = TypeVar("_Entry")
+
+
+def stripped(
+    path, entries: dict[str, _Entry], format_name: str, asked: str
+) -> tuple[dict[str, _Entry], str, list[str]]:
+    """(tensors without the prefix, the prefix, in words which tensors do not start so).
+
+    A prefix that the format does not know is taken off where all tensors have it; where only some
+    do, it has to be asked for, and the others are left aside.
+
+    Args:
+      format_name: of `names.FORMATS`.
+      asked: the prefix of --strip_prefix, "" where there is none.
+
+    Raises:
+      InputError: no tensor starts with the prefix that was asked for; or some tensors do with one
+        that was not.
+    """
+    form = FORMATS[format_name]
+    if asked:
+        prefix = asked.removesuffix(".") + "."
+        if not any(name.startswith(prefix) for name in entries):
+            raise InputError(
+                f"--strip_prefix={asked}: no tensor of {path} starts so; they start with "
+                f"{beginnings(entries)}"
+            )
+    else:
+        found = [] if fits(entries, form) else _candidates(entries, form)
+        if not found:
+            return entries, "", []
+        prefix = found[0]
+        if not all(name.startswith(prefix) for name in entries):
+            flags = " or ".join(f"--strip_prefix={prefix}" for prefix in found)
+            raise InputError(
+                f"{path} is not of --format={format_name} as it is: its tensors start with "
+                f"{beginnings(entries)}; {formats_of(entries)}add {flags} to take those and leave "
+                "the others aside"
+            )
+    kept = {name.removeprefix(prefix): entry for name, entry in entries.items()
+            if name.startswith(prefix)}  # fmt: skip
+    others = [name for name in entries if not name.startswith(prefix)]
+    aside = [beginnings(others)] if others else []
+    if asked:  # it may be a part of the whole prefix
+        kept, rest, more = stripped(path, kept, format_name, "")
+        prefix, aside = prefix + rest, aside + more
+    return kept, prefix, aside
+
+
+def fits(entries, form: Format) -> bool:
+    """Whether the names are of a format, as far as the class token tells."""
+    return cls_token(form) in form.respell(entries).values()
+
+
+def cls_token(form: Format) -> str:
+    """The format's name of the class token."""
+    return ("student.module." if form.holds == "both" else "") + form.spell("cls_token")[0]
+
+
+def formats_of(entries) -> str:
+    """In words of which formats names are, with a semicolon behind; "" where of none."""
+    fitting = [name for name, form in FORMATS.items() if fits(entries, form)]
+    return f"it looks like {' or '.join(fitting)}; " if fitting else ""
+
+
+def beginnings(names) -> str:
+    """How names start and how many do, the most frequent first."""
+    counts = collections.Counter(
+        first + dot for first, dot, _ in (name.partition(".") for name in names)
+    )
+    words = [f"{start} ({count})" for start, count in counts.most_common(6)]
+    return ", ".join(words) + (", …" if len(counts) > 6 else "")
+
+
+def _candidates(entries, form: Format) -> list[str]:
+    """The prefixes without which the format knows the class token; of one token the shortest."""
+    found = []
+    for name in entries:
+        words = name.split(".")
+        for i in range(1, len(words) if words[-1] == "cls_token" else 0):
+            prefix = ".".join(words[:i]) + "."
+            inner = [other.removeprefix(prefix) for other in entries if other.startswith(prefix)]
+            if fits(inner, form):
+                found.append(prefix)
+                break
+    return list(dict.fromkeys(found))
