@@ -21,8 +21,8 @@ from dppmask_jax.data.augment import MEAN, STD
 from dppmask_jax.errors import InputError
 from dppmask_jax.metrics import read_metrics
 from dppmask_jax.pretrained import load_run
-from dppmask_jax.weights import files, names, positions
-from dppmask_jax.weights.exporting import export_weights
+from dppmask_jax.weights import files, names, positions, pretraining, sizes, source
+from dppmask_jax.weights.exporting import export_weights, loaded_by
 from dppmask_jax.weights.importing import Options, import_weights
 from dppmask_jax.weights.sizes import Known
 
@@ -55,6 +55,12 @@ def refused(path, format_name, folder, *words, method="mae", options=None, **cha
     for word in words:
         assert word in message, message
     assert sorted(folder.parent.rglob("*")) == before
+
+
+def read(path, format_name, options):
+    """(the opened file, its tensors), without an import, which takes longer."""
+    with source.opened(path, format_name, options) as file:
+        return file, {name: entry.load() for name, entry in file.entries.items()}
 
 
 def tensors_of(run, format_name, tmp_path):
@@ -231,19 +237,30 @@ def test_the_tree_of_a_file_is_what_was_written(tmp_path):
 
 
 def test_a_whole_autoencoder_comes_back_bit_for_bit(tmp_path):
-    mae = exported.run(tmp_path / "run", image_size=(8, 32))
+    mae = exported.run(tmp_path / "run", image_size=(8, 32), mask__ratio=0.5, loss__norm_pix=False)
     path = export_weights(mae, tmp_path / "hf", "hf")
     described = json.loads((path / "config.json").read_text())
     assert described["image_size"] == [8, 32] and described["decoder_num_attention_heads"] == 2
-    assert described["layer_norm_eps"] == 1e-6 and described["norm_pix_loss"] is True
+    assert described["layer_norm_eps"] == 1e-6 and described["norm_pix_loss"] is False
+    pixels = json.loads((path / "preprocessor_config.json").read_text())
+    assert pixels["size"] == {"height": 8, "width": 32} and pixels["image_std"] == list(STD)
     # All that the tensors do not say stands in config.json.
     made = taken(path, "hf", tmp_path / "back", options=Options(), image_size=(32, 32))
     assert made.fresh == ("optimiser",) and not made.left_aside
     assert made.config.image_size == (8, 32) and made.config.model.decoder_heads == 2
+    assert made.config.mask.ratio == 0.5 and made.config.loss.norm_pix is False
+    assert made.config.model.dtype == "float32"
+    options = Options(asked=frozenset(("mask.ratio", "loss.norm_pix", "model.dtype")))
+    file, tensors = read(path, "hf", options)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    found = sizes.read(shapes, file.name_of, file.stated, options.known, fixed=True)
+    wanted = tiny.config("mae", mask__ratio=0.25, model__dtype="bfloat16")
+    kept = pretraining.adapted(wanted, found, file, options)
+    assert kept.mask.ratio == 0.25 and kept.loss.norm_pix and kept.model.dtype == "bfloat16"
     same(exported.state_of(tmp_path / "back")["params"], exported.state_of(mae)["params"])
 
     again = export_weights(tmp_path / "back", tmp_path / "again", "hf")
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
         assert (again / name).read_bytes() == (path / name).read_bytes()
     assert not list(tmp_path.glob(".*"))
     # safetensors lets only the owner read what it writes.
@@ -311,6 +328,12 @@ def test_exported_positions_can_be_resized(mae, tmp_path):
     table = np.concatenate([np.zeros((1, 96)), patches.sincos_positions((4, 6), 96)])[None]
     expected = resize_positions(table, (4, 6), (8, 8), offset=0.0)
     found = safetensors.numpy.load_file(path)["pos_embed"]
+    assert loaded_by(mae, path, "timm", (32, 32)) == (
+        "timm.create_model('vit_base_patch16_224', num_classes=0, img_size=(32, 32), patch_size=4, "
+        "embed_dim=96, depth=4, num_heads=3, pretrained_cfg_overlay={'input_size': (3, 32, 32), "
+        f"'mean': {MEAN}, 'std': {STD}}}, checkpoint_path='{path}')"
+    )
+    assert not loaded_by(mae, path, "mae")
     np.testing.assert_allclose(found, expected, atol=1e-6)
     for size, word in (((30, 32), "patch size"), ((16, 24), None)):
         target = tmp_path / f"b{size[0]}.safetensors"
@@ -372,6 +395,135 @@ def test_exceptions_are_explicit(encoder_file, tmp_path):
     refused(save(tensors), "mae", tmp_path / "run", "has no norm", options=DECODER)
     refused(path, "mae", tmp_path / "run", "decoder | head | norm",
             options=DECODER._replace(allow_missing=("everything",)))  # fmt: skip
+
+
+OTHER_ENCODERS = {
+    # what: (tensors more, tensors fewer, words)
+    "registers": ({"reg_token": (1, 4, 96), "pos_embed": (1, 29, 96)}, (),
+                  "register tokens (reg_token)"),
+    "layer scale": ({f"blocks.{i}.ls{j}.gamma": (96,) for i in range(4) for j in (1, 2)}, (),
+                    "LayerScale (blocks.0.ls1.gamma and 7 more)"),
+    "qk-norm": ({"blocks.0.attn.q_norm.weight": (32,)}, (),
+                "normalised queries and keys (blocks.0.attn.q_norm.weight"),
+    "distillation": ({"dist_token": (1, 1, 96)}, (), "a distillation token (dist_token)"),
+    "pre-norm": ({"norm_pre.weight": (96,)}, (), "a layer norm before the blocks (norm_pre.weight"),
+    "rotary": ({"rope.freqs": (2, 8)}, (), "rotary positions (rope.freqs"),
+    "relative": ({"blocks.0.attn.relative_position_bias_table": (9, 3)}, (), "relative positions"),
+    "gated": ({"blocks.0.mlp.fc1.weight": (768, 96)}, (), "gated MLPs (SwiGLU)"),
+    "stem": ({"patch_embed.backbone.conv.weight": (3, 3, 3, 3)}, (), "several layers"),
+    "no biases": ({}, [f"blocks.{i}.attn.qkv.bias" for i in range(4)], "no biases of queries"),
+    "no class token": ({}, ["cls_token"], "no class token"),
+    "no class position": ({"pos_embed": (1, 24, 96)}, (), "none for the class token"),
+    "another": ({"blocks.0.attn.shift": (96,)}, (), "no encoder here has (blocks.0.attn.shift)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHER_ENCODERS)
+def test_another_architecture_is_refused_by_name(what, encoder_file, tmp_path):
+    """And no hint leads around it: neither a size nor leaving the tensor aside."""
+    tensors, save = encoder_file
+    more, fewer, words = OTHER_ENCODERS[what]
+    tensors |= {name: np.ones(shape, np.float32) for name, shape in more.items()}
+    path = save({name: tensor for name, tensor in tensors.items() if name not in fewer})
+    for options in (DECODER, DECODER._replace(known=KNOWN._replace(image_size=None))):
+        if what != "no class position" or options == DECODER:  # else 5x5 less one, or 4x6
+            refused(path, "mae", tmp_path / "run", words, "not supported yet", options=options)
+    for name in more:
+        refused(path, "mae", tmp_path / "run", f"{name} is no head", "another one without it",
+                options=DECODER._replace(drop=(name,)))  # fmt: skip
+
+
+def test_what_leaves_no_trace_in_tensors_is_read_from_a_config(encoder_file, tmp_path):
+    path = encoder_file[1](encoder_file[0])
+    for stated, words in (
+        ({"architecture": "vit_small_patch16_rope_224"}, "rotary positions (config.json: vit_s"),
+        ({"model_args": {"act_layer": "quick_gelu"}}, "act_layer='quick_gelu' (config.json)"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(stated))
+        refused(path, "mae", tmp_path / "run", words, "not supported yet", options=DECODER)
+
+
+def test_heads_are_left_aside_by_choice(encoder_file, tmp_path):
+    tensors, save = encoder_file
+    tensors |= {
+        name: np.zeros((3, 96), np.float32)
+        for name in ("head.weight", "decoder_embed.bias", "projector.0.bias")
+    }
+    tensors["projector.1.num_batches_tracked"] = np.zeros((), np.int64)
+    path = save(tensors)
+    refused(path, "mae", tmp_path / "run", "projector.1.num_batches_tracked", options=DECODER)
+    options = DECODER._replace(drop=("projector",))
+    refused(
+        path, "mae", tmp_path / "run", "(--drop=decoder,head leaves", "mae-full", options=options
+    )
+    file, _ = read(path, "mae", options._replace(drop=("projector", "decoder", "head")))
+    assert file.left_aside == (
+        "projector.0.bias", "projector.1.num_batches_tracked", "decoder_embed.bias", "head.weight"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "model.encoder."])
+def test_what_stands_before_all_names_is_taken_off(prefix, encoder_file):
+    tensors, save = encoder_file
+    path = save({prefix + name: tensor for name, tensor in tensors.items()})
+    file, found = read(path, "mae", DECODER)
+    assert file.prefix == prefix and not file.left_aside
+    same(found, tensors)
+
+
+def test_a_prefix_of_some_names_has_to_be_asked_for(encoder_file, tmp_path):
+    tensors, save = encoder_file
+    path = save(
+        {f"module.base.{name}": tensor for name, tensor in tensors.items()}
+        | {"module.neck.weight": np.zeros(3, np.float32), "queue": np.zeros(3, np.float32)}
+    )
+    refused(path, "mae", tmp_path / "run", "start with module. (55), queue (1)",
+            "add --strip_prefix=module.base.")  # fmt: skip
+    refused(path, "mae", tmp_path / "run", "--strip_prefix=base: no tensor", "module. (55)",
+            options=DECODER._replace(strip_prefix="base"))  # fmt: skip
+    for asked in ("module.base", "module."):
+        if asked == "module.":  # the rest is found where all of them have it
+            path = save({f"module.base.{name}": tensor for name, tensor in tensors.items()})
+        file, found = read(path, "mae", DECODER._replace(strip_prefix=asked))
+        assert file.prefix == "module.base."
+        assert file.left_aside == (("module. (1), queue (1)",) if asked != "module." else ())
+        same(found, tensors)
+
+
+def test_shards_are_one_file(encoder_file, tmp_path):
+    tensors, _ = encoder_file
+    names_of = sorted(tensors)
+    where = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(names_of)}
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    refused(folder, "mae", tmp_path / "run", "names model-0.safetensors, which is not beside it")
+    for shard in set(where.values()):
+        inside = {name: tensors[name] for name in names_of if where[name] == shard}
+        safetensors.numpy.save_file(inside, folder / shard)
+    for path in (folder, index):
+        same(read(path, "mae", DECODER)[1], tensors)
+    safetensors.numpy.save_file({"norm.bias": tensors["norm.bias"]}, folder / "model-1.safetensors")
+    index.write_text(json.dumps({"weight_map": where}))
+    refused(folder, "mae", tmp_path / "run", "that its files do not have")
+    index.write_text(json.dumps({"weight_map": {"norm.bias": "../changed.safetensors"}}))
+    refused(folder, "mae", tmp_path / "run", "which is no file beside it")
+
+
+def test_fixed_positions_may_be_left_out_and_zeros_are_none(mae, tmp_path):
+    tensors = tensors_of(mae, "mae-full", tmp_path)
+    tables = {name: tensors.pop(name) for name in ("pos_embed", "decoder_pos_embed")}
+    path = tmp_path / "without.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    refused(path, "mae-full", tmp_path / "run", "add --image_size",
+            options=Options(KNOWN._replace(image_size=None)))  # fmt: skip
+    refused(path, "timm", tmp_path / "run", "the file has no pos_embed")
+    taken(path, "mae-full", tmp_path / "run")
+    same(*(exported.state_of(run)["params"] for run in (tmp_path / "run", mae)))
+    zeros = {name: np.zeros_like(table) for name, table in tables.items()}
+    safetensors.numpy.save_file(tensors | zeros, path)
+    refused(path, "mae-full", tmp_path / "again", "pos_embed is all zero", "never trained")
 
 
 def test_half_a_part_is_not_a_missing_part(mae, tmp_path):

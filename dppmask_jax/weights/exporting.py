@@ -119,7 +119,9 @@ def loaded_by(
     if config.model.size not in _TIMM:
         arguments |= {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
     # timm's own expect pixels from -1 to 1.
-    arguments["pretrained_cfg_overlay"] = {"mean": tuple(MEAN), "std": tuple(STD)}
+    arguments["pretrained_cfg_overlay"] = {
+        "input_size": (3, *image_size), "mean": tuple(MEAN), "std": tuple(STD)
+    }  # fmt: skip
     arguments["checkpoint_path"] = str(path)
     words = ", ".join(f"{argument}={value!r}" for argument, value in arguments.items())
     return f"timm.create_model({name!r}, {words})"
