@@ -98,7 +98,8 @@ def loaded_by(
 ) -> str:
     """The Python that loads an exported file, "" where no other library does; arguments as of
     `export_weights`."""
-    config = from_json(checkpoint.newest_meta(folder)["config"])
+    meta, state, _ = checkpoint.read_newest(folder)
+    config = from_json(meta["config"])
     image_size = tuple(resize_positions or config.image_size)
     if format_name.startswith("hf"):
         name = "ViTMAEForPreTraining" if format_name == "hf" else "ViTMAEModel"
@@ -109,8 +110,7 @@ def loaded_by(
     name = _TIMM.get(config.model.size, _TIMM["B"])
     arguments: dict[str, Any] = {"num_classes": 0}
     if format_name == "mae-finetuned":
-        head = checkpoint.read_newest(folder)[1]["params"]["head"]
-        arguments = {"num_classes": len(head["bias"])}
+        arguments = {"num_classes": len(state["params"]["head"]["bias"])}
         arguments |= {"global_pool": "avg"} if config.model.pool == "mean" else {}
     if image_size != (224, 224):
         arguments["img_size"] = image_size
