@@ -29,6 +29,7 @@ from dppmask_jax import (
     comparable,
     dpp,
     drawing,
+    history,
     masking,
     metrics,
     patches,
@@ -333,6 +334,17 @@ def _read_metrics(path: str | Path) -> list[dict]:
     return records
 
 
+def _past(metrics_path: str | Path) -> str:
+    """What was changed in the run of a metrics.jsonl, in words."""
+    try:
+        kept = json.loads((Path(metrics_path).parent / "config.json").read_text())
+        return history.describe(kept.get("history", ()))
+    except FileNotFoundError:
+        return ""
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"the config.json beside {metrics_path} is damaged: {error}") from error
+
+
 def write_curves(
     out_dir: str | Path,
     metrics_path: str | Path | Mapping[str, str | Path],
@@ -341,7 +353,7 @@ def write_curves(
     """Draws curves.png from a metrics.jsonl, or from several given as label -> path.
 
     Args:
-      note: stands below the curves.
+      note: stands below the curves, with what the histories of the runs tell.
 
     Returns:
       The path of curves.png.
@@ -352,10 +364,14 @@ def write_curves(
     if isinstance(metrics_path, Mapping):
         records = {label: _read_metrics(path) for label, path in metrics_path.items()}
         where = ", ".join(str(path) for path in metrics_path.values())
+        pasts = [
+            f"{label}: {past}" for label, path in metrics_path.items() if (past := _past(path))
+        ]
     else:
         records, where = _read_metrics(metrics_path), metrics_path
+        pasts = [_past(metrics_path)]
     try:
-        figure = drawing.draw_curves(records, note)
+        figure = drawing.draw_curves(records, "\n".join(filter(None, [note, *pasts])))
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     return drawing.save(figure, out_dir, "curves.png")

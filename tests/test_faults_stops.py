@@ -22,7 +22,7 @@ CHANGES = {
     "evaluate__every_epochs": 2.0,
 }
 STEPS = 96
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_STOP = 60  # generous, for machines that do much else
 SECONDS_TO_NOTICE = 120  # of a lost process: twice parallel.LOST_AFTER_SECONDS
 
@@ -34,7 +34,7 @@ class ActedUpon(Exception):
     pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_the_handlers_come_back(number):
     received = []
     before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in SIGNALS}
@@ -56,6 +56,17 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number):
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.noted() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked() == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _hold(folder, ready):
@@ -102,11 +113,11 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_sigterm_and_sigint_save_and_no_step_is_made_twice(alone, tmp_path):
+def test_sigterm_sigint_and_sighup_save_and_no_step_is_made_twice(alone, tmp_path):
     workdir = tmp_path / "run"
     command, env = tiny.command(workdir, **CHANGES), tiny.environment(1)
     reached = 0
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         life = faults.Life(command, env, tmp_path / f"{number}.txt")
         life.wait_for_step(workdir, reached + 15)
         life.send(number)
@@ -116,7 +127,7 @@ def test_sigterm_and_sigint_save_and_no_step_is_made_twice(alone, tmp_path):
         assert life.started_at() == reached
         reached = faults.last_step(workdir)
         assert reached < STEPS, "it ended before it could be stopped"
-        (line,) = re.findall(r"^SIG(?:TERM|INT): stopped.*", life.said(), re.M)
+        (line,) = re.findall(r"^SIG(?:TERM|INT|HUP): stopped.*", life.said(), re.M)
         assert line.endswith(
             f"after step {reached} of {STEPS}; the same command resumes at step {reached}"
         )
@@ -152,7 +163,7 @@ def test_loader_processes_leave_signals_alone_and_end_with_the_run(alone, tmp_pa
     workdir = tmp_path / "run"
     command = tiny.command(workdir, **CHANGES, data__workers=2)
     env = tiny.environment(1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
         life = faults.Life(command, env, tmp_path / f"{number}.txt", start_new_session=True)
         life.wait_for_step(workdir, faults.last_step(workdir) + 10)
         if number == signal.SIGKILL:

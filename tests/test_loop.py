@@ -195,6 +195,38 @@ def test_loop_goes_on_from_where_it_was():
     assert recorder.saved == [6, 8]
 
 
+def test_a_save_is_made_within_two_steps_of_a_wish_for_one_and_changes_no_number():
+    recorder, wishes, beats = Recorder(), [], []
+
+    def overdue():
+        wishes.append(len(recorder.saved))
+        return len(wishes) in (2, 5, 6)  # of the steps 2, 5 and 6
+
+    states = [
+        run_toy(
+            (toy_batch(i) for i in range(99)),
+            heard,
+            total_steps=9,
+            log_every=9,
+            save_every=9,
+            **more,
+        )
+        for heard, more in (
+            (recorder, {"overdue": overdue, "beat": beats.append}),
+            (Recorder(), {}),
+        )
+    ]
+    assert recorder.saved == [3, 6, 9] and beats == list(range(1, 10))
+    np.testing.assert_array_equal(*(state.params["w"] for state in states))
+
+
+def test_a_hook_of_every_0_steps_runs_at_both_ends():
+    recorder = Recorder()
+    hook = loop.Hook(0, lambda state, step: {"probe": 1.0})
+    run_toy((toy_batch(i) for i in range(9)), recorder, total_steps=3, hooks=(hook,))
+    assert [step for step, values in recorder.logged if "probe" in values] == [0, 3]
+
+
 def poisoned_from(step, start_step=0, until=99):
     """Batches of which those of the steps `step` to `until` - 1 give a loss that is no number."""
     for i in range(start_step, 99):

@@ -1,7 +1,13 @@
+import errno
+import io
 import json
+import os
+import struct
 
 import numpy as np
+import PIL.Image
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from dppmask_jax import metrics
 from dppmask_jax.errors import InputError
@@ -81,6 +87,40 @@ def test_tensorboard_events_are_written(tmp_path):
     assert b"loss" in events.read_bytes() and np.float32(0.25).tobytes() in events.read_bytes()
 
 
+def test_tensorboard_shows_the_config_and_the_figures(tmp_path, monkeypatch):
+    log = metrics.MetricsLog(tmp_path, None)
+    log.show_config(0, {"mask": {"tau": 0.9}})
+    log.close()
+    picture = tmp_path / "masks.png"
+    PIL.Image.new("RGBA", (6, 4), "red").save(picture)
+    metrics.show_figures(tmp_path, 7, [picture])
+    events = [event for path in sorted((tmp_path / "tensorboard").iterdir())
+              for event in events_of(path)]  # fmt: skip
+    text, image = (event.summary.value[0] for event in events if event.summary.value)
+    assert b'    "tau": 0.9' in text.tensor.string_val[0] and text.tag == "config/text_summary"
+    assert image.tag == "figures/masks" and (image.image.width, image.image.height) == (6, 4)
+    assert PIL.Image.open(io.BytesIO(image.image.encoded_image_string)).getpixel((0, 0))[0] == 255
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    said = []
+    monkeypatch.setattr(metrics._Events, "write", full)
+    metrics.show_figures(tmp_path, 7, [picture], said.append)
+    assert said == [
+        "tensorboard/ cannot be written (No space left on device); it lacks the figures"
+    ]
+
+
+def events_of(path):
+    """The events of a file: each is its length, a checksum, itself and another."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
 def test_other_processes_write_nothing(tmp_path):
     log = metrics.MetricsLog(None, None)
     log.write(1, {"loss": 1.0})
@@ -96,6 +136,34 @@ def test_progress_without_a_terminal_is_about_twenty_lines(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert 18 <= len(lines) <= 22
     assert lines[-1].startswith("step 1000/1000  loss 0.5000  123 images/s  ETA 00:00")
+
+
+def test_slow_steps_are_shown_by_the_clock(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    progress = metrics.Progress(0, 1000)
+    for step in range(1, 31):
+        now[0] += 6.0
+        progress.beat(step)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["step 2/1000  ETA 1:39:48", "step 4/1000  ETA 1:39:36"]
+    assert len(lines) == 15
+    now[0] += 90_000.0  # a day later a line comes after a hundredth of the time
+    for step in range(31, 331):
+        now[0] += 6.0
+        progress.beat(step)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
+    read, written = os.pipe()
+    with open(written, "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        progress = metrics.Progress(0, 10)
+        progress.say("heard")
+        os.close(read)
+        progress.say("lost")
+        progress.update(10, {"loss": 0.5, "images_per_sec": 1.0})
 
 
 def test_progress_of_other_processes_is_silent(capsys):

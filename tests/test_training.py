@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -256,11 +257,42 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
 @pytest.mark.slow
 def test_running_again_after_the_end_changes_nothing(finished):
     workdir, _ = finished
-    before = curve(workdir)
-    again = tiny.run(tiny.command(workdir, evaluate__figure_images=2, epochs=2.0))
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    again = tiny.run(tiny.command(workdir, log_every=3, epochs=2.0))
     assert again.returncode == 0, again.stderr
-    assert "resuming at step 24" in again.stdout and "trained encoder" in again.stdout
-    assert curve(workdir) == before
+    assert "finished at step 24" in again.stdout and "trained encoder" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.slow
+def test_a_longer_run_of_images_that_moved_is_the_run_of_that_length(tmp_path):
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (32, 20, 20, 3))):
+        path = tmp_path / "first" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(pixels.astype(np.uint8)).save(path)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    constant = {"optim__warmup_epochs": 0.0, "optim__final_lr": 4e-3 * 8 / 256}
+    for workdir, source, epochs, where in (
+        ("one", "second", 4.0, "starting at step 0"),
+        ("two", "first", 2.0, "starting at step 0"),
+        ("two", "second", 4.0, "resuming at step 6"),
+    ):
+        done = tiny.run(
+            tiny.command(
+                tmp_path / workdir, epochs=epochs, data__source=f"folder:{tmp_path / source}",
+                evaluate__every_epochs=2.0, **constant,
+            )
+        )  # fmt: skip
+        assert done.returncode == 0 and where in done.stdout, done.stderr
+    assert "the same images: data.source" in done.stdout and "epochs: 2.0 -> 4.0" in done.stdout
+    assert curve(tmp_path / "two") == curve(tmp_path / "one")
+    saved = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert saved["epochs"] == 4.0 and "history" not in saved
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(tmp_path / "two"),
+        final_params(tmp_path / "one"),
+    )
 
 
 @pytest.mark.slow
