@@ -103,8 +103,8 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
         _say(f"data: {note}")
     if past := history.of_run(run.history, run.config):
         _say(f"history: {past}")
-    if slow := parallel.slow_dtype(config.get("model", run.config.model).dtype):
-        _say(f"warning: {slow}")
+    if idle := parallel.idle_dtype(config.get("model", run.config.model).dtype):
+        _say(f"warning: {idle}")
 
     result = TASKS[config.task].run(evaluation)
     if run.resized:

@@ -314,8 +314,8 @@ def _announce(config, method, folder, plan, start, state, train_source, val_sour
         lines += [f"changed     {words}" for words in start.notes]
     if past := history.describe(start.record.get("history", ())):
         lines.append(f"history     {past}")
-    if slow := parallel.slow_dtype(config.model.dtype):
-        lines.append(f"warning     {slow}")
+    if idle := parallel.idle_dtype(config.model.dtype):
+        lines.append(f"warning     {idle}")
     print("\n".join(lines), flush=True)
 
 

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import tiny
 
-from dppmask_jax import checkpoint, history, resuming, trainer
+from dppmask_jax import checkpoint, history, parallel, resuming, trainer
 from dppmask_jax import config as config_checks
 from dppmask_jax.data import identity, sources
 from dppmask_jax.errors import InputError
@@ -176,6 +176,31 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
     assert names(run(step=4)) == {"pretrained.step"}
     assert names(run(history="changed")) == {"pretrained.history"}
     assert names(run(**{"mask.tau": 0.5})) == {"pretrained.config.mask.tau"}
+
+
+def test_what_is_proposed_after_a_run_fits_it():
+    def words(labelled=True, **fields):
+        return "\n".join(trainer._next(changed(**fields), "RUN", labelled))
+
+    assert "mask=random" in words() and "dataset=small" in words() and "eval.py" in words()
+    of_random = words(**{"mask.strategy": "random", "data.source": "folder:x"}, labelled=False)
+    assert "mask=dpp" in of_random and "mask=random" not in of_random
+    assert "dataset=small" not in of_random and "eval.py" not in of_random
+
+
+def test_a_probed_encoder_is_untrained_only_where_it_is():
+    of_probe = {"knn": 0.5, "knn_pixels": 0.2, "knn_chance": 0.1, "knn_images": 24}
+    source = type("Some", (), {"__len__": lambda self: 24, "num_classes": 9})()
+    for more, name in (({"knn_untrained": 0.5}, "untrained encoder"),
+                       ({}, "encoder it started from")):  # fmt: skip
+        first, last = {"step": 0, **of_probe, **more}, {"step": 9, **of_probe}
+        table = trainer._knn_table(tiny.config(), first, last, source, source)
+        assert f"  {name} " in table and table.count("encoder") == 2
+
+
+def test_bfloat16_is_warned_about_on_a_cpu():
+    assert "--config.model.dtype=float32" in parallel.idle_dtype("bfloat16")
+    assert not parallel.idle_dtype("float32")
 
 
 # The identity of images.
