@@ -7,6 +7,7 @@ mask, in blue under the DPP mask (the colours of DPPMask, arXiv 2303.12736, figu
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -469,6 +470,7 @@ _PANELS = (
 _MARKED = ("val_loss", "knn", "num_greedy")  # with a dot at each of few values
 # What a share is to be compared with: what a record calls it, the legend, and its dash.
 _LEVELS = (("knn_pixels", "raw pixels", "--"), ("knn_chance", "chance", ":"))
+_DASHES = ("--", ":", "-.")  # of baselines
 _LEAST_SPAN = 0.1  # of an axis of shares: half a point must not fill it
 
 
@@ -686,18 +688,24 @@ def _legend_below(axes, handles) -> None:
 
 
 def draw_sweep(
-    lines: Mapping[str, Sequence[tuple[object, float, float | None]]], x_label: str, y_label: str
+    lines: Mapping[str, Sequence[tuple[object, float, float | None]]],
+    x_label: str,
+    y_label: str,
+    baselines: Mapping[str, Sequence[tuple[object, float]]] | None = None,
+    note: str = "",
 ) -> Figure:
     """One line a label through the shares measured at the points of a grid.
 
     Args:
-      lines: label -> (x, share from 0 to 1, its standard deviation or None). Where every x is a
+      lines: label -> (x, share from 0 to 1, its error or None). Where every x is a
         number, x is an axis of numbers; otherwise the values stand side by side in the order in
         which they come.
       x_label, y_label: what the axes show, in words.
+      baselines: label -> (x, share): what the shares are to be compared with.
+      note: how much a point stands for, and what its error is; stands below the axes.
 
     Returns:
-      A figure; shares are in percent, standard deviations are error bars.
+      A figure; shares are in percent, errors are bars, and the axis takes in the baselines.
 
     Raises:
       ValueError: there is no point.
@@ -726,6 +734,9 @@ def draw_sweep(
             capsize=3,
             label=label or None,
         )
+    levels = baselines or {}
+    for dash, (label, points) in zip(itertools.cycle(_DASHES), levels.items(), strict=False):
+        _draw_level(axes, sorted((place[x], share) for x, share in points), dash, label)
     axes.set_xticks(
         list(place.values()), [f"{x:g}" if numbers else str(x) for x in values], minor=False
     )
@@ -733,6 +744,22 @@ def draw_sweep(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(x_label, fontsize=10, color=_INK)
     axes.set_ylabel(y_label, fontsize=10, color=_INK)
-    if any(lines):
+    ends = [share + sign * (error or 0.0) for points in lines.values()
+            for _, share, error in points for sign in (-1, 1)]  # fmt: skip
+    ends += [share for points in levels.values() for _, share in points]
+    axes.set_ylim(*share_limits(ends))
+    if any(lines) or levels:
         axes.legend(fontsize=9, frameon=False)
+    if note:
+        figure.supxlabel(textwrap.fill(note, 66), fontsize=9, color=_FAINT)
     return figure
+
+
+def _draw_level(axes, points: Sequence[tuple[float, float]], dash: str, label: str) -> None:
+    """A baseline: straight across where it is the same at all points."""
+    style = {"color": _FAINT, "linestyle": dash, "linewidth": 1.2, "label": label}
+    shares = [share for _, share in points]
+    if len(set(shares)) == 1:
+        axes.axhline(shares[0], **style)
+    else:
+        axes.plot(*zip(*points, strict=True), **style)

@@ -240,6 +240,7 @@ def _record(
         "task": _name(config),
         "protocol": result.protocol,
         "score": result.score and result.score._asdict(),
+        "baselines": result.baselines,
         "metrics": result.metrics,
         "table": result.table,
         "note": result.note,

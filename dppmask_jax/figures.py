@@ -382,13 +382,16 @@ def write_sweep_figure(
     lines: Mapping[str, Sequence[tuple[object, float, float | None]]],
     x_label: str,
     y_label: str,
+    baselines: Mapping[str, Sequence[tuple[object, float]]] | None = None,
+    note: str = "",
 ) -> Path:
     """Draws sweep.png, see `drawing.draw_sweep`.
 
     Returns:
       The path of sweep.png.
     """
-    return drawing.save(drawing.draw_sweep(lines, x_label, y_label), out_dir, "sweep.png")
+    figure = drawing.draw_sweep(lines, x_label, y_label, baselines, note)
+    return drawing.save(figure, out_dir, "sweep.png")
 
 
 # The command.

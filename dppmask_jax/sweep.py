@@ -39,8 +39,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from dppmask_jax import command as command_line
-from dppmask_jax import config as training_config
 from dppmask_jax import (
+    comparable,
     evaluate,
     figures,
     history,
@@ -50,6 +50,7 @@ from dppmask_jax import (
     trainer,
     workdir,
 )
+from dppmask_jax import config as training_config
 from dppmask_jax.data import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import settings
@@ -420,6 +421,7 @@ def _run(point: Point, eval_config, folder: Path, command: str) -> dict[str, Any
 
 
 def _table(records: Sequence[dict]) -> str:
+    """The scores of all points as text, with what to compare them with below."""
     score = records[0]["evaluation"]["score"]
     fields = list(records[0]["values"])
     shown = [
@@ -428,18 +430,48 @@ def _table(records: Sequence[dict]) -> str:
         if all(name in record["pretraining"] for record in records)
     ]
     headings = {"loss": "pre-training loss", "val_loss": "validation loss", "knn": "k-NN"}
-    rows = [(*fields, score["name"], "std", *(headings[name] for name in shown))]
+    rows = [(*fields, score["name"], "std over seeds", *(headings[name] for name in shown))]
     for record in records:
         found, trained = record["evaluation"]["score"], record["pretraining"]
         rows.append(
             (
                 *(_plain(record["values"][field]) for field in fields),
-                percent(found["value"]),
+                percent(found["value"], found.get("standard_error")),
                 "" if found["std"] is None else percent(found["std"]),
                 *(percent(trained[n]) if n == "knn" else f"{trained[n]:.4f}" for n in shown),
             )
         )
-    return evaluate.format_table(rows)
+    notes = ["± is the standard error over the validation images"]
+    for name, points in sweep_baselines(records).items():
+        shares = [share for _, share in points]
+        ends = dict.fromkeys(map(percent, (min(shares), max(shares))))
+        notes.append(f"{name}: {' to '.join(ends)}")
+    if "loss" in shown:
+        configs = [record["evaluation"]["checkpoint"]["config"] for record in records]
+        notes += [line for line in comparable.warnings(configs) if line.startswith("loss")]
+    return "\n".join([evaluate.format_table(rows), *notes])
+
+
+def _groups(records: Sequence[dict]) -> dict[tuple, list[dict]]:
+    """The records of each point of the figure: those that differ in `seed` alone are one."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        values = (_hashable(record["values"][field]) for field in _shown_fields(records))
+        groups.setdefault(tuple(values), []).append(record)
+    return groups
+
+
+def _mean_and_error(records: Sequence[dict]) -> tuple[float, float | None, str]:
+    """The score of one point, the length of its error bar to either side, and what that is."""
+    scores = [record["evaluation"]["score"] for record in records]
+    values = [score["value"] for score in scores]
+    mean = statistics.fmean(values)
+    if len(values) > 1:
+        return mean, statistics.stdev(values), "standard deviation over the seeds of pre-training"
+    if scores[0]["std"] is not None:
+        return mean, scores[0]["std"], "standard deviation over the seeds of the evaluation"
+    error = scores[0].get("standard_error")
+    return mean, error, "standard error over the images" if error is not None else ""
 
 
 def _histories(records: Sequence[dict]) -> list[str]:
@@ -452,30 +484,80 @@ def _histories(records: Sequence[dict]) -> list[str]:
 
 
 def sweep_lines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float, float | None]]]:
-    """The lines of a sweep's figure: label -> (x, mean, standard deviation or None).
+    """The lines of a sweep's figure: label -> (x, mean, error bar or None).
 
     x is the first field of the grid; each combination of the others is a line. Points that differ
-    in `seed` alone are one, whose standard deviation (n - 1) is theirs; that of a single point is
-    the one over the seeds of its evaluation.
+    in `seed` alone are one, whose error bar is their standard deviation (n - 1); that of a single
+    point is the one over the seeds of its evaluation or, for one of these, its standard error.
 
     Args:
       records: "points" of a sweep.json.
     """
-    first, *others = _shown_fields(records)
-    groups: dict[tuple, list[dict]] = {}
-    for record in records:
-        values = [_hashable(record["values"][field]) for field in (first, *others)]
-        groups.setdefault(tuple(values), []).append(record["evaluation"]["score"])
+    _, *others = _shown_fields(records)
     lines: dict[str, list] = {}
-    for (x, *rest), scores in groups.items():
+    for (x, *rest), group in _groups(records).items():
         label = ", ".join(
             _LEGENDS.get(field, field.split(".")[-1] + " {}").format(_plain(value))
             for field, value in zip(others, rest, strict=True)
         )
-        values = [score["value"] for score in scores]
-        std = statistics.stdev(values) if len(values) > 1 else scores[0]["std"]
-        lines.setdefault(label, []).append((x, statistics.fmean(values), std))
+        lines.setdefault(label, []).append((x, *_mean_and_error(group)[:2]))
     return lines
+
+
+def sweep_note(records: Sequence[dict]) -> str:
+    """How many runs and images a point of the figure stands for, and what its error bar is."""
+    groups = list(_groups(records).values())
+    runs = sorted({len(group) for group in groups})
+    images = sorted({r["evaluation"].get("data", {}).get("val_images", 0) for r in records})
+    parts = [f"{_ends(runs)} run{'s' * (runs[-1] > 1)} a point"]
+    if images[0]:
+        parts.append(f"{_ends(images)} validation images")
+    bars = dict.fromkeys(filter(None, (_mean_and_error(group)[2] for group in groups)))
+    if bars:
+        parts.append(f"bars: {', or '.join(bars)}")
+    return "; ".join(parts)
+
+
+def _ends(numbers: Sequence[int]) -> str:
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((numbers[0], numbers[-1])))
+
+
+def sweep_baselines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float]]]:
+    """What the scores of a sweep are to be compared with: label -> (x, mean over the points at x).
+
+    The untrained encoder is there where the evaluation is what its k-NN probe measured.
+    """
+    first = _shown_fields(records)[0]
+    found: dict[str, dict[Any, list[float]]] = {}
+    for record in records:
+        baselines = dict(record["evaluation"].get("baselines") or {})
+        if _is_probe(record["evaluation"]) and "knn_untrained" in record["pretraining"]:
+            baselines["untrained"] = record["pretraining"]["knn_untrained"]
+        for name, share in baselines.items():
+            x = _hashable(record["values"][first])
+            found.setdefault(name, {}).setdefault(x, []).append(share)
+    return {
+        name: [(x, statistics.fmean(shares)) for x, shares in of_x.items()]
+        for name, of_x in found.items()
+    }
+
+
+def _is_probe(evaluation: dict[str, Any]) -> bool:
+    """Whether the score is what the k-NN probe of the run logs."""
+    if evaluation.get("task") != "knn":
+        return False
+    tested, trained = evaluation["config"], evaluation["checkpoint"]["config"]
+    probe, data = trained["evaluate"], evaluation["data"]
+    of = {"k": 20 if 20 in tested["k"] else tested["k"][0], "temperature": tested["temperature"]}
+    return (
+        of == {"k": probe["knn_k"], "temperature": probe["knn_temperature"]}
+        and probe["knn_images"] >= max(data["train_images"], data["val_images"])
+        and tested["image_size"] == trained["image_size"]
+        and all(
+            tested["data"][name] == trained["data"][name]
+            for name in ("source", "classes", "val_fraction")
+        )
+    )
 
 
 def _shown_fields(records) -> list[str]:
@@ -491,7 +573,12 @@ def _draw(folder: Path, records: Sequence[dict]) -> Path:
     first = _shown_fields(records)[0]
     name = records[0]["evaluation"]["score"]["name"]
     return figures.write_sweep_figure(
-        folder / "figures", sweep_lines(records), _AXES.get(first, first), name
+        folder / "figures",
+        sweep_lines(records),
+        _AXES.get(first, first),
+        name,
+        sweep_baselines(records),
+        sweep_note(records),
     )
 
 

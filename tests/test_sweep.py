@@ -279,6 +279,41 @@ def test_lines_are_the_other_fields_and_points_of_several_seeds_are_averaged():
         ],
         "random masks": [(0.5, 0.3, 0.05)],
     }
+    # what the errors are is said, and one over the images stands where there is no other
+    points = _points((values(0.5, "dpp", 0), 0.2, None), (values(0.5, "dpp", 1), 0.4, None))
+    over_seeds = "bars: standard deviation over the seeds of pre-training"
+    assert sweep.sweep_note(points) == f"2 runs a point; {over_seeds}"
+    points += _points((values(0.75, "dpp", 0), 0.5, None))
+    for point in points:
+        point["evaluation"]["score"]["standard_error"] = 0.05
+        point["evaluation"]["data"] = {"val_images": 1000}
+    assert sweep.sweep_lines(points)["dpp masks"][1] == (0.75, 0.5, 0.05)
+    note = f"1 to 2 runs a point; 1,000 validation images; {over_seeds}, or standard error over "
+    assert sweep.sweep_note(points) == f"{note}the images"
+
+
+def test_baselines_are_those_of_the_same_measure():
+    config = tiny.config(evaluate__knn_k=20)
+    tested = eval_config.get_config("task=knn,dataset=shapes")
+    untrained = dict(zip((0.5, 0.75), (0.2, 0.3), strict=True))
+    points = _points(*(({"mask.ratio": ratio}, 0.4, None) for ratio in untrained))
+    for point, share in zip(points, untrained.values(), strict=True):
+        point["pretraining"] = {"knn_untrained": share}
+        point["evaluation"] |= {
+            "task": "knn",
+            "config": workdir.to_json(evaluate.completed(tested, config)),
+            "checkpoint": {"config": workdir.to_json(config)},
+            "data": {"train_images": 96, "val_images": 24},
+            "baselines": {"chance": 0.1},
+        }
+    found = sweep.sweep_baselines(points)
+    assert found == {"chance": [(0.5, 0.1), (0.75, 0.1)], "untrained": list(untrained.items())}
+    for change in ({"k": (5,)}, {"temperature": 0.1}, {"data__source": "shapes"}):
+        other = tiny.evaluation("task=knn", **change)
+        points[0]["evaluation"]["config"] = workdir.to_json(evaluate.completed(other, config))
+        assert sweep.sweep_baselines(points)["untrained"] == [(0.75, 0.3)], change
+    points[1]["evaluation"]["data"]["train_images"] = 97  # more than the probe looked at
+    assert "untrained" not in sweep.sweep_baselines(points)
 
 
 def test_the_axis_is_of_numbers_or_of_words():
@@ -291,6 +326,17 @@ def test_the_axis_is_of_numbers_or_of_words():
     (axes,) = drawing.draw_sweep({"": [("random", 0.2, None), ("dpp", 0.1, None)]}, "", "").axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["random", "dpp"]
     assert axes.get_legend() is None
+    baselines = {
+        "chance": [(0.5, 0.1), (0.6, 0.1), (0.75, 0.1)],
+        "pixels": [(0.75, 0.3), (0.5, 0.4)],
+    }
+    figure = drawing.draw_sweep(lines, "ratio", "accuracy", baselines, "1 run a point")
+    (axes,) = figure.axes
+    chance, pixels = (next(line for line in axes.lines if line.get_label() == name)
+                      for name in baselines)  # fmt: skip
+    assert list(chance.get_ydata()) == [0.1, 0.1] and list(pixels.get_ydata()) == [0.4, 0.3]
+    assert axes.get_ylim()[0] < 0.1 and axes.get_ylim()[1] > 0.4
+    assert figure.get_supxlabel() == "1 run a point"
     with pytest.raises(ValueError, match="nothing to draw"):
         drawing.draw_sweep({}, "", "")
 

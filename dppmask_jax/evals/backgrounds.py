@@ -101,6 +101,7 @@ def run(evaluation: Evaluation) -> Result:
         "± is the standard error over a variant's images; that of the gap is for variants that err "
         "independently",
         shown,
+        {"chance": 1 / len(test_classes)},
     )
 
 

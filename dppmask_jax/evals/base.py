@@ -53,7 +53,8 @@ class Result(NamedTuple):
     `metrics` is plain JSON; shares are from 0 to 1. `table` holds rows of texts, the first of them
     the heading, and `note` says below it what to know to read it. `protocol` says in words how it
     was measured. `score` is None where a task finds no number, and `row` too: {column: text}, the
-    result in a table over several runs.
+    result in a table over several runs. `baselines` are shares that the score is to be compared
+    with, such as {"chance": 0.1}; None where nothing is known.
     """
 
     metrics: dict[str, Any]
@@ -62,6 +63,7 @@ class Result(NamedTuple):
     score: Score | None = None
     note: str = ""
     row: dict[str, str] | None = None
+    baselines: dict[str, float] | None = None
 
 
 ERRORS = "± is the standard error over the validation images"

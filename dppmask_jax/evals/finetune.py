@@ -74,10 +74,13 @@ def _as_it_is(evaluation: Evaluation) -> Result:
         f"the classifier as it is, not trained further; {config.model.pool} pooling, {len(names)} "
         f"classes, tested on {len(labels):,} images",
         "top-1 accuracy of the classifier",
+        len(names),
     )
 
 
-def plain_result(values: dict[str, float], count: int, protocol: str, score_name: str) -> Result:
+def plain_result(
+    values: dict[str, float], count: int, protocol: str, score_name: str, num_classes: int
+) -> Result:
     """The result of one classifier: what `score` gives for `count` images."""
     error = standard_error(values["top1"], count)
     shown = {name: percent(value, standard_error(value, count)) for name, value in values.items()}
@@ -88,6 +91,7 @@ def plain_result(values: dict[str, float], count: int, protocol: str, score_name
         Score(score_name, values["top1"], None, error),
         ERRORS,
         shown,
+        {"chance": 1 / num_classes},
     )
 
 
@@ -116,7 +120,7 @@ def accuracy(evaluation: Evaluation, build, optimizer, how: str, score_name: str
         f"{config.model.pool} pooling, {num_classes} classes, tested on "
         f"{len(evaluation.val):,} images"
     )
-    return _result(trained, protocol, score_name)
+    return _result(trained, protocol, score_name)._replace(baselines={"chance": 1 / num_classes})
 
 
 def score(scores, labels) -> dict[str, float]:

@@ -70,6 +70,7 @@ def run(evaluation: Evaluation) -> Result:
             f"{_words(name)}, k = {k}": percent(of_k[str(k)], standard_error(of_k[str(k)], count))
             for name, of_k in found.items()
         },
+        {"raw pixels": found["pixels"][str(k)], "chance": 1 / num_classes},
     )
 
 

@@ -49,5 +49,6 @@ def _ridge(evaluation: Evaluation) -> Result:
         f"{len(train_labels):,} training images, strength {fitted.strength:g} chosen on a tenth "
         f"of them, tested on {len(val_labels):,} images; not MAE's protocol",
         "top-1 accuracy, ridge probe",
+        evaluation.train.num_classes,
     )
     return result._replace(metrics={**values, "strength": fitted.strength})

@@ -93,7 +93,9 @@ def run(evaluation: Evaluation) -> Result:
         spread = (percent(last["std"]),) if several else ()
         mean = percent(last["mean"], errors.get(name))
         rows.append((name, mean, *spread, percent(best["mean"])))
-    none = np.mean(evaluation.val.targets() == 0, axis=1)
+    targets = evaluation.val.targets()
+    shares = np.mean(targets != 0, axis=0)
+    none = np.mean(targets == 0, axis=1)
     baseline = float(np.mean(none))
     spread = ("",) * several
     rows.append(("accuracy of no labels", percent(baseline, error_of_mean(none)), *spread, ""))
@@ -113,6 +115,8 @@ def run(evaluation: Evaluation) -> Result:
         f"{ERRORS}; mAP, F1, precision and recall are no means over images and have none in closed "
         "form",
         {name: cell for name, cell, *_ in rows[1:]},
+        # The expected precision of images in any order is the share that has the label.
+        {"chance": float(np.mean(shares[shares > 0]))},
     )
 
 
