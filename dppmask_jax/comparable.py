@@ -17,7 +17,7 @@ _READ_BY = {
         )
     },
 }  # fmt: skip
-_DATA = ("data.source", "data.classes", "data.val_fraction", "image_size")
+_DATA = ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size")
 _OF_LOSS = ("method", "mask.", "loss.", "model.patch_size", "model.prototypes", *_DATA)
 _NAMED = 4  # fields
 _OF_KNN = ("evaluate.knn_", *_DATA)

@@ -161,7 +161,7 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
 def _unlike(outcomes: Sequence[_Outcome]) -> list[str]:
     """What differs between the evaluations of several runs, beside the runs."""
     lines = []
-    for field in ("data.source", "data.classes", "data.val_fraction", "image_size"):
+    for field in ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size"):
         values = [str(flatten(outcome.config).get(field)) for outcome in outcomes]
         if len(set(values)) > 1:
             lines.append(f"not on the same images: {field} {' | '.join(dict.fromkeys(values))}")
