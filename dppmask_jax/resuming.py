@@ -150,7 +150,7 @@ def _start(folder: Path, config, images: dict, terms: Terms) -> Start:
     if changed.keys() == {"epochs"} and terms.schedules:
         problem = _problem_of_epochs(config, changed["epochs"], newest.step, terms.schedules)
         if not problem:
-            notes.append(f"{_words(changed)}: nothing else at any step so far")
+            notes.append(f"{_words(changed)}; every step so far would have been the same")
             changed = {}
     else:
         problem = ""
