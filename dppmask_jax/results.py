@@ -1,8 +1,9 @@
 """One page from the results of evaluations and sweeps, next to the paper's figures.
 
-    python -m dppmask_jax.results FILE... --out docs/results.md [--keep docs/results]
+    python -m dppmask_jax.results FILE... --out results.md [--no_paper] [--keep FOLDER]
 
-FILE is an eval_TASK.json of eval.py or a sweep.json of dppmask_jax.sweep. The page says nothing of
+FILE is an eval_TASK.json of eval.py or a sweep.json of dppmask_jax.sweep; --no_paper leaves the
+paper's rows, and what is said of them, out. The page says nothing of
 where the files lay; --keep also writes a copy of each FILE, without the paths of this machine.
 """
 
@@ -23,23 +24,33 @@ if __name__ == "__main__":  # before what is missing is imported
 from dppmask_jax import command, history, paper
 from dppmask_jax.errors import InputError
 from dppmask_jax.portable import last_part, portable
+from dppmask_jax.scores.uncertainty import standard_error
 
 _INTRODUCTION = """\
 # Results
 
 Made by `python -m dppmask_jax.results`; do not edit. Rows marked *paper* are what DPPMask (arXiv
-2303.12736) reports, with its table. Rows marked *measured here* come from small runs of this
-project, whose data, models and schedules are not the paper's: compare their masks among
-themselves, never their level with the paper's. Accuracies, mAP and F1 are in percent; ± is the
-standard deviation over seeds. RUN and IMAGES stand for folders."""
+2303.12736) reports, with its table. Rows marked *measured here* come from the runs that they name:
+where data, model or schedule are not the paper's, compare the masks of these runs among themselves,
+never their level with the paper's."""
+_INTRODUCTION_ALONE = """\
+# Results
+
+Made by `python -m dppmask_jax.results`; do not edit. All rows come from the runs that they name."""
+_UNITS = """\
+Accuracies, mAP and F1 are in percent. ± is the standard error over the validation images, where it
+has a closed form; σ is the standard deviation over seeds. Commands stand at the end, where RUN and
+IMAGES are folders."""
 _NONE = "–"
+_ACCURACIES = ("knn", "linear", "linear_ridge", "finetune", "classifier")  # what these score
 _METHODS = {"mae": "MAE", "ibot": "iBOT"}
 
 
 class Section(NamedTuple):
     """A part of the page: the tasks whose records it shows, its columns {key: heading}, and
     `cells(record)`, the rows {key: text} of a record. Keys of the paper's rows are the same.
-    `footnote(record)` says how the record was measured."""
+    `footnote(record)` says how the record was measured; `note` stands below the table, and
+    `of_paper` after it where the paper's rows do."""
 
     title: str
     tasks: tuple[str, ...]
@@ -47,6 +58,7 @@ class Section(NamedTuple):
     cells: Callable[[dict[str, Any]], list[dict[str, str]]]
     footnote: Callable[[dict[str, Any]], str]
     note: str
+    of_paper: str = ""
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -102,20 +114,28 @@ def _file_name(record) -> str:
     return re.sub(r"[^\w.+-]+", "-", name) + ".json"
 
 
-def page(records: Sequence[dict[str, Any]]) -> str:
+def page(records: Sequence[dict[str, Any]], with_paper: bool = True) -> str:
     """The page of some records of `load`, the same for any order of them; those of the task
-    reconstruct have no number to show."""
+    reconstruct have no number to show. Without the paper's rows, sections without a row are left
+    out."""
     evaluations, sweeps = [], []
     for record in records:
         evaluations += _evaluations(record)
         sweeps += [record] if record.get("points") else []
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION if with_paper else _INTRODUCTION_ALONE, _UNITS]
+    commands: list[str] = []
     for section in SECTIONS:
         shown = [record for record in evaluations if record["task"] in section.tasks]
-        parts.append(_section(section, shown))
-    parts.append("## Sweeps\n\n*paper*: " + paper.RATIO_SWEEP)
+        parts.append(_section(section, shown, with_paper, commands))
+    if sweeps or with_paper:
+        parts.append("## Sweeps")
+    if with_paper:
+        parts.append("*paper*: " + paper.RATIO_SWEEP)
     parts += sorted({_sweep(record) for record in sweeps})
-    return "\n\n".join(parts) + "\n"
+    if commands:
+        numbered = (f"{number}. {text}" for number, text in enumerate(commands, 1))
+        parts.append("## Commands\n\n" + "\n".join(numbered))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _evaluations(record) -> list[dict]:
@@ -130,28 +150,37 @@ def _evaluations(record) -> list[dict]:
 # Sections.
 
 
-def _percent(share: float | None) -> str:
-    return _NONE if share is None else f"{100 * share:.2f}"
+def _percent(share: float | None, count: int | None = None) -> str:
+    """A share in percent, with its standard error if it is one of `count` images."""
+    if share is None:
+        return _NONE
+    error = f" ± {100 * standard_error(share, count):.2f}" if count else ""
+    return f"{100 * share:.2f}{error}"
 
 
-def _mean(values: dict[str, Any]) -> str:
-    """Of {"mean", "std"}."""
-    spread = "" if values["std"] is None else f" ± {_percent(values['std'])}"
-    return _percent(values["mean"]) + spread
+def _mean(values: dict[str, Any], count: int | None = None) -> str:
+    """Of {"mean", "std"}, as `_percent`."""
+    spread = "" if values["std"] is None else f", σ {_percent(values['std'])}"
+    return _percent(values["mean"], count) + spread
+
+
+def _images(record) -> int:
+    return record["data"]["val_images"]
 
 
 def _accuracies(first: str):
     """Top-1, under the key `first`, and top-5, of the last epoch or of the closed form."""
 
     def cells(record):
-        found = record["metrics"].get("last", record["metrics"])
+        found, count = record["metrics"].get("last", record["metrics"]), _images(record)
         texts = {
-            name: _mean(value) if isinstance(value, dict) else _percent(value)
+            name: _mean(value, count) if isinstance(value, dict) else _percent(value, count)
             for name, value in found.items()
+            if name in ("top1", "top5")
         }
         row = {first: texts["top1"], "top5": texts.get("top5", _NONE)}
         if "best" in record["metrics"]:
-            row["best"] = _mean(record["metrics"]["best"]["top1"])
+            row["best"] = _mean(record["metrics"]["best"]["top1"], count)
         return [row]
 
     return cells
@@ -160,7 +189,7 @@ def _accuracies(first: str):
 def _neighbours(record):
     found = record["metrics"]
     return [
-        {"k": k, **{name: _percent(found[name][k]) for name in found}}
+        {"k": k, **{name: _percent(found[name][k], _images(record)) for name in found}}
         for k in next(iter(found.values()))
     ]
 
@@ -169,23 +198,28 @@ def _clusters(record):
     rows = []
     for name, scores in record["metrics"]["clusters"].items():
         nmi = scores["nmi"]
-        spread = "" if nmi["std"] is None else f" ± {nmi['std']:.3f}"
+        spread = "" if nmi["std"] is None else f", σ {nmi['std']:.3f}"
         rows.append(
             {
                 "clusters": name,
                 "nmi": f"{nmi['mean']:.3f}{spread}",
-                "acc": _mean(scores["acc"]),
+                "acc": _mean(scores["acc"], _images(record)),
             }
         )
     agreement = record["metrics"]["agreement"]
     if agreement is not None:
-        rows.append({"clusters": "agreement of two views", "acc": _percent(agreement)})
+        rows.append(
+            {"clusters": "agreement of two views", "acc": _percent(agreement, _images(record))}
+        )
     return rows
 
 
 def _backgrounds(record):
     found = record["metrics"]
-    row = {name: _percent(values["accuracy"]) for name, values in found["variants"].items()}
+    row = {
+        name: _percent(values["accuracy"], values["images"])
+        for name, values in found["variants"].items()
+    }
     return [row | {"gap": _percent(found.get("bg_gap"))}]
 
 
@@ -198,7 +232,10 @@ def _pretraining(record):
     if "loss" not in found:
         return []
     row = {name: f"{found[name]:.3f}" for name in ("loss", "val_loss") if name in found}
-    return [row | {"knn": _percent(found.get("knn"))}]
+    # Without the number of images it is not known what the accuracy was measured on.
+    return [
+        row | {"knn": _percent(found["knn"], found["knn_images"])} if "knn_images" in found else row
+    ]
 
 
 def _footnote(record) -> str:
@@ -215,9 +252,13 @@ def _how_trained(record) -> str:
     training = "pre-training" if "method" in config else "fine-tuning"
     words = f"{training} seed {config['seed']}" if "seed" in config else "imported classifier"
     past = history.of_run(record["checkpoint"].get("history", ()), config)
-    words += f"; {past}" if past else ""
-    words += f"; {record['devices']}" if record.get("devices") else ""
-    return f"{words}. `{record['command']}`" if record["command"] else f"{words}."
+    return words + (f"; {past}" if past else "")
+
+
+def _command(record) -> str:
+    """What made a record, and where."""
+    devices = f" ({record['devices']})" if record.get("devices") else ""
+    return f"`{record['command']}`{devices}" if record["command"] else ""
 
 
 SECTIONS = (
@@ -227,8 +268,9 @@ SECTIONS = (
         {"loss": "loss", "val_loss": "validation loss", "knn": "k-NN"},
         _pretraining,
         _how_trained,
-        "Of the runs of sweeps, at their last step. The paper's prose says that the loss falls as "
-        "τ rises; its table shows the opposite.",
+        "Of the runs of sweeps, at their last step. Losses under different masks are not "
+        "comparable.",
+        "The paper's prose says that the loss falls as τ rises; its table shows the opposite.",
     ),
     Section(
         "Fine-tuning",
@@ -236,8 +278,8 @@ SECTIONS = (
         {"finetune": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
         _accuracies("finetune"),
         _footnote,
-        "Measured: the last epoch. The best epoch is chosen on the validation images and flatters; "
-        "the paper does not say which it reports.",
+        "Measured: the last epoch. The best epoch is chosen on the validation images and flatters.",
+        "The paper does not say which it reports.",
     ),
     Section(
         "Linear probing",
@@ -250,9 +292,18 @@ SECTIONS = (
     Section(
         "k nearest neighbours",
         ("knn",),
-        {"k": "k", "patches": "patch tokens", "cls": "class token", "pixels": "raw pixels"},
+        {"k": "k", "patches": "patch tokens", "cls": "class token", "pixels": "raw pixels"}
+        | {
+            f"{name}_centred": f"{words}, centred"
+            for name, words in (
+                ("patches", "patch tokens"),
+                ("cls", "class token"),
+                ("pixels", "raw pixels"),
+            )
+        },
         _neighbours,
         _footnote,
+        "",
         "The paper gives no k-NN accuracy.",
     ),
     Section(
@@ -261,6 +312,7 @@ SECTIONS = (
         {"clusters": "clusters", "nmi": "NMI", "acc": "ACC"},
         _clusters,
         _footnote,
+        "",
         "The paper does not define its NMI and ACC. By Fano's inequality both cannot come from one "
         "assignment of its 100 balanced classes to 100 clusters.",
     ),
@@ -291,23 +343,25 @@ SECTIONS = (
         },
         _multilabel,
         _footnote,
-        "Measured: the last epoch. The paper does not say whether its encoders were fine-tuned, or "
-        "its threshold.",
+        "Measured: the last epoch.",
+        "The paper does not say whether its encoders were fine-tuned, or its threshold.",
     ),
 )
 
 
-def _section(section: Section, records) -> str:
+def _section(section: Section, records, with_paper: bool, commands: list[str]) -> str:
+    """The text of a section, "" where it is empty; new commands are added to the page's."""
     rows = [
         (f"*paper*, table {row.table}", row.data, row.method, row.masks, _NONE, row.figures)
         for row in paper.ROWS
-        if row.figures.keys() & section.columns.keys()
+        if with_paper and row.figures.keys() & section.columns.keys()
     ]
     measured = []
     for record in records:
         common = (_data(record), _model(record), _masks(record), _checkpoint(record))
-        measured += [(*common, cells, section.footnote(record)) for cells in section.cells(record)]
-    notes: list[str] = []
+        note = (section.footnote(record), _command(record))
+        measured += [(*common, cells, note) for cells in section.cells(record)]
+    notes: list[tuple[str, str]] = []
     seen = []
     for *common, cells, note in sorted(measured, key=_sort_key):
         if (common, cells, note) in seen:  # an evaluation that a sweep holds as well
@@ -316,21 +370,37 @@ def _section(section: Section, records) -> str:
         if note not in notes:
             notes.append(note)
         rows.append((f"*measured here* ({notes.index(note) + 1})", *common, cells))
-    heading = ["", "data", "method", "masks", "checkpoint", *section.columns.values()]
-    body = [
-        [*common, *(cells.get(key, _NONE) for key in section.columns)] for *common, cells in rows
-    ]
+    if not rows and not with_paper:
+        return ""
+    columns = {
+        key: words
+        for key, words in section.columns.items()
+        if not key.endswith("_centred") or any(key in row[-1] for row in rows)
+    }
+    heading = ["", "data", "method", "masks", "checkpoint", *columns.values()]
+    body = [[*common, *(cells.get(key, _NONE) for key in columns)] for *common, cells in rows]
     parts = [f"## {section.title}"]
     parts += [_markdown_table(heading, body)] if body else []
-    parts += [section.note] if section.note else []
+    words = " ".join(filter(None, (section.note, section.of_paper * with_paper)))
+    parts += [words] if words else []
     if notes:
-        parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
+        lines = (_footnote_line(note, commands) for note in notes)
+        parts.append("\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
     return "\n\n".join(parts)
+
+
+def _footnote_line(note: tuple[str, str], commands: list[str]) -> str:
+    words, command_line = note
+    if not command_line:
+        return f"{words}."
+    if command_line not in commands:
+        commands.append(command_line)
+    return f"{words}; command {commands.index(command_line) + 1}."
 
 
 def _sort_key(row):
     """By the words, with numbers in them by size."""
-    texts = [*row[:4], row[5], *row[4].values()]
+    texts = [*row[:4], *row[5], *row[4].values()]
     return [
         [(0, float(part), "") if part[0].isdigit() else (1, 0.0, part) for part in parts]
         for parts in (re.findall(r"\d+(?:\.\d+)?|\D+", text) for text in texts)
@@ -418,16 +488,19 @@ def _sweep(record) -> str:
     ]
     if not others:
         heading[1:] = ["score"]
+    evaluation = points[0]["evaluation"]
+    count = _images(evaluation) if evaluation["task"] in _ACCURACIES else None
     rows = []
     for x in grid[first]:
         cells = []
         for values in columns:
             score = scores.get(json.dumps([x, *values]))
             cells.append(
-                _NONE if score is None else _mean({"mean": score["value"], "std": score["std"]})
+                _NONE
+                if score is None
+                else _mean({"mean": score["value"], "std": score["std"]}, count)
             )
         rows.append([_value(x), *cells])
-    evaluation = points[0]["evaluation"]
     where = f"{_data(evaluation)}; {_model(evaluation)}"
     return "\n\n".join(
         [
@@ -456,9 +529,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="eval_TASK.json or sweep.json")
     parser.add_argument("--out", required=True, metavar="PAGE.md", help="the page")
     parser.add_argument("--keep", metavar="FOLDER", help="for copies without paths")
+    parser.add_argument("--no_paper", action="store_true", help="without the paper's rows")
     args = parser.parse_args(argv)
     records = [load(path) for path in args.files]
-    text = page(records)
+    text = page(records, not args.no_paper)
     if args.keep:
         keep(records, args.keep)
     out = Path(args.out)

@@ -38,7 +38,7 @@ def sweep_record():
         run = f"/home/me/sweep/ratio-{ratio}_tau-{tau}"
         found = record(run=run, mask__ratio=ratio, mask__tau=tau)
         found["score"] = {"name": "top-1 accuracy", "value": value, "std": None}
-        pretraining = {"loss": 0.5 + ratio, "val_loss": 0.6, "knn": 0.25}
+        pretraining = {"loss": 0.5 + ratio, "val_loss": 0.6, "knn": 0.25, "knn_images": 12}
         points.append(
             {
                 "name": f"ratio-{ratio}_tau-{tau}",
@@ -169,9 +169,9 @@ def test_a_measured_row_stands_next_to_the_papers(written):
         "MAE Pi/4, 16×16, 1 epoch",
         "DPP, τ 0.8, 75 % masked",
         "mine, step 1,200",
-        "43.21 ± 1.23",
+        "43.21 ± 22.15, σ 1.23",
         "–",
-        "44.00 ± 1.23",
+        "44.00 ± 22.20, σ 1.23",
     ]
     assert ["*paper*, table 1", "ImageNet-100", "MAE ViT-B/16", "DPP, τ 0.9", "–", "63.22"] in [
         row[:6] for row in rows(page, "Linear probing", "| *paper*")
@@ -183,10 +183,16 @@ def test_a_measured_row_stands_next_to_the_papers(written):
 
 
 METRICS = {
-    "linear_ridge": ({"top1": 0.5, "top5": 0.75, "strength": 1.0}, [["50.00", "75.00", "–"]]),
+    "linear_ridge": (
+        {"top1": 0.5, "top5": 0.75, "strength": 1.0},
+        [["50.00 ± 22.36", "75.00 ± 19.36", "–"]],
+    ),
     "knn": (
         {name: {"10": 0.1, "20": value} for name, value in (("cls", 0.2), ("patches", 0.3))},
-        [["10", "10.00", "10.00", "–"], ["20", "30.00", "20.00", "–"]],
+        [
+            ["10", "10.00 ± 13.42", "10.00 ± 13.42", "–"],
+            ["20", "30.00 ± 20.49", "20.00 ± 17.89", "–"],
+        ],
     ),
     "cluster": (
         {
@@ -198,18 +204,24 @@ METRICS = {
             },
             "agreement": 0.9,
         },
-        [["agreement of two views", "–", "90.00"], ["k-means (cls)", "0.250 ± 0.010", "40.00"]],
+        [
+            ["agreement of two views", "–", "90.00 ± 13.42"],
+            ["k-means (cls)", "0.250, σ 0.010", "40.00 ± 21.91"],
+        ],
     ),
     "backgrounds": (
         {
-            "variants": {"original": {"accuracy": 0.5}, "mixed_rand": {"accuracy": 0.25}},
+            "variants": {
+                "original": {"accuracy": 0.5, "images": 100},
+                "mixed_rand": {"accuracy": 0.25, "images": 12},
+            },
             "bg_gap": 0.125,
         },
-        [["50.00", "–", "–", "25.00", "–", "12.50"]],
+        [["50.00 ± 5.00", "–", "–", "25.00 ± 12.50", "–", "12.50"]],
     ),
     "multilabel": (
         {"last": {"mAP": {"mean": 0.5, "std": None}, "f1_macro": {"mean": 0.2, "std": 0.1}}},
-        [["50.00", "–", "20.00 ± 10.00", "–", "–"]],
+        [["50.00", "–", "20.00, σ 10.00", "–", "–"]],
     ),
 }
 TITLES = {
@@ -247,11 +259,27 @@ def test_a_sweep_shows_its_points_and_its_grid(written):
         "DPP, τ 0.9, 75 % masked",
         "DPP, τ 1 (random), 50 % masked",
     ]
-    assert rows(page, "Loss of pre-training")[1][5:] == ["1.250", "0.600", "25.00"]
+    assert rows(page, "Loss of pre-training")[1][5:] == ["1.250", "0.600", "25.00 ± 12.50"]
     sweeps = section(page, "Sweeps")
     assert "| `mask.ratio` | `mask.tau` 0.9 | `mask.tau` 1 |" in sweeps
-    assert "| 0.5 | 20.00 | 30.00 |" in sweeps and "| 0.75 | 40.00 | – |" in sweeps
+    assert "| 0.5 | 20.00 ± 17.89 | 30.00 ± 20.49 |" in sweeps
+    assert "| 0.75 | 40.00 ± 21.91 | – |" in sweeps
     assert "--workdir=RUN" in sweeps and "/home" not in page
+
+
+def test_a_page_of_ones_own_runs_speaks_of_them_alone(tmp_path, written):
+    files = [written(record(), "a.json"), written(record(run="/b/other"), "b.json")]
+    out = tmp_path / "page.md"
+    results.main([*map(str, files), "--out", str(out), "--no_paper"])
+    text = out.read_text()
+    assert "paper" not in text.lower().replace("not mae's protocol", "")
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["Linear probing", "Commands"], "nothing is said of what was not measured"
+    assert len(rows(text, "Linear probing")) == 2
+    # A command is written once, however many rows and footnotes it made.
+    (command_line,) = section(text, "Commands").split("\n1. ")[1:]
+    assert text.count("python eval.py") == 1 and "1 x cpu" in command_line
+    assert section(text, "Linear probing").count("; command 1.") == 2
 
 
 def test_kept_copies_make_the_same_page(tmp_path, written):
