@@ -232,10 +232,9 @@ def _pretraining(record):
     if "loss" not in found:
         return []
     row = {name: f"{found[name]:.3f}" for name in ("loss", "val_loss") if name in found}
-    # Without the number of images it is not known what the accuracy was measured on.
-    return [
-        row | {"knn": _percent(found["knn"], found["knn_images"])} if "knn_images" in found else row
-    ]
+    if "knn_images" in found:  # or it is not known what the accuracy was measured on
+        row["knn"] = _percent(found["knn"], found["knn_images"])
+    return [row]
 
 
 def _footnote(record) -> str:
