@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import struct
 import sys
 
@@ -807,9 +808,10 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(method, format_name, tm
     assert done.returncode == 0, done.stderr
     assert f"{method} Pi/4, 16x24 px, step 0" in done.stdout and "go on" in done.stdout
 
-    evaluation = [sys.executable, "eval.py", "--config=configs/eval.py:task=knn",
-                  "--config.k=(5,)", f"--checkpoint={run}"]  # fmt: skip
-    done = tiny.run(evaluation)
+    # As it is printed.
+    evaluation = done.stdout.partition("evaluate")[2].split("\n")[0].split()
+    assert evaluation[:2] == ["python", "eval.py"] and evaluation[-1] == f"--checkpoint={run}"
+    done = tiny.run([sys.executable, *evaluation[1:], "--config.k=(5,)"])
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "eval_knn.json").read_text())["checkpoint"]["step"] == 0
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
@@ -824,3 +826,23 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(method, format_name, tm
     records = read_metrics(run / "metrics.jsonl")
     assert len([record for record in records if record["step"] == 0]) == 1
     assert len([record for record in records if record["step"] == 1]) == 1
+
+
+@pytest.mark.slow
+def test_the_printed_commands_say_where_images_are_wanted(mae, tmp_path):
+    """An import without a config reads no images, and its commands run once they have some."""
+    path, run = export_weights(mae, tmp_path / "a.safetensors", "mae"), tmp_path / "run"
+    done = weights_command("import", path, "--format=mae", f"--workdir={run}", "--image_size=16,24")
+    assert done.returncode == 0, done.stderr
+    assert "fresh       optimiser, decoder" in done.stdout and "tfds:" not in done.stdout
+    assert "PATH stands for a folder of your images" in done.stdout
+    assert json.loads((run / "config.json").read_text())["data"]["source"] == ""
+    for line in re.findall(r"python (.*folder:PATH.*)", done.stdout):
+        words = shlex.split(line.replace("folder:PATH", "shapes:size=16,train=40,val=24"))
+        assert words[0] in ("eval.py", "train.py")
+        small = {"train.py": ["--config.batch_size=8", "--config.epochs=0.2",
+                              "--config.optim.warmup_epochs=0",
+                              "--config.evaluate.figure_images=0"],
+                 "eval.py": ["--config.k=(5,)"]}[words[0]]  # fmt: skip
+        ran = tiny.run([sys.executable, *words, *small])
+        assert ran.returncode == 0, ran.stderr
