@@ -536,6 +536,8 @@ def _of_run(args) -> list[Path]:
     workdir = Path(args.workdir)
     out_dir = Path(args.out) if args.out else workdir / "figures"
     run = pretrained.load_run(workdir, image_size=args.image_size)
+    if run.resized:
+        print(run.resized)
     if not run.has_masks:
         raise InputError(
             f"--workdir={workdir} is {run.name} run, which masks nothing: name another"

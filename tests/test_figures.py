@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from matplotlib.figure import Figure
 from ml_collections import config_dict
 from PIL import Image
 
@@ -32,7 +33,7 @@ class _Run:
 
     kind, has_masks = "mae", True
     num_masked = (6, 24)  # of 32
-    image_size = (32, 64)
+    image_size, resized = (32, 64), "resized"
 
     def __init__(
         self,
@@ -80,13 +81,14 @@ class _Run:
         return _noise(num, 32, 64, 3)
 
 
-def _spy(monkeypatch, name):
-    """The arguments of the next call of a function of `drawing`, as a list to be filled."""
+def _spy(monkeypatch, name, draws=False):
+    """The arguments of the next call of a function of `drawing`, as a list to be filled; unless it
+    `draws`, the figure is left empty, which is faster."""
     seen, draw = [], getattr(drawing, name)
 
     def spy(*args):
         seen.extend(args)
-        return draw(*args)
+        return draw(*args) if draws else Figure((1, 1))
 
     monkeypatch.setattr(drawing, name, spy)
     return seen
@@ -179,11 +181,14 @@ def test_the_picture_says_where_brightness_comes_from(
 
 @pytest.mark.parametrize("given, drawn_at", [(None, 0.7), (0.8, 0.8)])
 def test_the_task_draws_the_tau_of_the_run(tmp_path, monkeypatch, given, drawn_at):
-    own = "block" if given else "dpp"
-    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau=0.7, strategy=own)
+    own, seen = "block" if given else "dpp", {}
+    monkeypatch.setattr(
+        figures, "write_mask_figure", lambda *args, **settings: seen.update(settings)
+    )
     config = tiny.evaluation("task=reconstruct", tau=given, borrow_statistics=given is None)
+    run = _Run(tau=0.7, strategy=own)
     out = reconstruct.run(Evaluation(config, run, tmp_path, None, None, print))
-    assert drawn[1][1].title.splitlines()[0] == f"DPP mask, τ = {drawn_at}"
+    assert seen["tau"] == drawn_at and seen["borrow_statistics"] == (given is None)
     assert f"random and DPP masks (tau {drawn_at})" in out.protocol
     assert ("and those of the run (block)" in out.protocol) == (own == "block")
     how = "borrowed from the original" if given is None else "estimated from visible ones nearby"
@@ -296,7 +301,7 @@ def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
     notes = _spy(monkeypatch, "draw_curves")
     figures.main(["--workdir", mine, "--compare", other, "--num=2"])
     printed, warned = capsys.readouterr()
-    printed = printed.split()
+    printed = printed.removeprefix("resized").split()
     note = "losses under different masks are not comparable: mask.strategy dpp | random"
     assert warned == f"warning: {note}\n" and notes[-1] == note
     names = ("masks.png", "tau.png", "curves.png")
@@ -317,6 +322,7 @@ def test_a_run_that_was_not_trained_here_is_drawn_without_curves(tmp_path, monke
     monkeypatch.setattr(figures, "write_run_figures", lambda *args, **kwargs: [Path("drawn")])
     figures.main(["--workdir", str(tmp_path)])
     assert capsys.readouterr().out.splitlines() == [
+        "resized",
         f"no curves: {tmp_path} has no metrics.jsonl, it was not trained here",
         "drawn",
     ]
