@@ -9,12 +9,14 @@ ROOT = Path(dppmask_jax.__file__).parent
 
 # A file imports only from earlier rows, or from its own folder; "" is the package itself.
 ROWS = (
-    {"errors", "integrity", "tensorstore_leak"},
+    {"errors", "integrity", "tensorstore_leak", "words", "paths", "terminal", "extras"},
+    {"config_faults", "history"},
     {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"}
     | {"paper", "portable", "signals", "lock"},
     {"masking", "models", "data", "optim"},
     {"methods", "features", "config", "comparable"},
     {"loop", "workdir", "saves"},
+    {"resuming"},
     {"fit", "pretrained", "drawing"},
     {"untrained"},
     {"figures"},

@@ -15,7 +15,7 @@ csv:FILE    a row an image, in UTF-8, with commas, semicolons, tabs or vertical 
             values; the first row names the columns. `path` (or one of PATH_NAMES), relative to the
             file's folder, or absolute (a CSV file is your own: it may name any image on the
             machine); `split`, where what starts with "train" is for training and the rest for
-            validation, without rows for testing if there are others for validation (without the
+            validation, without rows for testing if there are some called val (without the
             column, `val_fraction` of each label is held out); `label`, numbers or names, of which
             the classes are the different ones in ascending order; `mask`, the path of a greyscale
             foreground mask, may be empty, and the files need only be there for a task that reads
@@ -374,10 +374,13 @@ def _csv_splits(columns, labels: np.ndarray, val_fraction: float, path: str):
         return *map(_rows, (~val, val)), _looks_like_a_split(columns, path)
     values = [value.lower() for value in columns["split"]]
     train = np.array([value.startswith("train") for value in values])
-    test = np.array([TEST.fullmatch(value) is not None for value in values])
+    test, validation = (
+        np.array([kind.fullmatch(value) is not None for value in values])
+        for kind in (TEST, VALIDATION)
+    )
     if not train.any():
         raise InputError(f"{path} has no training image; write train into the column split")
-    if not (~train & ~test).any() or not test.any():
+    if not validation.any() or not test.any():
         return _rows(train), _rows(~train), ()
     note = f"{test.sum():,} images for testing in {path} are not used: others are for validation"
     return _rows(train), _rows(~train & ~test), (note,)
