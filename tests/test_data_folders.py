@@ -62,6 +62,9 @@ def test_what_is_beside_the_splits_is_said(tmp_path):
 def test_folders_that_may_mean_one_split_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"Validation, valid, any of which may be val; call"):
         lay_out(tmp_path, "train/1", "Validation/1", "valid/2")
+    write(tmp_path / "val/1.png")  # the plain name goes first, and no other split is asked for
+    train, val = lay_out(tmp_path, "Test/1", "testing/1")
+    assert held(train, val, tmp_path) == ({"train"}, {"val"})
 
 
 def test_a_test_folder_without_the_labels_is_not_for_validation(tmp_path):

@@ -89,17 +89,14 @@ class _Splits(NamedTuple):
 
 def _choose_splits(path: str) -> _Splits:
     folders, images = _listed(path)
-    train, val, test = (
-        _meant(path, [name for name in folders if kind.fullmatch(name)], plain)
-        for kind, plain in ((TRAIN, "train"), (VALIDATION, "val"), (TEST, "test"))
-    )
+    train, val = _meant(path, folders, TRAIN, "train"), _meant(path, folders, VALIDATION, "val")
     if not train and val == ("val",):
         raise InputError(f"{path} has a folder val but no folder train; add it")
     # A folder Train among others may be a class, where nothing is for validation.
-    beside = set(folders) - {*train, *test}
+    beside = [name for name in folders if name not in train and not TEST.fullmatch(name)]
     if not train or (train != ("train",) and not val and beside):
         return _Splits((), (), folders, images)
-    return _Splits(train, val or test, folders, images)
+    return _Splits(train, val or _meant(path, folders, TEST, "test"), folders, images)
 
 
 def _notes_on(path: str, chosen: _Splits) -> list[str]:
@@ -135,8 +132,9 @@ def _listed(path: str) -> tuple[list[str], int]:
         raise InputError(f"cannot list {path}: {error.strerror}") from error
 
 
-def _meant(path: str, alike: list[str], plain: str) -> tuple[str, ...]:
-    """Of the folders whose names mean one split, those that are it."""
+def _meant(path: str, folders: list[str], kind: re.Pattern, plain: str) -> tuple[str, ...]:
+    """The folders that are one split, by their names."""
+    alike = [name for name in folders if kind.fullmatch(name)]
     if plain in alike:
         return (plain,)
     if len(alike) > 1 and not all(map(_PART.fullmatch, alike)):
@@ -332,11 +330,9 @@ def _classes(scanned: _Scanned, least: int) -> _Classes:
         return _unlabelled(scanned, _does_not_lie(scanned, inside.index("")))
     if count < least:
         return _unlabelled(scanned, f"{scanned.title} has one folder of images only")
-    note = (
-        f"{astray:,} of {files.size:,} images are left out: they lie directly in {scanned.title}, "
-    )
-    note += f"the others in the folders of {count:,} classes"
-    return _Classes(names, kept, "", [note] * bool(astray))
+    left_out = f"{astray:,} of {files.size:,} images are left out"
+    where = f"they lie directly in {scanned.title}, the others in the folders of {count:,} classes"
+    return _Classes(names, kept, "", [f"{left_out}: {where}"] * bool(astray))
 
 
 def _is_named_once(below: list[list[str]]) -> bool:
