@@ -50,7 +50,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.task = task
     # (height, width) in pixels, multiples of the patches; None is the run's. For another size
-    # learned positions are resized, fixed ones made.
+    # positions are resized.
     config.image_size = config_dict.placeholder(tuple)
     if task == "reconstruct":
         _reconstruct(config)

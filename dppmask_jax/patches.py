@@ -142,10 +142,16 @@ def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     )
 
 
+def fixed_positions(grid: tuple[int, int], width: int) -> np.ndarray:
+    """(1, 1 + N, D) float32: zeros for the class token, then `sincos_positions`."""
+    table = sincos_positions(grid, width)
+    return np.concatenate([np.zeros((1, width), np.float32), table])[None]
+
+
 def resize_positions(
     positions, old_grid: tuple[int, int], new_grid: tuple[int, int], excess: float = 0.1
 ):
-    """Learned positions for another number of patches, by PyTorch's bicubic interpolation:
+    """Positions for another number of patches, by PyTorch's bicubic interpolation:
     a = -0.75, no antialiasing, borders repeated.
 
     Args:

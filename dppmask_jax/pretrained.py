@@ -41,8 +41,9 @@ class Run:
 
     Args:
       config, params, extra, step: of the checkpoint.
-      image_size: (height, width) to take images of; None is what the run was trained with. Learned
-        positions are resized for another size (PyTorch's bicubic interpolation), fixed ones made.
+      image_size: (height, width) to take images of; None is what the run was trained with. For
+        another size positions are resized (PyTorch's bicubic interpolation), learned or fixed,
+        those of a decoder as well.
       dtype: of matrix products, "float32" or "bfloat16"; None is the run's.
 
     Raises:
@@ -89,7 +90,7 @@ class Run:
         config, self.resized = _as_used(config, image_size, dtype), ""
         self.image_size = tuple(config.image_size)
         if self.image_size != tuple(self.config.image_size):
-            (params, extra), self.resized = _resized((params, extra), self.config, self.image_size)
+            params, extra, self.resized = _resized(params, extra, self.config, self.image_size)
         self.params, self.extra = params, extra
         if self.kind == CLASSIFIER:
             method = supervised.finetune(
@@ -245,25 +246,36 @@ def checked_image_size(image_size, patch_size: int) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def _resized(state, config, image_size: tuple[int, int]):
-    """(parameters with their learned positions for another image size, how in words)."""
+def _resized(params, extra, config, image_size: tuple[int, int]):
+    """(params, extra, how in words) with positions for another image size.
+
+    Fixed positions, which are no parameters at the run's own size, stand among them afterwards, see
+    `vit.fixed_or_given`.
+    """
     old, new = (
         patches.grid_shape(tuple(size), config.model.patch_size)
         for size in (config.image_size, image_size)
     )
-    learned = []
+    how = "learned positions resized"
+    if config.get("method") == "mae":
+        how = "fixed positions resized, the decoder's as well"
+        widths = {"encoder": SIZES[config.model.size].width, "decoder": config.model.decoder_width}
+        tables = {part: patches.fixed_positions(old, width) for part, width in widths.items()}
+        params = params | {part: {**params[part], "positions": tables[part]} for part in tables}
 
     def resize(path, leaf):
         if getattr(path[-1], "key", None) != "positions":
             return leaf
-        learned.append(path)
         return np.asarray(patches.resize_positions(jnp.asarray(leaf), old, new, 0.0))
 
-    state = jax.tree_util.tree_map_with_path(resize, state)
-    return state, (
-        f"images of {image_size[0]}x{image_size[1]}, the run's are "
-        f"{config.image_size[0]}x{config.image_size[1]}: "
-        + ("learned positions resized" if learned else "sine-cosine positions of the new grid")
+    params, extra = jax.tree_util.tree_map_with_path(resize, (params, extra))
+    return (
+        params,
+        extra,
+        (
+            f"images of {image_size[0]}x{image_size[1]}, the run's are "
+            f"{config.image_size[0]}x{config.image_size[1]}: {how}"
+        ),
     )
 
 
@@ -364,7 +376,7 @@ def load_encoder(
     Args:
       workdir: as for `load_run`.
       image_size: (height, width) of the images to come, multiples of the patches; None is the
-        run's. Learned positions are resized for it, fixed ones made.
+        run's. Positions are resized for it, see `Run`.
       dtype: of matrix products, "float32" or "bfloat16"; None is the run's. Parameters and outputs
         are float32.
 

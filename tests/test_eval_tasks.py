@@ -133,6 +133,7 @@ def test_knn_of_shuffled_labels_is_chance(mae_run, shuffled, tmp_path):
     for name, of_k in out["metrics"].items():
         assert of_k["5"] < 0.6, name  # 4 standard deviations above a quarter of 24
     assert "centred: less the training mean" in out["protocol"]
+    assert "fixed positions resized" in out["protocol"]
     share = out["score"]["value"]
     assert out["score"]["standard_error"] == pytest.approx((share * (1 - share) / 24) ** 0.5)
 

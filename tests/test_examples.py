@@ -7,16 +7,18 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from reference_ibot import resize_positions
 
 import dppmask_jax
 from configs import ibot as ibot_file
 from configs import mae as config_file
-from dppmask_jax import loop, optim, parallel, pretrained, workdir
+from dppmask_jax import loop, optim, parallel, patches, pretrained, workdir
 from dppmask_jax.checkpoint import FOLDER, Checkpoints
 from dppmask_jax.config import flatten
 from dppmask_jax.data.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import mae
+from dppmask_jax.models import vit
 from dppmask_jax.pretrained import load_run
 
 
@@ -127,16 +129,36 @@ def test_sizes_that_do_not_go_are_refused(run_folder, size, words):
         dppmask_jax.load_encoder(run_folder, image_size=size)
 
 
-def test_an_mae_takes_images_of_another_size(run_folder):
+def test_an_mae_takes_images_of_another_size(run_folder, monkeypatch):
     run = load_run(run_folder, image_size=(16, 24))
     assert run.config.image_size == (16, 16) and run.image_size == (16, 24)
-    assert run.num_masked == (18, 18) and "sine-cosine positions of the new grid" in run.resized
+    assert run.num_masked == (18, 18) and "fixed positions resized" in run.resized
     encoder = pretrained.Encoder(run)
     assert encoder.image_size == (16, 24) and encoder.grid == (4, 6)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
+    order = np.tile(np.arange(24), (2, 1))
+    out, rebuilt = encoder(images / 255), run.reconstruct(images, order)
+
+    # A model whose table is the trained grid's, interpolated by independent code.
+    trained = patches.sincos_positions
+
+    def table(grid, width):
+        old = np.concatenate([np.zeros((1, width)), trained((4, 4), width)])
+        return resize_positions(old[None], (4, 4), grid, offset=0.0)[0, 1:]
+
+    monkeypatch.setattr(vit.patches, "sincos_positions", table)
     method = mae.build(tiny.config(image_size=(16, 24)), steps_per_epoch=1, total_steps=1)
-    expected = jax.jit(method.encode)(run.params, run.extra, images)
-    np.testing.assert_allclose(encoder(images / 255)["cls"], expected["cls"], atol=1e-5)
+    own = load_run(run_folder)
+    assert "positions" not in own.encoder, "at its own size a run has its own table"
+    expected, pixels = jax.jit(
+        lambda params: (
+            method.encode(params, {}, images),
+            method.reconstruct(params, {}, images, order),
+        )
+    )(own.params)
+    np.testing.assert_allclose(out["cls"], expected["cls"], atol=1e-5)
+    np.testing.assert_allclose(out["patches"], expected["patches"], atol=1e-5)
+    np.testing.assert_allclose(rebuilt, pixels, atol=1e-5)
     with pytest.raises(InputError, match=r"takes \(B, 16, 24, 3\)"):
         encoder(PIXELS)
 

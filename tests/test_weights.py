@@ -544,6 +544,8 @@ def test_positions_that_an_mae_cannot_have(encoder_file, tmp_path):
     tensors["pos_embed"][0, 5, 5] -= 2e-4
     refused(save(tensors), "mae", tmp_path / "run", "of 6x4 patches",
             options=DECODER._replace(known=Known(image_size=(24, 16))))  # fmt: skip
+    refused(save(tensors), "mae", tmp_path / "run", "import it for its own 16x24",
+            options=DECODER._replace(resize_positions=(32, 24)))  # fmt: skip
 
 
 def test_rounding_of_a_half_precision_file_is_no_other_table():

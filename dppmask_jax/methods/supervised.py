@@ -210,8 +210,7 @@ def with_positions(encoder, config):
         return encoder
     width = SIZES[config.model.size].width
     grid = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
-    positions = np.concatenate([np.zeros((1, width)), patches.sincos_positions(grid, width)])
-    return {**encoder, "positions": jnp.asarray(positions[None], jnp.float32)}
+    return {**encoder, "positions": jnp.asarray(patches.fixed_positions(grid, width))}
 
 
 def _backbone(config) -> Backbone:

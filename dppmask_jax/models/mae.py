@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dppmask_jax import patches
-from dppmask_jax.models.vit import Blocks, Encoder, Size, dense, layer_norm
+from dppmask_jax.models.vit import Blocks, Encoder, Size, dense, fixed_or_given, layer_norm
 
 
 class Decoder(nn.Module):
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
         hidden = jnp.broadcast_to(mask_token, (batch, num_patches - num_visible, self.size.width))
         in_drawn_order = jnp.concatenate([tokens[:, 1:], hidden], axis=1)
         in_place = patches.gather(in_drawn_order, jnp.argsort(order, axis=1))
-        positions = patches.sincos_positions(self.grid, self.size.width)
+        positions = fixed_or_given(self, self.grid, self.size.width)
         in_place = in_place + jnp.asarray(positions, tokens.dtype)
         x = jnp.concatenate([tokens[:, :1], in_place], axis=1)
         x = Blocks(

@@ -217,8 +217,20 @@ class Blocks(nn.Module):
         return x
 
 
+def fixed_or_given(module: nn.Module, grid: tuple[int, int], width: int):
+    """(N, D): "positions" of a module's parameters without the class token's where they are there,
+    else the sine-cosine table of the grid.
+
+    A model does not make that parameter. It is put there where one is to take images of another
+    size than it was trained with, whose grid would have a table of its own.
+    """
+    if module.has_variable("params", "positions"):
+        return module.get_variable("params", "positions")[0, 1:]
+    return patches.sincos_positions(grid, width)
+
+
 class Encoder(nn.Module):
-    """ViT encoder with fixed sine-cosine positions and a class token.
+    """ViT encoder with fixed positions, see `fixed_or_given`, and a class token.
 
     `embed` gives the patch tokens with their positions; `__call__` runs the blocks on any subset
     of them.
@@ -252,7 +264,7 @@ class Encoder(nn.Module):
                 f"the encoder was built for images of {self.image_size[0]}x{self.image_size[1]}, "
                 f"got {images.shape[1]}x{images.shape[2]}"
             )
-        positions = patches.sincos_positions(self.grid, self.size.width)
+        positions = fixed_or_given(self, self.grid, self.size.width)
         return self.patch_embed(images) + jnp.asarray(positions, self.dtype)
 
     def __call__(self, tokens, keys=None):

@@ -11,9 +11,8 @@ _TOLERANCE = 1e-4  # published tables were computed in other precisions
 
 
 def fixed(image_size: tuple[int, int], patch_size: int, width: int) -> np.ndarray:
-    """(1, 1 + N, D): zeros for the class token, then MAE's sine-cosine table."""
-    table = patches.sincos_positions(patches.grid_shape(image_size, patch_size), width)
-    return np.concatenate([np.zeros((1, width), np.float32), table])[None]
+    """(1, 1 + N, D): MAE's table for images of a size, see `patches.fixed_positions`."""
+    return patches.fixed_positions(patches.grid_shape(image_size, patch_size), width)
 
 
 def check_fixed(positions, name: str, spacing: float, image_size, patch_size: int) -> None:

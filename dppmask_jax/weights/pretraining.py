@@ -41,11 +41,19 @@ def check(config, form: names.Format, format_name: str, options: Options) -> Non
 
 def adapted(config, found: sizes.Sizes, file: File, options: Options):
     """The config with a file's sizes, checked."""
+    new_size = options.resize_positions or found.image_size
+    if config.method == "mae" and tuple(new_size) != tuple(found.image_size):
+        height, width = found.image_size
+        raise InputError(
+            "--resize_positions is for learned positions, and an MAE trains with the fixed ones of "
+            f"its grid: import it for its own {height}x{width}, and say the other size where it is "
+            "used: load_encoder(..., image_size=), or --config.image_size of eval.py"
+        )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.size = found.size
         config.model.patch_size = found.patch_size
-        config.image_size = options.resize_positions or found.image_size
+        config.image_size = new_size
         if found.decoder and config.method == "mae":
             config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads = (
                 found.decoder
