@@ -693,6 +693,7 @@ def draw_sweep(
     y_label: str,
     baselines: Mapping[str, Sequence[tuple[object, float]]] | None = None,
     note: str = "",
+    in_percent: bool = True,
 ) -> Figure:
     """One line a label through the shares measured at the points of a grid.
 
@@ -703,9 +704,10 @@ def draw_sweep(
       x_label, y_label: what the axes show, in words.
       baselines: label -> (x, share): what the shares are to be compared with.
       note: how much a point stands for, and what its error is; stands below the axes.
+      in_percent: how the axis counts shares.
 
     Returns:
-      A figure; shares are in percent, errors are bars, and the axis takes in the baselines.
+      A figure; errors are bars, and the axis takes in the baselines.
 
     Raises:
       ValueError: there is no point.
@@ -741,9 +743,10 @@ def draw_sweep(
         list(place.values()), [f"{x:g}" if numbers else str(x) for x in values], minor=False
     )
     _plain_axes(axes)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if in_percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(x_label, fontsize=10, color=_INK)
-    axes.set_ylabel(y_label, fontsize=10, color=_INK)
+    axes.set_ylabel(textwrap.fill(y_label, 40), fontsize=10, color=_INK)
     ends = [share + sign * (error or 0.0) for points in lines.values()
             for _, share, error in points for sign in (-1, 1)]  # fmt: skip
     ends += [share for points in levels.values() for _, share in points]

@@ -131,11 +131,11 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
     rows = [outcome.result.row for outcome in outcomes]
     if None in rows or not parallel.is_main():
         return
-    columns = [name for name in rows[0] if all(name in row for row in rows)]
+    columns = dict.fromkeys(name for row in rows for name in row)
     labels = run_labels(folders)
     table = [("run", "step", *columns)]
     for label, outcome, row in zip(labels, outcomes, rows, strict=True):
-        table.append((label, f"{outcome.run.step:,}", *(row[name] for name in columns)))
+        table.append((label, f"{outcome.run.step:,}", *(row.get(name, "") for name in columns)))
     notes = [outcomes[0].result.note, *_unlike(outcomes)]
     path = folders[0] / compared_name(config)
     record = {

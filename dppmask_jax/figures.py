@@ -384,13 +384,14 @@ def write_sweep_figure(
     y_label: str,
     baselines: Mapping[str, Sequence[tuple[object, float]]] | None = None,
     note: str = "",
+    in_percent: bool = True,
 ) -> Path:
     """Draws sweep.png, see `drawing.draw_sweep`.
 
     Returns:
       The path of sweep.png.
     """
-    figure = drawing.draw_sweep(lines, x_label, y_label, baselines, note)
+    figure = drawing.draw_sweep(lines, x_label, y_label, baselines, note, in_percent)
     return drawing.save(figure, out_dir, "sweep.png")
 
 

@@ -204,10 +204,10 @@ def attention(
     weights = lax.stop_gradient(weights)
     noise = jax.random.uniform(key, weights.shape, jnp.float32)
     rank = _rank(weights if variant == "low" else -weights)
-    mask = rank < num_masked
+    mask = rank < jnp.asarray(num_masked, jnp.int32)
     if variant == "hint":
         among_top = _rank(jnp.where(rank < num_top, noise, jnp.inf))
-        mask &= among_top >= num_shown
+        mask &= among_top >= jnp.asarray(num_shown, jnp.int32)
     index = lax.iota(jnp.int32, weights.shape[0])
     order = lax.sort((mask.astype(jnp.int32), noise, index), num_keys=2)[2]
     return Mask(order, mask, jnp.sum(~mask, dtype=jnp.int32))

@@ -3,14 +3,15 @@
     python -m dppmask_jax.results FILE... --out results.md [--no_paper] [--keep FOLDER]
 
 FILE is an eval_TASK.json of eval.py or a sweep.json of dppmask_jax.sweep; --no_paper leaves the
-paper's rows, and what is said of them, out. The page says nothing of
-where the files lay; --keep also writes a copy of each FILE, without the paths of this machine.
+paper's rows, and what is said of them, out. The page says nothing of where the files lay; --keep
+also writes a copy of each FILE, without the paths of this machine.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -164,6 +165,12 @@ def _mean(values: dict[str, Any], count: int | None = None) -> str:
     return _percent(values["mean"], count) + spread
 
 
+def _plain_mean(values: dict[str, Any]) -> str:
+    """Of {"mean", "std"}, as a number from 0 to 1."""
+    spread = "" if values["std"] is None else f", σ {values['std']:.3f}"
+    return f"{values['mean']:.3f}{spread}"
+
+
 def _images(record) -> int:
     return record["data"]["val_images"]
 
@@ -197,12 +204,10 @@ def _neighbours(record):
 def _clusters(record):
     rows = []
     for name, scores in record["metrics"]["clusters"].items():
-        nmi = scores["nmi"]
-        spread = "" if nmi["std"] is None else f", σ {nmi['std']:.3f}"
         rows.append(
             {
                 "clusters": name,
-                "nmi": f"{nmi['mean']:.3f}{spread}",
+                "nmi": _plain_mean(scores["nmi"]),
                 "acc": _mean(scores["acc"], _images(record)),
             }
         )
@@ -220,7 +225,12 @@ def _backgrounds(record):
         name: _percent(values["accuracy"], values["images"])
         for name, values in found["variants"].items()
     }
-    return [row | {"gap": _percent(found.get("bg_gap"))}]
+    gap = _percent(found.get("bg_gap"))
+    if "bg_gap" in found:
+        two = (found["variants"][name] for name in ("mixed_same", "mixed_rand"))
+        errors = (standard_error(values["accuracy"], values["images"]) for values in two)
+        gap += f" ± {100 * math.hypot(*errors):.2f}"
+    return [row | {"gap": gap}]
 
 
 def _multilabel(record):
@@ -328,7 +338,7 @@ SECTIONS = (
         },
         _backgrounds,
         _footnote,
-        "Gap: mixed same less mixed random.",
+        "Gap: mixed same less mixed random; its error is for variants that err independently.",
     ),
     Section(
         "Several labels an image",
@@ -494,11 +504,7 @@ def _sweep(record) -> str:
         cells = []
         for values in columns:
             score = scores.get(json.dumps([x, *values]))
-            cells.append(
-                _NONE
-                if score is None
-                else _mean({"mean": score["value"], "std": score["std"]}, count)
-            )
+            cells.append(_NONE if score is None else _score(score, count))
         rows.append([_value(x), *cells])
     where = f"{_data(evaluation)}; {_model(evaluation)}"
     return "\n\n".join(
@@ -508,6 +514,11 @@ def _sweep(record) -> str:
             _markdown_table(heading, rows),
         ]
     )
+
+
+def _score(score: dict[str, Any], count: int | None) -> str:
+    values = {"mean": score["value"], "std": score["std"]}
+    return _mean(values, count) if score.get("in_percent", True) else _plain_mean(values)
 
 
 def _value(value) -> str:

@@ -57,6 +57,7 @@ from dppmask_jax.evals import settings
 from dppmask_jax.evals.base import Evaluation, percent
 from dppmask_jax.pretrained import open_data
 from dppmask_jax.rules import flatten
+from dppmask_jax.scores.uncertainty import standard_error
 
 # What may change while a sweep goes on: the numbers stay the same.
 _FREE = resuming.CARRIED_OUT
@@ -285,10 +286,6 @@ def _check_evaluation(config) -> None:
                 "config.epochs=0 tests a classifier as it is, and the runs of a sweep have none; "
                 "raise it"
             )
-        if config.task == "finetune" and not config.epochs:
-            raise InputError(
-                "config.epochs=0 tests a classifier, and a sweep pre-trains none; raise it"
-            )
         if config.task == "backgrounds" and config.classifier != "ridge":
             raise InputError(
                 f"config.classifier={config.classifier} wants a training that a sweep does not "
@@ -431,17 +428,19 @@ def _table(records: Sequence[dict]) -> str:
     ]
     headings = {"loss": "pre-training loss", "val_loss": "validation loss", "knn": "k-NN"}
     rows = [(*fields, score["name"], "std over seeds", *(headings[name] for name in shown))]
+    words = percent if _in_percent(records) else "{:.4f}".format
     for record in records:
         found, trained = record["evaluation"]["score"], record["pretraining"]
         rows.append(
             (
                 *(_plain(record["values"][field]) for field in fields),
-                percent(found["value"], found.get("standard_error")),
-                "" if found["std"] is None else percent(found["std"]),
-                *(percent(trained[n]) if n == "knn" else f"{trained[n]:.4f}" for n in shown),
+                words(found["value"], found.get("standard_error")),
+                "" if found["std"] is None else words(found["std"]),
+                *(_knn(trained) if name == "knn" else f"{trained[name]:.4f}" for name in shown),
             )
         )
-    notes = ["± is the standard error over the validation images"]
+    has_error = any("±" in cell for row in rows for cell in row)
+    notes = ["± is the standard error over the images that were tested"] * has_error
     for name, points in sweep_baselines(records).items():
         shares = [share for _, share in points]
         ends = dict.fromkeys(map(percent, (min(shares), max(shares))))
@@ -450,6 +449,16 @@ def _table(records: Sequence[dict]) -> str:
         configs = [record["evaluation"]["checkpoint"]["config"] for record in records]
         notes += [line for line in comparable.warnings(configs) if line.startswith("loss")]
     return "\n".join([evaluate.format_table(rows), *notes])
+
+
+def _in_percent(records: Sequence[dict]) -> bool:
+    return records[0]["evaluation"]["score"].get("in_percent", True)
+
+
+def _knn(trained: dict[str, Any]) -> str:
+    """What the probe of a run found, with its error where it says of how many images."""
+    images = trained.get("knn_images")
+    return percent(trained["knn"], standard_error(trained["knn"], images) if images else None)
 
 
 def _groups(records: Sequence[dict]) -> dict[tuple, list[dict]]:
@@ -579,6 +588,7 @@ def _draw(folder: Path, records: Sequence[dict]) -> Path:
         name,
         sweep_baselines(records),
         sweep_note(records),
+        in_percent=_in_percent(records),
     )
 
 

@@ -186,7 +186,7 @@ def _encoder_of(config, method):
     return run.encoder
 
 
-def _batches(config, source, limit: int):
+def _batches(config, source, limit: int, say):
     """A function that reads up to `limit` images, spread evenly over a source, in order."""
     batch_size = parallel.round_up(min(config.batch_size, 256))
     indices = _spread(min(limit, len(source)), source)
@@ -199,12 +199,13 @@ def _batches(config, source, limit: int):
             indices=indices,
             shard=shard,
             num_shards=num_shards,
+            log=say,
         )
 
     return read
 
 
-def _loss_batches(config, source):
+def _loss_batches(config, source, say):
     """Whole batches of validation images, the same for any number of devices."""
     batch_size = config.batch_size // config.optim.accum_steps
     count = min(config.evaluate.loss_images, len(source))
@@ -213,7 +214,11 @@ def _loss_batches(config, source):
 
     def read():
         return loader.eval_batches(
-            source, image_size=tuple(config.image_size), batch_size=batch_size, indices=indices
+            source,
+            image_size=tuple(config.image_size),
+            batch_size=batch_size,
+            indices=indices,
+            log=say,
         )
 
     return read
@@ -234,12 +239,12 @@ def _no_knn_because(config, train_source, val_source) -> str:
     return train_source.unlabelled_because or val_source.unlabelled_because
 
 
-def _knn_splits(config, train_source, val_source):
+def _knn_splits(config, train_source, val_source, say):
     """(training batches, validation batches), or None where k-NN cannot be measured."""
     if _no_knn_because(config, train_source, val_source):
         return None
     limit = config.evaluate.knn_images
-    return _batches(config, train_source, limit), _batches(config, val_source, limit)
+    return tuple(_batches(config, source, limit, say) for source in (train_source, val_source))
 
 
 def _probe(config, train_source, val_source, plan, key, say, *, untrained: bool):
@@ -252,9 +257,9 @@ def _probe(config, train_source, val_source, plan, key, say, *, untrained: bool)
     method = method_from(still, plan)
     measures = []
     if val_source is not None and config.evaluate.get("loss_images"):
-        loss_of = probe.validation_loss(method, _loss_batches(config, val_source), key)
+        loss_of = probe.validation_loss(method, _loss_batches(config, val_source, say), key)
         measures.append(lambda state: {"val_loss": loss_of(state)})
-    splits = _knn_splits(config, train_source, val_source)
+    splits = _knn_splits(config, train_source, val_source, say)
     if splits:
         classes = train_source.num_classes
         measures.append(probe.neighbours(still, method, *splits, classes))

@@ -1,5 +1,6 @@
 """Files that are no ordinary image: what becomes of each, alone, in a folder and while training."""
 
+import functools
 import io
 import os
 import socket
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_data_decode import encode
 from test_data_loader import same, single, stream
 
+from dppmask_jax import pretrained, trainer
 from dppmask_jax.data import crops, decode, files, loader, sources
 
 ROOT = Path(__file__).parent.parent
@@ -296,6 +299,20 @@ def test_a_folder_of_oddities_is_read_and_each_bad_one_named_once(workers):
         assert named["pipe.jpg"] == "not a regular file" and "symbolic" in named["circle.jpg"]
         assert [int(batch["bad"].sum()) for batch in batches] == [len(bad)] * 3
         same(batches[1:], stream(source, 2, start_step=1, **options))
+
+
+def test_the_probes_of_a_run_name_what_they_cannot_read_as_training_does(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (20, 20)).save(tmp_path / split / "a.png")
+        (tmp_path / split / "bad.png").write_bytes(b"")
+    config = tiny.config(data__source=f"folder:{tmp_path}")
+    for source in pretrained.open_data(config):
+        for read in (trainer._loss_batches, functools.partial(trainer._batches, limit=9)):
+            source.named.clear()
+            lines = []
+            list(read(config, source, say=lines.append)())
+            assert lines == [f"unreadable image: {source.name(1)}: the file is empty"]
 
 
 def test_files_that_go_while_training_are_replaced_and_a_resume_replaces_them_alike(tmp_path):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,19 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
     outcomes = [evaluate._Outcome(None, None, config) for config in (one, two, one)]
     assert evaluate._unlike(outcomes) == ["not on the same images: data.source folder:a | folder:b"]
     assert evaluate._unlike(outcomes[::2]) == []
+
+
+def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
+    config = tiny.evaluation("task=cluster")
+    outcomes = [
+        evaluate._Outcome(base.Result({}, [], "", row=row), SimpleNamespace(step=3), config)
+        for row in ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "0.3"})
+    ]
+    evaluate._compare(config, [tmp_path, tmp_path.parent], outcomes, "")
+    heading, *rows = json.loads((tmp_path / "compared_cluster.json").read_text())["table"]
+    assert heading[2:] == ["NMI", "of the head"]
+    assert [row[2:] for row in rows] == [["0.1", ""], ["0.2", "0.3"]]
+    assert "of the head" in capsys.readouterr().out
 
 
 def test_a_run_from_before_a_field_is_evaluated(mae_run, colours, tmp_path):

@@ -515,6 +515,8 @@ def test_bad_input_is_one_line_before_anything_is_written(mae_run, ibot_run, col
         with config.unlocked():
             config.data.mixup = 0.8
         evaluate.evaluate(config, mae_run)
+    with pytest.raises(InputError, match="task=multilabel,train=linear"):
+        evaluate.evaluate(tiny.evaluation("task=multilabel", train="linear"), mae_run)
 
 
 def test_what_is_no_run_is_refused(tmp_path):

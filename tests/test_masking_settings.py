@@ -71,6 +71,7 @@ def everything(key, features, tau, count):
     yield masking.block(key, (4, 4), count)
     for variant in ("high", "low", "hint"):
         yield masking.attention(key, weights, 16 - count, variant=variant, num_shown=1, num_top=3)
+    yield masking.attention(key, weights, np.int64(9), variant="hint", num_shown=np.int64(1))
     yield masking.num_masked(16, masking.draw_ratio(key, (0.1, 0.5), (0.0, 0.2)))
     yield masking.dpp(key, features, count, tau, num_keep=8)
     yield dpp.greedy_order(dpp.cosine_kernel(features), noise, 6, tau)

@@ -213,11 +213,12 @@ METRICS = {
         {
             "variants": {
                 "original": {"accuracy": 0.5, "images": 100},
+                "mixed_same": {"accuracy": 0.5, "images": 25},
                 "mixed_rand": {"accuracy": 0.25, "images": 12},
             },
-            "bg_gap": 0.125,
+            "bg_gap": 0.25,
         },
-        [["50.00 ± 5.00", "–", "–", "25.00 ± 12.50", "–", "12.50"]],
+        [["50.00 ± 5.00", "–", "50.00 ± 10.00", "25.00 ± 12.50", "–", "25.00 ± 16.01"]],
     ),
     "multilabel": (
         {"last": {"mAP": {"mean": 0.5, "std": None}, "f1_macro": {"mean": 0.2, "std": 0.1}}},
@@ -265,6 +266,11 @@ def test_a_sweep_shows_its_points_and_its_grid(written):
     assert "| 0.5 | 20.00 ± 17.89 | 30.00 ± 20.49 |" in sweeps
     assert "| 0.75 | 40.00 ± 21.91 | – |" in sweeps
     assert "--workdir=RUN" in sweeps and "/home" not in page
+    found = sweep_record()
+    for point in found["points"]:
+        point["evaluation"]["score"] |= {"std": 0.01, "in_percent": False}
+    sweeps = section(results.page([results.load(written(found))]), "Sweeps")
+    assert "| 0.5 | 0.200, σ 0.010 | 0.300, σ 0.010 |" in sweeps
 
 
 def test_a_page_of_ones_own_runs_speaks_of_them_alone(tmp_path, written):
@@ -292,6 +298,12 @@ def test_kept_copies_make_the_same_page(tmp_path, written):
     again = tmp_path / "again.md"
     results.main([*map(str, copies), "--out", str(again)])
     assert again.read_text() == out.read_text()
+
+
+def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
+    docs = tiny.ROOT / "docs"
+    records = [results.load(path) for path in (docs / "results").glob("*.json")]
+    assert results.page(records) == (docs / "results.md").read_text()
 
 
 def test_two_results_of_one_name_are_not_kept(tmp_path, written):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import tiny
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from configs import eval as eval_config
@@ -314,6 +315,27 @@ def test_baselines_are_those_of_the_same_measure():
         assert sweep.sweep_baselines(points)["untrained"] == [(0.75, 0.3)], change
     points[1]["evaluation"]["data"]["train_images"] = 97  # more than the probe looked at
     assert "untrained" not in sweep.sweep_baselines(points)
+
+
+def test_a_score_that_is_no_share_is_shown_as_a_number_and_only_errors_are_explained():
+    points = _points(({"mask.ratio": 0.5}, 0.123, 0.004), ({"mask.ratio": 0.75}, 0.3, None))
+    for point in points:
+        point["pretraining"] = {"knn": 0.5}
+    table = sweep._table(points)
+    assert "12.30 %" in table and "0.40 %" in table and "±" not in table
+    points[0]["evaluation"]["score"]["standard_error"] = 0.02
+    points[0]["pretraining"]["knn_images"] = 100
+    table = sweep._table(points)
+    assert "12.30 % ± 2.00" in table and "50.00 % ± 5.00" in table
+    assert table.endswith("\n± is the standard error over the images that were tested")
+    for point in points:
+        point["evaluation"]["score"] |= {"standard_error": None, "in_percent": False}
+    row = sweep._table(points).splitlines()[2]
+    assert row.split() == ["0.5", "0.1230", "0.0040", "50.00", "%", "±", "5.00"]
+    words = "normalised mutual information, k-means (mean)"
+    axes = drawing.draw_sweep({"": [(0.5, 0.123, None)]}, "", words, in_percent=False).axes[0]
+    assert max(map(len, axes.get_ylabel().splitlines())) <= 40, "or it is cut off"
+    assert not isinstance(axes.yaxis.get_major_formatter(), PercentFormatter)
 
 
 def test_the_axis_is_of_numbers_or_of_words():

@@ -39,12 +39,14 @@ class Score(NamedTuple):
     `name` says in words what it is; `value` is a share from 0 to 1, higher is better; `std` is the
     standard deviation over the seeds of the evaluation, None for a single one; `standard_error` is
     that over the images, see `scores.uncertainty`, None where there is none in closed form.
+    `in_percent` says how it is shown.
     """
 
     name: str
     value: float
     std: float | None = None
     standard_error: float | None = None
+    in_percent: bool = True
 
 
 class Result(NamedTuple):

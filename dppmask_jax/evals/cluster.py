@@ -89,13 +89,15 @@ def run(evaluation: Evaluation) -> Result:
             f"normalised mutual information, {of}",
             scores[of]["nmi"]["mean"],
             scores[of]["nmi"]["std"],
+            in_percent=False,
         ),
         f"{ERRORS}; NMI, ARI and FMI are no shares and have none in closed form",
         {
-            f"NMI, {of}": f"{scores[of]['nmi']['mean']:.4f}",
-            f"ACC, {of}": share(scores[of]["acc"]["mean"]),
-            **({} if agreement is None else {"agreement of views": share(agreement)}),
-        },
+            f"{name.upper()}, {one}": words(scores[one][name]["mean"])
+            for one in dict.fromkeys(("k-means (mean)", of))
+            for name, words in (("nmi", "{:.4f}".format), ("acc", share))
+        }
+        | ({} if agreement is None else {"agreement of views": share(agreement)}),
     )
 
 

@@ -144,7 +144,13 @@ def check(config) -> None:
     allowed = RULES[task]
     if task == "multilabel":  # it says which other fields there are
         rules.check_fields({"train": values.get("train")}, {"train": allowed["train"]})
-        allowed = allowed | (_FINETUNING if config.train == "finetune" else {})
+        if config.train == "finetune":
+            allowed = allowed | _FINETUNING
+        elif set(values) & set(_FINETUNING):
+            raise InputError(
+                "config.train=linear has other fields than finetune; write "
+                "--config=configs/eval.py:task=multilabel,train=linear"
+            )
     rules.check_fields(values, allowed)
     if "epochs" in config:
         _check_training(config)
