@@ -56,7 +56,7 @@ def test_what_is_beside_the_splits_is_said(tmp_path):
     )
     assert (len(train), len(val)) == (2, 1)
     (note,) = notes_of(train, val)
-    assert note == f"not used in {tmp_path}: test, validation and 1 images"
+    assert note == f"not used in {tmp_path}: test, validation and 1 image"
 
 
 def test_folders_that_may_mean_one_split_are_refused(tmp_path):
@@ -87,6 +87,20 @@ def test_validation_without_training_is_said(tmp_path):
     assert "Valid too: none is for training" in train.notes[0]
 
 
+@pytest.mark.parametrize("split", ["{}_images", "photos-{}", "{}A"])
+def test_other_names_with_a_split_in_them_are_said(split, tmp_path):
+    said = [split.format(name) for name in ("train", "val")]
+    train, _ = lay_out(tmp_path, *(f"{name}/{i}" for name in said for i in range(2)))
+    assert len(train.class_names) == 2
+    (note,) = train.notes
+    assert f"{', '.join(sorted(said))} too: if these are for training" in note
+
+
+def test_names_of_classes_are_no_splits(tmp_path):
+    train, _ = lay_out(tmp_path, *(f"{name}/1" for name in ("train station", "valley", "contest")))
+    assert train.notes == ()
+
+
 def test_splits_one_folder_down_are_refused_by_their_path(tmp_path):
     with pytest.raises(InputError, match=rf"give data\.source=folder:{tmp_path}/set$"):
         lay_out(tmp_path, "set/train/a/1", "set/train/b/1", "set/val/a/1")
@@ -100,7 +114,7 @@ def test_strays_are_left_out_of_the_classes_and_counted(tmp_path):
     train, val = lay_out(tmp_path, *CLASSES, "dog/4", "5")
     assert train.class_names == ("cat", "dog") and len(train) + len(val) == 4
     assert train.notes == (
-        f"1 of 5 images are left out: they lie directly in {tmp_path}, the others in the folders "
+        f"1 of 5 images are left out: they lie directly in {tmp_path}, the others in folders "
         "of 2 classes",
     )
     train, val = lay_out(tmp_path, "6")  # as many as a class has: they may be what is meant

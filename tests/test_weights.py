@@ -491,6 +491,21 @@ def test_a_prefix_of_some_names_has_to_be_asked_for(encoder_file, tmp_path):
         same(found, tensors)
 
 
+@pytest.mark.parametrize(
+    "name, part",
+    [("reg_token", "register tokens"), ("module.norm_pre.weight", "a layer norm before"),
+     ("module.pos_embed", "positions")],
+)  # fmt: skip
+def test_a_prefix_leaves_no_part_of_the_encoder_aside(name, part, encoder_file, tmp_path):
+    tensors, save = encoder_file
+    path = save(
+        {f"module.vit.{name}": tensor for name, tensor in tensors.items()}
+        | {name: np.zeros(3, np.float32), "other.reg_token": np.zeros(3, np.float32)}
+    )
+    refused(path, "mae", tmp_path / "run", part, f"({name}) beside module.vit.",
+            options=DECODER._replace(strip_prefix="module.vit"))  # fmt: skip
+
+
 def test_shards_are_one_file(encoder_file, tmp_path):
     tensors, _ = encoder_file
     names_of = sorted(tensors)

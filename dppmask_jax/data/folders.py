@@ -35,6 +35,7 @@ from dppmask_jax.data.files import Files, check_readable, file_source, from_name
 from dppmask_jax.data.holdout import held_out
 from dppmask_jax.data.source import Source
 from dppmask_jax.errors import InputError
+from dppmask_jax.words import count
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -47,6 +48,11 @@ TRAIN = re.compile(rf"(train|training){_OF_A_SET}", re.IGNORECASE)
 VALIDATION = re.compile(rf"(val|valid|validation){_OF_A_SET}", re.IGNORECASE)
 TEST = re.compile(rf"(test|testing){_OF_A_SET}", re.IGNORECASE)
 _KEPT_BACK = re.compile(rf"({VALIDATION.pattern})|({TEST.pattern})", re.IGNORECASE)
+# Names that hint at a split and are not taken for one: train_images, trainA, photos-val.
+_LIKE_TRAIN = re.compile(r"(^|[^A-Za-z])([Tt]rain(ing)?|TRAIN(ING)?)(?![a-z])")
+_LIKE_KEPT_BACK = re.compile(
+    r"(^|[^A-Za-z])([Vv]al(id(ation)?)?|VAL(ID(ATION)?)?|[Tt]est(ing)?|TEST(ING)?)(?![a-z])"
+)
 _PART = re.compile(r".*\.x\d*", re.IGNORECASE)
 
 
@@ -107,16 +113,27 @@ def _notes_on(path: str, chosen: _Splits) -> list[str]:
         note = (
             f"all folders of {path} are taken together, {_list(alike)} too: none is for {missing}"
         )
-        return [note] * bool(alike)
+        return [note] if alike else _hints(path, chosen.folders)
     notes = []
     if train != ("train",) or val not in ((), ("val",)):
         for_val = f", for validation from {_list(val)}" if val else ""
         notes.append(f"training images from {_list(train)} in {path}{for_val}")
     unused = [name for name in chosen.folders if name not in (*train, *val)]
-    parts = [_list(unused)] * bool(unused) + [f"{chosen.images:,} images"] * bool(chosen.images)
+    parts = [_list(unused)] * bool(unused) + [count(chosen.images, "image")] * bool(chosen.images)
     if parts:
         notes.append(f"not used in {path}: {' and '.join(parts)}")
     return notes
+
+
+def _hints(path: str, folders: list[str]) -> list[str]:
+    kinds = (_LIKE_TRAIN, _LIKE_KEPT_BACK)
+    if not all(any(map(kind.search, folders)) for kind in kinds):
+        return []
+    alike = [name for name in folders if any(kind.search(name) for kind in kinds)]
+    return [
+        f"all folders of {path} are taken together, {_list(alike)} too: if these are for training "
+        "and for validation, call them train and val"
+    ]
 
 
 def _listed(path: str) -> tuple[list[str], int]:
@@ -296,8 +313,8 @@ def _in_words(ignored: collections.Counter) -> str:
     if not ignored:
         return ""
     kinds = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
-    words = [f"{count:,} {kind or 'without an extension'}" for kind, count in kinds[:_NAMED]]
-    rest = sum(count for _, count in kinds[_NAMED:])
+    words = [f"{n:,} {kind or 'without an extension'}" for kind, n in kinds[:_NAMED]]
+    rest = sum(n for _, n in kinds[_NAMED:])
     words += [f"{rest:,} others"] * bool(rest)
     old = " (this Pillow reads no AVIF; 11.3 does)" * (".avif" in ignored)
     return f": {', '.join(words)}{old}"
@@ -325,13 +342,15 @@ def _classes(scanned: _Scanned, least: int) -> _Classes:
         return _unlabelled(scanned, _does_not_lie(scanned, odd))
     names = tuple(folder.partition(os.sep)[0] for folder in inside)
     kept = np.array([bool(name) for name in names])[files.folder_of]
-    count, astray = len(set(filter(None, names))), int((~kept).sum())
-    if astray and (count < least or astray * count >= kept.sum()):
+    num_classes, astray = len(set(filter(None, names))), int((~kept).sum())
+    if astray and (num_classes < least or astray * num_classes >= kept.sum()):
         return _unlabelled(scanned, _does_not_lie(scanned, inside.index("")))
-    if count < least:
+    if num_classes < least:
         return _unlabelled(scanned, f"{scanned.title} has one folder of images only")
     left_out = f"{astray:,} of {files.size:,} images are left out"
-    where = f"they lie directly in {scanned.title}, the others in the folders of {count:,} classes"
+    where = (
+        f"they lie directly in {scanned.title}, the others in folders of {num_classes:,} classes"
+    )
     return _Classes(names, kept, "", [f"{left_out}: {where}"] * bool(astray))
 
 

@@ -115,10 +115,10 @@ def accuracy(evaluation: Evaluation, build, optimizer, how: str, score_name: str
         names=evaluation.train.class_names,
         score=score,
     )
+    tested = len(next(iter(trained.values())).labels)  # the readable ones
     protocol = (
         f"{how} for {count(config.epochs, 'epoch')} of {len(evaluation.train):,} images, "
-        f"{config.model.pool} pooling, {num_classes} classes, tested on "
-        f"{len(evaluation.val):,} images"
+        f"{config.model.pool} pooling, {num_classes} classes, tested on {tested:,} images"
     )
     return _result(trained, protocol, score_name)._replace(baselines={"chance": 1 / num_classes})
 

@@ -36,6 +36,7 @@ _PARTS = {
     "adapters": r"(lora|adapter)",
 }
 _OTHER = "tensors that no encoder here has"
+_POSITIONS = re.compile(r"pos(ition(al)?)?_?(embed|enc)")
 _TENSORS = ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
             "norm.weight", "norm.bias")  # fmt: skip
 _OF_A_BLOCK = tuple(
@@ -61,6 +62,20 @@ def is_head(name: str) -> bool:
 def part_of(name: str) -> str:
     """In words what a tensor is that no encoder here has."""
     return next((part for part, pattern in _PARTS.items() if re.search(pattern, name)), _OTHER)
+
+
+def check_left_aside(path, prefix: str, names: Iterable[str]) -> None:
+    """Raises InputError where a tensor takes part in the encoder whose tensors have a prefix that
+    it has not: `reg_token` beside `vit.`, or `model.pos_embed` beside `model.vit.`."""
+    for name in names:
+        pairs = zip(name.split("."), prefix.split("."), strict=False)
+        first = next((word for word, above in pairs if word != above), "") + "."
+        part = "positions" if _POSITIONS.match(first) else part_of(first)
+        if part != _OTHER:
+            raise InputError(
+                f"{path} has {part} ({name}) beside {prefix}, which may take part in its encoder: "
+                "an encoder of this architecture is not supported yet"
+            )
 
 
 def check(

@@ -6,6 +6,7 @@ import collections
 from typing import TypeVar
 
 from dppmask_jax.errors import InputError
+from dppmask_jax.weights import architecture
 from dppmask_jax.weights.names import FORMATS, Format
 
 _Entry = TypeVar("_Entry")
@@ -24,8 +25,8 @@ def stripped(
       asked: the prefix of --strip_prefix, "" where there is none.
 
     Raises:
-      InputError: no tensor starts with the prefix that was asked for; or some tensors do with one
-        that was not.
+      InputError: no tensor starts with the prefix that was asked for; some tensors do with one
+        that was not; or what would be left aside takes part in the encoder.
     """
     form = FORMATS[format_name]
     if asked:
@@ -50,6 +51,7 @@ def stripped(
     kept = {name.removeprefix(prefix): entry for name, entry in entries.items()
             if name.startswith(prefix)}  # fmt: skip
     others = [name for name in entries if not name.startswith(prefix)]
+    architecture.check_left_aside(path, prefix, others)
     aside = [beginnings(others)] if others else []
     if asked:  # it may be a part of the whole prefix
         kept, rest, more = stripped(path, kept, format_name, "")
