@@ -525,7 +525,8 @@ def _checked_features(features):
 
 
 def _checked_bandwidth(bandwidth):
-    if isinstance(bandwidth, (int, float)) and not bandwidth > 0:
+    known = isinstance(bandwidth, (numbers.Real, np.ndarray)) and np.ndim(bandwidth) == 0
+    if known and not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     return bandwidth
 

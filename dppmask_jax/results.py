@@ -151,18 +151,18 @@ def _evaluations(record) -> list[dict]:
 # Sections.
 
 
-def _percent(share: float | None, count: int | None = None) -> str:
-    """A share in percent, with its standard error if it is one of `count` images."""
+def _percent(share: float | None, count: int | None = None, error: float | None = None) -> str:
+    """A share in percent, with its standard error, which for one of `count` images is known."""
     if share is None:
         return _NONE
-    error = f" ± {100 * standard_error(share, count):.2f}" if count else ""
-    return f"{100 * share:.2f}{error}"
+    error = standard_error(share, count) if count else error
+    return f"{100 * share:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
 
 
-def _mean(values: dict[str, Any], count: int | None = None) -> str:
+def _mean(values: dict[str, Any], count: int | None = None, error: float | None = None) -> str:
     """Of {"mean", "std"}, as `_percent`."""
     spread = "" if values["std"] is None else f", σ {_percent(values['std'])}"
-    return _percent(values["mean"], count) + spread
+    return _percent(values["mean"], count, error) + spread
 
 
 def _plain_mean(values: dict[str, Any]) -> str:
@@ -225,16 +225,15 @@ def _backgrounds(record):
         name: _percent(values["accuracy"], values["images"])
         for name, values in found["variants"].items()
     }
-    gap = _percent(found.get("bg_gap"))
-    if "bg_gap" in found:
-        two = (found["variants"][name] for name in ("mixed_same", "mixed_rand"))
-        errors = (standard_error(values["accuracy"], values["images"]) for values in two)
-        gap += f" ± {100 * math.hypot(*errors):.2f}"
-    return [row | {"gap": gap}]
+    two = (found["variants"].get(name) for name in ("mixed_same", "mixed_rand"))
+    errors = [standard_error(values["accuracy"], values["images"]) for values in two if values]
+    return [row | {"gap": _percent(found.get("bg_gap"), error=math.hypot(*errors))}]
 
 
 def _multilabel(record):
-    return [{name: _mean(values) for name, values in record["metrics"]["last"].items()}]
+    found = record["metrics"]
+    errors = {"accuracy": found.get("accuracy_standard_error")}
+    return [{name: _mean(values, error=errors.get(name)) for name, values in found["last"].items()}]
 
 
 def _pretraining(record):
@@ -518,7 +517,9 @@ def _sweep(record) -> str:
 
 def _score(score: dict[str, Any], count: int | None) -> str:
     values = {"mean": score["value"], "std": score["std"]}
-    return _mean(values, count) if score.get("in_percent", True) else _plain_mean(values)
+    if not score.get("in_percent", True):
+        return _plain_mean(values)
+    return _mean(values, count, score.get("standard_error"))
 
 
 def _value(value) -> str:

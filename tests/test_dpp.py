@@ -784,6 +784,7 @@ def test_work_follows_the_picks_that_are_made(monkeypatch):
         ({"normalize": "l1"}, "'l2', 'center' or 'standardize'"),
         ({"bandwidth": 0.0}, "bandwidth must be positive"),
         ({"bandwidth": -1.0}, "bandwidth must be positive"),
+        ({"bandwidth": np.array(-1.0)}, "bandwidth must be positive"),
     ],
 )
 def test_select_rejects(change, message):

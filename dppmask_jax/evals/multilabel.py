@@ -102,6 +102,7 @@ def run(evaluation: Evaluation) -> Result:
     return Result(
         found
         | {
+            "accuracy_standard_error": errors["accuracy"],
             "accuracy_of_no_labels": baseline,
             "per_label": {seed: scores["per_class"] for seed, scores in of_labels.items()},
             "excluded": any_scores["excluded"],
