@@ -136,7 +136,9 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
     table = [("run", "step", *columns)]
     for label, outcome, row in zip(labels, outcomes, rows, strict=True):
         table.append((label, f"{outcome.run.step:,}", *(row.get(name, "") for name in columns)))
+    pasts = [history.of_run(outcome.run.history, outcome.run.config) for outcome in outcomes]
     notes = [outcomes[0].result.note, *_unlike(outcomes)]
+    notes += [f"{label}: {past}" for label, past in zip(labels, pasts, strict=True) if past]
     path = folders[0] / compared_name(config)
     record = {
         "task": _name(config),

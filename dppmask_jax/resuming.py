@@ -35,10 +35,10 @@ CARRIED_OUT = frozenset(
         "optim.max_bad_steps",  # ends a run, or does not
     }
 )
-# ... and how a run is measured meanwhile.
+# ... when a run is measured meanwhile, and what the measures mean, which the history tells.
+SPACED = frozenset({"evaluate.every_epochs"})
 MEASURED = frozenset(
     {
-        "evaluate.every_epochs",
         "evaluate.knn_feature",
         "evaluate.knn_images",
         "evaluate.knn_k",
@@ -49,7 +49,7 @@ MEASURED = frozenset(
 # Fewer devices may want more micro-batches. They only regroup a mean, which stays the same up to
 # rounding, as it does on another number of devices.
 REGROUPED = frozenset({"optim.accum_steps"})
-FREE = CARRIED_OUT | MEASURED | REGROUPED
+FREE = CARRIED_OUT | SPACED | MEASURED | REGROUPED
 # Where the images are and which are taken: what counts is whether they are the same ones.
 PLACES = frozenset({"data.classes", "data.dir", "data.source", "data.val_fraction"})
 _IMAGES = "data_identity"  # in config.json and in `meta`, beside the config
@@ -146,7 +146,11 @@ def _start(folder: Path, config, images: dict, terms: Terms) -> Start:
     if not newest.step:  # nothing was trained yet: an import
         return start._replace(record=record)
     notes = [f"the same images: {_words(moved)}"] if moved else []
-    notes += _other_measures(old, config, terms.free)
+    measured = _other_measures(old, config, terms.free)
+    if newest.step >= terms.total_steps:  # nothing will be measured
+        measured = {}
+    if measured:
+        notes.append(f"{_words(measured)}; earlier measures are not comparable")
     if changed.keys() == {"epochs"} and terms.schedules:
         problem = _problem_of_epochs(config, changed["epochs"], newest.step, terms.schedules)
         if not problem:
@@ -157,20 +161,20 @@ def _start(folder: Path, config, images: dict, terms: Terms) -> Start:
     if changed:
         what = _words(changed) + (f", and {problem}" if problem else "")
         _check_allowed(what, newest.step, folder, terms)
-        entry = {"step": newest.step, "changed": changed}
+    if changed or measured:
+        entry = {"step": newest.step, "changed": changed | measured}
         record["history"] = [*record.get("history", []), entry]
     return start._replace(record=json.loads(json.dumps(record)), notes=tuple(notes))
 
 
-def _other_measures(old, config, free) -> list[str]:
-    """What to say where a measure has another meaning from here on."""
+def _other_measures(old, config, free) -> dict:
+    """How what a measure of the run means differs from here on, as `differences`."""
     old, new = flatten(old), flatten(config)
-    other = {
+    return {
         field: (old.get(field), new.get(field))
         for field in sorted(MEASURED & free)
-        if field != "evaluate.every_epochs" and old.get(field) != new.get(field)
+        if old.get(field) != new.get(field)
     }
-    return [f"{_words(other)}; earlier measures are not comparable"] if other else []
 
 
 def _check_allowed(what: str, step: int, folder: Path, terms: Terms) -> None:

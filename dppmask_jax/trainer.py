@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from pathlib import Path
 
 import jax
@@ -34,7 +35,7 @@ from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.words import count
 
 _WAYS = (
-    "go on with the old command; or start a new run from this one, with "
+    "go back to that one; or start a new run from this one, with "
     "--config.init_from={0} and another --workdir; or add --allow_change, and the run's "
     "history tells"
 )
@@ -78,7 +79,7 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
         schedules=lambda config: _schedules(config, len(train_source)),
         allow=allow_change,
         total_steps=plan.total_steps,
-        ways=_WAYS.format(folder),
+        ways=_WAYS.format(shlex.quote(str(folder))),
     )
     images = functools.partial(identity.of_splits, train_source, val_source)
     start = resuming.start_in(folder, config, images, terms)
@@ -339,11 +340,13 @@ def _finish(config, folder, step, drawn, train_source, val_source):
     print(f"checkpoint  {folder / checkpoint.FOLDER / str(step)}")
     for path in drawn:
         print(f"figure      {path}")
-    print("\n".join(_next(config, folder, labelled=bool(probed))))
+    labelled = val_source is not None and train_source.labelled and val_source.labelled
+    print("\n".join(_next(config, folder, labelled)))
 
 
 def _next(config, folder, labelled: bool) -> list[str]:
     """What to do with this run now."""
+    folder = shlex.quote(str(folder))
     other = "random" if config.mask.strategy != "random" else "dpp"
     ideas = [
         f"python -m dppmask_jax.figures --workdir={folder} --images YOUR.jpg",

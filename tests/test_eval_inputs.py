@@ -107,7 +107,8 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
         with pytest.raises(InputError, match=words):
             evaluate.evaluate_all(config, [good, last])
         assert files(tmp_path) == before
-    other = tiny.save_run(tmp_path / "other", data__source=colours, seed=4)
+    past = [{"step": 3, "changed": {"mask.tau": [0.5, 0.9]}}]
+    other = tiny.save_run(tmp_path / "other", data__source=colours, seed=4, history=past)
     capsys.readouterr()
     paths = evaluate.evaluate_all(config, [other, good], "as typed")
     assert paths == [other / "eval_knn.json", good / "eval_knn.json"]
@@ -122,7 +123,9 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
     for row, record, name in zip(rows, alone, ("other", "good"), strict=True):
         cells = [table_row[1] for table_row in record["table"][1:4]]
         assert row == [name, "12", *cells] and "±" in cells[0]
+    assert compared["notes"][-1] == "other: changed at step 3: mask.tau: 0.5 -> 0.9"
     printed = capsys.readouterr().out
+    assert compared["notes"][-1] in printed
     assert printed.count("\nother  ") == printed.count("\ngood  ") == 1
     assert printed.endswith(f"table   {other / 'compared_knn.json'}\n")
     one, two = (tiny.evaluation("task=knn", data__source=f"folder:{name}") for name in "ab")

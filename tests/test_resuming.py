@@ -70,9 +70,14 @@ def test_what_no_step_depends_on_may_change(folder):
         folder,
         changed(**{field: other(v) for field, v in flatten(config).items() if field in fields}),
     )
-    assert (got.step, got.restored, got.record) == (STEP, True, {"data_identity": IMAGES})
+    assert (got.step, got.restored) == (STEP, True)
     (note,) = got.notes
     assert "evaluate.knn_k: 5 -> 6" in note and "not comparable" in note
+    # What a measure means is told all the same: curves and tables have both.
+    (entry,) = got.record["history"]
+    assert entry["step"] == STEP and set(entry["changed"]) == resuming.MEASURED & fields
+    finished = start(folder, changed(**{"evaluate.knn_k": 6}), total_steps=STEP)
+    assert not finished.notes and "history" not in finished.record
 
 
 def test_every_other_field_is_refused_with_the_ways_to_go_on(folder):
@@ -180,8 +185,9 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
 
 def test_what_is_proposed_after_a_run_fits_it():
     def words(labelled=True, **fields):
-        return "\n".join(trainer._next(changed(**fields), "RUN", labelled))
+        return "\n".join(trainer._next(changed(**fields), "a run", labelled))
 
+    assert words().count("'a run'") == words().count("a run") == 3
     assert "mask=random" in words() and "dataset=small" in words() and "eval.py" in words()
     of_random = words(**{"mask.strategy": "random", "data.source": "folder:x"}, labelled=False)
     assert "mask=dpp" in of_random and "mask=random" not in of_random

@@ -147,13 +147,13 @@ def filled(shapes, seed):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def save_run(workdir, method="mae", seed=3, **changes):
+def save_run(workdir, method="mae", seed=3, history=(), **changes):
     """Writes the checkpoint of a run of `config(method, **changes)` that was never trained."""
     settings = config(method, **changes)
     built = METHODS[method](settings, steps_per_epoch=1, total_steps=1)
     params, extra = filled(jax.eval_shape(built.init, jax.random.key(0)), seed)
     checkpoints = checkpoint.Checkpoints(Path(workdir) / checkpoint.FOLDER)
-    meta = {"config": to_json(settings)}
+    meta = {"config": to_json(settings), "history": history}
     checkpoints.save(12, {"params": params, "extra": extra}, meta)
     checkpoints.close()
     return Path(workdir)
