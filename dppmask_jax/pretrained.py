@@ -158,8 +158,10 @@ class Run:
           (1 to `num`, H, W, 3) uint8, spread evenly over the split.
 
         Raises:
-          InputError: the data is no longer there, or cannot be read.
+          InputError: the data is not known or no longer there, or cannot be read.
         """
+        if not self.config.data.source:
+            raise InputError("it does not know what it was trained on, as one that was imported")
         train_source, val_source = open_data(self.config)
         source = val_source or train_source
         # Where none of so many can be read, one of more may.

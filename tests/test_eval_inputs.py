@@ -302,6 +302,9 @@ def test_examples_are_looked_for_where_the_first_cannot_be_read(mae_run, tmp_pat
         (tmp_path / f"{number:02}.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"none of the 41 images"):
         run.example_images(2)
+    run.config.data.source = ""
+    with pytest.raises(InputError, match="it does not know what it was trained on"):
+        run.example_images(2)
 
 
 def test_an_evaluation_passes_over_what_cannot_be_read_and_says_it_once(mae_run, tmp_path, capsys):
