@@ -135,9 +135,9 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
 
 
 def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
-    config = tiny.evaluation("task=cluster")
+    config, run = tiny.evaluation("task=cluster"), SimpleNamespace(step=3, history=(), config={})
     outcomes = [
-        evaluate._Outcome(base.Result({}, [], "", row=row), SimpleNamespace(step=3), config)
+        evaluate._Outcome(base.Result({}, [], "", row=row), run, config)
         for row in ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "0.3"})
     ]
     evaluate._compare(config, [tmp_path, tmp_path.parent], outcomes, "")
