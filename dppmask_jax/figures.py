@@ -141,7 +141,9 @@ def brightness(run, borrow_statistics: bool) -> str:
     if not run.can_reconstruct or not run.config.loss.norm_pix:
         return ""
     how = (
-        "borrowed from the original" if borrow_statistics else "estimated from visible ones nearby"
+        "borrowed from the original"
+        if borrow_statistics
+        else "means over the visible ones, weighted by 1 / distance⁴"
     )
     return f"their brightness and contrast are {how}"
 

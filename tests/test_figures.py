@@ -165,8 +165,8 @@ def test_an_unknown_strategy_is_not_drawn_as_another(tmp_path):
 @pytest.mark.parametrize(
     "norm_pix, borrow, words",
     [
-        (True, False, "their brightness and contrast are estimated from visible ones nearby"),
-        (True, True, "their brightness and contrast are borrowed from the original"),
+        (True, False, "means over the visible ones, weighted by 1 / distance⁴"),
+        (True, True, "borrowed from the original"),
         (False, True, ""),
     ],
 )
@@ -175,7 +175,9 @@ def test_the_picture_says_where_brightness_comes_from(
 ):
     drawn, run = _spy(monkeypatch, "draw_masks"), _Run(norm_pix=norm_pix)
     figures.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3), borrow_statistics=borrow)
-    assert drawn[-1] == "24 of 32 patches are hidden" + (f"; {words}" if words else "")
+    assert drawn[-1] == "24 of 32 patches are hidden" + (
+        f"; their brightness and contrast are {words}" if words else ""
+    )
     assert run.borrowed == [borrow] * 2
 
 
@@ -191,8 +193,8 @@ def test_the_task_draws_the_tau_of_the_run(tmp_path, monkeypatch, given, drawn_a
     assert seen["tau"] == drawn_at and seen["borrow_statistics"] == (given is None)
     assert f"random and DPP masks (tau {drawn_at})" in out.protocol
     assert ("and those of the run (block)" in out.protocol) == (own == "block")
-    how = "borrowed from the original" if given is None else "estimated from visible ones nearby"
-    assert out.protocol.endswith(f"their brightness and contrast are {how}")
+    how = "borrowed from the original" if given is None else "weighted by 1 / distance⁴"
+    assert "their brightness and contrast are" in out.protocol and out.protocol.endswith(how)
 
 
 def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypatch):
