@@ -622,6 +622,11 @@ def test_a_format_that_does_not_fit(mae, ibot, tmp_path):
     refused(path, "hf", run, "has a decoder", "hf-encoder", method="ibot")
     refused(path, "ibot-teacher", run, "lengths of their own", "norm_last_layer=False",
             method="ibot", model__norm_last_layer=True)  # fmt: skip
+    path = export_weights(mae, tmp_path / "h", "hf-encoder")
+    with pytest.raises(InputError) as refusal:
+        read(path, "mae", DECODER)
+    assert "it looks like hf or hf-encoder" in str(refusal.value)
+    assert "--strip_prefix" not in str(refusal.value)  # what it would take is no whole encoder
     path = export_weights(ibot, tmp_path / "b.safetensors", "mae")
     refused(path, "mae", run, "learned", "configs/ibot.py", options=DECODER)
     for folder, format_name, words in (

@@ -85,14 +85,17 @@ def beginnings(names) -> str:
 
 
 def _candidates(entries, form: Format) -> list[str]:
-    """The prefixes without which the format knows the class token; of one token the shortest."""
-    found = []
+    """The prefixes without which the format knows the class token and the patch embedding; of one
+    token the shortest."""
+    found, patches = [], form.spell("patch_embed.proj.weight")[0]
     for name in entries:
         words = name.split(".")
         for i in range(1, len(words) if words[-1] == "cls_token" else 0):
             prefix = ".".join(words[:i]) + "."
             inner = [other.removeprefix(prefix) for other in entries if other.startswith(prefix)]
-            if fits(inner, form):
+            # The embeddings of transformers have a class token, and are no whole encoder.
+            spelled = form.respell(inner).values()
+            if fits(inner, form) and any(name.endswith(patches) for name in spelled):
                 found.append(prefix)
                 break
     return list(dict.fromkeys(found))
