@@ -182,7 +182,6 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
     Returns:
       The path of attention.png.
     """
-    num_patches = _num_patches(run)
     kinds = {
         "Random": ("random", ""),
         "Block": ("block", ""),
@@ -205,7 +204,7 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
         images,
         np.asarray(attention),
         {
-            f"{name}\n{hidden[name] / num_patches:.0%}": np.asarray(mask)
+            f"{name}\n{np.mean(mask):.0%}": np.asarray(mask)
             for name, mask in zip(kinds, masks, strict=True)
         },
         run.config.model.patch_size,

@@ -138,13 +138,20 @@ class Run:
           order: (B, N) int32, visible patches first. How many are visible is the run's.
           borrow_statistics: take the true mean and deviation of each hidden patch instead, which
             no model could know. Without `loss.norm_pix` nothing is borrowed.
+
+        Raises:
+          InputError: images as `encode` refuses them, or an order of another shape or type.
         """
+        images, order = self._checked(images), jnp.asarray(order)
+        rows, columns = patches.grid_shape(self.image_size, self.config.model.patch_size)
+        wanted = (len(images), rows * columns)
+        if order.shape != wanted or not jnp.issubdtype(order.dtype, jnp.integer):
+            raise InputError(
+                f"order is {order.dtype} {order.shape}; it is int32 {wanted}, the patches of each "
+                "image with the visible ones first"
+            )
         return self._reconstruct(
-            self.params,
-            self.extra,
-            self._checked(images),
-            jnp.asarray(order),
-            borrow_statistics=bool(borrow_statistics),
+            self.params, self.extra, images, order, borrow_statistics=bool(borrow_statistics)
         )
 
     def attention(self, images):

@@ -102,6 +102,12 @@ def test_floats_of_another_range_are_refused_everywhere(run_folder, images, word
         assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("order", [np.arange(16), np.zeros((2, 4), int), np.zeros((2, 16))])
+def test_an_order_of_another_shape_or_type_is_refused(run_folder, order):
+    with pytest.raises(InputError, match=r"it is int32 \(2, 16\)"):
+        load_run(run_folder).reconstruct(PIXELS, order)
+
+
 def test_a_dtype_is_by_choice_and_values_under_a_trace_are_not_looked_at(run_folder):
     """The run is bfloat16's; whatever the matrix products run in, features are float32."""
     for dtype, has in ((None, False), ("bfloat16", True), ("float32", False)):
