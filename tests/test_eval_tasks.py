@@ -237,7 +237,7 @@ def test_finetuning_learns_colours(finetuned):
 
 @pytest.mark.slow
 def test_an_interrupted_finetuning_gives_the_same(finetuned, mae_run, squares, tmp_path,
-                                                  monkeypatch):  # fmt: skip
+                                                  monkeypatch, capsys):  # fmt: skip
     workdir, out = finetuned
     save = checkpoint.Checkpoints.save
 
@@ -270,9 +270,12 @@ def test_an_interrupted_finetuning_gives_the_same(finetuned, mae_run, squares, t
     def step_refused(*args, **kwargs):
         return refuse
 
+    capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(loop, "make_step", step_refused)
         assert again()["metrics"] == out["metrics"]
+    said = capsys.readouterr().out
+    assert "finished at step" in said and "resuming" not in said
 
 
 @pytest.mark.slow

@@ -196,12 +196,14 @@ def _train(evaluation, config, folder, start, method, optimizer_of, train, score
 
     def announce(state):
         del state
+        where = f"resuming at step {start.step:,}" if start.step else "from step 0"
+        if start.step >= plan.total_steps:
+            where = f"finished at step {start.step:,}"
         evaluation.say(
             f"seed {config.seed}: {count(plan.total_steps, 'step')} of "
             f"{count(config.batch_size, 'image')} "
             f"({count(config.epochs, 'epoch')}), learning rate {plan.peak_lr:.3g} at its peak, "
-            + (f"resuming at step {start.step:,}" if start.step else "from step 0")
-            + f", in {folder}"
+            f"{where}, in {folder}"
         )
 
     return fit(
