@@ -124,7 +124,8 @@ class Run:
 
     def features(self, images):
         """(B, N, D): what the selection kernel sees of each patch."""
-        return self._features(self.params, self.extra, self._checked(images))
+        images = self._checked(images)
+        return self._able(self._features, "masks nothing")(self.params, self.extra, images)
 
     def reconstruct(self, images, order, borrow_statistics: bool = False):
         """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, hidden ones predicted.
@@ -150,13 +151,22 @@ class Run:
                 f"order is {order.dtype} {order.shape}; it is int32 {wanted}, the patches of each "
                 "image with the visible ones first"
             )
-        return self._reconstruct(
+        reconstruct = self._able(self._reconstruct, "reconstructs nothing")
+        return reconstruct(
             self.params, self.extra, images, order, borrow_statistics=bool(borrow_statistics)
         )
 
     def attention(self, images):
         """(B, heads, N): how much the class token attends to each patch in the last block."""
-        return self._attention(self.params, self.extra, self._checked(images))
+        images = self._checked(images)
+        attention = self._able(self._attention, "has no attention to show")
+        return attention(self.params, self.extra, images)
+
+    def _able(self, function, otherwise: str):
+        """The function, which a method that cannot do it lacks."""
+        if function is None:
+            raise InputError(f"this is a run of {self.kind}, which {otherwise}; load another")
+        return function
 
     def example_images(self, num: int) -> np.ndarray:
         """Validation images of the run's own data (training images where there are none).

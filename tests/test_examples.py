@@ -108,6 +108,11 @@ def test_an_order_of_another_shape_or_type_is_refused(run_folder, order):
         load_run(run_folder).reconstruct(PIXELS, order)
 
 
+def test_what_a_method_cannot_do_is_said(run_folder):
+    with pytest.raises(InputError, match="a run of mae, which has no attention to show"):
+        load_run(run_folder).attention(PIXELS)
+
+
 def test_a_dtype_is_by_choice_and_values_under_a_trace_are_not_looked_at(run_folder):
     """The run is bfloat16's; whatever the matrix products run in, features are float32."""
     for dtype, has in ((None, False), ("bfloat16", True), ("float32", False)):
