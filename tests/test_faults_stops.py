@@ -27,6 +27,14 @@ SECONDS_TO_STOP = 60  # generous, for machines that do much else
 SECONDS_TO_NOTICE = 120  # of a lost process: twice parallel.LOST_AFTER_SECONDS
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Tests under nohup, which ignores SIGHUP, would hand that down to the runs they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 # In this process.
 
 
