@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import faults
 import jax
 import numpy as np
 import PIL.Image
@@ -170,23 +171,26 @@ def test_a_killed_ibot_run_goes_on_with_the_same_numbers(finished_ibot, tmp_path
 
 
 @pytest.mark.slow
-def test_a_short_run_of_ibot_on_shapes_raises_knn(tmp_path):
-    """The recipe as it is, with a third of its epochs: from 32 % to about 36 % in 248 steps."""
-    done = subprocess.run(
+def test_a_third_of_ibot_on_shapes_raises_knn(tmp_path):
+    """The recipe as it is, ended after a third of its epochs: from 32 % to about 38 %."""
+    run = tmp_path / "run"
+    life = faults.Life(
         [
-            sys.executable, "train.py", "--config=configs/ibot.py:dataset=shapes,epochs=4",
-            f"--workdir={tmp_path}", "--config.evaluate.every_epochs=4.0",
-            "--config.evaluate.figure_images=0",
+            sys.executable, "train.py", "--config=configs/ibot.py:dataset=shapes",
+            f"--workdir={run}", "--config.evaluate.every_epochs=4.0",
         ],
-        cwd=tiny.ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},  # the tests' own flags make the code slow
-        capture_output=True,
-        text=True,
-        timeout=900,
+        os.environ | {"XLA_FLAGS": ""},  # the tests' own flags make the code slow
+        tmp_path / "said.txt",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    untrained, trained = (r["knn"] for r in curve(tmp_path) if "knn" in r)
-    assert trained > untrained + 0.02
+
+    def accuracies():
+        return [record["knn"] for record in curve(run) if "knn" in record]
+
+    life.wait_until(lambda: len(accuracies()) == 2, "the probe after 4 epochs", poll=0.5)
+    life.send(signal.SIGKILL)
+    life.end()
+    untrained, trained = accuracies()
+    assert trained > untrained + 0.03
 
 
 @pytest.mark.slow
