@@ -24,16 +24,28 @@ AXIS = "batch"
 LOST_AFTER_SECONDS = 60  # without a word from a process, the others end
 
 
+# Of JAX, by its own defaults: they decide what a seed draws, and in what precision.
+_SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+}
+
+
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the processes of a multi-host run. Call before anything else touches JAX.
 
     TPU pods detect themselves: pass None three times there, and on a single machine. Elsewhere
     pass the coordinator's HOST:PORT, the number of processes and this process's number.
 
+    Settings of JAX that would change a run's numbers are put back, and named: a run is a function
+    of its config, seed and step alone.
+
     Raises:
       InputError: only some of the three are given, or they cannot be; nothing was connected.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
+    _settle_settings()
     if all(given):
         _check_processes(coordinator, num_processes, process_id)
         _join(coordinator, num_processes, process_id)
@@ -47,6 +59,16 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         except ValueError as error:
             # A single machine outside a pod, which JAX detects by its environment.
             print(f"no TPU pod found ({error}); this process runs alone", flush=True)
+
+
+def _settle_settings() -> None:
+    for name, value in _SETTINGS.items():
+        if (found := getattr(jax.config, name)) != value:
+            print(
+                f"warning: {name}={found} would change the numbers; it is put back to {value}",
+                flush=True,
+            )
+            jax.config.update(name, value)
 
 
 def _check_processes(coordinator: str, num_processes: int, process_id: int) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 import tiny
 from absl import flags
@@ -244,3 +245,19 @@ def test_help_ends_with_status_0():
     for words in [*([*words, "--help"] for words in commands), ["train.py", "-h"]]:
         done = tiny.run([sys.executable, *words])
         assert (done.returncode, done.stderr) == (0, "") and "--" in done.stdout, (words, done)
+
+
+def test_settings_of_jax_that_change_a_run_are_put_back_and_named(capsys):
+    changed = {"jax_default_prng_impl": "rbg", "jax_threefry_partitionable": False}
+    before = {name: getattr(jax.config, name) for name in changed}
+    try:
+        for name, value in changed.items():
+            jax.config.update(name, value)
+        parallel.initialize(None, None, None)
+        assert {name: getattr(jax.config, name) for name in changed} == before
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    said = capsys.readouterr().out
+    assert "warning: jax_default_prng_impl=rbg would change the numbers" in said
+    assert said.count("warning") == 2 and "x64" not in said
