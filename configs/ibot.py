@@ -26,7 +26,7 @@ below. On a CPU add --config.model.dtype=float32.
 What to expect:
 
   shapes       tries everything out on two CPU cores in about five minutes: k-NN of the class token
-               from 32 % (untrained) to 43 % with DPP masks, 46 % with blocks, 45 % with attention
+               from 32 % (untrained) to 43 % with DPP masks, 46 % with blocks, 45.5 % with attention
                (chance 11 %). docs/ibot.md says how its settings were found.
   small        the full recipe was not run here. A CPU-sized variant (docs/ibot.md) had a k-NN
                accuracy of 36 % with DPP masks after 14 epochs (raw pixels 24 %).
