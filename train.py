@@ -30,10 +30,10 @@ def main(argv):
     if not _WORKDIR.value:
         raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
 
-    from dppmask_jax import parallel, trainer
+    from dppmask_jax import parallel, pretrain
 
     parallel.initialize(*_PROCESSES())
-    trainer.train(
+    pretrain.train(
         _CONFIG.value,
         _WORKDIR.value,
         profile_steps=_PROFILE.value,

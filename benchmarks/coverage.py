@@ -41,7 +41,7 @@ from scipy import ndimage
 from scipy.stats import hypergeom
 
 from dppmask_jax import command, dpp, patches
-from dppmask_jax.data import shapes
+from dppmask_jax.data.sources import shapes
 from dppmask_jax.errors import InputError
 from dppmask_jax.models import vit
 

@@ -26,9 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import ibot as preset
-from dppmask_jax import fit, loop, losses, parallel, patches, trainer
-from dppmask_jax.data import views
+from dppmask_jax import losses, parallel, patches, pretrain
+from dppmask_jax.data.images import views
 from dppmask_jax.methods import ibot, ibot_masks
+from dppmask_jax.training import fit, loop
 
 WHOLE = "whole step: loss, gradient, optimiser, teacher"
 
@@ -53,7 +54,7 @@ def random_batch(config, size):
 def parts_of(config, size):
     """{name: (function, arguments)} of the step's parts, and the number of chosen patches."""
     plan = fit.plan_from(config, 50 * size)
-    method = trainer.method_from(config, plan)
+    method = pretrain.method_from(config, plan)
     backbone, head = ibot.model_from(config)
     key = jax.random.key(0)
     params, extra = jax.jit(method.init)(key)
@@ -158,8 +159,8 @@ def parts_of(config, size):
 def whole_step(config, size):
     """A function that takes one training step: optimiser, teacher and centres included."""
     plan = fit.plan_from(config, 50 * size)
-    method = trainer.method_from(config, plan)
-    optimizer = trainer.optimizer_from(config, method, plan)
+    method = pretrain.method_from(config, plan)
+    optimizer = pretrain.optimizer_from(config, method, plan)
     step = loop.make_step(method, optimizer)
     state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
     batch = parallel.split_batch(random_batch(config, size))

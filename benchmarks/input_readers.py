@@ -48,7 +48,9 @@ class Ours:
     def __init__(self, folder, settings):
         import functools
 
-        from dppmask_jax.data import crops, jpeg, loader, sources
+        from dppmask_jax.data import loader
+        from dppmask_jax.data.images import crops, jpeg
+        from dppmask_jax.data.sources import opening
 
         if settings.get("whole"):
             jpeg.library = lambda: None
@@ -67,7 +69,7 @@ class Ours:
                 flip=True,
             )
         self._crops = crops
-        source = sources.open_source(f"folder:{folder}", "train", val_fraction=0.0)
+        source = opening.open_source(f"folder:{folder}", "train", val_fraction=0.0)
         self._batches = loader.train_stream(
             source,
             example=example,

@@ -34,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import hardware
 
 from configs import mae as preset
-from dppmask_jax import fit, loop, parallel, trainer
-from dppmask_jax.data import augment
+from dppmask_jax import parallel, pretrain
+from dppmask_jax.data.images import augment
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.training import fit, loop
 
 SETTLE = 0.5  # s
 OURS, EAGER, COMPILED = "ours", "PyTorch eager", "PyTorch torch.compile"
@@ -57,8 +58,8 @@ def random_images(config):
 def our_step(config, images):
     """A function that takes one training step and returns the loss."""
     plan = fit.plan_from(config, 1000 * config.batch_size)
-    method = trainer.method_from(config, plan)
-    optimizer = trainer.optimizer_from(config, method, plan)
+    method = pretrain.method_from(config, plan)
+    optimizer = pretrain.optimizer_from(config, method, plan)
     step = loop.make_step(method, optimizer)
     state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
     size = config.batch_size

@@ -10,6 +10,6 @@ def load_encoder(workdir, *, image_size=None, dtype=None):
 
     if absent := extras.missing():
         raise ImportError(absent)
-    from dppmask_jax import pretrained
+    from dppmask_jax.runs import run
 
-    return pretrained.load_encoder(workdir, image_size=image_size, dtype=dtype)
+    return run.load_encoder(workdir, image_size=image_size, dtype=dtype)

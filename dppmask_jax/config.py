@@ -6,9 +6,7 @@ from typing import Any
 
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
-from dppmask_jax.masking import num_masked, num_visible, ratio_range
-from dppmask_jax.models.vit import SIZES
-from dppmask_jax.rules import (
+from dppmask_jax.fields import (
     CLASSES,
     FLAG,
     GREY_RANGE,
@@ -30,6 +28,8 @@ from dppmask_jax.rules import (
     shown,
     whole,
 )
+from dppmask_jax.masking import num_masked, num_visible, ratio_range
+from dppmask_jax.models.vit import SIZES
 
 MOST_PATCHES = 2**14  # of an image; the selector's kernel has their square
 

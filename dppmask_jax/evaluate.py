@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppmask_jax import history, parallel
-from dppmask_jax import workdir as workdir_files
-from dppmask_jax.data.source import notes_of
+from dppmask_jax import parallel
+from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import (
     backgrounds,
+    checks,
     cluster,
     finetune,
     knn,
     linear,
     multilabel,
     reconstruct,
-    settings,
 )
 from dppmask_jax.evals.base import Evaluation, Result
-from dppmask_jax.figures import run_labels
-from dppmask_jax.pretrained import Run, checked_image_size, load_run, open_data
-from dppmask_jax.rules import flatten
+from dppmask_jax.fields import flatten
+from dppmask_jax.figures.writing import run_labels
+from dppmask_jax.runs import history
+from dppmask_jax.runs import workdir as workdir_files
+from dppmask_jax.runs.run import Run, checked_image_size, load_run, open_data
 
 TASKS = {
     "finetune": finetune,
@@ -47,7 +48,7 @@ def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -
     Raises:
       InputError: one of them will not do; none was evaluated.
     """
-    settings.check(config)
+    checks.check(config)
     folders = [Path(checkpoint) for checkpoint in checkpoints]
     for folder in folders:
         workdir_files.check_folder(folder)
@@ -74,7 +75,7 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
         process is at the same task there.
       Stopped: a training was stopped by a signal, or could not save.
     """
-    settings.check(config)
+    checks.check(config)
     folder = Path(workdir or checkpoint)
     workdir_files.check_folder(folder)
     return _locked(config, checkpoint, folder, command)[0]

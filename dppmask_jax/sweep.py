@@ -39,25 +39,18 @@ from absl import flags
 from ml_collections import config_flags
 
 from dppmask_jax import command as command_line
-from dppmask_jax import (
-    comparable,
-    evaluate,
-    figures,
-    history,
-    metrics,
-    parallel,
-    resuming,
-    trainer,
-    workdir,
-)
 from dppmask_jax import config as training_config
-from dppmask_jax.data import identity
+from dppmask_jax import evaluate, parallel, pretrain
+from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import settings
+from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation, percent
-from dppmask_jax.pretrained import open_data
-from dppmask_jax.rules import flatten
+from dppmask_jax.fields import flatten
+from dppmask_jax.figures import writing
+from dppmask_jax.runs import comparable, history, metrics, workdir
+from dppmask_jax.runs.run import open_data
 from dppmask_jax.scores.uncertainty import standard_error
+from dppmask_jax.training import resuming
 
 # What may change while a sweep goes on: the numbers stay the same.
 _FREE = resuming.CARRIED_OUT
@@ -278,7 +271,7 @@ class _Naming:
 
 def _check_evaluation(config) -> None:
     with _Naming("--eval"):
-        settings.check(config)
+        checks.check(config)
         if config.task == "reconstruct":
             raise InputError("task reconstruct gives no number; choose another task")
         if config.task == "finetune" and not config.epochs:
@@ -402,7 +395,7 @@ def _changes(old, new, prefix: str, free) -> list[str]:
 
 
 def _run(point: Point, eval_config, folder: Path, command: str) -> dict[str, Any]:
-    trainer.train(point.config, folder)
+    pretrain.train(point.config, folder)
     path = evaluate.evaluate(eval_config, folder, command=command)
     if not parallel.is_main():
         return {}
@@ -581,7 +574,7 @@ def _hashable(value):
 def _draw(folder: Path, records: Sequence[dict]) -> Path:
     first = _shown_fields(records)[0]
     name = records[0]["evaluation"]["score"]["name"]
-    return figures.write_sweep_figure(
+    return writing.write_sweep_figure(
         folder / "figures",
         sweep_lines(records),
         _AXES.get(first, first),

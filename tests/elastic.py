@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from dppmask_jax import checkpoint, parallel, trainer
+from dppmask_jax import parallel, pretrain
 from dppmask_jax.methods import METHODS, ibot_masks, mae
+from dppmask_jax.runs import checkpoint
 
 STEPS = 20
 BATCH = 16
@@ -102,7 +103,7 @@ def main():
     if args.stop_at:
         checkpoint.Checkpoints.save = save_and_end
     print(jax.device_count(), "devices")
-    trainer.train(config(args.method, args.workers), args.workdir)
+    pretrain.train(config(args.method, args.workers), args.workdir)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import tiny
 
-from dppmask_jax import checkpoint, metrics
 from dppmask_jax.methods.base import TrainState
+from dppmask_jax.runs import checkpoint, metrics
 
 TIMING = ("images_per_sec", "data_wait_frac")
 PATIENCE = 900  # seconds

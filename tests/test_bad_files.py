@@ -20,8 +20,11 @@ from PIL import Image
 from test_data_decode import encode
 from test_data_loader import same, single, stream
 
-from dppmask_jax import pretrained, trainer
-from dppmask_jax.data import crops, decode, files, loader, sources
+from dppmask_jax import pretrain
+from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops, decode
+from dppmask_jax.data.sources import image_files, opening
+from dppmask_jax.runs import run
 
 ROOT = Path(__file__).parent.parent
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
@@ -185,7 +188,7 @@ def test_many_corrupted_images_give_pixels_or_a_decode_error(data):
 def test_pillow_does_not_warn_of_what_it_meets():
     code = (
         "import sys; sys.path.insert(0, 'tests'); import warnings\n"
-        "from dppmask_jax.data import decode\n"
+        "from dppmask_jax.data.images import decode\n"
         "from PIL import Image; Image.MAX_IMAGE_PIXELS = 500\n"
         "data = sys.stdin.buffer.read()\n"
         "assert decode.decode(data).shape == (24, 32, 3)\n"
@@ -200,7 +203,7 @@ def test_pillow_does_not_warn_of_what_it_meets():
 MEASURE = """
 import sys
 import numpy as np
-from dppmask_jax.data import crops, decode
+from dppmask_jax.data.images import crops, decode
 
 def memory(name):
     lines = open("/proc/self/status").read().splitlines()
@@ -286,7 +289,7 @@ def test_a_folder_of_oddities_is_read_and_each_bad_one_named_once(workers):
     with tempfile.TemporaryDirectory() as short:  # names of sockets are short
         root = Path(short)
         bad = folder_of_oddities(root)
-        source = sources.open_source(f"folder:{root}", "train", val_fraction=0.0)
+        source = opening.open_source(f"folder:{root}", "train", val_fraction=0.0)
         assert source.size == len(GOOD) + len(bad) + 1  # and the one in folder.jpg
         lines = []
         options = {"batch_size": source.size, "workers": workers, "log": lines.append}
@@ -307,8 +310,8 @@ def test_the_probes_of_a_run_name_what_they_cannot_read_as_training_does(tmp_pat
         Image.new("RGB", (20, 20)).save(tmp_path / split / "a.png")
         (tmp_path / split / "bad.png").write_bytes(b"")
     config = tiny.config(data__source=f"folder:{tmp_path}")
-    for source in pretrained.open_data(config):
-        for read in (trainer._loss_batches, functools.partial(trainer._batches, limit=9)):
+    for source in run.open_data(config):
+        for read in (pretrain._loss_batches, functools.partial(pretrain._batches, limit=9)):
             source.named.clear()
             lines = []
             list(read(config, source, say=lines.append)())
@@ -318,7 +321,7 @@ def test_the_probes_of_a_run_name_what_they_cannot_read_as_training_does(tmp_pat
 def test_files_that_go_while_training_are_replaced_and_a_resume_replaces_them_alike(tmp_path):
     for i in range(12):
         Image.fromarray(np.full((12, 12, 3), 20 * i, np.uint8)).save(tmp_path / f"{i:02}.png")
-    source = sources.open_source(f"folder:{tmp_path}", "train", val_fraction=0.0)
+    source = opening.open_source(f"folder:{tmp_path}", "train", val_fraction=0.0)
     lines = []
     options = {"example": single(), "batch_size": 12, "seed": 1, "log": lines.append}
     with loader.train_stream(source, **options) as batches:
@@ -345,9 +348,9 @@ def test_files_that_may_not_be_read_are_replaced_and_named():
     code = (
         "import os, sys; sys.path[:0] = ['.', 'tests']\n"
         "from test_data_loader import stream\n"
-        "from dppmask_jax.data import sources\n"
+        "from dppmask_jax.data.sources import opening\n"
         "root = sys.argv[1]\n"
-        "source = sources.open_source(f'folder:{root}', 'train', val_fraction=0.0)\n"
+        "source = opening.open_source(f'folder:{root}', 'train', val_fraction=0.0)\n"
         "stream(source, 1)\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
         "lines = []\n"
@@ -369,6 +372,6 @@ def test_files_that_may_not_be_read_are_replaced_and_named():
 
 def test_a_file_of_more_bytes_than_any_image_is_not_read(tmp_path):
     with (tmp_path / "a.png").open("wb") as file:
-        file.truncate(files.MAX_BYTES + 1)  # takes no space on the disk
+        file.truncate(image_files.MAX_BYTES + 1)  # takes no space on the disk
     with pytest.raises(OSError, match="too large"):
-        files.read_file(str(tmp_path / "a.png"))
+        image_files.read_file(str(tmp_path / "a.png"))

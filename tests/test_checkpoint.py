@@ -9,9 +9,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from dppmask_jax import checkpoint, parallel
+from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import TrainState
+from dppmask_jax.runs import checkpoint
 
 
 def state_of(value):

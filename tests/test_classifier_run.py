@@ -12,17 +12,20 @@ import safetensors.numpy
 import tiny
 
 import dppmask_jax
-from dppmask_jax import checkpoint, evaluate, figures, metrics, results, trainer
+from dppmask_jax import evaluate, pretrain
 from dppmask_jax.config import check
 from dppmask_jax.data import loader
-from dppmask_jax.data.augment import normalize
+from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals.heads import head_for
-from dppmask_jax.evals.training import folder_of
+from dppmask_jax.evals.seeds import folder_of
+from dppmask_jax.evals.starting_head import head_for
+from dppmask_jax.figures import writing
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.vit import SIZES, Size
-from dppmask_jax.pretrained import Run, load_run, open_data
+from dppmask_jax.results import writing as results
+from dppmask_jax.runs import checkpoint, metrics
+from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
 from dppmask_jax.weights.sizes import Known
@@ -292,8 +295,8 @@ def test_what_a_classifier_cannot_do_is_said_in_one_line(imported, mae_run, tmp_
     cases = [
         (lambda: evaluate.evaluate(tiny.evaluation("task=reconstruct"), imported, tmp_path / "new"),
          "a classifier run reconstructs no pixels"),
-        (lambda: figures.main([f"--workdir={imported}"]), "masks nothing"),
-        (lambda: trainer.train(into_mae, tmp_path / "new"), "configs/ibot.py"),
+        (lambda: writing.main([f"--workdir={imported}"]), "masks nothing"),
+        (lambda: pretrain.train(into_mae, tmp_path / "new"), "configs/ibot.py"),
         (lambda: check(tiny.evaluation("task=finetune")), "config.task=finetune is for eval.py"),
         (lambda: found(imported, tmp_path / "new", data__source=""), "say where the images are"),
         (lambda: found(mae_run, tmp_path / "new", epochs=0.0), "an MAE run, which has none"),
@@ -402,7 +405,7 @@ def test_an_ibot_run_starts_from_a_classifier(imported, tmp_path):
         "evaluate__knn_images": 0,
     }
     config = tiny.config("ibot", init_from=str(imported), **settings)
-    trainer.train(config, tmp_path / "warm")
+    pretrain.train(config, tmp_path / "warm")
     encoder = checkpoint.read_newest(tmp_path / "warm")[1]["extra"]["teacher"]["encoder"]
     source = load_run(imported).encoder
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),

@@ -4,7 +4,8 @@ import jax
 import pytest
 import tiny
 
-from dppmask_jax import loop, trainer
+from dppmask_jax import pretrain
+from dppmask_jax.training import loop
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -55,7 +56,7 @@ def test_nothing_compiles_after_the_first_step(
     monkeypatch.setattr(loop, "run", counting_run)
     # Probes, checkpoints and logged steps before, between and after; schedules that change.
     config = tiny.config(method, epochs=1.0, evaluate__every_epochs=0.34, **changes)
-    trainer.train(config, tmp_path)
+    pretrain.train(config, tmp_path)
 
     assert len(before_step) == 12
     first, second = before_step[:2]

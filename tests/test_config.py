@@ -8,9 +8,11 @@ from ml_collections import config_dict
 
 from configs import ibot, mae
 from dppmask_jax import config as config_checks
-from dppmask_jax import fit, loop, trainer, workdir
+from dppmask_jax import pretrain
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.runs import workdir
+from dppmask_jax.training import fit, loop
 
 
 def changed(module=mae, **fields):
@@ -62,8 +64,8 @@ def test_every_preset_can_be_built(module, argument):
     """Shapes only: the model, the loss and its gradient, the optimiser's state."""
     config = module.get_config(argument)
     plan = fit.plan_from(config, 100_000)
-    method = trainer.method_from(config, plan)
-    optimizer = trainer.optimizer_from(config, method, plan)
+    method = pretrain.method_from(config, plan)
+    optimizer = pretrain.optimizer_from(config, method, plan)
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
     example = method.example(encoded_image(), np.random.default_rng(0)) | {"index": np.int32(0)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), example)
@@ -87,8 +89,8 @@ def test_any_size_and_a_single_epoch_make_a_plan(module, dataset):
         config_checks.check(config)
     for num_images in (1, 64, 10_000):
         plan = fit.plan_from(config, num_images)
-        method = trainer.method_from(config, plan)
-        rate = trainer.optimizer_from(config, method, plan).learning_rate
+        method = pretrain.method_from(config, plan)
+        rate = pretrain.optimizer_from(config, method, plan).learning_rate
         assert 0 <= plan.warmup_steps < plan.total_steps
         assert float(rate(plan.warmup_steps)) == pytest.approx(plan.peak_lr)
 

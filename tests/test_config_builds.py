@@ -9,9 +9,10 @@ from test_config import encoded_image
 from test_config_faults import BELOW_1, KINDS, LARGEST, TINY, refusal
 
 from configs import mae
-from dppmask_jax import evaluate, fit, loop, trainer
-from dppmask_jax.evals import training
+from dppmask_jax import evaluate, pretrain
+from dppmask_jax.evals import seeds
 from dppmask_jax.methods import supervised
+from dppmask_jax.training import fit, loop
 
 unit = st.sampled_from([0.0, 0.3, 1.0])
 scale = st.sampled_from([(TINY, TINY), (0.2, 1.0), (1.0, 1.0)])
@@ -135,8 +136,8 @@ def build_a_random_config(data):
     if kind.name in ("mae", "ibot"):
         config = drawn_config(data, kind, VALUES[kind.name])
         plan = fit.plan_from(config, 20)
-        method = trainer.method_from(config, plan)
-        trace_a_step(method, trainer.optimizer_from(config, method, plan), config.batch_size)
+        method = pretrain.method_from(config, plan)
+        trace_a_step(method, pretrain.optimizer_from(config, method, plan), config.batch_size)
         return
     finetune = next(k for k in KINDS if k.name == "finetune finetune")
     config = drawn_config(data, finetune, VALUES["finetune"])
@@ -144,7 +145,7 @@ def build_a_random_config(data):
     config = evaluate.completed(config, mae.get_config("dataset=shapes"))
     plan = fit.plan_from(config, 20)
     method = supervised.finetune(config, num_outputs=3, several=False)
-    trace_a_step(method, training.finetune_optimizer(config, method, plan), config.batch_size)
+    trace_a_step(method, seeds.finetune_optimizer(config, method, plan), config.batch_size)
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from ml_collections import config_dict
 from configs import eval as evaluations
 from configs import ibot, mae
 from dppmask_jax import config as pretraining
-from dppmask_jax import fit, rules
+from dppmask_jax import fields
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import settings as evaluation_settings
+from dppmask_jax.evals import checks as evaluation_settings
+from dppmask_jax.training import fit
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -33,7 +34,7 @@ class Kind:
 
     @functools.cached_property
     def fields(self):
-        return sorted(rules.flatten(self.values))
+        return sorted(fields.flatten(self.values))
 
     @functools.cached_property
     def groups(self):

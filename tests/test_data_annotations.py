@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import backgrounds, decode, sources
+from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources import mixed_backgrounds, opening
 from dppmask_jax.errors import InputError
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
@@ -30,7 +31,7 @@ def red(source, i):
 
 def fails(spec, words, **options):
     with pytest.raises(InputError, match=words) as error:
-        sources.open_splits(spec, **options)
+        opening.open_splits(spec, **options)
     assert "\n" not in str(error.value)
 
 
@@ -81,7 +82,7 @@ def write_coco(root, year=2014, **documents):
 def test_coco(tmp_path):
     val_document = coco_document("val")
     val_document["annotations"] = [annotation(9, 7)]
-    train, val = sources.open_splits(write_coco(tmp_path, val=val_document))
+    train, val = opening.open_splits(write_coco(tmp_path, val=val_document))
     # Image 9 is not annotated; the others stay in the file's order.
     expected = ["COCO_train2014_5.png", "COCO_train2014_30.png", "COCO_train2014_7.png"]
     assert names(train, tmp_path / "train2014") == expected
@@ -103,7 +104,7 @@ def test_newest_year_of_coco_that_is_complete(tmp_path):
     write_coco(tmp_path, 2021)
     (tmp_path / "annotations/instances_val2021.json").unlink()
     (tmp_path / "annotations/captions_train2030.json").write_text("{}")
-    train, val = sources.open_splits(spec)
+    train, val = opening.open_splits(spec)
     assert names(train, tmp_path)[0] == "train2017/COCO_train2017_5.png"
     assert names(val, tmp_path)[0] == "val2017/COCO_val2017_5.png"
 
@@ -122,7 +123,7 @@ def test_wrong_coco(tmp_path):
     fails(write_coco(tmp_path / "stray", train=stray), r"has not the format .*no 77")
     twice = coco_document("train")
     twice["images"].append(twice["images"][1])
-    train, _ = sources.open_splits(write_coco(tmp_path / "twice", train=twice))
+    train, _ = opening.open_splits(write_coco(tmp_path / "twice", train=twice))
     assert len(train) == 3 and train.targets().tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
     nothing = coco_document("train") | {"annotations": []}
     fails(write_coco(tmp_path / "nothing", train=nothing), "train2014.json annotates no image")
@@ -174,7 +175,7 @@ def test_clevr(tmp_path):
         [scene("a.png", "gray cube", "yellow cylinder", "gray cube"), scene("b.png", "red sphere")],
     )
     spec = write_clevr(tmp_path, "val", [scene("c.png", "yellow cube")])
-    train, val = sources.open_splits(spec)
+    train, val = opening.open_splits(spec)
     assert names(train, tmp_path) == ["images/train/a.png", "images/train/b.png"]
     assert names(val, tmp_path) == ["images/val/c.png"]
     # colour + 8 * shape: gray 0, red 1, ..., yellow 7; cube 0, sphere 1, cylinder 2.
@@ -199,7 +200,7 @@ def test_clevr(tmp_path):
 def test_one_file_of_scenes_is_split(layout, tmp_path):
     colors = ("red", "cyan")
     scenes = [scene(f"{i}.png", f"{colors[i % 2]} cube") for i in range(40)]
-    train, val = sources.open_splits(write_clevr(tmp_path, "train", scenes, **layout))
+    train, val = opening.open_splits(write_clevr(tmp_path, "train", scenes, **layout))
     assert (len(train), len(val)) == (28, 12)
     numbers = [int(os.path.basename(name)[:-4]) for name in names(train, "/") + names(val, "/")]
     assert sorted(numbers) == list(range(40))
@@ -253,7 +254,7 @@ images/4.png,test,wolf,x,0,0,1
 
 
 def test_csv(tmp_path):
-    train, val = sources.open_splits(write_csv(tmp_path, LABELLED))
+    train, val = opening.open_splits(write_csv(tmp_path, LABELLED))
     assert names(train, tmp_path) == ["images/0.png", "images/2.png", "images/1.png"]
     assert names(val, tmp_path) == ["images/3.png", "images/4.png"]
     assert train.class_names == val.class_names == ("cat", "dog", "wolf")
@@ -271,7 +272,7 @@ def test_csv(tmp_path):
 
 def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
     text = "path,label\n" + "".join(f"images/{i}.png,{(10, 2, 0)[i % 3]}\n" for i in range(6))
-    train, val = sources.open_splits(write_csv(tmp_path, text), val_fraction=0.0)
+    train, val = opening.open_splits(write_csv(tmp_path, text), val_fraction=0.0)
     assert val is None and train.class_names == ("0", "2", "10")
     assert train.labels().tolist() == [2, 1, 0, 2, 1, 0]
     assert train.targets is None and train.target_names == ()
@@ -281,23 +282,23 @@ def test_csv_without_splits_holds_out_a_share_of_each_label(tmp_path):
     text = "path,label\n" + "".join(
         f"images/{i}.png,{'ab'[i >= 12]}\n" for i in range(20)
     )  # 12 and 8
-    train, val = sources.open_splits(write_csv(tmp_path, text, 20), val_fraction=0.25)
+    train, val = opening.open_splits(write_csv(tmp_path, text, 20), val_fraction=0.25)
     assert sorted(val.labels().tolist()) == [0, 0, 0, 1, 1]
     assert len(set(names(train, tmp_path)) | set(names(val, tmp_path))) == 20
     assert names(val, tmp_path) != [f"images/{i}.png" for i in (0, 1, 2, 12, 13)]
 
 
 def test_csv_without_labels(tmp_path):
-    train, val = sources.open_splits(write_csv(tmp_path, "path\nimages/0.png\nimages/5.png\n"))
+    train, val = opening.open_splits(write_csv(tmp_path, "path\nimages/0.png\nimages/5.png\n"))
     assert (len(train), len(val)) == (1, 1)
     for source in (train, val):
         assert not source.labelled and source.labels is None and source.read(0)[1] == -1
         assert "no column 'label'" in source.unlabelled_because
     one = "path,label\nimages/0.png,a\nimages/1.png,a\n"
-    train, _ = sources.open_splits(write_csv(tmp_path, one))
+    train, _ = opening.open_splits(write_csv(tmp_path, one))
     assert not train.labelled and "one label only" in train.unlabelled_because
     one = "path,label\nimages/0.png,a\nimages/1.png,\nimages/2.png,b\n"
-    train, _ = sources.open_splits(write_csv(tmp_path, one))
+    train, _ = opening.open_splits(write_csv(tmp_path, one))
     assert len(train) == 2 and "images/1.png in" in train.unlabelled_because
 
 
@@ -307,7 +308,7 @@ def test_csv_from_a_spreadsheet(tmp_path, monkeypatch):
         '\ufeffpath,label\r\n"images/0.png",ä\r\n\r\nimages/1.png,b\r\n'.encode()
     )
     monkeypatch.chdir(tmp_path)
-    train, _ = sources.open_splits("csv:list.csv", val_fraction=0.0)
+    train, _ = opening.open_splits("csv:list.csv", val_fraction=0.0)
     assert train.class_names == ("b", "ä") and train.name(1) == "images/1.png"
     assert red(train, 1) == 1
 
@@ -315,7 +316,7 @@ def test_csv_from_a_spreadsheet(tmp_path, monkeypatch):
 def test_absolute_paths(tmp_path):
     write(tmp_path / "elsewhere/a.png", 9)
     spec = write_csv(tmp_path / "set", f"path\n{tmp_path}/elsewhere/a.png\nimages/0.png\n")
-    train, _ = sources.open_splits(spec, val_fraction=0.0)
+    train, _ = opening.open_splits(spec, val_fraction=0.0)
     assert red(train, 0) == 9 and red(train, 1) == 0
 
 
@@ -332,7 +333,7 @@ def test_masks(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown upright it is 3 wide and 5 high
     write(tmp_path / "turned.png", 1, size=(5, 3), exif=exif)
-    train, val = sources.open_splits(spec)
+    train, val = opening.open_splits(spec)
     assert train.extras(0) == {}
     mask = pickle.loads(pickle.dumps(val)).extras(0)["mask"]
     assert mask.shape == (3, 5) and mask.dtype == np.uint8 and np.all(mask == 128)
@@ -340,10 +341,10 @@ def test_masks(tmp_path):
     with pytest.raises(InputError, match=r"b\.png has 3 x 5 pixels, its image 5 x 3"):
         val.extras(2)
     (tmp_path / "masks/b.png").unlink()
-    train, val = sources.open_splits(spec)  # what needs no masks goes without
+    train, val = opening.open_splits(spec)  # what needs no masks goes without
     train.check_extras()
     with pytest.raises(InputError, match=r"2 of the 3 files that .*list\.csv names .*masks/b\.png"):
-        backgrounds.require_masks(val)
+        mixed_backgrounds.require_masks(val)
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
@@ -356,22 +357,22 @@ def test_other_delimiters_and_names_of_the_columns(delimiter, name, tmp_path):
         ["images/2.png", "val", "y", "0"],
     ]
     spec = write_csv(tmp_path, "".join(delimiter.join(row) + "\n" for row in rows))
-    train, val = sources.open_splits(spec)
+    train, val = opening.open_splits(spec)
     assert names(train, tmp_path) == ["images/0.png", "images/1.png"] and len(val) == 1
     assert train.class_names == ("x,1", "y") and train.target_names == ("a, b",)
 
 
 def test_splits_of_a_csv_file(tmp_path):
     text = "path,split\nimages/0.png,train\nimages/1.png,valid\nimages/2.png,test\n"
-    train, val = sources.open_splits(write_csv(tmp_path, text))
+    train, val = opening.open_splits(write_csv(tmp_path, text))
     assert names(val, tmp_path) == ["images/1.png"] and "1 images for testing" in train.notes[0]
-    train, val = sources.open_splits(write_csv(tmp_path, text.replace("split", "subset")))
+    train, val = opening.open_splits(write_csv(tmp_path, text.replace("split", "subset")))
     assert len(train) + len(val) == 3 and "'subset' of" in train.notes[0]
 
 
 def test_no_masks_at_all(tmp_path):
     spec = write_csv(tmp_path, "path,mask\nimages/0.png,\nimages/1.png,\n")
-    train, _ = sources.open_splits(spec)
+    train, _ = opening.open_splits(spec)
     assert train.extras(0) == {} and train.target_names == ()
 
 
@@ -410,7 +411,7 @@ def test_real_csv():
     path = os.path.join(REAL, "pets224", "labels.csv")
     if not os.path.exists(path):
         pytest.skip(f"no file {path}")
-    train, val = sources.open_splits(f"csv:{path}")
+    train, val = opening.open_splits(f"csv:{path}")
     assert len(train) + len(val) == 600 and train.num_classes == 3 and train.targets is None
     for i in range(0, len(val), 60):
         data, label = val.read(i)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppmask_jax.data import augment
+from dppmask_jax.data.images import augment
 
 
 def images(batch=6, seed=0):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import backgrounds, crops, in9, loader, sources
-from dppmask_jax.data.source import Source
+from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops
+from dppmask_jax.data.sources import imagenet9, mixed_backgrounds, opening
+from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
@@ -60,7 +62,7 @@ def many(labels, class_names=("a", "b", "c")):
 
 def test_foreground_on_black():
     image = rgb([[1, 2], [3, 4]])
-    out = backgrounds.only_fg(image, np.array([[False, True], [True, False]]))
+    out = mixed_backgrounds.only_fg(image, np.array([[False, True], [True, False]]))
     assert out.dtype == np.uint8
     np.testing.assert_array_equal(out, [[[0] * 3, [2, 102, 198]], [[3, 103, 197], [0] * 3]])
 
@@ -74,7 +76,7 @@ def test_foreground_on_black():
 )
 def test_strip_of_columns(columns, expected):
     image = rgb(np.repeat([[1, 2, 3, 4, 5, 6]], 2, axis=0))
-    out = backgrounds.tiled_background(image, filled(2, 6, slice(0, 2), columns))
+    out = mixed_backgrounds.tiled_background(image, filled(2, 6, slice(0, 2), columns))
     np.testing.assert_array_equal(out, rgb(np.repeat([expected], 2, axis=0)))
 
 
@@ -87,26 +89,26 @@ def test_strip_of_columns(columns, expected):
 )
 def test_strip_of_rows(rows, expected):
     image = rgb(np.repeat([[1], [2], [3], [4], [5], [6]], 2, axis=1))
-    out = backgrounds.tiled_background(image, filled(6, 2, rows, slice(0, 2)))
+    out = mixed_backgrounds.tiled_background(image, filled(6, 2, rows, slice(0, 2)))
     np.testing.assert_array_equal(out, rgb(np.repeat(np.array(expected)[:, None], 2, axis=1)))
 
 
 def test_a_strip_repeats_from_where_it_lies():
     image = rgb([[1, 2, 3, 4, 5, 6, 7]])
-    out = backgrounds.tiled_background(image, filled(1, 7, slice(0, 1), slice(1, 5)))
+    out = mixed_backgrounds.tiled_background(image, filled(1, 7, slice(0, 1), slice(1, 5)))
     np.testing.assert_array_equal(out, rgb([[1, 6, 7, 6, 7, 6, 7]]))
 
 
 def test_the_largest_strip_is_repeated():
     # Left 2 x 2 pixels, right 2 x 1, above 1 x 6.
     image = rgb([[1, 2, 3, 4, 5, 6], [11, 12, 13, 14, 15, 16]])
-    out = backgrounds.tiled_background(image, filled(2, 6, 1, slice(2, 5)))
+    out = mixed_backgrounds.tiled_background(image, filled(2, 6, 1, slice(2, 5)))
     np.testing.assert_array_equal(out, rgb([[1, 2, 3, 4, 5, 6], [11, 12, 3, 4, 5, 16]]))
 
 
 def test_equal_strips_take_the_left_one():
     image = rgb([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    out = backgrounds.tiled_background(image, filled(3, 3, 1, 1))
+    out = mixed_backgrounds.tiled_background(image, filled(3, 3, 1, 1))
     np.testing.assert_array_equal(out, rgb([[1, 2, 3], [4, 4, 6], [7, 8, 9]]))
 
 
@@ -116,7 +118,7 @@ def test_the_whole_box_is_filled():
     expected = np.arange(25).reshape(5, 5)
     expected[1:4, 3:5] = expected[1:4, 0:2]  # columns 0 to 2 repeat as 0 1 2 0 1
     before = image.copy()
-    out = backgrounds.tiled_background(image, foreground)
+    out = mixed_backgrounds.tiled_background(image, foreground)
     np.testing.assert_array_equal(out, rgb(expected))
     np.testing.assert_array_equal(image, before)
 
@@ -124,21 +126,21 @@ def test_the_whole_box_is_filled():
 def test_nothing_to_tile():
     image = rgb(np.zeros((3, 3)))
     with pytest.raises(ValueError, match="covers the whole image"):
-        backgrounds.tiled_background(image, np.eye(3, dtype=bool))
+        mixed_backgrounds.tiled_background(image, np.eye(3, dtype=bool))
     with pytest.raises(ValueError, match="no foreground"):
-        backgrounds.tiled_background(image, np.zeros((3, 3), bool))
+        mixed_backgrounds.tiled_background(image, np.zeros((3, 3), bool))
 
 
 def test_foreground_on_another_background():
     foreground = np.array([[True, False], [False, False]])
-    out = backgrounds.mixed(rgb([[1, 2], [3, 4]]), foreground, rgb([[5, 6], [7, 8]]))
+    out = mixed_backgrounds.mixed(rgb([[1, 2], [3, 4]]), foreground, rgb([[5, 6], [7, 8]]))
     np.testing.assert_array_equal(out, rgb([[1, 6], [7, 8]]))
 
 
 def test_background_of_another_size_is_resized():
     foreground = filled(4, 6, 0, 0)
     background = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
-    out = backgrounds.mixed(rgb(np.full((4, 6), 9)), foreground, background)
+    out = mixed_backgrounds.mixed(rgb(np.full((4, 6), 9)), foreground, background)
     expected = np.array(Image.fromarray(background).resize((6, 4), Image.Resampling.BICUBIC))
     expected[0, 0] = (9, 109, 191)
     np.testing.assert_array_equal(out, expected)
@@ -153,8 +155,8 @@ def test_variants_of_hand_made_images():
     masks[0][1, 2], masks[0][0, 0] = 128, 127  # the boundary is foreground, below 128 is not
     masks[1][3, 1:3] = 255
     source = toy([encode(one), encode(two)] * 2, masks * 2, [0, 1, 0, 1], ("a", "b"))
-    built = backgrounds.build(source, image_size=(4, 4), seed=0)
-    assert list(built.variants) == list(backgrounds.VARIANTS)
+    built = mixed_backgrounds.build(source, image_size=(4, 4), seed=0)
+    assert list(built.variants) == list(mixed_backgrounds.VARIANTS)
     assert built.left_out == {} and built.num_backgrounds == 4
     expected = {
         "original": np.arange(16).reshape(4, 4),
@@ -186,7 +188,7 @@ def test_image_and_mask_are_cut_alike(size):
     mask[size[0] // 3 : size[0] // 2, size[1] // 3 : size[1] // 2] = 255
     pixels[mask > 0] = 255
     data = encode(pixels)
-    built = backgrounds.build(
+    built = mixed_backgrounds.build(
         toy([data] * 4, [mask] * 4, [0, 0, 1, 1], ("a", "b")), image_size=(16, 24), seed=0
     )
     original, _ = decoded(built.variants["original"], 0)
@@ -205,7 +207,7 @@ def test_masks_are_resized_by_the_nearest_pixel():
     mask[:, :20] = 0  # a strip
     source = toy([encode(np.full((30, 50, 3), 9, np.uint8))] * 4, [mask] * 4, [0, 0, 1, 1], "ab")
     alone, _ = decoded(
-        backgrounds.build(source, image_size=(16, 24), seed=0).variants["only_fg"], 0
+        mixed_backgrounds.build(source, image_size=(16, 24), seed=0).variants["only_fg"], 0
     )
     # 16 x 256 / 224 = 18.3 of 30 rows: 18 x 30 pixels, of which the middle is cut out.
     resized = np.asarray(Image.fromarray(mask).resize((30, 18), Image.Resampling.NEAREST))
@@ -214,7 +216,7 @@ def test_masks_are_resized_by_the_nearest_pixel():
 
 def test_backgrounds_obey_the_classes():
     labels = np.arange(60) % 3
-    built = backgrounds.build(many(labels), image_size=(8, 8), seed=3)
+    built = mixed_backgrounds.build(many(labels), image_size=(8, 8), seed=3)
     partner_classes = {}
     for name in MIXED:
         variant = built.variants[name]
@@ -237,7 +239,7 @@ def test_backgrounds_obey_the_classes():
 
 def test_classes_are_drawn_evenly_whatever_their_size():
     labels = np.repeat([0, 1], [80, 4])
-    variant = backgrounds.build(many(labels, ("a", "b")), image_size=(8, 8), seed=0).variants[
+    variant = mixed_backgrounds.build(many(labels, ("a", "b")), image_size=(8, 8), seed=0).variants[
         "mixed_rand"
     ]
     of_small = [variant.extras(i)["background"] >= 80 for i in range(84)]
@@ -246,8 +248,10 @@ def test_classes_are_drawn_evenly_whatever_their_size():
 
 def test_backgrounds_depend_on_the_seed_alone():
     def chosen(seed):
-        variants = backgrounds.build(many(np.arange(12) % 3), image_size=(8, 8), seed=seed).variants
-        return [[variants[name].extras(i) for i in range(12)] for name in MIXED]
+        drawn = mixed_backgrounds.build(
+            many(np.arange(12) % 3), image_size=(8, 8), seed=seed
+        ).variants
+        return [[drawn[name].extras(i) for i in range(12)] for name in MIXED]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -258,7 +262,7 @@ def test_narrow_strips_are_no_background():
     masks += [filled(20, 20, slice(1, 19), slice(2, 19)) * np.uint8(255)] * 4  # 10 %
     images = [encode(rgb(np.full((20, 20), i))) for i in range(6)]
     source = toy(images, masks, [0, 1, 0, 0, 1, 1], ("a", "b"))
-    built = backgrounds.build(source, image_size=(20, 20), seed=0)
+    built = mixed_backgrounds.build(source, image_size=(20, 20), seed=0)
     assert built.num_backgrounds == 4 and len(built.variants["original"]) == 6
     for name in MIXED:
         assert all(built.variants[name].extras(i)["background"] >= 2 for i in range(6))
@@ -274,7 +278,7 @@ def test_unusable_images_are_named():
         [0, 0, 0, 1, 1, 1, 1, 1, 1],
         ("a", "b"),
     )
-    built = backgrounds.build(changed, image_size=(8, 8), seed=0)
+    built = mixed_backgrounds.build(changed, image_size=(8, 8), seed=0)
     assert {name: why.partition(":")[0] for name, why in built.left_out.items()} == {
         "image 1": "the mask is empty",
         "image 4": "the mask covers everything",
@@ -311,7 +315,7 @@ def test_unusable_images_are_named():
 )
 def test_bad_sources(source, words):
     with pytest.raises(InputError, match=words) as caught:
-        backgrounds.build(source, image_size=(8, 8), seed=0)
+        mixed_backgrounds.build(source, image_size=(8, 8), seed=0)
     assert "\n" not in str(caught.value)
 
 
@@ -321,12 +325,12 @@ def test_bad_sources(source, words):
 def test_written_and_read_back(tmp_path):
     labels, names = [0, 0, 1, 1, 2, 2], ("zebra", "ant/bee", "moth")
     source = many(labels, names)
-    built = backgrounds.build(source, image_size=(8, 8), seed=5)
-    backgrounds.write(built, str(tmp_path / "new" / "out"))
+    built = mixed_backgrounds.build(source, image_size=(8, 8), seed=5)
+    mixed_backgrounds.write(built, str(tmp_path / "new" / "out"))
     assert os.listdir(tmp_path / "new") == ["out"]
     assert (tmp_path / "new" / "out" / "mixed_next" / "val" / "01_ant_bee" / "000003.png").exists()
-    read_back = in9.open_variants(str(tmp_path / "new" / "out"))
-    assert list(read_back) == list(backgrounds.VARIANTS)
+    read_back = imagenet9.open_variants(str(tmp_path / "new" / "out"))
+    assert list(read_back) == list(mixed_backgrounds.VARIANTS)
     for name, variant in read_back.items():
         assert variant.class_names == ("00_zebra", "01_ant_bee", "02_moth")
         assert len(variant) == 6
@@ -335,18 +339,18 @@ def test_written_and_read_back(tmp_path):
 
 
 def test_nothing_is_overwritten(tmp_path):
-    built = backgrounds.build(many([0, 0, 1, 1], "ab"), image_size=(8, 8), seed=0)
+    built = mixed_backgrounds.build(many([0, 0, 1, 1], "ab"), image_size=(8, 8), seed=0)
     (tmp_path / "mine").write_text("kept")
     for path in (tmp_path, tmp_path / "mine"):
         with pytest.raises(InputError, match="exists already"):
-            backgrounds.write(built, str(path))
+            mixed_backgrounds.write(built, str(path))
     with pytest.raises(InputError, match="cannot make"):
-        backgrounds.write(built, str(tmp_path / "mine" / "below"))
+        mixed_backgrounds.write(built, str(tmp_path / "mine" / "below"))
     assert (tmp_path / "mine").read_text() == "kept" and os.listdir(tmp_path) == ["mine"]
 
 
 def test_an_interrupted_writing_leaves_nothing(tmp_path):
-    built = backgrounds.build(many([0, 0, 1, 1], "ab"), image_size=(8, 8), seed=0)
+    built = mixed_backgrounds.build(many([0, 0, 1, 1], "ab"), image_size=(8, 8), seed=0)
 
     def stop(i):
         raise KeyboardInterrupt
@@ -354,7 +358,7 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path):
     last = built.variants["mixed_next"]
     stopped = built.variants | {"mixed_next": Source(len(last), stop, last.name, last.class_names)}
     with pytest.raises(KeyboardInterrupt):
-        backgrounds.write(built._replace(variants=stopped), str(tmp_path / "out"))
+        mixed_backgrounds.write(built._replace(variants=stopped), str(tmp_path / "out"))
     assert os.listdir(tmp_path) == []
 
 
@@ -362,15 +366,15 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path):
 
 
 def test_shapes():
-    source = sources.open_source("shapes:size=32,train=9,val=90,seed=4", "val")
-    built = backgrounds.build(source, image_size=(32, 32), seed=0)
-    variants = pickle.loads(pickle.dumps(built.variants))
-    batches = loader.eval_batches(variants["mixed_next"], image_size=(32, 32), batch_size=16)
+    source = opening.open_source("shapes:size=32,train=9,val=90,seed=4", "val")
+    built = mixed_backgrounds.build(source, image_size=(32, 32), seed=0)
+    copies = pickle.loads(pickle.dumps(built.variants))
+    batches = loader.eval_batches(copies["mixed_next"], image_size=(32, 32), batch_size=16)
     with batches:
         batch = next(batches)
     assert batch["valid"].all()
     for k in range(16):
-        row, other = (variants["mixed_next"].extras(k)[name] for name in ("image", "background"))
+        row, other = (copies["mixed_next"].extras(k)[name] for name in ("image", "background"))
         assert batch["label"][k] == source.read(row)[1]
         assert source.read(other)[1] == (source.read(row)[1] + 1) % 9
         foreground = source.extras(row)["mask"] > 0
@@ -394,8 +398,8 @@ def test_pets():
     path = pathlib.Path(REAL, "pets224", "labels.csv")
     if not path.exists():
         pytest.skip("DPPMASK_TEST_DATA has no folder pets224")
-    splits = sources.open_splits(f"csv:{path}")
-    built = [backgrounds.build(split, image_size=(64, 64), seed=0) for split in splits]
+    splits = opening.open_splits(f"csv:{path}")
+    built = [mixed_backgrounds.build(split, image_size=(64, 64), seed=0) for split in splits]
     assert sum(len(one.variants["original"]) for one in built) == 599
     (left_out,) = [name for one in built for name in one.left_out.items()]
     assert left_out[0].endswith("Abyssinian_34.jpg") and left_out[1] == "the mask is empty"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import classify, crops, decode, jpeg
-from dppmask_jax.data.randaugment import rand_augment
+from dppmask_jax.data.images import classify, crops, decode, jpeg
+from dppmask_jax.data.images.randaugment import rand_augment
 
 RATIO = (3 / 4, 4 / 3)
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dppmask_jax.data import decode, jpeg
+from dppmask_jax.data.images import decode, jpeg
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:

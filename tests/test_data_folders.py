@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 from test_data_sources import names, open_both, write
 
-from dppmask_jax.data import decode, folders, sources
-from dppmask_jax.data.source import notes_of
+from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources import folder, opening
+from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
 
 
@@ -137,7 +138,7 @@ def test_files_that_are_ignored_are_counted(tmp_path):
     train, val = lay_out(tmp_path, "a", "b")
     assert notes_of(train, val) == (
         f"ignored below {tmp_path}: 2 .heic, 1 without an extension, 1 .txt; images are "
-        + " ".join(folders.EXTENSIONS),
+        + " ".join(folder.EXTENSIONS),
     )
     with pytest.raises(InputError, match=r"no image below .*: 1 \.md; known are \.jpg"):
         (tmp_path / "train").mkdir()
@@ -151,7 +152,7 @@ def test_jfif_and_avif_are_read(tmp_path):
     picture.save(tmp_path / "a.jfif", "JPEG")
     picture.save(tmp_path / "b.avif", "AVIF")
     picture.save(tmp_path / "c.jpg", "AVIF")
-    train = sources.open_source(f"folder:{tmp_path}", "train", val_fraction=0.0)
+    train = opening.open_source(f"folder:{tmp_path}", "train", val_fraction=0.0)
     assert len(train) == 3 and train.notes == ()
     for i in range(3):
         assert abs(decode.decode(train.read(i)[0])[4, 4].astype(int) - (200, 100, 50)).max() < 8

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 from test_data_decode import encode
 
-from dppmask_jax.data import crops, decode, greys, loader, sources
-from dppmask_jax.data.source import notes_of
+from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops, decode, greys
+from dppmask_jax.data.sources import opening
+from dppmask_jax.data.sources.base import notes_of
 
 RAMP = np.linspace(0, 1, 32 * 32).reshape(32, 32)
 DTYPES = {"float": np.float32, "16": np.uint16, "32": np.int32}
@@ -39,7 +41,7 @@ def whites(*splits):
     ],
 )
 def test_known_ranges_are_decided_once_for_all_images(dtype, highest, expected, tmp_path):
-    source, _ = sources.open_splits(written(tmp_path, dtype, highest), val_fraction=0.0)
+    source, _ = opening.open_splits(written(tmp_path, dtype, highest), val_fraction=0.0)
     assert tuple(whites(source)) == expected and source.notes == ()
 
 
@@ -56,14 +58,14 @@ def test_what_is_not_known_is_what_the_sample_spans_and_said(
     dtype, highest, lowest, pair, expected, tmp_path
 ):
     spec = written(tmp_path, dtype, highest, lowest)
-    train, val = sources.open_splits(spec, val_fraction=0.5)
+    train, val = opening.open_splits(spec, val_fraction=0.5)
     assert train.grey_range == val.grey_range
     assert train.grey_range.of(dtype == "float") == pytest.approx(pair)
     assert sorted(whites(train, val)) == sorted(expected)
     (note,) = notes_of(train, val)
     assert note.startswith("warning: ") and "config.data.range=BLACK,WHITE" in note
     given = (-1.0, 9.0) if dtype == "float" else (0.0, 2.0**18)
-    train, val = sources.open_splits(spec, val_fraction=0.5, grey_range=given)
+    train, val = opening.open_splits(spec, val_fraction=0.5, grey_range=given)
     assert notes_of(train, val) == () and train.grey_range.of(dtype == "float") == given
     assert sorted(whites(train, val)) != sorted(expected)
 
@@ -72,7 +74,7 @@ def test_training_and_validation_folders_share_the_range(tmp_path):
     for split, highest in (("train", (0.5,)), ("val", (255.0,))):
         (tmp_path / split).mkdir()
         written(tmp_path / split, "float", highest)
-    train, val = sources.open_splits(f"folder:{tmp_path}")
+    train, val = opening.open_splits(f"folder:{tmp_path}")
     assert train.grey_range == val.grey_range and whites(train, val) == [0, 255]
 
 
@@ -80,7 +82,7 @@ def test_a_few_wide_files_among_others_are_found(tmp_path):
     for i in range(200):
         Image.new("L", (2, 2), 9).save(tmp_path / f"{i:03}.jpg")
     written(tmp_path, "16", (4095, 2048), kind="png")
-    source, _ = sources.open_splits(f"folder:{tmp_path}", val_fraction=0.0)
+    source, _ = opening.open_splits(f"folder:{tmp_path}", val_fraction=0.0)
     assert source.grey_range.whole == (0, 4095) and "2 files" in source.notes[0]
     data, _ = source.read(50)
     assert data == (tmp_path / "048.jpg").read_bytes()  # what has 8 bits stays as it is
@@ -88,7 +90,7 @@ def test_a_few_wide_files_among_others_are_found(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_and_evaluation_see_the_same_greys(workers, tmp_path):
-    source, _ = sources.open_splits(written(tmp_path, "16", (4095, 1024)), val_fraction=0.0)
+    source, _ = opening.open_splits(written(tmp_path, "16", (4095, 1024)), val_fraction=0.0)
     (batch,) = loader.eval_batches(source, image_size=(32, 32), batch_size=2, workers=workers)
     assert batch["image"].max(axis=(1, 2, 3)).tolist() == [255, 64]
     example = functools.partial(crops.single_view, image_size=(32, 32), scale=(1.0, 1.0))
@@ -113,7 +115,7 @@ def test_values_that_are_no_numbers_are_black_or_cut(tmp_path):
     expected = [[0, 0, 255], [255, 0, 128]]
     np.testing.assert_array_equal(decode.decode(data)[..., 0], expected)
     (tmp_path / "a.tif").write_bytes(data)
-    source, _ = sources.open_splits(f"folder:{tmp_path}")
+    source, _ = opening.open_splits(f"folder:{tmp_path}")
     np.testing.assert_array_equal(decode.decode(source.read(0)[0])[..., 0], expected)
 
 

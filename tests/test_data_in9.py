@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import in9
+from dppmask_jax.data.sources import imagenet9
 from dppmask_jax.errors import InputError
 
 CLASSES = ("00_dog", "01_bird", "02_wheeled vehicle")
@@ -33,7 +33,7 @@ def test_variants_that_are_there(tmp_path):
         lay_out(tmp_path, variant)
     (tmp_path / "original" / "val" / "00_dog" / "notes.txt").write_text("no image")
     (tmp_path / "original" / "val" / ".hidden").mkdir()
-    variants = in9.open_variants(str(tmp_path))
+    variants = imagenet9.open_variants(str(tmp_path))
     assert list(variants) == ["original", "mixed_same", "only_bg_t"]
     for variant in variants.values():
         assert variant.class_names == CLASSES and len(variant) == 6
@@ -85,7 +85,7 @@ def other_classes(root):
 def test_bad_layouts(break_it, tmp_path):
     words = break_it(tmp_path)
     with pytest.raises(InputError, match=words) as caught:
-        in9.open_variants(str(tmp_path))
+        imagenet9.open_variants(str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_bad_layouts(break_it, tmp_path):
 
 
 def test_classes_of_imagenet1k():
-    mapping = in9.in9_of_model_class(1000, "imagenet1k")
+    mapping = imagenet9.in9_of_model_class(1000, "imagenet1k")
     assert mapping.shape == (1000,) and mapping.dtype == np.int32
     # By hand from the published ranges, such as dogs 151-170 and 173-268.
     assert [np.count_nonzero(mapping == k) for k in range(9)] == [
@@ -106,38 +106,39 @@ def test_classes_of_imagenet1k():
 
 
 def test_classes_of_imagenet100():
-    mapping = in9.in9_of_model_class(100, "imagenet100")
+    mapping = imagenet9.in9_of_model_class(100, "imagenet100")
     assert [np.count_nonzero(mapping == k) for k in range(9)] == [19, 5, 3, 4, 4, 3, 2, 2, 0]
     assert np.count_nonzero(mapping == -1) == 58
 
 
 def test_wnids_agree_with_both_lists():
-    wnids = in9._shipped("imagenet1k_wnids.txt").split()
+    wnids = imagenet9._shipped("imagenet1k_wnids.txt").split()
     np.testing.assert_array_equal(
-        in9.in9_of_model_class(wnids, "wnid"), in9.in9_of_model_class(1000, "imagenet1k")
+        imagenet9.in9_of_model_class(wnids, "wnid"),
+        imagenet9.in9_of_model_class(1000, "imagenet1k"),
     )
-    rows = [line.split(",") for line in in9._shipped("imagenet100_map.csv").split()[1:]]
+    rows = [line.split(",") for line in imagenet9._shipped("imagenet100_map.csv").split()[1:]]
     assert [wnids[int(index)] for _, _, index, _ in rows] == [wnid for _, wnid, _, _ in rows]
     np.testing.assert_array_equal(
-        in9.in9_of_model_class([wnid for _, wnid, _, _ in rows], "wnid"),
-        in9.in9_of_model_class(100, "imagenet100"),
+        imagenet9.in9_of_model_class([wnid for _, wnid, _, _ in rows], "wnid"),
+        imagenet9.in9_of_model_class(100, "imagenet100"),
     )
 
 
 def test_wnids_in_any_order_and_unknown_ones():
     said = []
     names = ("n02979186", "my own", "n02102040", "n01440764", "n00000001")
-    mapping = in9.in9_of_model_class(names, "wnid", log=said.append)
+    mapping = imagenet9.in9_of_model_class(names, "wnid", log=said.append)
     assert mapping.tolist() == [-1, -1, 0, 8, -1]  # cassette player, springer spaniel, tench
     (line,) = said
     assert line.startswith("2 of the model's 5 classes") and "'my own'" in line
-    in9.in9_of_model_class(names[2:4], "wnid", log=said.append)
+    imagenet9.in9_of_model_class(names[2:4], "wnid", log=said.append)
     assert len(said) == 1
 
 
 def test_classes_of_the_test_itself():
-    assert in9.in9_of_model_class(3, "same").tolist() == [0, 1, 2]
-    assert in9.in9_of_model_class(("a", "b"), "same").tolist() == [0, 1]
+    assert imagenet9.in9_of_model_class(3, "same").tolist() == [0, 1, 2]
+    assert imagenet9.in9_of_model_class(("a", "b"), "same").tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -152,5 +153,5 @@ def test_classes_of_the_test_itself():
 )
 def test_kinds_that_do_not_go_together(classes, kind, words):
     with pytest.raises(InputError, match=words) as caught:
-        in9.in9_of_model_class(classes, kind)
+        imagenet9.in9_of_model_class(classes, kind)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.data import crops, decode, loader, source, sources
+from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops, decode
+from dppmask_jax.data.sources import base, opening
 from dppmask_jax.errors import InputError
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
@@ -48,7 +50,7 @@ def _targets():
 def make_source(count=COUNT, bad=(), missing=()):
     """Image i has red = i, so that a batch shows which images it holds."""
     contents = [b"broken" if i in bad else None if i in missing else png(i) for i in range(count)]
-    return source.Source(
+    return base.Source(
         count,
         functools.partial(_read, contents),
         _name,
@@ -155,7 +157,7 @@ def test_far_into_the_stream():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_several_labels_an_image(workers):
-    batches = stream(source.with_targets(make_source(bad=[3])), 4, workers=workers)
+    batches = stream(base.with_targets(make_source(bad=[3])), 4, workers=workers)
     for batch in batches:
         assert batch["label"].shape == (6, 2) and batch["label"].dtype == np.int32
         red = drawn([batch])
@@ -358,12 +360,12 @@ def test_unreadable_images_are_named_once_over_all_passes_and_splits():
     evaluate(one, log=lines.append)
     evaluate(one, log=lines.append)
     stream(one, 3, log=lines.append)
-    evaluate(source.with_targets(one), log=lines.append)
+    evaluate(base.with_targets(one), log=lines.append)
     assert lines == [f"unreadable image: file {i}: {BROKEN}" for i in (6, 7)]
 
 
 def test_evaluation_of_several_labels_an_image():
-    batches = evaluate(source.with_targets(make_source(bad=[6], missing=[21])))
+    batches = evaluate(base.with_targets(make_source(bad=[6], missing=[21])))
     label = np.concatenate([batch["label"] for batch in batches])
     assert label.shape == (24, 2) and label.dtype == np.int32
     expected = _targets().astype(int)
@@ -412,7 +414,7 @@ def test_real_photographs():
     path = os.path.join(REAL, "photos")
     if not os.path.isdir(path):
         pytest.skip(f"no folder {path}")
-    source = sources.open_source(f"folder:{path}", "train")
+    source = opening.open_source(f"folder:{path}", "train")
     batches = stream(source, 3, example=single((64, 96)), batch_size=32)
     assert not any(batch["bad"].any() for batch in batches)
     assert all(batch["valid"].all() for batch in evaluate(source, indices=np.arange(16)))

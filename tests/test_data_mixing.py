@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppmask_jax.data import mixing
+from dppmask_jax.data.images import mixing
 
 OTHER = [1, 0, 3, 2, 5, 4]
 

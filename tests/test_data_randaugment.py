@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from dppmask_jax.data import augment, randaugment
+from dppmask_jax.data.images import augment, randaugment
 
 FILL = (124, 116, 104)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from dppmask_jax.data import decode, shapes
+from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources import shapes
 from dppmask_jax.errors import InputError
 
 SMALL = shapes.Options(size=32, train=30, val=12, seed=3)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax import pretrained
-from dppmask_jax.data import decode, shapes, sources
-from dppmask_jax.data.classes import class_list
-from dppmask_jax.data.source import only_classes, with_targets
+from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources import opening, shapes
+from dppmask_jax.data.sources.base import only_classes, with_targets
+from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.errors import InputError
+from dppmask_jax.runs import run
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
 
@@ -32,7 +33,7 @@ def names(source, root):
 
 
 def open_both(path, **options):
-    return sources.open_splits(f"folder:{path}", **options)
+    return opening.open_splits(f"folder:{path}", **options)
 
 
 def test_train_and_val_folders(tmp_path):
@@ -54,8 +55,8 @@ def test_train_and_val_folders(tmp_path):
 def test_one_split_alone(tmp_path):
     for name in ("train/a/1", "train/b/2", "val/a/3"):
         write(tmp_path / f"{name}.png")
-    train = sources.open_source(f"folder:{tmp_path}", "train")
-    val = sources.open_source(f"folder:{tmp_path}", "val")
+    train = opening.open_source(f"folder:{tmp_path}", "train")
+    val = opening.open_source(f"folder:{tmp_path}", "val")
     assert (len(train), len(val)) == (2, 1)
 
 
@@ -94,7 +95,7 @@ def test_nothing_held_out(tmp_path):
     write(tmp_path / "b.png")
     train, val = open_both(tmp_path, val_fraction=0.0)
     assert len(train) == 2 and val is None
-    assert sources.open_source(f"folder:{tmp_path}", "val", val_fraction=0.0) is None
+    assert opening.open_source(f"folder:{tmp_path}", "val", val_fraction=0.0) is None
 
 
 def test_train_folder_without_val_holds_out_of_it(tmp_path):
@@ -205,7 +206,7 @@ def test_unusual_names(tmp_path):
 def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "pictures/a.png")
-    assert len(sources.open_source("folder:~/pictures", "train")) == 1
+    assert len(opening.open_source("folder:~/pictures", "train")) == 1
 
 
 def test_folder_source_can_be_pickled(tmp_path):
@@ -274,7 +275,7 @@ def test_some_readable_image_is_enough(tmp_path):
 @pytest.mark.parametrize("spec", ["", "folder", "folder:", "tfds:", "csv:", "coco", "webdataset:x"])
 def test_unknown_spec(spec):
     with pytest.raises(InputError, match=r"shapes, folder:PATH, tfds:NAME, coco:ROOT, .* csv:FILE"):
-        sources.open_source(spec, "train")
+        opening.open_source(spec, "train")
 
 
 # Shapes and TFDS.
@@ -285,12 +286,12 @@ OPTIONS = "size=16,train=12,val=5,seed=1"
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    sources.open_source(f"shapes:{OPTIONS}", "train", data_dir=str(folder))
+    opening.open_source(f"shapes:{OPTIONS}", "train", data_dir=str(folder))
     return str(folder)
 
 
 def test_shapes(cache):
-    train, val = sources.open_splits(f"shapes:{OPTIONS}", data_dir=cache)
+    train, val = opening.open_splits(f"shapes:{OPTIONS}", data_dir=cache)
     assert (len(train), len(val)) == (12, 5) and train.class_names == shapes.CLASSES
     scene = shapes.draw(shapes.Options(16, 12, 5, 1), "val", 3)
     data, label = val.read(3)
@@ -311,19 +312,19 @@ def test_shapes(cache):
 
 
 def test_labels_are_read_in_pieces(cache, monkeypatch):
-    train = sources.open_source(f"shapes:{OPTIONS}", "train", data_dir=cache)
+    train = opening.open_source(f"shapes:{OPTIONS}", "train", data_dir=cache)
     whole = train.targets()
     for size in (1, 5, 12):
-        monkeypatch.setattr(sources, "_RECORDS_AT_ONCE", size)
+        monkeypatch.setattr(opening, "_RECORDS_AT_ONCE", size)
         np.testing.assert_array_equal(train.targets(), whole)
 
 
 @pytest.mark.parametrize("options", ["sise=16", "size", "size=x", "size=-3", "size=64;train=3"])
 def test_wrong_shapes_options(options):
     with pytest.raises(InputError, match="unknown option"):
-        sources.open_source(f"shapes:{options}", "train")
+        opening.open_source(f"shapes:{options}", "train")
     with pytest.raises(InputError, match="size=1 is out of range"):
-        sources.open_source("shapes:size=1", "train")
+        opening.open_source("shapes:size=1", "train")
 
 
 def tfds_name():
@@ -331,9 +332,9 @@ def tfds_name():
 
 
 def test_prepared_tfds_data_set(cache):
-    train, val = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    train, val = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
     assert (len(train), len(val)) == (12, 5)
-    ours = sources.open_source(f"shapes:{OPTIONS}", "val", data_dir=cache)
+    ours = opening.open_source(f"shapes:{OPTIONS}", "val", data_dir=cache)
     assert [val.read(i) for i in range(5)] == [ours.read(i) for i in range(5)]
     assert val.class_names == shapes.CLASSES and val.labelled
     copy = pickle.loads(pickle.dumps(train))
@@ -341,9 +342,9 @@ def test_prepared_tfds_data_set(cache):
 
 
 def test_tfds_data_set_without_validation_split(cache, monkeypatch):
-    monkeypatch.setattr(sources, "TFDS_VALIDATION", ())
-    whole, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.0)
-    train, val = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
+    monkeypatch.setattr(opening, "TFDS_VALIDATION", ())
+    whole, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.0)
+    train, val = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
     assert _ is None and (len(whole), len(train), len(val)) == (12, 9, 3)
     parts = [source.read(i) for source in (train, val) for i in range(len(source))]
     assert sorted(parts) == sorted(whole.read(i) for i in range(12))
@@ -353,8 +354,8 @@ def test_tfds_data_set_without_validation_split(cache, monkeypatch):
 
 def test_labels_of_a_tfds_data_set_are_kept(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path))
-    monkeypatch.setattr(sources, "TFDS_VALIDATION", ())
-    train, val = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
+    monkeypatch.setattr(opening, "TFDS_VALIDATION", ())
+    train, val = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
     assert not list(tmp_path.iterdir())  # they are read when they are asked for
     for source in (train, val):
         labels = pickle.loads(pickle.dumps(source)).labels()
@@ -370,7 +371,7 @@ def test_labels_of_a_tfds_data_set_are_kept(cache, monkeypatch, tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "empty", "short", "other", "pickle"])
 def test_damaged_labels_are_read_again(damage, cache, monkeypatch, tmp_path):
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path))
-    train, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    train, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
     expected = train.labels()
     (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     whole = kept.read_bytes()
@@ -389,7 +390,7 @@ def test_damaged_labels_are_read_again(damage, cache, monkeypatch, tmp_path):
 def test_labels_that_cannot_be_kept(cache, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "file"))
-    train, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    train, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
     with pytest.raises(InputError, match="set DPPMASK_CACHE"):
         train.labels()
 
@@ -400,8 +401,8 @@ def test_interrupted_reading_of_labels_leaves_nothing(cache, monkeypatch, tmp_pa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    train, _ = sources.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
-    monkeypatch.setattr(sources, "_column", interrupt)
+    train, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
+    monkeypatch.setattr(opening, "_column", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.labels()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -411,7 +412,7 @@ def test_interrupted_reading_of_labels_leaves_nothing(cache, monkeypatch, tmp_pa
 
 
 def test_targets_for_labels(cache):
-    val = sources.open_source(f"shapes:{OPTIONS}", "val", data_dir=cache)
+    val = opening.open_source(f"shapes:{OPTIONS}", "val", data_dir=cache)
     several = pickle.loads(pickle.dumps(with_targets(val)))
     assert several.label_shape == (24,) and several.target_names == shapes.ATTRIBUTES
     assert not several.labelled and several.labels is None
@@ -445,7 +446,7 @@ def test_only_some_classes(tmp_path):
 
 
 def test_only_some_classes_of_shapes(cache):
-    train = sources.open_source(f"shapes:{OPTIONS}", "train", data_dir=cache)
+    train = opening.open_source(f"shapes:{OPTIONS}", "train", data_dir=cache)
     few = only_classes(train, shapes.CLASSES[4:7], "here")
     kept = [i for i in range(12) if 4 <= train.read(i)[1] < 7]
     assert 0 < len(kept) == len(few) < 12
@@ -495,7 +496,7 @@ def test_data_of_a_config_with_classes(tmp_path):
     data = {"source": f"folder:{tmp_path}", "dir": "", "val_fraction": 0.1, "range": "auto"}
 
     def open_data(classes):
-        return pretrained.open_data(
+        return run.open_data(
             types.SimpleNamespace(data=types.SimpleNamespace(**data, classes=classes))
         )
 
@@ -511,7 +512,7 @@ def test_data_of_a_config_with_classes(tmp_path):
 
 def test_unprepared_tfds_data_set(tmp_path):
     with pytest.raises(InputError) as caught:
-        sources.open_source("tfds:cifar10", "train", data_dir=str(tmp_path))
+        opening.open_source("tfds:cifar10", "train", data_dir=str(tmp_path))
     message = str(caught.value)
     assert "tfds build cifar10 --file_format=array_record" in message
     assert "dppmask-jax[prepare]" in message and str(tmp_path) in message
@@ -520,13 +521,14 @@ def test_unprepared_tfds_data_set(tmp_path):
 
 def test_unknown_tfds_data_set(tmp_path):
     with pytest.raises(InputError, match="no_such_set") as caught:
-        sources.open_source("tfds:no_such_set", "train", data_dir=str(tmp_path))
+        opening.open_source("tfds:no_such_set", "train", data_dir=str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_no_tensorflow():
     code = (
-        "import sys; from dppmask_jax.data import augment, classify, crops, loader, sources, views;"
+        "import sys; from dppmask_jax.data import loader, sources;"
+        "from dppmask_jax.data.images import augment, classify, crops, views;"
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from dppmask_jax.data import augment, crops, views
+from dppmask_jax.data.images import augment, crops, views
 
 REAL = os.environ.get("DPPMASK_TEST_DATA", "")
 SIZE = (48, 56)

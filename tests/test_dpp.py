@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dppmask_jax import dpp
+from dppmask_jax.dpp import greedy
 
 KERNELS = {
     "gaussian": dpp.gaussian_kernel,
@@ -25,7 +26,7 @@ KERNELS = {
 # Called without jit here: what is compiled is kept per shape and count, so that tests share it. The
 # tests of transformations call them under jit.
 select, greedy_order = dpp.select, dpp.greedy_order
-orders_from_kernels = jax.jit(dpp._batched_from_kernels, static_argnums=0)
+orders_from_kernels = jax.jit(greedy._batched_from_kernels, static_argnums=0)
 
 
 def noise_of(key, num_patches):
@@ -172,8 +173,8 @@ def test_factor_is_the_cholesky_factor_and_gains_add_up_to_log_det():
     features = make_features(8, 1, 30, 20, 1.0)[0]
     kernel = dpp.gaussian_kernel(features)
     noise = jax.random.uniform(jax.random.key(8), (30,))
-    state = dpp._start(jnp.diagonal(kernel), 12)
-    state = dpp._loop(0, 12, state, noise, 0.0, lambda j, _: kernel[j])
+    state = greedy._start(jnp.diagonal(kernel), 12)
+    state = greedy._loop(0, 12, state, noise, 0.0, lambda j, _: kernel[j])
     place, factor = np.asarray(state.place), np.asarray(state.factor, np.float64)
     picks = np.argsort(place)[:12]
     assert list(place[picks]) == list(range(12))
@@ -460,7 +461,7 @@ def test_non_finite_patches_are_never_greedy_picks_and_leave_the_others_alone(ba
     assert np.array_equal(order[:num_greedy], healthy[want[:want_greedy]])
     kernel = dpp.gaussian_kernel(features)
     one = greedy_order(kernel, noise, 10, tau)
-    many = orders_from_kernels(10, kernel[None], noise[None], dpp._limit(tau, "d2")[None])
+    many = orders_from_kernels(10, kernel[None], noise[None], greedy._limit(tau, "d2")[None])
     for got in (one, [leaf[0] for leaf in many]):
         assert np.array_equal(got[0], order) and got[1] == num_greedy
 
@@ -592,7 +593,7 @@ def test_jit_vmap_equals_the_reference_and_the_form_for_accelerators(known):
     for order, num_greedy in [
         jax.jit(jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6)))(keys, features),
         jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6))(keys, features),
-        jax.jit(dpp._batched_from_features, static_argnums=(0, 1))(
+        jax.jit(greedy._batched_from_features, static_argnums=(0, 1))(
             10, "gaussian", noise, limit, features, ones
         ),
         orders_from_kernels(10, jax.vmap(dpp.gaussian_kernel)(features), noise, limit),
@@ -720,7 +721,7 @@ def test_shard_map(known, images):
 
     def for_accelerators(features, noise, tau):
         size = len(noise)
-        return dpp._batched_from_features(
+        return greedy._batched_from_features(
             10, "gaussian", noise, jnp.full(size, tau), features, jnp.ones(size)
         )
 
@@ -750,9 +751,9 @@ def test_work_follows_the_picks_that_are_made(monkeypatch):
         jax.debug.callback(lambda: made.append(1))
         return pick(*args)
 
-    pick = dpp._pick
-    dpp._batchable.cache_clear()
-    monkeypatch.setattr(dpp, "_pick", counted)
+    pick = greedy._pick
+    greedy._batchable.cache_clear()
+    monkeypatch.setattr(greedy, "_pick", counted)
     keys, features = make_batch(34, batch=6, num_patches=40, width=16)
     choose = jax.jit(jax.vmap(lambda k, x, t: dpp.select(k, x, 30, t), (0, 0, None)))
     for tau in (0.0, 0.9, 0.99, 1.0):
@@ -760,7 +761,7 @@ def test_work_follows_the_picks_that_are_made(monkeypatch):
         num_greedy = np.asarray(choose(keys, features, tau)[1])
         jax.effects_barrier()
         assert len(made) == num_greedy.sum()
-    dpp._batchable.cache_clear()
+    greedy._batchable.cache_clear()
 
 
 # Arguments.

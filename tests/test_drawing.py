@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax import drawing
+from dppmask_jax.figures import drawing
 
 
 def _noise(*shape):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dppmask_jax import metrics
+from dppmask_jax.runs import metrics
 
 STEPS = 20
 

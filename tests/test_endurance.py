@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 import tiny
 
-from dppmask_jax import metrics
+from dppmask_jax.runs import metrics
 
 # glibc keeps what was freed, after compiling more than is in use, and touches more and more of its
 # pages. Told to hand it back, what is resident is what is held.

@@ -16,12 +16,13 @@ import tiny
 from PIL import Image
 from test_eval_tasks import COLOURS, FINETUNE, QUICK, files, found, painted, painted_squares
 
-from dppmask_jax import checkpoint, evaluate, integrity, parallel
+from dppmask_jax import evaluate, parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
-from dppmask_jax.evals.training import folder_of
+from dppmask_jax.evals.seeds import folder_of
 from dppmask_jax.models.vit import SIZES, Size
-from dppmask_jax.pretrained import load_run, open_data
+from dppmask_jax.runs import checkpoint, integrity
+from dppmask_jax.runs.run import load_run, open_data
 
 pytestmark = pytest.mark.usefixtures("fewer_blocks")
 

@@ -16,13 +16,15 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 import dppmask_jax
-from dppmask_jax import checkpoint, evaluate, loop, metrics
+from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base, cluster
-from dppmask_jax.evals.training import folder_of
+from dppmask_jax.evals.seeds import folder_of
 from dppmask_jax.models.vit import SIZES, Size
-from dppmask_jax.pretrained import load_run, open_data
+from dppmask_jax.runs import checkpoint, metrics
+from dppmask_jax.runs.run import load_run, open_data
 from dppmask_jax.scores.clustering import cluster_scores
+from dppmask_jax.training import loop
 
 COLOURS = {
     "blue": (20, 40, 220),

@@ -12,14 +12,16 @@ from reference_ibot import resize_positions
 import dppmask_jax
 from configs import ibot as ibot_file
 from configs import mae as config_file
-from dppmask_jax import loop, optim, parallel, patches, pretrained, workdir
-from dppmask_jax.checkpoint import FOLDER, Checkpoints
+from dppmask_jax import optim, parallel, patches
 from dppmask_jax.config import flatten
-from dppmask_jax.data.augment import normalize
+from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import mae
 from dppmask_jax.models import vit
-from dppmask_jax.pretrained import load_run
+from dppmask_jax.runs import workdir
+from dppmask_jax.runs.checkpoint import FOLDER, Checkpoints
+from dppmask_jax.runs.run import Encoder, load_run
+from dppmask_jax.training import loop
 
 
 def example(name):
@@ -90,7 +92,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint
 def test_floats_of_another_range_are_refused_everywhere(run_folder, images, words):
     run, order = load_run(run_folder), np.zeros((2, 16), np.int32)
     calls = (
-        pretrained.Encoder(run),
+        Encoder(run),
         run.encode,
         run.features,
         run.attention,
@@ -144,7 +146,7 @@ def test_an_mae_takes_images_of_another_size(run_folder, monkeypatch):
     run = load_run(run_folder, image_size=(16, 24))
     assert run.config.image_size == (16, 16) and run.image_size == (16, 24)
     assert run.num_masked == (18, 18) and "fixed positions resized" in run.resized
-    encoder = pretrained.Encoder(run)
+    encoder = Encoder(run)
     assert encoder.image_size == (16, 24) and encoder.grid == (4, 6)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
     order = np.tile(np.arange(24), (2, 1))

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from dppmask_jax import checkpoint, metrics
+from dppmask_jax.runs import checkpoint, metrics
 
 
 def records(workdir):

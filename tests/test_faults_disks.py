@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from dppmask_jax import checkpoint, integrity, metrics
 from dppmask_jax.errors import InputError
+from dppmask_jax.runs import checkpoint, integrity, metrics
 
 KEY = jax.random.key(0)
 META = {"config": {"method": "none"}}

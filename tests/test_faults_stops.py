@@ -11,8 +11,9 @@ import faults
 import pytest
 import tiny
 
-from dppmask_jax import lock, signals
 from dppmask_jax.errors import InputError
+from dppmask_jax.runs import lock
+from dppmask_jax.training import signals
 
 CHANGES = {
     "epochs": 8.0,

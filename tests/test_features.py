@@ -10,12 +10,11 @@ from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from dppmask_jax import features
 from dppmask_jax.data import loader
-from dppmask_jax.data.source import Source, known
+from dppmask_jax.data.sources.base import Source, known
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import probe
-from dppmask_jax.scores import knn, ridge
+from dppmask_jax.evals import features, probe
+from dppmask_jax.scores import nearest, ridge
 
 SIZE = (8, 8)
 
@@ -122,7 +121,7 @@ def accuracies(seed=0, train=50, test=23, ks=(1, 3, 20, 999)):
     rng = np.random.default_rng(seed)
     train_labels, test_labels = rng.integers(0, 4, train), rng.integers(0, 4, test)
     centres = 0.6 * rng.normal(size=(4, 6))
-    return knn.accuracies(
+    return nearest.accuracies(
         (centres[train_labels] + rng.normal(size=(train, 6))).astype(np.float32),
         train_labels,
         (centres[test_labels] + rng.normal(size=(test, 6))).astype(np.float32),
@@ -137,8 +136,8 @@ def accuracies(seed=0, train=50, test=23, ks=(1, 3, 20, 999)):
 def test_knn_does_not_depend_on_the_chunks(monkeypatch, chunk):
     whole = accuracies()
     assert len(set(whole.values())) > 2, "the ks must differ for this to mean something"
-    monkeypatch.setattr(knn, "_TRAIN_CHUNK", chunk)
-    monkeypatch.setattr(knn, "_TEST_CHUNK", chunk + 3)
+    monkeypatch.setattr(nearest, "_TRAIN_CHUNK", chunk)
+    monkeypatch.setattr(nearest, "_TEST_CHUNK", chunk + 3)
     assert accuracies() == whole
     assert accuracies(ks=(3,)) == {3: whole[3]}, "each k by itself"
 
@@ -150,12 +149,12 @@ def angle(degrees):
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_knn_by_hand(monkeypatch, chunk):
     """Classes 1, 0, 0 at 10, 30 and 40 degrees from the test image."""
-    monkeypatch.setattr(knn, "_TRAIN_CHUNK", chunk)
+    monkeypatch.setattr(nearest, "_TRAIN_CHUNK", chunk)
     train = np.stack([5 * angle(40), angle(30), 0.1 * angle(10), angle(180)])
     labels = np.array([0, 0, 1, 2])
 
     def of(temperature, ks=(1, 2, 3, 4)):
-        return knn.accuracies(
+        return nearest.accuracies(
             train, labels, angle(0)[None], np.array([1]),
             num_classes=3, ks=ks, temperature=temperature,
         )  # fmt: skip
@@ -168,9 +167,9 @@ def test_knn_by_hand(monkeypatch, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_of_equally_near_images_the_first_counts(monkeypatch, chunk):
-    monkeypatch.setattr(knn, "_TRAIN_CHUNK", chunk)
+    monkeypatch.setattr(nearest, "_TRAIN_CHUNK", chunk)
     train = np.stack([angle(90), angle(0), angle(0), angle(0)])
-    found = knn.accuracies(
+    found = nearest.accuracies(
         train, np.array([3, 2, 1, 0]), angle(0)[None], np.array([2]), num_classes=4, ks=(1, 3)
     )
     # Of equal votes the class with the lower number wins.
@@ -181,7 +180,7 @@ def test_knn_takes_off_the_mean():
     train, mean = np.stack([angle(80), angle(-80)]), np.array([100.0, 0.0], np.float32)
     labels = np.array([0, 1])
     settings = {"num_classes": 2, "ks": (1,), "mean": mean}
-    found = knn.accuracies(train + mean, labels, train + mean, labels, **settings)
+    found = nearest.accuracies(train + mean, labels, train + mean, labels, **settings)
     assert found == {1: 1.0}
 
 

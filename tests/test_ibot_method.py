@@ -8,13 +8,14 @@ import pytest
 import reference_ibot as reference
 import tiny
 
-from dppmask_jax import dpp, loop, losses, masking, optim, parallel, patches
-from dppmask_jax.data import views
-from dppmask_jax.data.augment import denormalize, normalize
+from dppmask_jax import dpp, losses, masking, optim, parallel, patches
+from dppmask_jax.data.images import views
+from dppmask_jax.data.images.augment import denormalize, normalize
 from dppmask_jax.methods import ibot, ibot_masks
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.training import loop
 
 KEY = jax.random.key(5)
 # These tests mostly compile: two blocks instead of the four of the smallest size on offer, and

@@ -7,22 +7,19 @@ import dppmask_jax
 
 ROOT = Path(dppmask_jax.__file__).parent
 
-# A file imports only from earlier rows, or from its own folder; "" is the package itself.
+# A file imports only from rooms of earlier rows, or from its own room; "" is the package itself.
 ROWS = (
-    {"errors", "integrity", "tensorstore_leak", "words", "paths", "terminal", "extras"},
-    {"config_faults", "history"},
-    {"dpp", "patches", "losses", "metrics", "command", "parallel", "checkpoint", "rules", "scores"}
-    | {"paper", "portable", "signals", "lock"},
+    {"errors", "words", "paths", "terminal", "extras", "tensorstore_leak"},
+    {"config_faults"},
+    {"dpp", "patches", "losses", "command", "parallel", "scores", "fields"},
     {"masking", "models", "data", "optim"},
-    {"methods", "features", "config", "comparable"},
-    {"loop", "workdir", "saves"},
-    {"resuming"},
-    {"fit", "pretrained", "drawing"},
-    {"untrained"},
+    {"methods", "config"},
+    {"runs"},
+    {"training"},
     {"figures"},
     {"evals"},
-    {"trainer", "evaluate"},
-    {"sweep", "results", "weights"},
+    {"pretrain", "evaluate"},
+    {"results", "sweep", "weights"},
     {""},
 )
 LAYERS = {name: row for row, names in enumerate(ROWS) for name in names}

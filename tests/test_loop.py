@@ -4,10 +4,12 @@ import numpy as np
 import optax
 import pytest
 
-from dppmask_jax import checkpoint, loop, parallel
+from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import Method
 from dppmask_jax.optim import Optimizer
+from dppmask_jax.runs import checkpoint
+from dppmask_jax.training import loop
 
 KEY = jax.random.key(0)
 

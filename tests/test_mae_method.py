@@ -6,10 +6,11 @@ import pytest
 import tiny
 from reference_mae import predict
 
-from dppmask_jax import dpp, loop, masking, optim, parallel, patches
-from dppmask_jax.data import augment
+from dppmask_jax import dpp, masking, optim, parallel, patches
+from dppmask_jax.data.images import augment
 from dppmask_jax.methods import mae
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.training import loop
 
 KEY = jax.random.key(7)
 

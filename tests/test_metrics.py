@@ -9,8 +9,8 @@ import PIL.Image
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from dppmask_jax import metrics
 from dppmask_jax.errors import InputError
+from dppmask_jax.runs import metrics
 
 
 def steps(folder):

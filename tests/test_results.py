@@ -7,8 +7,10 @@ import pytest
 import tiny
 
 from configs import eval as eval_config
-from dppmask_jax import evaluate, paper, portable, results, workdir
+from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
+from dppmask_jax.results import paper, portable, writing
+from dppmask_jax.runs import workdir
 
 
 def record(task="linear", metrics=None, run="/home/me/runs/mine", source=None, **changes):
@@ -161,7 +163,7 @@ def test_prose_keeps_its_slashes():
 
 
 def test_a_measured_row_stands_next_to_the_papers(written):
-    page = results.page([results.load(written(record(mask__tau=0.8)))])
+    page = writing.page([writing.load(written(record(mask__tau=0.8)))])
     (row,) = rows(page, "Linear probing")
     assert row == [
         "*measured here* (1)",
@@ -245,22 +247,22 @@ TITLES = {
 def test_the_columns_of_each_task(task, written):
     metrics, shown = METRICS[task]
     found = record(task.removesuffix("_ridge"), metrics) | {"task": task}
-    page = results.page([results.load(written(found))])
+    page = writing.page([writing.load(written(found))])
     assert [row[5:] for row in rows(page, TITLES[task])] == shown
 
 
 def test_the_page_does_not_depend_on_the_order_and_shows_a_result_once(written):
-    first = results.load(written(record(mask__tau=0.9)))
-    second = results.load(written(record(mask__strategy="random", run="/b/other")))
-    third = results.load(written(record(mask__tau=0.85, run="runs/third")))
-    page = results.page([first, second, third])
-    assert page == results.page([third, first, second, first])
+    first = writing.load(written(record(mask__tau=0.9)))
+    second = writing.load(written(record(mask__strategy="random", run="/b/other")))
+    third = writing.load(written(record(mask__tau=0.85, run="runs/third")))
+    page = writing.page([first, second, third])
+    assert page == writing.page([third, first, second, first])
     masks = [row[3] for row in rows(page, "Linear probing")]
     assert masks == ["DPP, τ 0.85, 75 % masked", "DPP, τ 0.9, 75 % masked", "random, 75 % masked"]
 
 
 def test_a_sweep_shows_its_points_and_its_grid(written):
-    page = results.page([results.load(written(sweep_record()))])
+    page = writing.page([writing.load(written(sweep_record()))])
     assert len(rows(page, "Linear probing")) == 3
     assert [row[3] for row in rows(page, "Loss of pre-training")] == [
         "DPP, τ 0.9, 50 % masked",
@@ -276,14 +278,14 @@ def test_a_sweep_shows_its_points_and_its_grid(written):
     found = sweep_record()
     for point in found["points"]:
         point["evaluation"]["score"] |= {"std": 0.01, "in_percent": False}
-    sweeps = section(results.page([results.load(written(found))]), "Sweeps")
+    sweeps = section(writing.page([writing.load(written(found))]), "Sweeps")
     assert "| 0.5 | 0.200, σ 0.010 | 0.300, σ 0.010 |" in sweeps
 
 
 def test_a_page_of_ones_own_runs_speaks_of_them_alone(tmp_path, written):
     files = [written(record(), "a.json"), written(record(run="/b/other"), "b.json")]
     out = tmp_path / "page.md"
-    results.main([*map(str, files), "--out", str(out), "--no_paper"])
+    writing.main([*map(str, files), "--out", str(out), "--no_paper"])
     text = out.read_text()
     assert "paper" not in text.lower().replace("not mae's protocol", "")
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
@@ -298,25 +300,25 @@ def test_a_page_of_ones_own_runs_speaks_of_them_alone(tmp_path, written):
 def test_kept_copies_make_the_same_page(tmp_path, written):
     files = [written(record(), "a.json"), written(sweep_record(), "b.json")]
     out, kept = tmp_path / "page.md", tmp_path / "kept"
-    results.main([*map(str, files), "--out", str(out), "--keep", str(kept)])
+    writing.main([*map(str, files), "--out", str(out), "--keep", str(kept)])
     copies = sorted(kept.iterdir())
     assert [path.name for path in copies] == ["linear_mine.json", "sweep_sweep.json"]
     assert not any("/home" in path.read_text() for path in copies)
     again = tmp_path / "again.md"
-    results.main([*map(str, copies), "--out", str(again)])
+    writing.main([*map(str, copies), "--out", str(again)])
     assert again.read_text() == out.read_text()
 
 
 def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
     docs = tiny.ROOT / "docs"
-    records = [results.load(path) for path in (docs / "results").glob("*.json")]
-    assert results.page(records) == (docs / "results.md").read_text()
+    records = [writing.load(path) for path in (docs / "results").glob("*.json")]
+    assert writing.page(records) == (docs / "results.md").read_text()
 
 
 def test_two_results_of_one_name_are_not_kept(tmp_path, written):
-    found = [results.load(written(record(seed=seed))) for seed in (0, 1)]
+    found = [writing.load(written(record(seed=seed))) for seed in (0, 1)]
     with pytest.raises(InputError, match=r"two results would be linear_mine\.json"):
-        results.keep(found, tmp_path / "kept")
+        writing.keep(found, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
@@ -325,7 +327,7 @@ def test_what_is_no_result_is_refused(tmp_path, text):
     path = tmp_path / "some.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"some\.json") as caught:
-        results.load(path)
+        writing.load(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot read"):
-        results.load(tmp_path / "missing.json")
+        writing.load(tmp_path / "missing.json")

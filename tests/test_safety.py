@@ -15,9 +15,11 @@ from PIL import Image
 from test_data_annotations import coco_document, write_coco
 from test_data_loader import BROKEN, stream
 
-from dppmask_jax import command, errors, workdir
-from dppmask_jax.data import backgrounds, decode, source, sources
+from dppmask_jax import command, errors
+from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources import base, mixed_backgrounds, opening
 from dppmask_jax.errors import InputError
+from dppmask_jax.runs import workdir
 
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 UNPACKS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "tarfile"}
@@ -93,7 +95,7 @@ def test_pickles_among_the_images_are_unreadable_images(tmp_path):
         np.save(file, np.array([Trap(marker)]), allow_pickle=True)
     (folder / "objects.png").write_bytes((folder / "objects.npy").read_bytes())
     Image.new("RGB", (8, 8)).save(folder / "good.png")
-    train = sources.open_source(f"folder:{folder}", "train", val_fraction=0.0)
+    train = opening.open_source(f"folder:{folder}", "train", val_fraction=0.0)
     lines = []
     stream(train, 1, batch_size=3, log=lines.append)
     assert len(train) == 3 and sorted(lines) == [
@@ -108,16 +110,16 @@ def test_pickles_among_the_images_are_unreadable_images(tmp_path):
 def test_kept_labels_that_are_a_pickle_are_not_opened(tmp_path, monkeypatch):
     path = tmp_path / "labels.npy"
     np.save(path, np.array([Trap(tmp_path / "marker")] * 3), allow_pickle=True)
-    assert sources._kept_labels(path, 3) is None
+    assert opening._kept_labels(path, 3) is None
     assert not (tmp_path / "marker").exists()
 
 
 def test_the_name_of_a_tfds_data_set_is_no_path(tmp_path, monkeypatch):
     """dataset_info.json, a file of the data set, says how it is called."""
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "_column", lambda *_: np.arange(3, dtype=np.int32))
+    monkeypatch.setattr(opening, "_column", lambda *_: np.arange(3, dtype=np.int32))
     for name in ("../../evil/train-3", "/abs/evil/train-3", "a\nb/train", ".."):
-        sources._cached_labels(name, range(3), "label", None)
+        opening._cached_labels(name, range(3), "label", None)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["labels"]
     assert all(p.is_file() for p in (tmp_path / "cache" / "labels").iterdir())
@@ -155,7 +157,7 @@ def test_downloaded_annotations_name_no_file_outside_of_their_folder(name, tmp_p
     document = coco_document()
     document["images"][1]["file_name"] = name
     with pytest.raises(InputError, match="has not the format of COCO's instances") as error:
-        sources.open_splits(write_coco(tmp_path / "coco", train=document))
+        opening.open_splits(write_coco(tmp_path / "coco", train=document))
     assert "\n" not in str(error.value)
     root = tmp_path / "clevr"
     (root / "scenes").mkdir(parents=True)
@@ -163,7 +165,7 @@ def test_downloaded_annotations_name_no_file_outside_of_their_folder(name, tmp_p
     scene = {"image_filename": name, "objects": [{"color": "red", "shape": "cube"}]}
     (root / "scenes" / "all.json").write_text(json.dumps({"scenes": [scene]}))
     with pytest.raises(InputError, match="has not the format of CLEVR's scenes"):
-        sources.open_splits(f"clevr:{root}")
+        opening.open_splits(f"clevr:{root}")
 
 
 def test_a_csv_file_may_name_images_elsewhere(tmp_path):
@@ -172,7 +174,7 @@ def test_a_csv_file_may_name_images_elsewhere(tmp_path):
     (tmp_path / "set").mkdir()
     csv = tmp_path / "set" / "images.csv"
     csv.write_text(f"path\n../elsewhere.png\n{tmp_path}/elsewhere.png\n")
-    train, _ = sources.open_splits(f"csv:{csv}", val_fraction=0.0)
+    train, _ = opening.open_splits(f"csv:{csv}", val_fraction=0.0)
     assert train.read(0)[0] == train.read(1)[0]
 
 
@@ -186,7 +188,7 @@ def test_names_cannot_move_the_cursor_or_start_a_line(name, tmp_path, capsys):
         path.mkdir()
         Image.new("RGB", (8, 8)).save(path / "good.png")
         (path / os.fsdecode(name + b".png")).write_bytes(b"broken")
-    train = sources.open_source(f"folder:{tmp_path}", "train", val_fraction=0.0)
+    train = opening.open_source(f"folder:{tmp_path}", "train", val_fraction=0.0)
     assert train.num_classes == 2
     lines = []
     stream(train, 1, batch_size=4, log=lines.append)
@@ -217,7 +219,7 @@ def test_class_names_make_no_folder_outside_of_the_target(tmp_path):
     names = ("../../evil", "/evil", "..", ".", "a\nb", "", "~", "x" * 300)
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    variant = source.Source(
+    variant = base.Source(
         len(names),
         functools.partial(_read, buffer.getvalue()),
         str,
@@ -225,7 +227,7 @@ def test_class_names_make_no_folder_outside_of_the_target(tmp_path):
         extras=_extras,
     )
     target = tmp_path / "in9" / "original" / "val"
-    backgrounds._write_variant(variant, str(target))
+    mixed_backgrounds._write_variant(variant, str(target))
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == len(names)
     assert all(path.parent.parent == target for path in written)

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from dppmask_jax.data import in9
+from dppmask_jax.data.sources import imagenet9
 from dppmask_jax.errors import InputError
-from dppmask_jax.scores import backgrounds
+from dppmask_jax.scores import challenge
 
 NAMES = ("dog", "bird", "fish")
 
@@ -34,7 +34,7 @@ def test_by_hand():
         "mixed_same": iter([batch([0, 3, 3, 2], [0, 1, 1, 2])]),
         "mixed_rand": [batch([3, 3, 0, 2], [0, 1, 1, 2])],
     }
-    result = backgrounds.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
+    result = challenge.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
     assert result == {
         "variants": {
             "original": {
@@ -61,7 +61,7 @@ def test_by_hand():
 
 def test_none_is_wrong_for_the_last_class_too():
     # -1 as an index would be the last class, fish.
-    result = backgrounds.challenge(
+    result = challenge.challenge(
         first_pixel, {"original": [batch([2], [2])]}, MAPPING, class_names=NAMES
     )
     assert result["variants"]["original"]["accuracy"] == 0.0
@@ -70,7 +70,7 @@ def test_none_is_wrong_for_the_last_class_too():
 
 def test_filled_up_batches_and_absent_classes():
     variants = {"original": [batch([0, 0, 9], [0, 1, -1]), batch([9, 9, 9], [-1, -1, -1])]}
-    result = backgrounds.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
+    result = challenge.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
     assert result["variants"]["original"] == {
         "accuracy": 0.5,
         "per_class": {"dog": 1.0, "bird": 0.0},
@@ -82,31 +82,31 @@ def test_filled_up_batches_and_absent_classes():
 def test_ceiling_of_imagenet100():
     nine = [str(number) for number in range(9)]
     variants = {"original": [batch([0] * 9, range(9))] * 2}
-    mapping = in9.in9_of_model_class(100, "imagenet100")
-    result = backgrounds.challenge(first_pixel, variants, mapping, class_names=nine)
+    mapping = imagenet9.in9_of_model_class(100, "imagenet100")
+    result = challenge.challenge(first_pixel, variants, mapping, class_names=nine)
     assert result["ceiling"] == pytest.approx(8 / 9)  # no fish among the hundred
-    same = in9.in9_of_model_class(9, "same")
-    assert backgrounds.challenge(first_pixel, variants, same, class_names=nine)["ceiling"] == 1.0
+    same = imagenet9.in9_of_model_class(9, "same")
+    assert challenge.challenge(first_pixel, variants, same, class_names=nine)["ceiling"] == 1.0
 
 
 def test_bad_input():
     with pytest.raises(InputError, match="belong to 2 classes, the test has 1"):
-        backgrounds.challenge(
+        challenge.challenge(
             first_pixel, {"original": [batch([0], [0])]}, MAPPING, class_names=("dog",)
         )
     for batches in ([], [batch([0], [-1])]):
         with pytest.raises(InputError, match=r"variant only_fg .* has no image"):
-            backgrounds.challenge(first_pixel, {"only_fg": batches}, MAPPING, class_names=NAMES)
+            challenge.challenge(first_pixel, {"only_fg": batches}, MAPPING, class_names=NAMES)
 
 
 @pytest.mark.parametrize("predicted, label", [(5, 0), (0, 3), (0, -2)])
 def test_numbers_out_of_range(predicted, label):
     with pytest.raises(ValueError, match="is not one of the classes"):
-        backgrounds.challenge(
+        challenge.challenge(
             first_pixel, {"original": [batch([predicted], [label])]}, MAPPING, class_names=NAMES
         )
     with pytest.raises(ValueError, match="prediction -1"):
-        backgrounds.challenge(
+        challenge.challenge(
             lambda images: np.array([-1]),
             {"original": [batch([0], [0])]},
             MAPPING,

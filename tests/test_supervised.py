@@ -7,15 +7,16 @@ import pytest
 import tiny
 from scipy.special import expit, log_softmax, softmax
 
-from dppmask_jax import evaluate, loop, optim, parallel
-from dppmask_jax.data import augment, mixing
-from dppmask_jax.evals import training
-from dppmask_jax.evals.settings import check
-from dppmask_jax.fit import Plan
+from dppmask_jax import evaluate, optim, parallel
+from dppmask_jax.data.images import augment, mixing
+from dppmask_jax.evals import seeds
+from dppmask_jax.evals.checks import check
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import SIZES, Size
-from dppmask_jax.pretrained import Run
+from dppmask_jax.runs.run import Run
+from dppmask_jax.training import loop
+from dppmask_jax.training.fit import Plan
 
 KEY = jax.random.key(7)
 CLASSES, WIDTH, DEPTH = 5, 24, 2
@@ -203,7 +204,7 @@ def test_the_loss_of_several_labels_is_the_one_chosen(kind):
 def test_a_finetuning_step_moves_encoder_positions_and_head():
     config, method, params, extra = built("finetune")
     plan = Plan(steps_per_epoch=1, total_steps=10, warmup_steps=0, evaluate_every=1, peak_lr=1e-2)
-    optimizer = training.finetune_optimizer(config, method, plan)
+    optimizer = seeds.finetune_optimizer(config, method, plan)
     state = loop.init_state(method, optimizer, KEY)._replace(params=params, extra=extra)
     before = jax.tree.map(np.array, params)
     state, metrics = loop.make_step(method, optimizer)(
@@ -266,7 +267,7 @@ def test_the_probe_normalises_by_the_whole_batch():
 def test_a_lars_step_is_the_one_computed_by_hand():
     config, method, params, extra = built("linear")
     plan = Plan(steps_per_epoch=1, total_steps=10, warmup_steps=0, evaluate_every=1, peak_lr=2.0)
-    optimizer = training.lars_optimizer(config, method, plan)
+    optimizer = seeds.lars_optimizer(config, method, plan)
     state = loop.init_state(method, optimizer, KEY)._replace(params=params, extra=extra)
     encoder = jax.tree.map(np.array, extra["encoder"])
     step = loop.make_step(method, optimizer)

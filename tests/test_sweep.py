@@ -11,8 +11,10 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from configs import eval as eval_config
-from dppmask_jax import drawing, evaluate, metrics, sweep, trainer, workdir
+from dppmask_jax import evaluate, pretrain, sweep
 from dppmask_jax.errors import InputError
+from dppmask_jax.figures import drawing
+from dppmask_jax.runs import metrics, workdir
 
 GRID = "mask.ratio=0.5,0.75 mask.tau=0.9,1"
 
@@ -51,7 +53,7 @@ def calls(monkeypatch):
         path.write_text(json.dumps(record))
         return path
 
-    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(pretrain, "train", train)
     monkeypatch.setattr(evaluate, "evaluate", evaluated)
     return made
 
@@ -182,20 +184,20 @@ def test_a_finished_point_is_left_alone_and_a_deleted_one_is_redone(tmp_path, ca
 
 
 def test_a_sweep_goes_on_at_the_point_that_was_interrupted(tmp_path, calls, monkeypatch):
-    real = trainer.train
+    real = pretrain.train
 
     def interrupted(config, folder):
         if config.mask.tau == 1:
             raise KeyboardInterrupt
         real(config, folder)
 
-    monkeypatch.setattr(trainer, "train", interrupted)
+    monkeypatch.setattr(pretrain, "train", interrupted)
     grid = "mask.tau=0.8,1,0.9"
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(tiny.config(), evaluation(), grid, tmp_path / "sweep")
     assert calls == both("tau-0.8")
     calls.clear()
-    monkeypatch.setattr(trainer, "train", real)
+    monkeypatch.setattr(pretrain, "train", real)
     sweep.sweep(tiny.config(), evaluation(), grid, tmp_path / "sweep")
     assert calls == both("tau-1.0", "tau-0.9")
 
@@ -223,7 +225,7 @@ def test_other_seeds_of_the_evaluation_are_another_evaluation_of_the_same_sweep(
 ):
     sweep.sweep(tiny.config(), evaluation(), "mask.tau=0.8", tmp_path / "sweep")
     calls.clear()
-    monkeypatch.setattr(trainer, "train", lambda config, folder: None)
+    monkeypatch.setattr(pretrain, "train", lambda config, folder: None)
     sweep.sweep(tiny.config(), evaluation(seeds=(0, 1)), "mask.tau=0.8", tmp_path / "sweep")
     assert calls == ["evaluate tau-0.8"]
 

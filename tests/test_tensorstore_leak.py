@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from dppmask_jax import checkpoint, tensorstore_leak
+from dppmask_jax import tensorstore_leak
+from dppmask_jax.runs import checkpoint
 
 SPEC = {"driver": "ocdbt", "base": {"driver": "memory", "path": "any/"}, "path": "params.kernel"}
 

@@ -18,7 +18,8 @@ import pytest
 import tiny
 
 import dppmask_jax
-from dppmask_jax import checkpoint, evaluate, metrics
+from dppmask_jax import evaluate
+from dppmask_jax.runs import checkpoint, metrics
 
 TIMING = ("images_per_sec", "data_wait_frac")
 

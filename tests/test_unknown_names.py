@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from dppmask_jax import dpp, masking, optim
-from dppmask_jax.data import in9, sources
+from dppmask_jax.data.sources import imagenet9, opening
+from dppmask_jax.dpp import greedy
 from dppmask_jax.methods import ibot, ibot_masks, mae, selection
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import Size
@@ -46,14 +47,14 @@ CHOICES = {
     "variant of AttMask": lambda: masking.attention(
         KEYS[0], FEATURES[0, :, 0], 4, variant="nosuch"
     ),
-    "kernel": lambda: dpp._similarity(FEATURES[0], 1.0, 2.0, 1.0, "nosuch"),
+    "kernel": lambda: greedy._similarity(FEATURES[0], 1.0, 2.0, 1.0, "nosuch"),
     "normalize": lambda: dpp.select(KEYS[0], FEATURES[0], 4, normalize="nosuch"),
     "threshold_on": lambda: dpp.select(KEYS[0], FEATURES[0], 4, threshold_on="nosuch"),
     "pool": lambda: classifier_pooling("nosuch"),
     "layer": lambda: optim._layer(["encoder", "nosuch"], 12),
-    "source": lambda: sources.open_splits("nosuch:there"),
-    "annotations": lambda: sources._open_annotated("nosuch", "there", 0.1),
-    "classes of ImageNet-9": lambda: in9.in9_of_model_class(1000, "nosuch"),
+    "source": lambda: opening.open_splits("nosuch:there"),
+    "annotations": lambda: opening._open_annotated("nosuch", "there", 0.1),
+    "classes of ImageNet-9": lambda: imagenet9.in9_of_model_class(1000, "nosuch"),
 }
 
 

@@ -18,11 +18,11 @@ from reference_ibot import resize_positions
 
 import dppmask_jax
 from dppmask_jax import patches
-from dppmask_jax.data.augment import MEAN, STD
+from dppmask_jax.data.images.augment import MEAN, STD
 from dppmask_jax.errors import InputError
-from dppmask_jax.metrics import read_metrics
-from dppmask_jax.pretrained import load_run
-from dppmask_jax.weights import files, names, positions, pretraining, sizes, source
+from dppmask_jax.runs.metrics import read_metrics
+from dppmask_jax.runs.run import load_run
+from dppmask_jax.weights import files, names, opened, positions, pretraining, sizes
 from dppmask_jax.weights.exporting import export_weights, loaded_by
 from dppmask_jax.weights.importing import Options, import_weights
 from dppmask_jax.weights.sizes import Known
@@ -60,7 +60,7 @@ def refused(path, format_name, folder, *words, method="mae", options=None, **cha
 
 def read(path, format_name, options):
     """(the opened file, its tensors), without an import, which takes longer."""
-    with source.opened(path, format_name, options) as file:
+    with opened.opened(path, format_name, options) as file:
         return file, {name: entry.load() for name, entry in file.entries.items()}
 
 
@@ -98,11 +98,11 @@ MAE_B = {
 
 def abstract_mae_b():
     from configs import mae as mae_config
-    from dppmask_jax import trainer
-    from dppmask_jax.fit import plan_from
+    from dppmask_jax import pretrain
+    from dppmask_jax.training.fit import plan_from
 
     config = mae_config.get_config("dataset=imagenet1k")
-    method = trainer.method_from(config, plan_from(config, config.batch_size))
+    method = pretrain.method_from(config, plan_from(config, config.batch_size))
     params, _ = jax.eval_shape(method.init, jax.random.key(0))
     for part, width in (("encoder", 768), ("decoder", 512)):
         params[part] = {**params[part], "positions": names.abstract((1, 197, width))}

@@ -16,12 +16,13 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from dppmask_jax import losses, patches, pretrained
-from dppmask_jax.data.augment import normalize
+from dppmask_jax import losses, patches
+from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import ibot as ibot_method
 from dppmask_jax.methods import mae as mae_method
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.runs import run
 from dppmask_jax.weights import files, names
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
@@ -183,7 +184,7 @@ def test_an_encoder_is_transformers_vit(method, tmp_path, transformers):
     run = exported.run(tmp_path / "run", method)
     path = export_weights(run, tmp_path / "hf", "hf-encoder")
     images = np.random.default_rng(2).integers(0, 256, (3, 16, 24, 3), np.uint8)
-    ours = pretrained.load_run(run).encode(images)
+    ours = run.load_run(run).encode(images)
     pixels = channels_first(np.asarray(normalize(jnp.asarray(images))))
     vit = transformers.ViTModel.from_pretrained(path, add_pooling_layer=False).eval()
     with torch.no_grad():
@@ -297,7 +298,7 @@ def test_a_fine_tuned_classifier_is_imported(size, patch_size, image_size, pool,
             tiny.evaluation("task=finetune", model__dtype="float32"), options,
         )  # fmt: skip
         assert made.classes == 11 and made.config.model.pool == pool
-    runs = [pretrained.load_run(tmp_path / suffix) for suffix in ("pth", "safetensors")]
+    runs = [run.load_run(tmp_path / suffix) for suffix in ("pth", "safetensors")]
     jax.tree.map(np.testing.assert_array_equal, *(run.params for run in runs))
 
     images = np.random.default_rng(5).integers(0, 256, (3, *image_size, 3), np.uint8)

@@ -11,9 +11,9 @@ import numpy as np
 
 from configs import eval as evaluations
 from configs import ibot, mae
-from dppmask_jax import checkpoint
 from dppmask_jax.methods import METHODS
-from dppmask_jax.workdir import to_json
+from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs.workdir import to_json
 
 ROOT = Path(__file__).parent.parent
 COMMON = {

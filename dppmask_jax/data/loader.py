@@ -24,8 +24,9 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from dppmask_jax.data import crops, decode, files
-from dppmask_jax.data.source import Source
+from dppmask_jax.data.images import crops, decode
+from dppmask_jax.data.sources import image_files
+from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError, one_line
 
 Batch = dict[str, np.ndarray]
@@ -243,7 +244,7 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
             data, label = source.read(index)
             arrays = example(data, rng)
         except (OSError, decode.DecodeError) as error:
-            reason = reason or files.why(error)
+            reason = reason or image_files.why(error)
             continue
         return {
             **arrays,
@@ -269,7 +270,7 @@ def _load_listed(source, indices, view, image_size, share: _Share, local: int):
             data, known = source.read(index)
             image, label = view(data, image_size=image_size), known
         except (OSError, decode.DecodeError) as error:
-            valid, bad, reason = False, True, files.why(error)
+            valid, bad, reason = False, True, image_files.why(error)
     return {
         "image": image,
         "label": np.asarray(label, np.int32),

@@ -9,10 +9,10 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import checkpoint, parallel
-from dppmask_jax.data import backgrounds, in9
+from dppmask_jax import parallel
+from dppmask_jax.data.sources import imagenet9, mixed_backgrounds
 from dppmask_jax.errors import InputError, one_line
-from dppmask_jax.evals import training
+from dppmask_jax.evals import seeds
 from dppmask_jax.evals.base import (
     Evaluation,
     Result,
@@ -22,13 +22,14 @@ from dppmask_jax.evals.base import (
     percent,
     require_labels,
 )
-from dppmask_jax.evals.heads import head_for
+from dppmask_jax.evals.starting_head import head_for
 from dppmask_jax.methods import supervised
+from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs.workdir import from_json
 from dppmask_jax.scores import ridge
-from dppmask_jax.scores.backgrounds import challenge
+from dppmask_jax.scores.challenge import challenge
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.words import count
-from dppmask_jax.workdir import from_json
 
 
 def check(evaluation: Evaluation) -> None:
@@ -38,7 +39,7 @@ def check(evaluation: Evaluation) -> None:
     if config.root:
         _of_root(config, evaluation.train.class_names, lambda line: None)
     else:
-        backgrounds.require_masks(evaluation.val)
+        mixed_backgrounds.require_masks(evaluation.val)
     _classifier(evaluation)
 
 
@@ -51,14 +52,14 @@ def run(evaluation: Evaluation) -> Result:
         variants, mapping = _of_root(config, classes, evaluation.say)
         test_classes = next(iter(variants.values())).class_names
     else:
-        built = backgrounds.build(
+        built = mixed_backgrounds.build(
             evaluation.val, image_size=tuple(config.image_size), seed=config.seed
         )
         for name, because in built.left_out.items():
             if because.startswith("cannot be read"):
                 evaluation.say(one_line(f"left out: {name} {because}"))
         variants, test_classes = built.variants, classes
-        mapping = in9.in9_of_model_class(classes, "same")
+        mapping = imagenet9.in9_of_model_class(classes, "same")
     predict, how = trained or _ridge(evaluation)
 
     def labelled(source, name):
@@ -114,8 +115,8 @@ def _classifier(evaluation: Evaluation):
 
 def _of_root(config, classes, say):
     """The variants of an ImageNet-9 folder, and which of its classes each of the model's is."""
-    variants = in9.open_variants(config.root)
-    mapping = in9.in9_of_model_class(classes, config.mapping, log=say)
+    variants = imagenet9.open_variants(config.root)
+    mapping = imagenet9.in9_of_model_class(classes, config.mapping, log=say)
     of_test = next(iter(variants.values())).num_classes
     same = config.mapping == "same"
     if mapping.max() >= of_test or (same and len(classes) != of_test):
@@ -130,7 +131,7 @@ def _of_root(config, classes, say):
 def _trained(evaluation: Evaluation):
     """(uint8 images -> classes, what it is in words) of a training in the evaluation's folder."""
     config = evaluation.config
-    folder = training.folder_of(evaluation.folder, config.classifier, config.classifier_seed)
+    folder = seeds.folder_of(evaluation.folder, config.classifier, config.classifier_seed)
     result = evaluation.folder / f"eval_{config.classifier}.json"
     finished = json.loads(result.read_text())["config"]["seeds"] if result.is_file() else []
     if config.classifier_seed not in finished:
@@ -140,7 +141,7 @@ def _trained(evaluation: Evaluation):
         )
     meta, state, step = checkpoint.read_newest(folder)
     trained = from_json(meta["config"])
-    if not training.is_of(trained, evaluation.run):
+    if not seeds.is_of(trained, evaluation.run):
         raise InputError(
             f"the classifier in {folder} was not trained on this checkpoint; name the --checkpoint "
             "that it belongs to, or another --workdir"
@@ -150,8 +151,8 @@ def _trained(evaluation: Evaluation):
             f"the classifier in {folder} takes images of {size[0]}x{size[1]}; add "
             f'--config.image_size="({size[0]},{size[1]})"'
         )
-    names = training.names_of(trained)
-    if differ := training.other_names(names, evaluation.train.class_names):
+    names = seeds.names_of(trained)
+    if differ := seeds.other_names(names, evaluation.train.class_names):
         raise InputError(
             f"the classifier in {folder} knows other classes than config.data.source="
             f"{config.data.source} has ({differ}); give the source that it was trained on"

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dppmask_jax import features, metrics, parallel
-from dppmask_jax.data import crops, loader
-from dppmask_jax.data.source import Source
+from dppmask_jax import parallel
+from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops
+from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import features
 from dppmask_jax.methods import supervised
-from dppmask_jax.pretrained import Run
+from dppmask_jax.runs import metrics
+from dppmask_jax.runs.run import Run
 
 
 class Evaluation(NamedTuple):

@@ -12,9 +12,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from dppmask_jax import features, parallel
+from dppmask_jax import parallel
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import features
 from dppmask_jax.evals.base import (
     ERRORS,
     Evaluation,
@@ -25,7 +26,7 @@ from dppmask_jax.evals.base import (
     percent,
     require_labels,
 )
-from dppmask_jax.evals.training import summary
+from dppmask_jax.evals.seeds import summary
 from dppmask_jax.scores.clustering import cluster_scores, fano_bound, kmeans
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.words import count

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from dppmask_jax import features
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import training
+from dppmask_jax.evals import features, seeds
 from dppmask_jax.evals.base import (
     ERRORS,
     Evaluation,
@@ -16,7 +15,7 @@ from dppmask_jax.evals.base import (
     percent,
     require_labels,
 )
-from dppmask_jax.evals.heads import head_for, starting_head
+from dppmask_jax.evals.starting_head import head_for, starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.classification import top_k_accuracy
 from dppmask_jax.scores.uncertainty import standard_error
@@ -28,7 +27,7 @@ def check(evaluation: Evaluation) -> None:
     checkpoint's own head will not do."""
     require_labels(evaluation)
     if evaluation.config.epochs:
-        training.check(evaluation, evaluation.train.class_names)
+        seeds.check(evaluation, evaluation.train.class_names)
     else:
         _check_own_head(evaluation)
 
@@ -42,7 +41,7 @@ def run(evaluation: Evaluation) -> Result:
     return accuracy(
         evaluation,
         functools.partial(supervised.finetune, head=head),
-        training.finetune_optimizer,
+        seeds.finetune_optimizer,
         "fine-tuned",
         "top-1 accuracy, fine-tuned",
     )
@@ -106,7 +105,7 @@ def accuracy(evaluation: Evaluation, build, optimizer, how: str, score_name: str
     """
     config, num_classes = evaluation.config, evaluation.train.num_classes
     method = build(config, num_outputs=num_classes, several=False)
-    trained = training.train_seeds(
+    trained = seeds.train_seeds(
         evaluation,
         method=method,
         optimizer_of=lambda config, plan: optimizer(config, method, plan),
@@ -135,7 +134,7 @@ def _result(trained, protocol: str, score_name: str) -> Result:
     any_seed = next(iter(trained.values()))
     count, several = len(any_seed.labels), len(trained) > 1
     names = tuple(name for name in ("top1", "top5") if name in any_seed.records[-1])
-    found = training.best_and_last(trained, names)
+    found = seeds.best_and_last(trained, names)
     rows = [("", "accuracy", *(("std over seeds", "of each seed") if several else ()))]
     for epoch in ("last", "best"):
         for name in names:

@@ -11,7 +11,7 @@ from dppmask_jax.evals.base import (
     percent,
     require_labels,
 )
-from dppmask_jax.scores.knn import accuracies
+from dppmask_jax.scores.nearest import accuracies
 from dppmask_jax.scores.uncertainty import standard_error
 
 _FEATURES = ("cls", "patches", "pixels")

@@ -6,7 +6,7 @@ evaluation crop, computed once, and a closed-form solution.
 
 from __future__ import annotations
 
-from dppmask_jax.evals import training
+from dppmask_jax.evals import seeds
 from dppmask_jax.evals.base import Evaluation, Result, frozen_features, require_labels
 from dppmask_jax.evals.finetune import accuracy, plain_result, score
 from dppmask_jax.methods import supervised
@@ -17,7 +17,7 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError where the data or a training in the folder will not do."""
     require_labels(evaluation)
     if evaluation.config.solver == "lars":
-        training.check(evaluation, evaluation.train.class_names)
+        seeds.check(evaluation, evaluation.train.class_names)
 
 
 def run(evaluation: Evaluation) -> Result:
@@ -29,7 +29,7 @@ def _lars(evaluation: Evaluation) -> Result:
     return accuracy(
         evaluation,
         supervised.linear,
-        training.lars_optimizer,
+        seeds.lars_optimizer,
         "linear layer on frozen features, LARS",
         "top-1 accuracy, linear probe",
     )

@@ -7,18 +7,11 @@ import functools
 import numpy as np
 from scipy.special import expit
 
-from dppmask_jax.data.source import with_targets
+from dppmask_jax.data.sources.base import with_targets
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import training
-from dppmask_jax.evals.base import (
-    ERRORS,
-    Evaluation,
-    Result,
-    Score,
-    percent,
-    require_validation,
-)
-from dppmask_jax.evals.heads import starting_head
+from dppmask_jax.evals import seeds
+from dppmask_jax.evals.base import ERRORS, Evaluation, Result, Score, percent, require_validation
+from dppmask_jax.evals.starting_head import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 from dppmask_jax.scores.uncertainty import error_of_mean
@@ -50,7 +43,7 @@ def check(evaluation: Evaluation) -> None:
             f"no validation image of {where} has any of the {len(evaluation.val.target_names)} "
             "labels, so there is nothing to score; hold out images that have some"
         )
-    training.check(evaluation, evaluation.train.target_names)
+    seeds.check(evaluation, evaluation.train.target_names)
 
 
 def run(evaluation: Evaluation) -> Result:
@@ -61,7 +54,7 @@ def run(evaluation: Evaluation) -> Result:
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.train]
     if config.train == "finetune":
         build = functools.partial(build, head=starting_head(evaluation, names, several=True))
-    optimizer = {"finetune": training.finetune_optimizer, "linear": training.lars_optimizer}
+    optimizer = {"finetune": seeds.finetune_optimizer, "linear": seeds.lars_optimizer}
     method = build(config, num_outputs=len(names), several=True)
 
     def all_scores(scores, targets):
@@ -71,7 +64,7 @@ def run(evaluation: Evaluation) -> Result:
         found = all_scores(scores, targets)
         return {name: found[name] for name in _NAMES}
 
-    trained = training.train_seeds(
+    trained = seeds.train_seeds(
         evaluation,
         method=method,
         optimizer_of=lambda config, plan: optimizer[config.train](config, method, plan),
@@ -80,7 +73,7 @@ def run(evaluation: Evaluation) -> Result:
         names=names,
         score=score,
     )
-    found = training.best_and_last(trained, _NAMES)
+    found = seeds.best_and_last(trained, _NAMES)
     of_labels = {
         str(seed): all_scores(result.scores, result.labels) for seed, result in trained.items()
     }
@@ -125,7 +118,7 @@ def _excluded(names: list[str]) -> str:
     return f"; left out, without a positive image: {', '.join(names)}" if names else ""
 
 
-def _accuracy_error(trained: dict[int, training.Trained], threshold: float) -> float:
+def _accuracy_error(trained: dict[int, seeds.Trained], threshold: float) -> float:
     """The standard error of "accuracy": the labels of an image are not independent, images are."""
     right = [
         np.mean((expit(of_seed.scores) > threshold) == (of_seed.labels == 1), axis=1)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dppmask_jax import features, parallel
+from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import features
 from dppmask_jax.methods import supervised
-from dppmask_jax.scores import knn
+from dppmask_jax.scores import nearest
 
 # Reads a split, or one process's share of it: () or (shard, num_shards) -> batches.
 Batches = Callable[..., Iterable[dict[str, np.ndarray]]]
@@ -69,7 +70,7 @@ def neighbours(config, method, train: Batches, val: Batches, num_classes: int):
         share = parallel.process_shard()
         of_train, train_labels = extract(params, extra, train(*share))
         of_val, val_labels = extract(params, extra, val(*share))
-        found = knn.accuracy(
+        found = nearest.accuracy(
             of_train["x"],
             train_labels,
             of_val["x"],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dppmask_jax import figures, parallel, paths
+from dppmask_jax import parallel, paths
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result
-from dppmask_jax.rules import grey_range
+from dppmask_jax.fields import grey_range
+from dppmask_jax.figures import writing
 
 _NAME = "reconstruct.png"
 
@@ -24,9 +25,9 @@ def run(evaluation: Evaluation) -> Result:
     images = _images(evaluation)
     out = evaluation.folder / "figures"
     path = out / _NAME
-    tau = figures.tau_of(run) if config.tau is None else config.tau
+    tau = writing.tau_of(run) if config.tau is None else config.tau
     if parallel.is_main():
-        figures.write_mask_figure(
+        writing.write_mask_figure(
             out,
             run,
             images,
@@ -36,7 +37,7 @@ def run(evaluation: Evaluation) -> Result:
             name=_NAME,
         )
     own = run.config.mask.strategy
-    how = figures.brightness(run, config.borrow_statistics)
+    how = writing.brightness(run, config.borrow_statistics)
     return Result(
         {"figure": str(path), "images": len(images)},
         [("figure", "images"), (str(path), str(len(images)))],
@@ -57,6 +58,6 @@ def _images(evaluation: Evaluation):
                 f"the run's own images: {error}; or name others: --config.images=PATH"
             ) from error
     range_of_run = grey_range(evaluation.run.config.data.range)
-    return figures.read_images(
+    return writing.read_images(
         paths.split(config.images), tuple(config.image_size), config.num, range_of_run
     )

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import losses, optim, patches
-from dppmask_jax.data import crops, views
-from dppmask_jax.data.augment import normalize
+from dppmask_jax.data.images import crops, views
+from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.methods import ibot_masks, selection
 from dppmask_jax.methods.base import Method
 from dppmask_jax.models.backbone import Backbone

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import losses, masking, optim, patches
-from dppmask_jax.data import augment, crops
+from dppmask_jax.data.images import augment, crops
 from dppmask_jax.methods import selection
 from dppmask_jax.methods.base import Method
 from dppmask_jax.models.mae import MAE

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppmask_jax import losses, optim, parallel, patches
-from dppmask_jax.data import augment, classify, mixing
+from dppmask_jax.data.images import augment, classify, mixing
 from dppmask_jax.methods.base import Method
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.classifier import Classifier

@@ -176,7 +176,7 @@ def _classifier_commands(base: str, old, new) -> list[str]:
 
 def _pretraining_commands(base: str, old, new) -> list[str]:
     """What can be done with an imported pre-training run."""
-    from dppmask_jax.rules import flatten
+    from dppmask_jax.fields import flatten
 
     images = [] if _has_images(new) else [_PLACEHOLDER]
     evaluate = ["python", "eval.py", "--config=configs/eval.py:task=knn", *images,
@@ -195,7 +195,7 @@ def _pretraining_commands(base: str, old, new) -> list[str]:
 
 def _has_images(config) -> bool:
     """Whether the images of a config are there."""
-    from dppmask_jax.pretrained import open_data
+    from dppmask_jax.runs.run import open_data
 
     if not config.data.source:
         return False

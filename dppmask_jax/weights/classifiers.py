@@ -6,11 +6,11 @@ import jax
 
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import settings
+from dppmask_jax.evals import checks
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Method
 from dppmask_jax.weights import names, positions, sizes
-from dppmask_jax.weights.source import File, Options
+from dppmask_jax.weights.opened import File, Options
 
 
 def check(config, form: names.Format, format_name: str, options: Options) -> None:
@@ -30,7 +30,7 @@ def check(config, form: names.Format, format_name: str, options: Options) -> Non
             f"--allow_missing={','.join(options.allow_missing)}: a classifier has nothing that may "
             "be missing"
         )
-    settings.check(config)
+    checks.check(config)
 
 
 def adapted(config, found: sizes.Sizes, file: File, options: Options):

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dppmask_jax import checkpoint
-from dppmask_jax.data.augment import MEAN, STD
+from dppmask_jax.data.images.augment import MEAN, STD
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.vit import NORM_EPSILON, SIZES
 from dppmask_jax.patches import grid_shape
-from dppmask_jax.pretrained import CLASSIFIER, kind_of
+from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs.run import CLASSIFIER, kind_of
+from dppmask_jax.runs.workdir import from_json
 from dppmask_jax.weights import files, names, positions
-from dppmask_jax.workdir import from_json
 
 
 def export_weights(

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dppmask_jax import checkpoint, parallel, workdir
-from dppmask_jax.data.augment import MEAN, STD
+from dppmask_jax import parallel
+from dppmask_jax.data.images.augment import MEAN, STD
 from dppmask_jax.errors import InputError
-from dppmask_jax.weights import classifiers, names, pretraining, sizes, source
-from dppmask_jax.weights.source import Options
+from dppmask_jax.runs import checkpoint, workdir
+from dppmask_jax.weights import classifiers, names, opened, pretraining, sizes
+from dppmask_jax.weights.opened import Options
 
 
 class Imported(NamedTuple):
@@ -50,7 +51,7 @@ def import_weights(
     form = names.FORMATS[format_name]
     kind = classifiers if "task" in config else pretraining
     kind.check(config, form, format_name, options)
-    with source.opened(path, format_name, options) as file:
+    with opened.opened(path, format_name, options) as file:
         shapes = {name: entry.shape for name, entry in file.entries.items()}
         # A ViT of timm without a table may compute other positions than these.
         fixed = config.get("method") == "mae" and format_name != "timm"
@@ -58,7 +59,7 @@ def import_weights(
         config = kind.adapted(config, found, file, options)
         method = kind.method_of(config, found)
         template, fresh = kind.template(method, found, file, config, options.allow_missing)
-        tensors = source.matched(file, template)
+        tensors = opened.matched(file, template)
     tree = names.read(template, form.spell, tensors)
     tree = _with_pixels_as_here(tree, file.stated, options)
     _write(config, kind.state(config, method, tree, found, file), folder)

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from dppmask_jax import config as config_rules
-from dppmask_jax import loop, patches, trainer
+from dppmask_jax import patches, pretrain
 from dppmask_jax.errors import InputError
-from dppmask_jax.fit import plan_from
 from dppmask_jax.methods import METHODS
+from dppmask_jax.training import loop
+from dppmask_jax.training.fit import plan_from
 from dppmask_jax.weights import names, positions, sizes
-from dppmask_jax.weights.source import PARTS, File, Options
+from dppmask_jax.weights.opened import PARTS, File, Options
 
 
 def check(config, form: names.Format, format_name: str, options: Options) -> None:
@@ -98,7 +99,7 @@ def _carry_over(config, stated: dict[str, Any], asked: frozenset[str]) -> None:
 
 def method_of(config, found: sizes.Sizes):
     """The method of an adapted config."""
-    return trainer.method_from(config, plan_from(config, config.batch_size))
+    return pretrain.method_from(config, plan_from(config, config.batch_size))
 
 
 def _shares_head(file: File) -> bool:
@@ -197,9 +198,9 @@ def _head_template(head, file: File):
 def state(config, method, tree, found: sizes.Sizes, file: File):
     """The state before the first step, with the file's values in place of initial ones."""
     plan = plan_from(config, config.batch_size)  # its numbers leave no trace in the state
-    optimizer = trainer.optimizer_from(config, method, plan)
+    optimizer = pretrain.optimizer_from(config, method, plan)
     tree = _placed(config, tree, found, file)
-    # As trainer.train draws it, so that what is fresh is what a fresh run has.
+    # As pretrain.train draws it, so that what is fresh is what a fresh run has.
     init_key = jax.random.split(jax.random.key(config.seed), 3)[0]
     state = loop.init_state(method, optimizer, init_key)
     params, extra = state.params, state.extra

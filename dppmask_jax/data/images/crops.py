@@ -1,0 +1,315 @@
+"""Crops on the host: encoded bytes to uint8 arrays of one size.
+
+Resampling is antialiased bicubic (a = -0.5) throughout: Pillow's, but for JPEGs while training that
+of cykooz.resizer, which is the same filter up to rounding, several times as fast. It copies the
+image, which the largest of the other formats, never shrunk as they are decoded, leave no room for.
+Flipping and normalising happen on the device, see augment.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cykooz_resizer
+import numpy as np
+from PIL import Image
+
+from dppmask_jax.data.images import decode
+
+RATIO = (3 / 4, 4 / 3)  # of width to height; arXiv 1409.4842, and torchvision's default
+EVAL_ENLARGE = 256 / 224  # the usual resize before an evaluation's centre crop
+_TRIES = 10
+_RGB = cykooz_resizer.PixelType.U8x3
+_BICUBIC = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom)
+
+
+def random_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+) -> tuple[int, int, int, int]:
+    """Draws the box of a random resized crop by torchvision's procedure.
+
+    Ten tries at an area uniform in `scale` (a share of the image's) and an aspect ratio
+    log-uniform in `ratio`; if none fits into the image, the largest centred box whose ratio lies
+    within `ratio`.
+
+    Returns:
+      (left, top, box width, box height) in whole pixels, inside the image.
+    """
+    for _ in range(_TRIES):
+        box_width, box_height = _sides(rng, width * height, scale, ratio)
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(rng.integers(width - box_width + 1))
+            top = int(rng.integers(height - box_height + 1))
+            return left, top, box_width, box_height
+    box_width, box_height = width, height
+    if width / height < ratio[0]:
+        box_height = max(1, min(height, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        box_width = max(1, min(width, round(height * ratio[1])))
+    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+
+
+def single_draw_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+) -> tuple[int, int, int, int]:
+    """Draws the box of a random resized crop in one try, as MAE's linear probe (arXiv 2111.06377).
+
+    Area uniform in `scale` (a share of the image's), aspect ratio log-uniform in `ratio`; a side
+    that is longer than the image's is cut down to it, which changes the ratio.
+
+    Returns:
+      (left, top, box width, box height) in whole pixels, inside the image.
+    """
+    box_width, box_height = _sides(rng, width * height, scale, ratio)
+    box_width, box_height = np.clip((box_width, box_height), 1, (width, height)).tolist()
+    left = int(rng.integers(width - box_width + 1))
+    top = int(rng.integers(height - box_height + 1))
+    return left, top, box_width, box_height
+
+
+def _sides(rng, area: int, scale, ratio) -> tuple[int, int]:
+    area = area * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+
+
+def random_crop(
+    data: bytes,
+    rng: np.random.Generator,
+    *,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+    single_draw: bool = False,
+) -> np.ndarray:
+    """A random resized crop of an encoded image.
+
+    Args:
+      image_size: (H, W) of the result in pixels.
+      scale: smallest and largest share of the image's area.
+      ratio: smallest and largest ratio of the box's width to its height, relative to W / H.
+      single_draw: whether the box is that of `single_draw_box` instead of `random_box`.
+
+    Returns:
+      (H, W, 3) uint8.
+
+    Raises:
+      decode.DecodeError: the bytes are no readable image.
+    """
+    image = open_upright(data)
+    box_of = single_draw_box if single_draw else random_box
+    (view,) = cut(data, image, [_draw(rng, image, image_size, scale, ratio, box_of)])
+    return view
+
+
+def single_view(
+    data: bytes,
+    rng: np.random.Generator,
+    *,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+) -> dict[str, np.ndarray]:
+    """The training example of one crop, for loader.train_stream.
+
+    Args and errors are those of random_crop, with its `single_draw` off.
+
+    Returns:
+      "image" (H, W, 3) uint8.
+    """
+    return {"image": random_crop(data, rng, image_size=image_size, scale=scale, ratio=ratio)}
+
+
+def multi_crop(
+    data: bytes,
+    rng: np.random.Generator,
+    *,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    local_size: tuple[int, int],
+    local_scale: tuple[float, float],
+    num_local: int,
+    flip: bool,
+    ratio: tuple[float, float] = RATIO,
+) -> dict[str, np.ndarray]:
+    """The training example of several crops of one image, for loader.train_stream.
+
+    Two large views and `num_local` small ones (SwAV, arXiv 2006.09882; the views of DINO,
+    arXiv 2104.14294, and iBOT, arXiv 2111.07832), each a random resized crop of its own. The image
+    is decoded once for all of them.
+
+    Args:
+      image_size, scale: (H, W) in pixels of the two global views, and their share of the image's
+        area.
+      local_size, local_scale: (h, w) and share of the local views.
+      num_local: how many local views; may be 0.
+      flip: whether to mirror each view left to right with probability one half.
+      ratio: as for random_crop, of all views.
+
+    Returns:
+      "global_views" (2, H, W, 3) uint8; "local_views" (num_local, h, w, 3) uint8, left out if
+      there are none.
+
+    Raises:
+      decode.DecodeError: the bytes are no readable image.
+    """
+    image = open_upright(data)
+    kinds = [(image_size, scale)] * 2 + [(local_size, local_scale)] * num_local
+    drawn = [_draw(rng, image, size, share, ratio) for size, share in kinds]
+    mirrored = rng.random(len(kinds)) < (0.5 if flip else 0.0)
+    views = [
+        view[:, ::-1] if mirror else view
+        for view, mirror in zip(cut(data, image, drawn), mirrored, strict=True)
+    ]
+    example = {"global_views": np.stack(views[:2])}
+    if num_local:
+        example["local_views"] = np.stack(views[2:])
+    return example
+
+
+class View(NamedTuple):
+    """What to cut out, and the size of the result."""
+
+    box: tuple[int, int, int, int]  # left, top, width, height in the full image
+    height: int  # of the result
+    width: int
+
+
+def open_upright(data: bytes) -> Image.Image:
+    """An upright image of its full size; a JPEG that lies upright already stays encoded."""
+    image = decode.open_image(data)
+    if image.format != "JPEG" or decode.orientation(image) != 1:
+        image = decode.to_rgb(image)
+    return image
+
+
+def _draw(rng, image: Image.Image, image_size, scale, ratio, box_of=random_box) -> View:
+    height, width = image_size
+    ratio = (ratio[0] * width / height, ratio[1] * width / height)
+    return View(box_of(rng, *image.size, scale=scale, ratio=ratio), height, width)
+
+
+def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
+    """Decodes an image once and resizes the views from it.
+
+    Of a JPEG no more is decoded than the views need; where that begins moves the rounding of the
+    resizer's weights, and values by one grey level at most.
+
+    Args:
+      data: the encoded image.
+      image: what `open_upright` made of it.
+
+    Returns:
+      (height, width, 3) uint8 for each view.
+
+    Raises:
+      decode.DecodeError: the file is broken or cut short.
+    """
+    if image.format != "JPEG":
+        return [_resize_by_pillow(image, view) for view in views]
+    shrink = _shrink(image, views)
+    if shrink > 1 and not decode.can_be_shrunk(data):
+        shrink = 1
+    reach = _reach(image, views, shrink)
+    pixels = decode.jpeg_pixels(data, image, shrink, reach)
+    height, width, _ = pixels.shape
+    source = cykooz_resizer.ImageData(width, height, _RGB, pixels.tobytes())
+    resizer = cykooz_resizer.Resizer()
+    return [_resize(resizer, source, reach[:2], shrink, view) for view in views]
+
+
+def _reach(image: Image.Image, views: list[View], shrink: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in the shrunk image of all pixels that the filter looks at."""
+    spans = [
+        [
+            _looked_at(v.box[0], v.box[2], v.width, shrink, image.width),
+            _looked_at(v.box[1], v.box[3], v.height, shrink, image.height),
+        ]
+        for v in views
+    ]
+    lows, highs = np.moveaxis(spans, -1, 0)
+    return (*lows.min(0).tolist(), *highs.max(0).tolist())
+
+
+def _looked_at(start: int, length: int, wanted: int, shrink: int, side: int) -> tuple[int, int]:
+    radius = 2 * max(1.0, length / shrink / wanted)
+    low, high = start / shrink - radius, (start + length) / shrink + radius
+    return max(math.floor(low), 0), min(math.ceil(high), -(-side // shrink))
+
+
+def _shrink(image: Image.Image, views: list[View]) -> int:
+    """What a JPEG's sides can be divided by on its way out of the decoder: 1, 2, 4 or 8.
+
+    That is much faster than resampling. Only down to twice the size wanted (by the view that needs
+    most): the rest is left to the bicubic filter, so that it still decides what the result looks
+    like. Nor are boxes in fractions of a pixel enlarged then, on some of which cykooz.resizer 4.0.1
+    crashes.
+    """
+    enlarge = 2 * max(max(v.width / v.box[2], v.height / v.box[3]) for v in views)
+    room = min(side // math.ceil(side * enlarge) for side in image.size)
+    return max(factor for factor in (1, 2, 4, 8) if factor <= max(room, 1))
+
+
+def _resize_by_pillow(image: Image.Image, view: View) -> np.ndarray:
+    left, top, width, height = view.box
+    box = (left, top, left + width, top + height)
+    return np.asarray(image.resize((view.width, view.height), Image.Resampling.BICUBIC, box=box))
+
+
+def _resize(resizer, source, begin: tuple[int, int], shrink: int, view: View) -> np.ndarray:
+    left, top, box_width, box_height = view.box
+    right = min((left + box_width) / shrink - begin[0], source.width)
+    lower = min((top + box_height) / shrink - begin[1], source.height)
+    left, top = left / shrink - begin[0], top / shrink - begin[1]
+    box = cykooz_resizer.CropBox(left, top, right - left, lower - top)
+    options = cykooz_resizer.ResizeOptions(_BICUBIC, crop_box=box, use_alpha=False)
+    result = cykooz_resizer.ImageData(view.width, view.height, _RGB)
+    resizer.resize(source, result, options)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(view.height, view.width, 3)
+
+
+def whole_image(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
+    """All of an encoded image, squeezed into another shape if need be: no labelled object is cut
+    off. Args, result and errors are those of `center_crop`."""
+    height, width = image_size
+    image = decode.to_rgb(decode.open_image(data))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def center_crop(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
+    """The evaluation crop of an encoded image.
+
+    Resizes so that the image just covers 256/224 of `image_size`, then cuts out the centre. An
+    image that has the size already is returned as it is.
+
+    Args:
+      image_size: (H, W) of the result in pixels.
+
+    Returns:
+      (H, W, 3) uint8.
+
+    Raises:
+      decode.DecodeError: the bytes are no readable image.
+    """
+    height, width = image_size
+    image = decode.to_rgb(decode.open_image(data))
+    if image.size == (width, height):
+        return np.asarray(image)
+    cover_width, cover_height = width * EVAL_ENLARGE, height * EVAL_ENLARGE
+    enlarge = max(cover_width / image.width, cover_height / image.height)
+    resized_width = max(width, round(image.width * enlarge))
+    resized_height = max(height, round(image.height * enlarge))
+    image = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
+    left, top = (resized_width - width) // 2, (resized_height - height) // 2
+    return np.asarray(image.crop((left, top, left + width, top + height)))

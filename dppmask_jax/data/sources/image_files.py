@@ -1,0 +1,171 @@
+"""Image files on disk: names of millions of them in little memory, and sources that read them."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources import identity
+from dppmask_jax.data.sources.base import Source, known
+from dppmask_jax.errors import InputError
+
+MAX_BYTES = 2**29  # of a file; an uncompressed image of decode.MAX_PIXELS has fewer
+_READABLE_SAMPLE = 64  # images tried before a data set counts as unreadable
+
+
+class Files(NamedTuple):
+    """File names in a few flat arrays: a million of them is a few dozen MB, also when pickled."""
+
+    root: str
+    folders: tuple[str, ...]  # relative to the root; "" is the root itself
+    folder_of: np.ndarray  # (n,) int32
+    names: bytes  # all file names in one piece
+    ends: np.ndarray  # (n,) int64, where each name ends in it
+
+    @property
+    def size(self) -> int:
+        return len(self.ends)
+
+    def base_name(self, i: int) -> str:
+        start = self.ends[i - 1] if i else 0
+        return os.fsdecode(self.names[start : self.ends[i]])
+
+    def relative(self, i: int) -> str:
+        return os.path.join(self.folders[self.folder_of[i]], self.base_name(i))
+
+    def path(self, i: int) -> str:
+        return os.path.join(self.root, self.relative(i))
+
+
+def from_names(root: str, folders: Sequence[str], folder_of, names: Sequence[str]) -> Files:
+    """File k is names[k] in folders[folder_of[k]], which is relative to the root."""
+    encoded = [os.fsencode(name) for name in names]
+    return Files(
+        root,
+        tuple(folders),
+        np.asarray(folder_of, np.int32),
+        b"".join(encoded),
+        np.cumsum([len(name) for name in encoded], dtype=np.int64),
+    )
+
+
+def from_paths(root: str, paths: Sequence[str]) -> Files:
+    """The files of these paths, relative to the root or absolute, in this order."""
+    number_of: dict[str, int] = {}
+    split = [os.path.split(path) for path in paths]
+    folder_of = [number_of.setdefault(folder, len(number_of)) for folder, _ in split]
+    return from_names(root, tuple(number_of), folder_of, [name for _, name in split])
+
+
+def check_present(files: Files, named_by: str) -> None:
+    """Raises InputError if some of the files that the file `named_by` names do not exist."""
+    present = [_listing(os.path.join(files.root, folder)) for folder in files.folders]
+    missing = [
+        i for i in range(files.size) if files.base_name(i) not in present[files.folder_of[i]]
+    ]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {files.size} files that {named_by} names do not exist, the "
+            f"first is {files.path(missing[0])}; add them or correct {named_by}"
+        )
+
+
+def _listing(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder or "."))
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise InputError(f"cannot list {folder}: {error.strerror}") from error
+
+
+def read_file(path: str) -> bytes:
+    """The content of a regular file of at most MAX_BYTES.
+
+    Raises:
+      OSError: there is none, or it cannot be read. Of a pipe or a device nothing is read: it could
+        go on for ever.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        if status.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
+
+
+def why(error: OSError | decode.DecodeError) -> str:
+    """Why an image cannot be read, in words that can stand behind its path."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
+def check_readable(files: Files) -> None:
+    """Raises InputError if none of a sample of the files can be read as an image."""
+    reason = ""
+    count = files.size
+    for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
+        path = files.path(int(i))
+        try:
+            decode.to_rgb(decode.open_image(read_file(path)))
+            return
+        except (OSError, decode.DecodeError) as error:
+            reason = reason or f"{path}: {why(error)}"
+    tried = "none of the" if count <= _READABLE_SAMPLE else f"none of {_READABLE_SAMPLE} tried of"
+    raise InputError(f"{tried} {count} images below {files.root} can be read; {reason}")
+
+
+def file_source(
+    files: Files,
+    rows: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    class_names: tuple[str, ...] = (),
+    unlabelled_because: str = "",
+    targets: np.ndarray | None = None,
+    target_names: tuple[str, ...] = (),
+    **fields,
+) -> Source:
+    """A source of some files.
+
+    Args:
+      rows: (n,) int, which files, in this order.
+      labels: (n,) int32, or None where there are none.
+      targets: (n, C) uint8, or None.
+      class_names, unlabelled_because, target_names: as in Source.
+      fields: further fields of Source.
+    """
+    given = np.full(len(rows), -1, np.int32) if labels is None else labels
+    return Source(
+        size=len(rows),
+        read=functools.partial(_read, files, rows, given),
+        name=functools.partial(_name, files, rows),
+        class_names=class_names,
+        unlabelled_because=unlabelled_because,
+        labels=None if labels is None else known(labels),
+        targets=None if targets is None else known(targets),
+        target_names=target_names,
+        identity=functools.partial(
+            identity.of_files, files, rows, labels, class_names, targets, target_names
+        ),
+        **fields,
+    )
+
+
+def _read(files: Files, rows, labels, i: int) -> tuple[bytes, int]:
+    return read_file(files.path(int(rows[i]))), int(labels[i])
+
+
+def _name(files: Files, rows, i: int) -> str:
+    return files.path(int(rows[i]))

@@ -1,0 +1,341 @@
+"""Where images come from: opens the data sets that `data.source` names.
+
+`open_source` knows six kinds:
+
+  shapes            the embedded data set (shapes.py); `shapes:size=96,train=2000,val=500,seed=1`
+                    changes its options.
+  folder:PATH       image files, with or without folders for their classes and for training and
+                    validation; see folders.py.
+  tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
+                    validation (or val, or test); without one of those, `val_fraction` is held out.
+  coco:ROOT, clevr:ROOT, csv:FILE
+                    annotated images, with several labels an image; see annotations.py.
+
+docs/data.md has the same for users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from dppmask_jax.data.images import decode, greys
+from dppmask_jax.data.sources import annotations, folder, identity
+from dppmask_jax.data.sources.base import Source
+from dppmask_jax.data.sources.holdout import held_out
+from dppmask_jax.errors import InputError
+
+_GREY_SAMPLE = 64  # files of a split that say what black and white are
+_LOOKED_AT = 4096  # names among which these are chosen
+_MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
+# Of each data set: its unreadable images that were named. A command opens some several times.
+_NAMED: dict[tuple[str, str | None], set[str]] = {}
+TFDS_VALIDATION = ("validation", "val", "test")
+_RECORDS_AT_ONCE = 256  # while all labels are read
+
+
+def open_source(
+    spec: str, split: str, *, data_dir: str | None = None, val_fraction: float = 0.1
+) -> Source | None:
+    """Opens one split of a data set.
+
+    Args:
+      spec: see the module's docstring.
+      split: "train" or "val".
+      data_dir: where TFDS data sets lie, or where shapes is cached; None for the usual places.
+      val_fraction: share, 0 to below 1, held out where the data set has no validation split.
+
+    Returns:
+      The split; None for "val" where there is no validation split and nothing is held out.
+
+    Raises:
+      InputError: an unknown spec, or a missing, empty, unreadable or unprepared data set.
+    """
+    train, val = open_splits(spec, data_dir=data_dir, val_fraction=val_fraction)
+    return {"train": train, "val": val}[split]
+
+
+def open_splits(
+    spec: str,
+    *,
+    data_dir: str | None = None,
+    val_fraction: float = 0.1,
+    grey_range: tuple[float, float] | None = None,
+) -> tuple[Source, Source | None]:
+    """(training split, validation split or None), as `open_source`; scans a folder once only.
+
+    Args:
+      grey_range: (black, white) in greyscale of more than 8 bits; None decides by a sample of the
+        files, see `greys.of_sample`.
+    """
+    splits = _opened(spec, data_dir, val_fraction)
+    named = _NAMED.setdefault((spec, data_dir), set())
+    splits = tuple(split and dataclasses.replace(split, named=named) for split in splits)
+    return splits if spec.startswith("shapes") else _in_one_range(splits, grey_range)
+
+
+def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Source, Source | None]:
+    kind, _, rest = spec.partition(":")
+    if kind == "shapes":
+        return _open_shapes(rest, data_dir)
+    if kind == "folder" and rest:
+        return folder.open_folder(os.path.expanduser(rest), val_fraction)
+    if kind == "tfds" and rest:
+        return _open_tfds(rest, data_dir, val_fraction)
+    if kind in ("coco", "clevr", "csv") and rest:
+        return _open_annotated(kind, os.path.expanduser(rest), val_fraction)
+    raise InputError(
+        f"unknown data source {spec!r}; use shapes, folder:PATH, tfds:NAME, coco:ROOT, clevr:ROOT "
+        "or csv:FILE"
+    )
+
+
+def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, Source | None]:
+    return {
+        "coco": lambda: annotations.open_coco(path),
+        "clevr": lambda: annotations.open_clevr(path),
+        "csv": lambda: annotations.open_csv(path, val_fraction),
+    }[kind]()
+
+
+# Greyscale of more than 8 bits.
+
+
+def _in_one_range(
+    splits: tuple[Source, Source | None], given: tuple[float, float] | None
+) -> tuple[Source, Source | None]:
+    """Both splits with one `grey_range`."""
+    if given is None:
+        grey_range, notes = decode.grey_range_of(_sampled(splits))
+    else:
+        grey_range, notes = greys.Range(given, given), ()
+    return tuple(
+        split
+        and dataclasses.replace(
+            split,
+            read=functools.partial(_read_in_range, split.read, grey_range),
+            grey_range=grey_range,
+            notes=split.notes + notes,
+        )
+        for split in splits
+    )
+
+
+def _sampled(splits: tuple[Source, Source | None]) -> Iterator[bytes]:
+    """Some images of each split, as they are kept."""
+    for split in filter(None, splits):
+        for i in _sample(split):
+            try:
+                yield split.read(i)[0]
+            except OSError:  # met, named and replaced when it is used
+                continue
+
+
+def _sample(source: Source) -> list[int]:
+    """Images spread evenly over a source, most of them by names of files that may be wide."""
+    some = _spread(range(len(source)), _LOOKED_AT)
+    likely = [i for i in some if source.name(i).lower().endswith(_MAY_BE_WIDE)]
+    rest = sorted(set(some) - set(likely))
+    return _spread(likely, _GREY_SAMPLE) + _spread(rest, _GREY_SAMPLE // 4)
+
+
+def _spread(numbers: Sequence[int], most: int) -> list[int]:
+    count = len(numbers)
+    return [numbers[i] for i in np.linspace(0, count - 1, min(count, most)).round().astype(int)]
+
+
+def _read_in_range(read, grey_range: greys.Range, i: int):
+    data, label = read(i)
+    return decode.narrowed(data, grey_range), label
+
+
+# TFDS data sets, the embedded one among them. TFDS is imported only where it is used: it takes
+# half a second, and folders do without.
+
+
+def _open_shapes(options_text: str, cache: str | None) -> tuple[Source, Source]:
+    import tensorflow_datasets as tfds
+
+    from dppmask_jax.data.sources import shapes
+
+    folder = shapes.prepare(_shapes_options(options_text), cache)
+    builder = tfds.builder_from_directory(folder)
+    decoders = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+
+    def source(split):
+        records = builder.as_data_source(split, decoders=decoders)
+        return Source(
+            size=len(records),
+            read=functools.partial(_read_record, records, "image", "label", None),
+            name=functools.partial(_record_name, f"shapes {split}", None),
+            class_names=shapes.CLASSES,
+            extras=functools.partial(_shapes_extras, records),
+            labels=functools.partial(_column, records, "label", np.int32),
+            targets=functools.partial(_column, records, "attributes", np.uint8),
+            target_names=shapes.ATTRIBUTES,
+            identity=functools.partial(identity.of_texts, *Path(folder).parts[-2:], split),
+        )
+
+    return source("train"), source("val")
+
+
+def _shapes_options(text: str):
+    from dppmask_jax.data.sources import shapes
+
+    values = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in shapes.Options._fields or not value.isdecimal():
+            raise InputError(
+                f"unknown option {part!r} in the data source shapes:{text}; "
+                "use shapes:size=64,train=4000,val=1000,seed=0 or some of these"
+            )
+        values[name] = int(value)
+    return shapes.Options(**values)
+
+
+def _open_tfds(
+    name: str, data_dir: str | None, val_fraction: float
+) -> tuple[Source, Source | None]:
+    import tensorflow_datasets as tfds
+
+    builder = _tfds_builder(tfds, name, data_dir)
+    features = builder.info.features
+    images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
+    if not images:
+        raise InputError(f"tfds:{name} has no image feature, only {', '.join(features)}")
+    image = "image" if "image" in images else images[0]
+    label, class_names = None, ()
+    if "label" in features and isinstance(features["label"], tfds.features.ClassLabel):
+        label, class_names = "label", tuple(features["label"].names)
+    because = "" if class_names else f"tfds:{name} has no feature 'label' with class names"
+    if "train" not in builder.info.splits:
+        raise InputError(
+            f"tfds:{name} has no split train, only {', '.join(builder.info.splits) or 'none'}"
+        )
+
+    decoders = {key: tfds.decode.SkipDecoding() for key in images}
+
+    def kept_in(split):  # the sizes tell data sets of one name in several folders apart
+        info = builder.info.splits[split]
+        return f"{builder.info.full_name}/{split}-{info.num_examples}-{info.num_bytes}"
+
+    def source(split, rows):
+        records = builder.as_data_source(split, decoders=decoders)
+        return Source(
+            size=len(records) if rows is None else len(rows),
+            read=functools.partial(_read_record, records, image, label, rows),
+            name=functools.partial(_record_name, f"tfds:{name} {split}", rows),
+            class_names=class_names,
+            unlabelled_because=because,
+            labels=label
+            and functools.partial(_cached_labels, kept_in(split), records, label, rows),
+            # What is held out depends on how many are.
+            identity=functools.partial(
+                identity.of_texts, kept_in(split), "all" if rows is None else str(len(rows))
+            ),
+        )
+
+    for split in TFDS_VALIDATION:
+        if split in builder.info.splits:
+            return source("train", None), source(split, None)
+    count = builder.info.splits["train"].num_examples
+    keys = [str(i).encode() for i in range(count)]
+    out = held_out(keys, np.zeros(count, np.int32), val_fraction)
+    val_rows = np.flatnonzero(out)
+    return source("train", np.flatnonzero(~out)), source("train", val_rows) if out.any() else None
+
+
+def _tfds_builder(tfds, name: str, data_dir: str | None):
+    how = (
+        'prepare it with: pip install "dppmask-jax[prepare]" && '
+        f"tfds build {name.partition('/')[0]} --file_format=array_record"
+        + (f" --data_dir={data_dir}" if data_dir else "")
+    )
+    where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of folders where the error below says more
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        prepared = builder.is_prepared()
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]  # a list of all known names follows
+        raise InputError(f"cannot open tfds:{name} in {where}: {reason} {how}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if not prepared:
+        raise InputError(f"tfds:{name} is not prepared as array_record in {where}; {how}")
+    return builder
+
+
+def _read_record(records, image: str, label: str | None, rows, i: int) -> tuple[bytes, int]:
+    example = records[int(i if rows is None else rows[i])]
+    return example[image], int(example[label]) if label else -1
+
+
+def _column(records, name: str, dtype) -> np.ndarray:
+    """(n, …) what all records say under a name."""
+    rows = range(len(records))
+    chunks = [rows[i : i + _RECORDS_AT_ONCE] for i in rows[::_RECORDS_AT_ONCE]]
+    read = records.__getitems__  # several at a time, in parallel
+    values = [np.stack([record[name] for record in read(chunk)]) for chunk in chunks]
+    return np.concatenate(values).astype(dtype)
+
+
+def _cached_labels(kept_in: str, records, label: str, rows) -> np.ndarray:
+    """(n,) int32. All records must be read for them, images too: once, then a file keeps them."""
+    from dppmask_jax.data.sources import shapes
+
+    # The data set's own files say what it is called: no part of that may be a folder.
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", kept_in)
+    path = shapes.default_cache() / "labels" / f"{name}.npy"
+    labels = _kept_labels(path, len(records))
+    if labels is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, building = tempfile.mkstemp(dir=path.parent, prefix=".")
+        except OSError as error:
+            raise InputError(
+                f"cannot write the labels to {path} ({error.strerror}); "
+                "set DPPMASK_CACHE to a writable folder"
+            ) from error
+        try:
+            logging.info("reading all %d records once for their labels", len(records))
+            with os.fdopen(handle, "wb") as file:
+                labels = _column(records, label, np.int32)
+                np.save(file, labels)
+            os.replace(building, path)
+        finally:
+            Path(building).unlink(missing_ok=True)
+    return labels if rows is None else labels[rows]
+
+
+def _kept_labels(path: Path, count: int) -> np.ndarray | None:
+    """The labels that a file keeps; None where there is none, or a damaged one."""
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(labels, np.ndarray) and labels.shape == (count,) and labels.dtype == np.int32
+    return labels if fits else None
+
+
+def _record_name(prefix: str, rows, i: int) -> str:
+    return f"{prefix} record {i if rows is None else rows[i]}"
+
+
+def _shapes_extras(records, i: int) -> dict:
+    example = records[int(i)]
+    return {
+        "mask": decode.decode(example["mask"])[..., 0],
+        "attributes": example["attributes"],
+        "background": int(example["background"]),
+    }

@@ -1,0 +1,281 @@
+"""Supervised trainings of an evaluation: one for each seed, resumable, scored while they run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from dppmask_jax import optim, parallel
+from dppmask_jax.data.sources import identity
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import features
+from dppmask_jax.evals.base import Evaluation, batches
+from dppmask_jax.models.vit import SIZES
+from dppmask_jax.runs import history, metrics, workdir
+from dppmask_jax.runs.run import Run, open_data
+from dppmask_jax.training import loop, resuming
+from dppmask_jax.training.fit import fit, plan_from
+from dppmask_jax.words import count
+
+_SCORED = "images_scored"  # in the records of scores alone
+_SHOWN = 3  # scores that are printed after an epoch, unless they are those of the one before
+# What may change while an evaluation goes on: the numbers stay the same. Classes have their own
+# message.
+_FREE = resuming.CARRIED_OUT | {"seeds", "class_names"}
+
+
+def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
+    """Where the training of a seed lies."""
+    return evaluation_folder / f"eval_{task}" / f"seed-{seed}"
+
+
+def pretrained(run: Run) -> dict:
+    """What tells the encoder that a training starts from; it is kept in the training's config."""
+    return {
+        "step": run.step,
+        "config": run.config.to_dict(),
+        "data_identity": run.data_identity,
+        "history": history.describe(run.history),
+    }
+
+
+def is_of(training_config, run: Run) -> bool:
+    """Whether a training began with the encoder of a run."""
+    kept = {"pretrained": workdir.to_json(training_config)["pretrained"]}
+    here = {"pretrained": json.loads(json.dumps(pretrained(run)))}
+    return not resuming.differences(kept, here, ())[0]
+
+
+def check(evaluation: Evaluation, names: Sequence[str]) -> None:
+    """Raises InputError where `train_seeds` would, before it starts; `names` are its."""
+    config = evaluation.config
+    parallel.check_batch(
+        config.batch_size,
+        config.optim.accum_steps,
+        "config.batch_size",
+        group=2 if config.data.get("mixup") or config.data.get("cutmix") else 1,
+    )
+    if evaluation.run is not None:
+        _runs(evaluation, names)
+
+
+def names_of(config) -> tuple[str, ...]:
+    """The classes that a training with this config knows: those that it kept or, for older ones,
+    which kept none, those of its data.
+
+    Raises:
+      InputError: it kept none, and the data is no longer there.
+    """
+    return config.get("class_names") or open_data(config)[0].class_names
+
+
+def other_names(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """How the classes of a training differ from those at hand, in words; "" where they do not."""
+    if len(theirs) != len(ours):
+        return f"{len(theirs):,} classes there, {len(ours):,} here"
+    differ = ((a, b) for a, b in zip(theirs, ours, strict=True) if a != b)
+    return next((f"class {a!r} there, where {b!r} is here" for a, b in differ), "")
+
+
+def _runs(evaluation, names) -> list[tuple]:
+    """(config, folder, where it starts) of the training of each seed."""
+    images = functools.cache(
+        functools.partial(identity.of_splits, evaluation.train, evaluation.val)
+    )
+    runs = []
+    for seed in evaluation.config.seeds:
+        config = evaluation.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.seed = seed
+            config.pretrained = pretrained(evaluation.run)
+            config.class_names = tuple(names)
+        folder = folder_of(evaluation.folder, config.task, seed)
+        refuse = functools.partial(_refuse_other_names, folder, names)
+        start = resuming.start_in(folder, config, images, resuming.Terms(_FREE, refuse=refuse))
+        runs.append((config, folder, start))
+    return runs
+
+
+def _refuse_other_names(folder: Path, names: Sequence[str], kept) -> None:
+    if differ := other_names(kept.get("class_names", names), names):
+        raise InputError(
+            f"the training in {folder} knows other classes ({differ}); give the "
+            "config.data.source that it began with, or another --workdir"
+        )
+
+
+class Trained(NamedTuple):
+    """A finished training.
+
+    `records` are its scores, one an epoch, in order; `scores` (M, C) and `labels` those of the
+    whole validation split at the end.
+    """
+
+    records: list[dict]
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def train_seeds(
+    evaluation: Evaluation,
+    *,
+    method,
+    optimizer_of: Callable,
+    train,
+    val,
+    names: Sequence[str],
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+) -> dict[int, Trained]:
+    """Trains once for each of `config.seeds`, or goes on where that was interrupted.
+
+    Args:
+      method: `supervised.finetune` or `supervised.linear` of the evaluation's config.
+      optimizer_of: (config, plan) -> Optimizer.
+      train, val: the splits, with the labels that the method takes.
+      names: of the C classes or labels, in order; they are kept with the training.
+      score: (scores (M, C), labels) of the whole validation split -> values to log, each epoch.
+
+    Returns:
+      The training of each seed.
+
+    Raises:
+      InputError: a training with another config, or of another encoder, lies there, or the batch
+        does not split over the devices; nothing was changed.
+    """
+    runs = _runs(evaluation, names)
+    extract = features.extractor(
+        lambda params, extra, images: {"scores": method.logits(params, extra, images)}
+    )
+
+    def scores_of(state):
+        found, labels = extract(state.params, state.extra, batches(evaluation, val, "validation"))
+        return found["scores"], labels
+
+    trained = {}
+    for config, folder, start in runs:
+        state = _train(
+            evaluation, config, folder, start, method, optimizer_of, train, scores_of, score
+        )
+        parallel.wait_for_all("scores are written")
+        logged = metrics.read_metrics(folder / "metrics.jsonl")
+        records = [record for record in logged if _SCORED in record]
+        trained[config.seed] = Trained(records, *scores_of(state))
+    return trained
+
+
+def _train(evaluation, config, folder, start, method, optimizer_of, train, scores_of, score):
+    plan = plan_from(config, len(train))
+    optimizer = optimizer_of(config, plan)
+    init_key, seed_key = jax.random.split(jax.random.key(config.seed))
+    state = loop.init_state(method, optimizer, init_key)
+    params, extra = method.with_encoder(state.params, state.extra, evaluation.run.encoder)
+    state = state._replace(params=params, extra=extra)
+
+    def probe(say):
+        said = ""
+
+        def run(state, step):
+            nonlocal said
+            if step == 0:
+                return {}
+            scores, labels = scores_of(state)
+            values = score(scores, labels)
+            shown = "  ".join(f"{name} {values[name]:.4f}" for name in list(values)[:_SHOWN])
+            if shown != said or step == plan.total_steps:
+                say(f"seed {config.seed}  step {step}/{plan.total_steps}  {shown}")
+            said = shown
+            return {_SCORED: len(labels), **values}
+
+        return run
+
+    def announce(state):
+        del state
+        where = f"resuming at step {start.step:,}" if start.step else "from step 0"
+        if start.step >= plan.total_steps:
+            where = f"finished at step {start.step:,}"
+        evaluation.say(
+            f"seed {config.seed}: {count(plan.total_steps, 'step')} of "
+            f"{count(config.batch_size, 'image')} "
+            f"({count(config.epochs, 'epoch')}), learning rate {plan.peak_lr:.3g} at its peak, "
+            f"{where}, in {folder}"
+        )
+
+    return fit(
+        config,
+        folder,
+        state=state,
+        start=start,
+        method=method,
+        optimizer=optimizer,
+        source=train,
+        plan=plan,
+        seed_key=seed_key,
+        probe=probe,
+        announce=announce,
+    )
+
+
+def finetune_optimizer(config, method, plan) -> optim.Optimizer:
+    """AdamW with layer-wise decay of the learning rate (MAE, arXiv 2111.06377, table 9)."""
+    settings = config.optim
+    depth = SIZES[config.model.size].depth
+    clip = settings.clip_norm
+    return optim.adamw(
+        learning_rate=method.learning_rate(
+            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
+        ),
+        weight_decay=lambda step: settings.weight_decay,
+        b1=settings.b1,
+        b2=settings.b2,
+        epsilon=settings.epsilon,
+        clip=optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
+        decays=optim.decay_weights,
+        scales=lambda params: optim.layer_scales(params, depth, settings.layer_decay),
+    )
+
+
+def lars_optimizer(config, method, plan) -> optim.Optimizer:
+    """LARS (MAE, arXiv 2111.06377, table 10)."""
+    settings = config.optim
+    return optim.lars(
+        learning_rate=method.learning_rate(
+            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
+        ),
+        weight_decay=lambda step: settings.weight_decay,
+        momentum=settings.b1,
+    )
+
+
+def best_and_last(trained: dict[int, Trained], names: tuple[str, ...]) -> dict:
+    """The scores of the last epoch and of that with the best `names[0]`, over the seeds.
+
+    Returns:
+      {"last" | "best": {name: {"mean", "std", "values"}}}; "std" is that of a sample, null for one
+      seed. The best epoch is chosen on the validation split itself: it flatters.
+    """
+
+    def over_seeds(chosen):
+        return {
+            name: summary([chosen(of_seed.records)[name] for of_seed in trained.values()])
+            for name in names
+        }
+
+    return {
+        "last": over_seeds(lambda records: records[-1]),
+        "best": over_seeds(lambda records: max(records, key=lambda record: record[names[0]])),
+    }
+
+
+def summary(values: list[float]) -> dict:
+    """{"mean", "std", "values"}; "std" (n - 1) is None for a single value."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": math.fsum(values) / len(values), "std": spread, "values": values}

@@ -1,0 +1,407 @@
+"""Using a run after training: its encoder, its head, its masks, its reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dppmask_jax import masking, patches
+from dppmask_jax.data import loader
+from dppmask_jax.data.sources import opening
+from dppmask_jax.data.sources.base import only_classes
+from dppmask_jax.data.sources.classes import class_list
+from dppmask_jax.errors import InputError
+from dppmask_jax.fields import grey_range
+from dppmask_jax.methods import METHODS, supervised
+from dppmask_jax.models.vit import SIZES
+from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs import workdir as workdir_files
+
+CLASSIFIER = "classifier"
+_NAMES = {"mae": "an MAE", "ibot": "an iBOT", CLASSIFIER: "a classifier"}
+DTYPES = ("float32", "bfloat16")
+_TRIED = 64  # images, in search of an example that can be read
+
+
+def kind_of(config) -> str | None:
+    """What a run with this config is: a method of pre-training, CLASSIFIER for a fine-tuning, None
+    for what is no run."""
+    if config.get("method") in METHODS:
+        return config.method
+    task = config.get("task")
+    fine_tunes = task == "finetune" or (task == "multilabel" and config.get("train") == "finetune")
+    return CLASSIFIER if fine_tunes else None
+
+
+class Run:
+    """A trained model with what its config says about it.
+
+    Args:
+      config, params, extra, step: of the checkpoint.
+      image_size: (height, width) to take images of; None is what the run was trained with. For
+        another size positions are resized (PyTorch's bicubic interpolation), learned or fixed,
+        those of a decoder as well.
+      dtype: of matrix products, "float32" or "bfloat16"; None is the run's.
+
+    Raises:
+      InputError: the size is no multiple of the patches or leaves none visible, or another dtype.
+
+    Attributes:
+      config: the run's config, as it was trained.
+      image_size: (height, width) of the images that it takes.
+      resized: how positions came to another image size, in words; "" where it is the run's own.
+      kind: see `kind_of`.
+      name: the kind with its article, as "an iBOT".
+      step: the optimiser step of the checkpoint.
+      history: what was changed in the run on the way, see `history`; empty for nearly all.
+      data_identity: of the images that it was trained on, see `data.identity`; None if unknown.
+      method: the functions of the method, see `methods.base.Method`.
+      params, extra: what they take.
+      encoder: the parameters of the encoder that `encode` runs. That of a classifier which pools
+        patch tokens has no final layer norm; one with scale 1 and shift 0 stands there.
+      knn_feature: which tokens the run trains, "patches" or "cls".
+      selection_settings: the keyword arguments of `dpp.select` that go with `features`.
+      num_masked: (fewest, most) patches that a masked view has masked.
+      has_masks, can_reconstruct, has_attention: whether the method answers to `features` (and so
+        has the two above), to `reconstruct` and to `attention`.
+    """
+
+    def __init__(
+        self,
+        config,
+        params,
+        extra,
+        step: int,
+        *,
+        image_size: tuple[int, int] | None = None,
+        dtype: str | None = None,
+        history: Sequence[dict] = (),
+        data_identity=None,
+    ):
+        self.config = config
+        self.history = list(history)
+        self.data_identity = data_identity
+        self.kind = kind_of(config)
+        self.name = _NAMES[self.kind]
+        self.step = step
+        config, self.resized = _as_used(config, image_size, dtype), ""
+        self.image_size = tuple(config.image_size)
+        if self.image_size != tuple(self.config.image_size):
+            params, extra, self.resized = _resized(params, extra, self.config, self.image_size)
+        self.params, self.extra = params, extra
+        if self.kind == CLASSIFIER:
+            method = supervised.finetune(
+                config,
+                num_outputs=len(params["head"]["bias"]),
+                several=config.task == "multilabel",
+            )
+            self.knn_feature = {"mean": "patches", "cls": "cls"}[config.model.pool]
+        else:
+            method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
+            self.knn_feature = config.evaluate.knn_feature
+        self.method = method
+        self.selection_settings = method.selection
+        self.num_masked = method.num_masked
+        self.has_masks = method.features is not None
+        self.can_reconstruct = method.reconstruct is not None
+        self.has_attention = method.attention is not None
+        self.encoder = method.encoder_of(params, extra)
+        self._encode = jax.jit(method.encode)
+        self._features = jax.jit(method.features) if self.has_masks else None
+        self._reconstruct = (
+            jax.jit(method.reconstruct, static_argnames="borrow_statistics")
+            if self.can_reconstruct
+            else None
+        )
+        self._attention = jax.jit(method.attention) if self.has_attention else None
+
+    def encode(self, images) -> dict[str, Any]:
+        """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
+        return self._encode(self.params, self.extra, self._checked(images))
+
+    def features(self, images):
+        """(B, N, D): what the selection kernel sees of each patch."""
+        images = self._checked(images)
+        return self._able(self._features, "masks nothing")(self.params, self.extra, images)
+
+    def reconstruct(self, images, order, borrow_statistics: bool = False):
+        """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, hidden ones predicted.
+
+        A model trained with `loss.norm_pix` predicts each patch without its brightness and
+        contrast. Those of hidden patches are estimated from the visible ones, see
+        `patches.from_neighbours`, so that the pixels of hidden patches change nothing.
+
+        Args:
+          images: as for `encode`.
+          order: (B, N) int32, visible patches first. How many are visible is the run's.
+          borrow_statistics: take the true mean and deviation of each hidden patch instead, which
+            no model could know. Without `loss.norm_pix` nothing is borrowed.
+
+        Raises:
+          InputError: images as `encode` refuses them, or an order of another shape or type.
+        """
+        images, order = self._checked(images), jnp.asarray(order)
+        rows, columns = patches.grid_shape(self.image_size, self.config.model.patch_size)
+        wanted = (len(images), rows * columns)
+        if order.shape != wanted or not jnp.issubdtype(order.dtype, jnp.integer):
+            raise InputError(
+                f"order is {order.dtype} {order.shape}; it is int32 {wanted}, the patches of each "
+                "image with the visible ones first"
+            )
+        reconstruct = self._able(self._reconstruct, "reconstructs nothing")
+        return reconstruct(
+            self.params, self.extra, images, order, borrow_statistics=bool(borrow_statistics)
+        )
+
+    def attention(self, images):
+        """(B, heads, N): how much the class token attends to each patch in the last block."""
+        images = self._checked(images)
+        attention = self._able(self._attention, "has no attention to show")
+        return attention(self.params, self.extra, images)
+
+    def _able(self, function, otherwise: str):
+        """The function, which a method that cannot do it lacks."""
+        if function is None:
+            raise InputError(f"this is a run of {self.kind}, which {otherwise}; load another")
+        return function
+
+    def example_images(self, num: int) -> np.ndarray:
+        """Validation images of the run's own data (training images where there are none).
+
+        Returns:
+          (1 to `num`, H, W, 3) uint8, spread evenly over the split.
+
+        Raises:
+          InputError: the data is not known or no longer there, or cannot be read.
+        """
+        if not self.config.data.source:
+            raise InputError("it does not know what it was trained on, as one that was imported")
+        train_source, val_source = open_data(self.config)
+        source = val_source or train_source
+        # Where none of so many can be read, one of more may.
+        for count in (min(num, len(source)), min(_TRIED, len(source))):
+            indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+            (batch,) = loader.eval_batches(
+                source, image_size=self.image_size, batch_size=count, indices=indices
+            )
+            if batch["valid"].any():
+                return batch["image"][batch["valid"]][:num]
+        raise InputError(
+            f"none of {count} images of config.data.source={self.config.data.source} can be read; "
+            "the lines above name them and say why"
+        )
+
+    def _checked(self, images):
+        """The images as a JAX array.
+
+        Raises:
+          InputError: another shape or type, or floats outside [0, 1], which would mean something
+            else than pixels. Under a trace the values are not known and not looked at.
+        """
+        if not isinstance(images, jax.Array):
+            images = np.asarray(images)
+        height, width = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (height, width, 3):
+            raise InputError(
+                f"images have shape {tuple(images.shape)}; this run takes (B, {height}, {width}, 3)"
+                ", uint8, or float from 0 to 1; image_size=(H, W) loads it for another size"
+            )
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            if images.size and not isinstance(images, jax.core.Tracer):
+                lowest, highest = float(images.min()), float(images.max())
+                if not (lowest >= 0 and highest <= 1):
+                    raise InputError(
+                        f"float images must lie in [0, 1]; these go from {lowest:.6g} to "
+                        f"{highest:.6g}: undo any normalisation, divide by 255, or pass uint8"
+                    )
+        elif images.dtype != np.uint8:
+            raise InputError(f"images are {images.dtype}; pass uint8, or float from 0 to 1")
+        return jnp.asarray(images)
+
+
+def _as_used(config, image_size, dtype: str | None):
+    """The config of a run with the image size and dtype that it is to be used with."""
+    config = config.copy_and_resolve_references()
+    if image_size is not None:
+        config.image_size = checked_image_size(image_size, config.model.patch_size)
+        _check_masks(config)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype={dtype!r} is not allowed: {' | '.join(DTYPES)}")
+        config.model.dtype = dtype
+    return config
+
+
+def _check_masks(config) -> None:
+    """Raises InputError where masks of a fixed share would leave no patch visible."""
+    ratio = config.get("mask", {}).get("ratio")
+    if not isinstance(ratio, float):
+        return
+    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    try:
+        masking.num_visible(rows * columns, ratio)
+    except ValueError as error:
+        raise InputError(f"image_size={tuple(config.image_size)}: {error}") from error
+
+
+def checked_image_size(image_size, patch_size: int) -> tuple[int, int]:
+    """An image size as two ints.
+
+    Raises:
+      InputError: it is something else, or no multiple of the patches.
+    """
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) for side in sides):
+        raise InputError(f"image_size={image_size!r} must be (height, width) in pixels")
+    if any(side < 1 or side % patch_size for side in sides):
+        near = tuple(max(1, round(side / patch_size)) * patch_size for side in sides)
+        raise InputError(
+            f"image_size={sides} is no multiple of the patches of {patch_size} pixels; "
+            f"the nearest is {near}"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _resized(params, extra, config, image_size: tuple[int, int]):
+    """(params, extra, how in words) with positions for another image size.
+
+    Fixed positions, which are no parameters at the run's own size, stand among them afterwards, see
+    `vit.fixed_or_given`.
+    """
+    old, new = (
+        patches.grid_shape(tuple(size), config.model.patch_size)
+        for size in (config.image_size, image_size)
+    )
+    how = "learned positions resized"
+    if config.get("method") == "mae":
+        how = "fixed positions resized, the decoder's as well"
+        widths = {"encoder": SIZES[config.model.size].width, "decoder": config.model.decoder_width}
+        tables = {part: patches.fixed_positions(old, width) for part, width in widths.items()}
+        params = params | {part: {**params[part], "positions": tables[part]} for part in tables}
+
+    def resize(path, leaf):
+        if getattr(path[-1], "key", None) != "positions":
+            return leaf
+        return np.asarray(patches.resize_positions(jnp.asarray(leaf), old, new, 0.0))
+
+    params, extra = jax.tree_util.tree_map_with_path(resize, (params, extra))
+    return (
+        params,
+        extra,
+        (
+            f"images of {image_size[0]}x{image_size[1]}, the run's are "
+            f"{config.image_size[0]}x{config.image_size[1]}: {how}"
+        ),
+    )
+
+
+def load_run(
+    workdir: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dtype: str | None = None,
+) -> Run:
+    """Loads the newest checkpoint of a run.
+
+    Args:
+      workdir: what train.py wrote, the `eval_finetune/seed-N` of a fine-tuning, or what
+        `dppmask_jax.weights` imported.
+      image_size, dtype: see `Run`.
+
+    Raises:
+      InputError: there is no checkpoint in `workdir`, or one of something else; or see `Run`.
+    """
+    meta, state, step = checkpoint.read_newest(workdir)
+    config = workdir_files.from_json(meta.get("config", {}))
+    if kind_of(config) is None:
+        raise InputError(
+            f"the checkpoint in {workdir} is neither a pre-training run nor a fine-tuning; name a "
+            "workdir that train.py wrote, or the seed-N folder of a fine-tuning"
+        )
+    return Run(
+        config,
+        state["params"],
+        state.get("extra", {}),
+        step,
+        image_size=image_size,
+        dtype=dtype,
+        history=meta.get("history", ()),
+        data_identity=meta.get("data_identity"),
+    )
+
+
+def open_data(config):
+    """(training source, validation source or None) of a config's data, of `data.classes` only.
+
+    Raises:
+      InputError: a missing, empty or unprepared source, or classes that it lacks.
+    """
+    data = config.data
+    names = class_list(data.classes) if data.classes else ()
+    splits = opening.open_splits(
+        data.source,
+        data_dir=data.dir or None,
+        val_fraction=data.val_fraction,
+        grey_range=grey_range(data.range),
+    )
+    if not names:
+        return splits
+    where = f"config.data.classes={data.classes}"
+    return tuple(split and only_classes(split, names, where) for split in splits)
+
+
+class Encoder:
+    """A trained encoder. Call it with images.
+
+    Attributes:
+      image_size: (height, width) it takes.
+      grid: (rows, columns) of patches.
+      width: number of channels D of its outputs.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self.image_size = run.image_size
+        self.grid = patches.grid_shape(self.image_size, run.config.model.patch_size)
+        self.width = SIZES[run.config.model.size].width
+
+    def __call__(self, images) -> dict[str, Any]:
+        """
+        Args:
+          images: (B, H, W, 3) uint8, or float from 0 to 1, of `image_size`.
+
+        Returns:
+          {"cls": (B, D), "patches": (B, N, D)} float32, after the final layer norm, all patches
+          visible; patches row by row.
+
+        Raises:
+          InputError: another shape or type, or floats outside [0, 1].
+        """
+        out = self._run.encode(images)
+        return {"cls": out["cls"], "patches": out["patches"]}
+
+
+def load_encoder(
+    workdir: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dtype: str | None = None,
+) -> Encoder:
+    """The encoder of a run's newest checkpoint.
+
+    Args:
+      workdir: as for `load_run`.
+      image_size: (height, width) of the images to come, multiples of the patches; None is the
+        run's. Positions are resized for it, see `Run`.
+      dtype: of matrix products, "float32" or "bfloat16"; None is the run's. Parameters and outputs
+        are float32.
+
+    Raises:
+      InputError: there is no checkpoint in `workdir`, or another size or dtype.
+    """
+    return Encoder(load_run(workdir, image_size=image_size, dtype=dtype))
