@@ -1,18 +1,21 @@
-"""What values a config field may take, in words that an error can print."""
+"""Config fields: the default, the meaning, and what values are allowed, in words for errors.
+
+The fields stand in the files that read them, as literal dicts of `Field`, and `config` collects
+them. This file needs the standard library alone, as `masking` has fields too.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dppmask_jax.errors import InputError
 
-_LARGEST = float(np.finfo(np.float32).max)
-_SMALLEST = float(np.finfo(np.float32).tiny)  # devices take what is smaller for 0
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+_SMALLEST = 2.0**-126  # of float32; devices take what is smaller for 0
 
 
 class Rule(NamedTuple):
@@ -22,6 +25,29 @@ class Rule(NamedTuple):
     allowed: str
 
 
+class Field(NamedTuple):
+    """A field of a config; its full dotted name is its key in the dict of its owner.
+
+    Attributes:
+      default: the value where no recipe and no flag says otherwise.
+      rule: the values that are allowed.
+      note: the meaning, in one short line.
+      fixed: whether it is part of the model's shape, and so never changes in a run.
+      free: why it may change while a run goes on. "": it may not, as steps depend on it. "carried
+        out": how the work is done and written down. "spaced": when a run is measured. "measured":
+        what the measures mean. "regrouped": how a mean is split up, which rounding alone shows.
+      in_epochs: whether it counts epochs: at most those of the run, and scaled by the argument
+        `epochs` of a config file.
+    """
+
+    default: Any
+    rule: Rule
+    note: str
+    fixed: bool = False
+    free: str = ""
+    in_epochs: bool = False
+
+
 def is_whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -29,6 +55,10 @@ def is_whole(value) -> bool:
 def is_number(value) -> bool:
     """Whether a value is an int or float that float32 can hold."""
     return (is_whole(value) or isinstance(value, float)) and abs(value) <= _LARGEST
+
+
+def _as_float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Rule:
@@ -95,7 +125,8 @@ def is_text(value) -> bool:
 TEXT = Rule(is_text, "a text on one line")
 FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 fraction_below_1 = Rule(
-    lambda v: is_number(v) and v >= 0 and np.float32(v) < 1, "a number from 0 to below 1 (float32)"
+    lambda value: is_number(value) and value >= 0 and _as_float32(value) < 1,
+    "a number from 0 to below 1 (float32)",
 )
 SOURCE = Rule(
     lambda value: (
