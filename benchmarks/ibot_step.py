@@ -43,6 +43,7 @@ def random_batch(config, size):
     batch = {
         "global_views": images(2, config.image_size),
         "index": np.arange(size, dtype=np.int32),
+        "row": np.arange(size, dtype=np.int32),
         "label": np.zeros(size, np.int32),
         "bad": np.zeros(size, bool),
     }

@@ -165,7 +165,7 @@ def _abstract_batch(method, config, devices: int):
     file = io.BytesIO()
     Image.new("RGB", (config.image_size[1], config.image_size[0])).save(file, "PNG")
     example = method.example(file.getvalue(), np.random.default_rng(0))
-    example |= {"label": np.int32(0), "index": np.int32(0), "bad": np.bool_(False)}
+    example |= dict.fromkeys(("label", "index", "row"), np.int32(0)) | {"bad": np.bool_(False)}
     share = config.batch_size // devices
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((devices, share, *x.shape), x.dtype), example

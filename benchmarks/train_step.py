@@ -66,6 +66,7 @@ def our_step(config, images):
     batch = {
         "image": images,
         "index": np.arange(size, dtype=np.int32),
+        "row": np.arange(size, dtype=np.int32),
         "label": np.zeros(size, np.int32),
         "bad": np.zeros(size, bool),
     }

@@ -67,7 +67,8 @@ def test_every_preset_can_be_built(module, argument):
     method = pretrain.method_from(config, plan)
     optimizer = pretrain.optimizer_from(config, method, plan)
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
-    example = method.example(encoded_image(), np.random.default_rng(0)) | {"index": np.int32(0)}
+    example = method.example(encoded_image(), np.random.default_rng(0))
+    example |= {"index": np.int32(0), "row": np.int32(0)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), example)
     (loss, _), grads = jax.eval_shape(
         jax.value_and_grad(method.loss, has_aux=True),

@@ -112,7 +112,7 @@ def trace_a_step(method, optimizer, batch_size):
     """Shapes only, after a real crop of a real image."""
     state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
     example = method.example(encoded_image(), np.random.default_rng(0))
-    example |= {"index": np.int32(0), "label": np.int32(1)}
+    example |= {"index": np.int32(0), "row": np.int32(0), "label": np.int32(1)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), example)
 
     def step(state, batch):

@@ -94,13 +94,15 @@ def drawn(batches):
 def test_batches_have_the_promised_arrays():
     source = make_source()
     first, second = stream(source, 2, example=single((8, 10)))
-    assert set(first) == {"image", "label", "index", "bad"}
+    assert set(first) == {"image", "label", "index", "row", "bad"}
     assert first["image"].shape == (6, 8, 10, 3) and first["image"].dtype == np.uint8
     assert first["label"].dtype == first["index"].dtype == np.int32
     assert first["bad"].dtype == np.bool_ and not first["bad"].any()
     np.testing.assert_array_equal(first["index"], np.arange(6))
     np.testing.assert_array_equal(second["index"], np.arange(6, 12))
     np.testing.assert_array_equal(first["label"], drawn([first]) % 3)
+    assert second["row"].dtype == np.int32
+    np.testing.assert_array_equal(second["row"], drawn([second]))
 
 
 def test_every_epoch_is_another_permutation():
@@ -200,7 +202,7 @@ def test_several_views_of_each_image():
     options = {"example": example, "batch_size": 64, "start_step": 1}
     whole = stream(source, 3, **options)
     batch = whole[1]
-    assert set(batch) == {"global_views", "local_views", "label", "index", "bad"}
+    assert set(batch) == {"global_views", "local_views", "label", "index", "row", "bad"}
     assert batch["global_views"].shape == (64, 2, 8, 8, 3)
     assert batch["local_views"].shape == (64, 3, 4, 4, 3)
     for i, position in enumerate(batch["index"]):
@@ -243,6 +245,7 @@ def test_unreadable_image_is_replaced_flagged_and_named_once(workers):
     for batch, other in zip(batches, clean, strict=True):
         np.testing.assert_array_equal(batch["index"], other["index"])
         np.testing.assert_array_equal(batch["label"], drawn([batch]) % 3)
+        np.testing.assert_array_equal(batch["row"], drawn([batch]))
         keep = ~batch["bad"]
         np.testing.assert_array_equal(batch["image"][keep], other["image"][keep])
     assert sorted(lines) == [

@@ -43,6 +43,7 @@ def batch_of(size=4, first=0, num_local=2):
         "local_views": rng.integers(0, 256, (size, num_local, 8, 8, 3), dtype=np.uint8),
         "label": np.zeros(size, np.int32),
         "index": np.arange(first, first + size, dtype=np.int32),
+        "row": np.arange(first, first + size, dtype=np.int32),
         "bad": np.zeros(size, bool),
     }
     return batch if num_local else {k: v for k, v in batch.items() if k != "local_views"}

@@ -21,6 +21,7 @@ def batch_of(size=8, seed=0, first=0):
         "image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
         "label": np.zeros(size, np.int32),
         "index": np.arange(first, first + size, dtype=np.int32),
+        "row": np.arange(first, first + size, dtype=np.int32),
         "bad": np.zeros(size, bool),
     }
 

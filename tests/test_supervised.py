@@ -63,6 +63,7 @@ def batch_of(size=8, several=False):
         "image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
         "label": label.astype(np.int32),
         "index": np.arange(size, dtype=np.int32),
+        "row": np.arange(size, dtype=np.int32),
         "bad": np.zeros(size, bool),
     }
 

@@ -108,8 +108,9 @@ def train_stream(
       The arrays of `example`, each with a leading axis of b = batch_size / num_shards; "label" (b,)
       int32, -1 where there is none, or (b, C) int32 where the source's labels are C numbers;
       "index" (b,) int32, the example's position in the stream (step * batch_size + place in the
-      batch, modulo 2**31); "bad" (b,) bool, whether another image stands here because the one drawn
-      is unreadable (the next readable one in the source's order).
+      batch, modulo 2**31); "row" (b,) int32, the number of its image in the source; "bad" (b,)
+      bool, whether that is another one than was drawn, which is unreadable (the next readable one
+      in the source's order).
 
     Raises:
       InputError: while iterating, where a thousand images in a row (or all) are unreadable.
@@ -250,6 +251,7 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
             **arrays,
             "label": np.asarray(label, np.int32),
             "index": np.int32(position % 2**31),
+            "row": np.int32(index),
             "bad": np.bool_(step > 0),
             "wanted": np.int64(wanted),
             "reason": _kept(reason),

@@ -11,8 +11,9 @@ class Method(NamedTuple):
     """A record of pure functions; `loop.make_step` trains any of them.
 
     Shapes: B examples; `batch` holds what `example` made, each array with a leading B, "label"
-    int32 (B,), "index" int32 (B,), the position of each example in the stream, and "bad" bool
-    (B,), whether another image stands in for an unreadable one.
+    int32 (B,), "index" int32 (B,), the position of each example in the stream, "row" int32 (B,),
+    the number of its image in the source, and "bad" bool (B,), whether that image stands in for an
+    unreadable one.
     """
 
     example: Callable[[bytes, Any], dict[str, Any]]
