@@ -211,7 +211,7 @@ def test_blocks_are_reproducible_and_per_image():
     counts = np.full(8, 100, np.int32)
     together = block(keys, (14, 14), counts)
     again = block(keys, (14, 14), counts)
-    for first, second in zip(together, again, strict=True):
+    for first, second in zip(*map(jax.tree.leaves, (together, again)), strict=True):
         assert np.array_equal(first, second)
     alone = jax.vmap(lambda key: masking.block(key, (14, 14), 100))(keys[3:4])
     assert np.array_equal(alone.order[0], together.order[3])
@@ -260,12 +260,12 @@ def make_images(batch, height, width, seed=11):
 def test_export_in_pieces_equals_export_at_once(strategy):
     images = make_images(70, 64, 96)
     whole = masking.export_masks(images, strategy=strategy)
-    assert all(type(leaf) is np.ndarray for leaf in whole)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(whole))
     assert whole.mask.shape == (70, 24)
     check_mask(whole, 6)
     for first, last in [(0, 10), (60, 70)]:  # of one size: one compilation
         piece = masking.export_masks(images[first:last], strategy=strategy, start_index=first)
-        for got, want in zip(piece, whole, strict=True):
+        for got, want in zip(*map(jax.tree.leaves, (piece, whole)), strict=True):
             assert np.array_equal(got, want[first:last])
     other = masking.export_masks(images, strategy=strategy, seed=1)
     assert np.mean(np.any(other.mask != whole.mask, axis=1)) > 0.8
@@ -353,10 +353,11 @@ def test_export_sees_embedding_and_position_by_default():
         ({"features": np.zeros((2, 23, 6))}, "features must be"),
         ({"features": np.zeros((2, 24, 6), complex)}, "features must be real"),
         ({"features": np.full((2, 24, 6), None)}, "features must be real"),
-        ({"normalize": "l1"}, "'l2', 'center' or 'standardize'"),
-        ({"kernel": "laplace"}, "'gaussian' or 'cosine'"),
+        ({"normalize": "l1"}, r"normalize must be l2 \| center \| standardize"),
+        ({"kernel": "laplace"}, r"kernel must be gaussian \| cosine"),
         ({"bandwidth": 0.0}, "bandwidth must be"),
-        ({"threshold_on": "d3"}, "'d2' or 'd'"),
+        ({"threshold_on": "d3"}, r"threshold_on must be d2 \| d"),
+        ({"strategy": "attention"}, "needs attention, which images alone do not show"),
     ],
 )
 def test_export_rejects(change, message):
@@ -364,3 +365,10 @@ def test_export_rejects(change, message):
     with pytest.raises(ValueError, match=message) as error:
         masking.export_masks(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_export_takes_the_fields_of_its_strategy_by_name():
+    images = np.zeros((1, 64, 96, 3), np.uint8)
+    masking.export_masks(images, strategy="random", tau=np.float32(0.5), attention="low")
+    with pytest.raises(TypeError, match="no argument 'bandwith'; did you mean bandwidth?"):
+        masking.export_masks(images, bandwith=1.0)

@@ -60,7 +60,12 @@ def test_exported_masks_are_the_same_under_any_settings(settings):
                 make_images(), patch_size=8, ratio=0.6, tau=0.6, strategy=strategy, seed=seed
             )
             assert mask.order.tolist() == orders, (strategy, seed)
-            assert [leaf.dtype for leaf in mask] == [np.int32, np.bool_, np.int32, np.int32]
+            assert [leaf.dtype for leaf in jax.tree.leaves(mask)] == [
+                np.int32,
+                np.bool_,
+                np.int32,
+                np.int32,
+            ]
 
 
 def everything(key, features, tau, count):

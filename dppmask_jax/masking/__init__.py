@@ -1,23 +1,33 @@
 """Which patches of an image are masked, as pure functions of an explicit key."""
 
+from dppmask_jax.masking.attmask import attention
 from dppmask_jax.masking.base import (
     Mask,
-    attention,
-    block,
-    dpp,
+    Masker,
+    MaskerKind,
+    Seen,
+    draw_num_masked,
     draw_ratio,
-    export_masks,
     num_masked,
     num_visible,
-    random,
     ratio_range,
 )
+from dppmask_jax.masking.blocks import block
+from dppmask_jax.masking.export import export_masks
+from dppmask_jax.masking.greedy_dpp import dpp
+from dppmask_jax.masking.kinds import MASKERS
+from dppmask_jax.masking.random_patches import random
 
 __all__ = [
+    "MASKERS",
     "Mask",
+    "Masker",
+    "MaskerKind",
+    "Seen",
     "attention",
     "block",
     "dpp",
+    "draw_num_masked",
     "draw_ratio",
     "export_masks",
     "num_masked",
