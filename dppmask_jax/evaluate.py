@@ -22,8 +22,7 @@ from dppmask_jax.evals import (
 )
 from dppmask_jax.evals.base import Evaluation, Result
 from dppmask_jax.fields import flatten
-from dppmask_jax.figures.writing import run_labels
-from dppmask_jax.runs import history
+from dppmask_jax.runs import comparable, history
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.run import Run, checked_image_size, load_run, open_data
 
@@ -133,7 +132,7 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
     if None in rows or not parallel.is_main():
         return
     columns = dict.fromkeys(name for row in rows for name in row)
-    labels = run_labels(folders)
+    labels = comparable.labels(folders)
     table = [("run", "step", *columns)]
     for label, outcome, row in zip(labels, outcomes, rows, strict=True):
         table.append((label, f"{outcome.run.step:,}", *(row.get(name, "") for name in columns)))

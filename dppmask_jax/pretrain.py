@@ -18,7 +18,8 @@ from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.evals import probe
-from dppmask_jax.figures import writing
+from dppmask_jax.figures.curves import write_curves
+from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.methods import METHODS
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.runs import checkpoint, history, metrics, workdir
@@ -390,8 +391,8 @@ def _draw(config, folder, state) -> list[Path]:
     run = Run(config, *parallel.to_host((state.params, state.extra)), int(state.step))
     out = folder / "figures"
     paths = [
-        *writing.write_run_figures(out, run, run.example_images(config.evaluate.figure_images)),
-        writing.write_curves(out, folder / "metrics.jsonl"),
+        *write_run_figures(out, run, run.example_images(config.evaluate.figure_images)),
+        write_curves(out, folder / "metrics.jsonl"),
     ]
     metrics.show_figures(folder, run.step, paths)
     return paths

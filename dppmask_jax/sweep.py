@@ -46,7 +46,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation, percent
 from dppmask_jax.fields import flatten
-from dppmask_jax.figures import writing
+from dppmask_jax.figures.sweep import write_sweep_figure
 from dppmask_jax.runs import comparable, history, metrics, workdir
 from dppmask_jax.runs.run import open_data
 from dppmask_jax.scores.uncertainty import standard_error
@@ -574,7 +574,7 @@ def _hashable(value):
 def _draw(folder: Path, records: Sequence[dict]) -> Path:
     first = _shown_fields(records)[0]
     name = records[0]["evaluation"]["score"]["name"]
-    return writing.write_sweep_figure(
+    return write_sweep_figure(
         folder / "figures",
         sweep_lines(records),
         _AXES.get(first, first),

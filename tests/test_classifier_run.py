@@ -19,7 +19,7 @@ from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.seeds import folder_of
 from dppmask_jax.evals.starting_head import head_for
-from dppmask_jax.figures import writing
+from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.vit import SIZES, Size
@@ -295,7 +295,7 @@ def test_what_a_classifier_cannot_do_is_said_in_one_line(imported, mae_run, tmp_
     cases = [
         (lambda: evaluate.evaluate(tiny.evaluation("task=reconstruct"), imported, tmp_path / "new"),
          "a classifier run reconstructs no pixels"),
-        (lambda: writing.main([f"--workdir={imported}"]), "masks nothing"),
+        (lambda: figures.main([f"--workdir={imported}"]), "masks nothing"),
         (lambda: pretrain.train(into_mae, tmp_path / "new"), "configs/ibot.py"),
         (lambda: check(tiny.evaluation("task=finetune")), "config.task=finetune is for eval.py"),
         (lambda: found(imported, tmp_path / "new", data__source=""), "say where the images are"),

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dppmask_jax.figures import drawing
+from dppmask_jax.figures import attention as attention_figure
+from dppmask_jax.figures import axes as axes_of_figures
+from dppmask_jax.figures import curves, panels
+from dppmask_jax.figures import masks as masks_figure
+from dppmask_jax.figures import tau as tau_figure
 
 
 def _noise(*shape):
@@ -55,9 +59,9 @@ def test_a_mask_panel_outlines_exactly_the_chosen_patches():
     image = _noise(16, 24, 3)  # a grid of 2 x 3 patches of 8 pixels
     mask = _masked_except(6, 1, 3, 5)
     red, blue = np.array([False, True] + [False] * 4), np.array([False] * 5 + [True])
-    panel = drawing.mask_panel(image, mask, 8, [((255, 0, 0), red), ((0, 0, 255), blue)], scale=4)
+    panel = panels.mask_panel(image, mask, 8, [((255, 0, 0), red), ((0, 0, 255), blue)], scale=4)
     assert panel.shape == (64, 96, 3) and panel.dtype == np.uint8
-    line = drawing.outline_width(32)
+    line = panels.outline_width(32)
     assert line == 3
     large = image.repeat(4, axis=0).repeat(4, axis=1)
 
@@ -78,54 +82,54 @@ def test_a_mask_panel_outlines_exactly_the_chosen_patches():
 
 
 def test_tiny_patches_keep_their_middle():
-    assert drawing.outline_width(8) == 2
-    assert drawing.outline_width(4) == 1
-    assert drawing.outline_width(2) == 1
+    assert panels.outline_width(8) == 2
+    assert panels.outline_width(4) == 1
+    assert panels.outline_width(2) == 1
 
 
 def test_a_mask_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"2x3 patches"):
-        drawing.mask_panel(_noise(16, 24, 3), np.ones(7, bool), 8)
+        panels.mask_panel(_noise(16, 24, 3), np.ones(7, bool), 8)
 
 
 def _shown(name, mask, reconstruction=None):
-    return drawing.Shown(name, f"{name} mask", mask, ["caption"] * len(mask), reconstruction)
+    return masks_figure.Shown(name, f"{name} mask", mask, ["caption"] * len(mask), reconstruction)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 40), (48, 24)])
 def test_draw_masks_colours_what_only_one_mask_shows(size, monkeypatch):
-    monkeypatch.setattr(drawing, "_PANEL", 120)  # smaller, to be found faster
+    monkeypatch.setattr(masks_figure, "PANEL", 120)  # smaller, to be found faster
     height, width = size
     num_patches = (height // 8) * (width // 8)
     images, first, second = _noise(3, 2, height, width, 3)
     random_mask = np.stack([_masked_except(num_patches, 0, 2), _masked_except(num_patches, 1, 3)])
     dpp_mask = np.stack([_masked_except(num_patches, 2, 4), _masked_except(num_patches, 0, 5)])
     shown = [_shown("random", random_mask, first), _shown("DPP", dpp_mask, second)]
-    canvas = _pixels(drawing.draw_masks(images, shown, 8))
+    canvas = _pixels(masks_figure.draw_masks(images, shown, 8))
 
     def flags(*chosen):
         return ~_masked_except(num_patches, *chosen)
 
-    scale = drawing.panel_scale(width, 120)
-    white, red, blue = drawing.BOTH, drawing.RANDOM_ONLY, drawing.DPP_ONLY
+    scale = panels.panel_scale(width, 120)
+    white, red, blue = panels.BOTH, masks_figure.RANDOM_ONLY, masks_figure.DPP_ONLY
     expected = [
         [
-            drawing.enlarge(images[0], scale),
-            drawing.mask_panel(
+            panels.enlarge(images[0], scale),
+            panels.mask_panel(
                 images[0], random_mask[0], 8, [(white, flags(2)), (red, flags(0))], scale
             ),
-            drawing.mask_panel(
+            panels.mask_panel(
                 images[0], dpp_mask[0], 8, [(white, flags(2)), (blue, flags(4))], scale
             ),
-            drawing.enlarge(first[0], scale),
-            drawing.enlarge(second[0], scale),
+            panels.enlarge(first[0], scale),
+            panels.enlarge(second[0], scale),
         ],
         [
-            drawing.enlarge(images[1], scale),
-            drawing.mask_panel(images[1], random_mask[1], 8, [(red, flags(1, 3))], scale),
-            drawing.mask_panel(images[1], dpp_mask[1], 8, [(blue, flags(0, 5))], scale),
-            drawing.enlarge(first[1], scale),
-            drawing.enlarge(second[1], scale),
+            panels.enlarge(images[1], scale),
+            panels.mask_panel(images[1], random_mask[1], 8, [(red, flags(1, 3))], scale),
+            panels.mask_panel(images[1], dpp_mask[1], 8, [(blue, flags(0, 5))], scale),
+            panels.enlarge(first[1], scale),
+            panels.enlarge(second[1], scale),
         ],
     ]
     places = [[_find(canvas, panel) for panel in row] for row in expected]
@@ -139,20 +143,20 @@ def test_draw_masks_colours_what_only_one_mask_shows(size, monkeypatch):
 
 
 def test_three_masks_without_reconstructions(monkeypatch):
-    monkeypatch.setattr(drawing, "_PANEL", 64)
+    monkeypatch.setattr(masks_figure, "PANEL", 64)
     images = _noise(1, 32, 32, 3)
     masks = {
         name: _masked_except(16, 7, own)[None] for name, own in (("random", 1), ("DPP", 1),
                                                                  ("block", 3))
     }  # fmt: skip
-    figure = drawing.draw_masks(images, [_shown(*item) for item in masks.items()], 8, "a note")
+    figure = masks_figure.draw_masks(images, [_shown(*item) for item in masks.items()], 8, "a note")
     canvas = _pixels(figure)
     for name, mask in masks.items():
         outlines = [
-            (drawing.BOTH, ~_masked_except(16, 7)),
-            (drawing.COLORS[name], ~_masked_except(16, 3 if name == "block" else 1)),
+            (panels.BOTH, ~_masked_except(16, 7)),
+            (masks_figure.COLORS[name], ~_masked_except(16, 3 if name == "block" else 1)),
         ]
-        assert len(_find(canvas, drawing.mask_panel(images[0], mask[0], 8, outlines, 2))) == 1
+        assert len(_find(canvas, panels.mask_panel(images[0], mask[0], 8, outlines, 2))) == 1
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words[:4] == ["Original", "random mask", "DPP mask", "block mask"]
     assert words[-5:] == ["visible in all", "random", "DPP", "block", "a note"]
@@ -163,7 +167,7 @@ def test_a_saved_figure_has_the_same_pixels_and_no_text_is_cut(tmp_path):
     images = _noise(1, 32, 32, 3)
     mask = _masked_except(16, 0, 5)[None]
     shown = [_shown(name, mask, images) for name in ("random", "DPP")]
-    figure = drawing.draw_masks(images, shown, 8)
+    figure = masks_figure.draw_masks(images, shown, 8)
     figure.savefig(tmp_path / "masks.png")
     with Image.open(tmp_path / "masks.png") as saved:
         np.testing.assert_array_equal(np.asarray(saved.convert("RGB")), _pixels(figure))
@@ -174,10 +178,10 @@ def test_draw_tau_tells_greedy_picks_from_the_fill():
     images = _noise(1, 32, 32, 3)
     masks = {1.0: _masked_except(16, 1, 2)[None], 0.0: _masked_except(16, 1, 9)[None]}
     greedy = {1.0: np.zeros((1, 16), bool), 0.0: ~masks[0.0]}
-    figure = drawing.draw_tau(images, masks, greedy, 8)
-    canvas, scale = _pixels(figure), drawing.panel_scale(32, drawing._PANEL)
-    for tau, color in ((0.0, drawing.GREEDY), (1.0, drawing.FILL)):
-        panel = drawing.mask_panel(images[0], masks[tau][0], 8, [(color, ~masks[tau][0])], scale)
+    figure = tau_figure.draw_tau(images, masks, greedy, 8)
+    canvas, scale = _pixels(figure), panels.panel_scale(32, panels.PANEL)
+    for tau, color in ((0.0, tau_figure.GREEDY), (1.0, tau_figure.FILL)):
+        panel = panels.mask_panel(images[0], masks[tau][0], 8, [(color, ~masks[tau][0])], scale)
         assert len(_find(canvas, panel)) == 1
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words.index("τ = 0 (DPP)") < words.index("τ = 1 (random)")
@@ -188,9 +192,9 @@ def test_figures_of_unequal_length_are_refused():
     images = _noise(2, 16, 16, 3)
     mask = np.ones((1, 4), bool)
     with pytest.raises(ValueError, match="mask of DPP mask has 1 rows for 2 images"):
-        drawing.draw_masks(images, [_shown("DPP", mask)], 8)
+        masks_figure.draw_masks(images, [_shown("DPP", mask)], 8)
     with pytest.raises(ValueError, match="no image"):
-        drawing.draw_tau(images[:0], {0.5: mask[:0]}, {0.5: mask[:0]}, 8)
+        tau_figure.draw_tau(images[:0], {0.5: mask[:0]}, {0.5: mask[:0]}, 8)
 
 
 # Attention.
@@ -198,7 +202,7 @@ def test_figures_of_unequal_length_are_refused():
 
 def test_an_attention_panel_is_brightest_where_the_weight_is_largest():
     weights = np.linspace(0.0, 0.1, 6)[[3, 1, 5, 0, 4, 2]]  # a grid of 2 x 3
-    panel = drawing.attention_panel(weights, (2, 3), 4)
+    panel = panels.attention_panel(weights, (2, 3), 4)
     assert panel.shape == (8, 12, 3) and panel.dtype == np.uint8
     patches = panel.reshape(2, 4, 3, 4, 3).transpose(0, 2, 1, 3, 4).reshape(6, 16, 3)
     assert (patches == patches[:, :1]).all()  # one colour a patch
@@ -206,21 +210,21 @@ def test_an_attention_panel_is_brightest_where_the_weight_is_largest():
     np.testing.assert_array_equal(np.argsort(light), np.argsort(weights))
     assert light[2] > 230 and light[3] < 5
     # each map has its own scale, nothing may be infinite, and no attention at all is black
-    np.testing.assert_array_equal(drawing.attention_panel(7 * weights, (2, 3), 4), panel)
+    np.testing.assert_array_equal(panels.attention_panel(7 * weights, (2, 3), 4), panel)
     np.testing.assert_array_equal(
-        drawing.attention_panel([np.nan, np.inf, 1.0], (1, 3), 2),
-        drawing.attention_panel([0.0, 0.0, 0.5], (1, 3), 2),
+        panels.attention_panel([np.nan, np.inf, 1.0], (1, 3), 2),
+        panels.attention_panel([0.0, 0.0, 0.5], (1, 3), 2),
     )
-    assert (drawing.attention_panel(np.zeros(6), (2, 3), 4) < 5).all()
+    assert (panels.attention_panel(np.zeros(6), (2, 3), 4) < 5).all()
 
 
 def test_the_border_runs_between_masked_and_visible():
     panel = np.full((8, 12, 3), 9, np.uint8)  # a grid of 2 x 3 patches of 4 pixels
-    edged = drawing.border(panel, _masked_except(6, 0), (2, 3))
+    edged = panels.border(panel, _masked_except(6, 0), (2, 3))
     white = np.zeros((8, 12), bool)
     white[3:5, 0:4] = white[0:4, 3:5] = True
     assert (edged[white] == 255).all() and (edged[~white] == 9).all() and (panel == 9).all()
-    np.testing.assert_array_equal(drawing.border(panel, np.ones(6, bool), (2, 3)), panel)
+    np.testing.assert_array_equal(panels.border(panel, np.ones(6, bool), (2, 3)), panel)
 
 
 def _attention(images, heads, num_patches):
@@ -229,23 +233,23 @@ def _attention(images, heads, num_patches):
 
 
 def test_draw_attention_sets_maps_and_masks_beside_the_image(monkeypatch):
-    monkeypatch.setattr(drawing, "_SMALL_PANEL", 64)
+    monkeypatch.setattr(attention_figure, "SMALL_PANEL", 64)
     images, attention = _noise(2, 16, 32, 3), _attention(2, 3, 8)
     masks = {
         "One": np.stack([_masked_except(8, 0, 5), _masked_except(8, 2)]),
         "Other": np.stack([_masked_except(8, 1), _masked_except(8, 3, 4, 7)]),
     }
-    figure = drawing.draw_attention(images, attention, masks, 8)
+    figure = attention_figure.draw_attention(images, attention, masks, 8)
     canvas, scale, grid = _pixels(figure), 2, (2, 4)
     corners = []
     for row in range(2):
         expected = [
-            drawing.enlarge(images[row], scale),
-            drawing.attention_panel(attention[row].mean(axis=0), grid, 8 * scale),
-            *(drawing.attention_panel(weights, grid, 8 * scale) for weights in attention[row]),
+            panels.enlarge(images[row], scale),
+            panels.attention_panel(attention[row].mean(axis=0), grid, 8 * scale),
+            *(panels.attention_panel(weights, grid, 8 * scale) for weights in attention[row]),
             *(
-                drawing.border(
-                    drawing.mask_panel(images[row], mask[row], 8, scale=scale), mask[row], grid
+                panels.border(
+                    panels.mask_panel(images[row], mask[row], 8, scale=scale), mask[row], grid
                 )
                 for mask in masks.values()
             ),
@@ -268,9 +272,9 @@ def test_draw_attention_sets_maps_and_masks_beside_the_image(monkeypatch):
 def test_the_attention_map_has_its_maximum_in_the_right_patch():
     image, attention = np.zeros((1, 32, 32, 3), np.uint8), np.full((1, 1, 16), 0.01, np.float32)
     attention[0, 0, 6] = 0.8  # row 1, column 2 of a 4 x 4 grid
-    canvas = _pixels(drawing.draw_attention(image, attention, {}, 8)).astype(int)
-    scale = drawing.panel_scale(32, drawing._SMALL_PANEL)
-    panel = drawing.attention_panel(attention[0, 0], (4, 4), 8 * scale)
+    canvas = _pixels(attention_figure.draw_attention(image, attention, {}, 8)).astype(int)
+    scale = panels.panel_scale(32, panels.SMALL_PANEL)
+    panel = panels.attention_panel(attention[0, 0], (4, 4), 8 * scale)
     found = _find(canvas, panel)
     assert len(found) == 2  # the mean over one head, and the head
     for top, left in found:
@@ -284,7 +288,7 @@ def test_at_most_six_heads_are_drawn_and_no_text_is_cut(heads, shown):
     images, mask = _noise(1, 32, 32, 3), _masked_except(16, 0, 5)[None]
     names = ("Random", "Block", "AttMask\n(high)", "AttMask\n(hint)", "DPP\n(τ = 0.85)")
     names = tuple(f"{name}\n100%" for name in names)
-    figure = drawing.draw_attention(
+    figure = attention_figure.draw_attention(
         images, _attention(1, heads, 16), dict.fromkeys(names, mask), 8, "x"
     )
     words = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
@@ -296,11 +300,11 @@ def test_at_most_six_heads_are_drawn_and_no_text_is_cut(heads, shown):
 def test_attention_of_another_shape_is_refused():
     images, mask = _noise(2, 16, 16, 3), np.ones((2, 4), bool)
     with pytest.raises(ValueError, match="1 rows for 2 images"):
-        drawing.draw_attention(images, np.ones((1, 3, 4)), {}, 8)
+        attention_figure.draw_attention(images, np.ones((1, 3, 4)), {}, 8)
     with pytest.raises(ValueError, match="Random has 1 rows"):
-        drawing.draw_attention(images, np.ones((2, 3, 4)), {"Random": mask[:1]}, 8)
+        attention_figure.draw_attention(images, np.ones((2, 3, 4)), {"Random": mask[:1]}, 8)
     with pytest.raises(ValueError, match="2x2 patches"):
-        drawing.draw_attention(images, np.ones((2, 3, 5)), {}, 8)
+        attention_figure.draw_attention(images, np.ones((2, 3, 5)), {}, 8)
 
 
 # Curves.
@@ -319,16 +323,16 @@ def _titles(figure):
 
 
 def test_curves_show_what_was_logged_and_leave_out_what_was_not():
-    assert len(_titles(drawing.draw_curves(_records()))) == 3
+    assert len(_titles(curves.draw_curves(_records()))) == 3
     unlabelled = [{"step": r["step"], "loss": r["loss"]} for r in _records() if "loss" in r]
-    assert _titles(drawing.draw_curves(unlabelled)) == ["Loss"]
+    assert _titles(curves.draw_curves(unlabelled)) == ["Loss"]
     with pytest.raises(ValueError, match="nothing to draw"):
-        drawing.draw_curves([{"step": 1, "lr": 0.1}])
+        curves.draw_curves([{"step": 1, "lr": 0.1}])
 
 
 def test_curves_hold_the_values_and_skip_what_is_not_finite():
     records = [*_records(), {"step": 9, "loss": None}, {"step": 10, "loss": float("nan")}]
-    loss, knn, picks = drawing.draw_curves(records).axes
+    loss, knn, picks = curves.draw_curves(records).axes
     steps, values = loss.lines[0].get_data()
     np.testing.assert_array_equal(steps, range(1, 9))
     np.testing.assert_allclose(values, 1 / np.arange(1, 9))
@@ -339,7 +343,7 @@ def test_curves_hold_the_values_and_skip_what_is_not_finite():
 
 def test_several_runs_are_overlaid_and_named():
     random = [{k: v for k, v in r.items() if k != "num_greedy"} for r in _records()]
-    figure = drawing.draw_curves({"dpp": _records(), "random": random})
+    figure = curves.draw_curves({"dpp": _records(), "random": random})
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["dpp, train", "dpp, validation", "random, train", "random, validation"]
     assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["dpp"]
@@ -351,7 +355,7 @@ def _probes(*shares, pixels=0.2, images=100):
 
 
 def test_a_knn_accuracy_stands_beside_chance_raw_pixels_and_its_error():
-    (knn,) = drawing.draw_curves(_probes(0.5, 0.6)).axes
+    (knn,) = curves.draw_curves(_probes(0.5, 0.6)).axes
     line, pixels, chance = (list(line.get_ydata()) for line in knn.lines)
     assert (line, pixels, chance) == ([0.5, 0.6], [0.2, 0.2], [0.1, 0.1])
     (band,) = (path.vertices for area in knn.collections for path in area.get_paths())
@@ -360,7 +364,7 @@ def test_a_knn_accuracy_stands_beside_chance_raw_pixels_and_its_error():
     words = [text.get_text() for text in knn.get_legend().get_texts()]
     assert words == ["± standard error, 100 images", "raw pixels", "chance"]
     # what two runs have in common is drawn once, and what they have not in their colours
-    figure = drawing.draw_curves({"a": _probes(0.5), "b": _probes(0.6, pixels=0.3)}, "Not alike.")
+    figure = curves.draw_curves({"a": _probes(0.5), "b": _probes(0.6, pixels=0.3)}, "Not alike.")
     (knn,) = figure.axes
     colors = [line.get_color() for line in knn.lines]
     assert len(colors) == 5 and colors[:2] == colors[2:4] and colors[4] not in colors[:4]
@@ -370,11 +374,11 @@ def test_a_knn_accuracy_stands_beside_chance_raw_pixels_and_its_error():
 
 @pytest.mark.parametrize("shares", [(0.3, 0.305), (0.999, 1.0), (0.0, 0.001), (0.5,), (0.1, 0.9)])
 def test_half_a_point_does_not_fill_an_axis(shares):
-    low, high = drawing.share_limits(shares)
+    low, high = axes_of_figures.share_limits(shares)
     assert 0 <= low <= min(shares) and max(shares) <= high <= 1
     assert high - low >= 0.1 - 1e-9 and high - low < 1.2 * max(0.1, max(shares) - min(shares))
     # without anything to compare with as well
-    (knn,) = drawing.draw_curves([{"step": 1, "knn": share} for share in shares]).axes
+    (knn,) = curves.draw_curves([{"step": 1, "knn": share} for share in shares]).axes
     np.testing.assert_allclose(knn.get_ylim(), (low, high))
 
 
@@ -394,8 +398,8 @@ def _ibot_records(num_steps=8):
 
 
 def test_the_parts_of_a_loss_and_the_entropies_have_panels_of_their_own():
-    figure = drawing.draw_curves(_ibot_records())
-    assert _titles(figure) == ["Loss", drawing.ENTROPY, drawing.KNN]
+    figure = curves.draw_curves(_ibot_records())
+    assert _titles(figure) == ["Loss", curves.ENTROPY, curves.KNN]
     loss, entropy, knn = figure.axes
     last = [line.get_data()[1][-1] for line in loss.lines]
     np.testing.assert_allclose(last, [9.2, 4.0, 5.2])
@@ -408,7 +412,7 @@ def test_the_parts_of_a_loss_and_the_entropies_have_panels_of_their_own():
 
 
 def test_runs_with_parts_are_told_apart_by_colour_and_parts_by_dash():
-    figure = drawing.draw_curves({"a": _ibot_records(), "b": _ibot_records()})
+    figure = curves.draw_curves({"a": _ibot_records(), "b": _ibot_records()})
     figure.canvas.draw()
     width = figure.canvas.get_width_height()[0]
     for axes in figure.axes[:2]:
@@ -426,16 +430,16 @@ def test_runs_with_parts_are_told_apart_by_colour_and_parts_by_dash():
 
 
 def test_runs_of_both_methods_share_the_panels():
-    figure = drawing.draw_curves({"mae": _records(), "ibot": _ibot_records()})
-    assert _titles(figure) == ["Loss", drawing.ENTROPY, drawing.KNN, drawing.PICKS]
+    figure = curves.draw_curves({"mae": _records(), "ibot": _ibot_records()})
+    assert _titles(figure) == ["Loss", curves.ENTROPY, curves.KNN, curves.PICKS]
     assert [len(axes.lines) for axes in figure.axes] == [5, 3, 2, 1]
     words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert words == ["total", "validation", "class token", "patches"]
 
 
 def test_smoothing_keeps_a_constant_and_the_first_value():
-    np.testing.assert_allclose(drawing._smooth(np.full(50, 3.0), 5), 3.0)
+    np.testing.assert_allclose(curves._smooth(np.full(50, 3.0), 5), 3.0)
     values = np.arange(50.0)
-    smooth = drawing._smooth(values, 5)
+    smooth = curves._smooth(values, 5)
     assert smooth[0] == 0.0
     np.testing.assert_allclose(smooth[5:-5], values[5:-5])

@@ -18,7 +18,12 @@ from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import reconstruct
 from dppmask_jax.evals.base import Evaluation
-from dppmask_jax.figures import drawing, writing
+from dppmask_jax.figures import __main__ as command
+from dppmask_jax.figures import attention as attention_figure
+from dppmask_jax.figures import curves, of_run, untrained
+from dppmask_jax.figures import masks as masks_figure
+from dppmask_jax.figures import tau as tau_figure
+from dppmask_jax.figures.images import read_images
 from dppmask_jax.masking import export_masks
 from dppmask_jax.methods import ibot_masks
 from dppmask_jax.runs import comparable
@@ -83,16 +88,16 @@ class _Run:
         return _noise(num, 32, 64, 3)
 
 
-def _spy(monkeypatch, name, draws=False):
-    """The arguments of the next call of a function of `drawing`, as a list to be filled; unless it
+def _spy(monkeypatch, module, name, draws=False):
+    """The arguments of the next call of a function of a module, as a list to be filled; unless it
     `draws`, the figure is left empty, which is faster."""
-    seen, draw = [], getattr(drawing, name)
+    seen, draw = [], getattr(module, name)
 
     def spy(*args):
         seen.extend(args)
         return draw(*args) if draws else Figure((1, 1))
 
-    monkeypatch.setattr(drawing, name, spy)
+    monkeypatch.setattr(module, name, spy)
     return seen
 
 
@@ -109,14 +114,14 @@ def _spy(monkeypatch, name, draws=False):
 )
 def test_a_run_is_drawn_as_far_as_its_method_goes(tmp_path, can_reconstruct, has_attention, names):
     run = _Run(can_reconstruct, has_attention)
-    paths = writing.write_run_figures(tmp_path / "new", run, _noise(1, 32, 64, 3))
+    paths = of_run.write_run_figures(tmp_path / "new", run, _noise(1, 32, 64, 3))
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
 
 
 def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):
-    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau=0.0)
-    assert writing.write_mask_figure(tmp_path, run, _noise(2, 32, 64, 3)).is_file()
+    drawn, run = _spy(monkeypatch, masks_figure, "draw_masks"), _Run(tau=0.0)
+    assert masks_figure.write_mask_figure(tmp_path, run, _noise(2, 32, 64, 3)).is_file()
     _, (of_random, of_dpp), patch_size, _ = drawn
     assert ((~of_random.mask).sum(axis=1) == 8).all() and ((~of_dpp.mask).sum(axis=1) == 8).all()
     assert of_dpp.captions == ["8 DPP + 0 random"] * 2 and patch_size == 8
@@ -141,10 +146,10 @@ def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):
     ],
 )
 def test_the_masks_of_the_run_are_among_those_drawn(tmp_path, monkeypatch, strategy, titles):
-    drawn, images = _spy(monkeypatch, "draw_masks"), _noise(1, 32, 64, 3)
+    drawn, images = _spy(monkeypatch, masks_figure, "draw_masks"), _noise(1, 32, 64, 3)
     ibot = strategy == "attention"
     run = _Run(not ibot, ibot, strategy=strategy, ratio=(0.0, 0.5) if ibot else 0.75)
-    writing.write_mask_figure(tmp_path, run, images)
+    masks_figure.write_mask_figure(tmp_path, run, images)
     _, shown, _, note = drawn
     assert [one.title for one in shown] == titles
     hidden = 16 if ibot else 24
@@ -161,7 +166,7 @@ def test_the_masks_of_the_run_are_among_those_drawn(tmp_path, monkeypatch, strat
 
 def test_an_unknown_strategy_is_not_drawn_as_another(tmp_path):
     with pytest.raises(InputError, match=r"config\.mask\.strategy='spiral'"):
-        writing.write_mask_figure(tmp_path, _Run(strategy="spiral"), _noise(1, 32, 64, 3))
+        masks_figure.write_mask_figure(tmp_path, _Run(strategy="spiral"), _noise(1, 32, 64, 3))
 
 
 @pytest.mark.parametrize(
@@ -175,8 +180,8 @@ def test_an_unknown_strategy_is_not_drawn_as_another(tmp_path):
 def test_the_picture_says_where_brightness_comes_from(
     tmp_path, monkeypatch, norm_pix, borrow, words
 ):
-    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(norm_pix=norm_pix)
-    writing.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3), borrow_statistics=borrow)
+    drawn, run = _spy(monkeypatch, masks_figure, "draw_masks"), _Run(norm_pix=norm_pix)
+    masks_figure.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3), borrow_statistics=borrow)
     assert drawn[-1] == "24 of 32 patches are hidden" + (
         f"; their brightness and contrast are {words}" if words else ""
     )
@@ -187,7 +192,7 @@ def test_the_picture_says_where_brightness_comes_from(
 def test_the_task_draws_the_tau_of_the_run(tmp_path, monkeypatch, given, drawn_at):
     own, seen = "block" if given else "dpp", {}
     monkeypatch.setattr(
-        writing, "write_mask_figure", lambda *args, **settings: seen.update(settings)
+        masks_figure, "write_mask_figure", lambda *args, **settings: seen.update(settings)
     )
     config = tiny.evaluation("task=reconstruct", tau=given, borrow_statistics=given is None)
     run = _Run(tau=0.7, strategy=own)
@@ -200,12 +205,13 @@ def test_the_task_draws_the_tau_of_the_run(tmp_path, monkeypatch, given, drawn_a
 
 
 def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypatch):
-    drawn, by_tau = _spy(monkeypatch, "draw_attention"), _spy(monkeypatch, "draw_tau")
+    drawn = _spy(monkeypatch, attention_figure, "draw_attention")
+    by_tau = _spy(monkeypatch, tau_figure, "draw_tau")
     # one that hides other shares than its recipe
     run = _Run(False, True, ratio=(0.0, 0.75))
     images = _noise(2, 32, 64, 3)
-    assert writing.write_attention_figure(tmp_path, run, images, seed=3).is_file()
-    writing.write_tau_figure(tmp_path, run, images, seed=3)
+    assert attention_figure.write_attention_figure(tmp_path, run, images, seed=3).is_file()
+    tau_figure.write_tau_figure(tmp_path, run, images, seed=3)
     shown, attention, masks, patch_size, note = drawn
     np.testing.assert_array_equal(shown, images)
     np.testing.assert_array_equal(attention, run.attention(images))
@@ -240,8 +246,8 @@ def test_the_shares_are_those_of_the_recipes():
 
 
 def test_the_tau_at_the_end_is_drawn(tmp_path, monkeypatch):
-    drawn, run = _spy(monkeypatch, "draw_masks"), _Run(tau_end=1.0)
-    writing.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3))
+    drawn, run = _spy(monkeypatch, masks_figure, "draw_masks"), _Run(tau_end=1.0)
+    masks_figure.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3))
     of_random, of_dpp = drawn[1]
     assert of_dpp.title == "DPP mask, τ = 1\n(this run)"
     np.testing.assert_array_equal(of_random.mask, of_dpp.mask)
@@ -254,16 +260,16 @@ def _records():
 def test_write_curves_reads_a_run_and_says_what_is_wrong(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in _records()) + '{"step": 9, "l')
-    assert writing.write_curves(tmp_path / "out", path).is_file()
-    assert writing.write_curves(tmp_path / "out", {"a": path, "b": path}).is_file()
+    assert curves.write_curves(tmp_path / "out", path).is_file()
+    assert curves.write_curves(tmp_path / "out", {"a": path, "b": path}).is_file()
     with pytest.raises(InputError, match=r"no .*absent"):
-        writing.write_curves(tmp_path, tmp_path / "absent")
+        curves.write_curves(tmp_path, tmp_path / "absent")
     path.write_text("not json\n" * 2)
     with pytest.raises(InputError, match="damaged"):
-        writing.write_curves(tmp_path, path)
+        curves.write_curves(tmp_path, path)
     path.write_text('{"step": 1, "lr": 0.1}\n')
     with pytest.raises(InputError, match="nothing to draw"):
-        writing.write_curves(tmp_path, path)
+        curves.write_curves(tmp_path, path)
 
 
 # The command.
@@ -276,17 +282,17 @@ def test_read_images_takes_files_and_folders_in_order(tmp_path):
         value = 60 * (1 + ["a.png", "b/1.png", "b/2.png"].index(name))
         Image.new("RGB", (50, 40), (value, 0, 0)).save(path)
     (tmp_path / "b" / "0.txt").write_text("no image")
-    images = writing.read_images([tmp_path / "b", tmp_path / "a.png"], (16, 24), 9)
+    images = read_images([tmp_path / "b", tmp_path / "a.png"], (16, 24), 9)
     assert images.shape == (3, 16, 24, 3) and images.dtype == np.uint8
     assert images[:, 8, 12, 0].tolist() == [120, 180, 60]
-    assert len(writing.read_images([tmp_path], (16, 24), 2)) == 2
+    assert len(read_images([tmp_path], (16, 24), 2)) == 2
     with pytest.raises(InputError, match="no file or folder"):
-        writing.read_images([tmp_path / "absent"], (16, 24), 2)
+        read_images([tmp_path / "absent"], (16, 24), 2)
     with pytest.raises(InputError, match=r"0\.txt is no readable image"):
-        writing.read_images([tmp_path / "b" / "0.txt"], (16, 24), 2)
+        read_images([tmp_path / "b" / "0.txt"], (16, 24), 2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no readable image in"):
-        writing.read_images([tmp_path / "empty"], (16, 24), 2)
+        read_images([tmp_path / "empty"], (16, 24), 2)
 
 
 def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
@@ -294,7 +300,7 @@ def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
     for name in ("mine", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(lines)
-    monkeypatch.setattr(writing, "load_run", lambda workdir, image_size: _Run())
+    monkeypatch.setattr(command, "load_run", lambda workdir, image_size: _Run())
     mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
     configs = [
         {"method": "mae", "mask": {"strategy": strategy, "ratio": 0.75, "tau": tau}}
@@ -302,8 +308,8 @@ def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
     ]
     for name, config in zip(("mine", "other"), configs, strict=True):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-    notes = _spy(monkeypatch, "draw_curves")
-    writing.main(["--workdir", mine, "--compare", other, "--num=2"])
+    notes = _spy(monkeypatch, curves, "draw_curves")
+    command.main(["--workdir", mine, "--compare", other, "--num=2"])
     printed, warned = capsys.readouterr()
     printed = printed.removeprefix("resized").split()
     note = "losses under different masks are not comparable: mask.strategy dpp | random"
@@ -313,18 +319,18 @@ def test_the_command_draws_every_figure(tmp_path, monkeypatch, capsys):
     assert all(Path(path).is_file() for path in printed)
     Image.fromarray(_noise(20, 30, 3)).save(tmp_path / "x.png")
     out = str(tmp_path / "out")
-    writing.main(["--workdir", mine, "--images", str(tmp_path / "x.png"), "--out", out])
+    command.main(["--workdir", mine, "--images", str(tmp_path / "x.png"), "--out", out])
     assert (tmp_path / "out" / "masks.png").is_file()
     with pytest.raises(InputError, match=r"no .*absent"):
-        writing.main(["--workdir", mine, "--compare", str(tmp_path / "absent")])
+        command.main(["--workdir", mine, "--compare", str(tmp_path / "absent")])
     with pytest.raises(InputError, match="--num"):
-        writing.main(["--workdir", mine, "--num=0"])
+        command.main(["--workdir", mine, "--num=0"])
 
 
 def test_a_run_that_was_not_trained_here_is_drawn_without_curves(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(writing, "load_run", lambda workdir, image_size: _Run())
-    monkeypatch.setattr(writing, "write_run_figures", lambda *args, **kwargs: [Path("drawn")])
-    writing.main(["--workdir", str(tmp_path)])
+    monkeypatch.setattr(command, "load_run", lambda workdir, image_size: _Run())
+    monkeypatch.setattr(command, "write_run_figures", lambda *args, **kwargs: [Path("drawn")])
+    command.main(["--workdir", str(tmp_path)])
     assert capsys.readouterr().out.splitlines() == [
         "resized",
         f"no curves: {tmp_path} has no metrics.jsonl, it was not trained here",
@@ -336,14 +342,15 @@ def test_a_run_that_was_not_trained_here_is_drawn_without_curves(tmp_path, monke
 
     monkeypatch.setattr(_Run, "example_images", no_images)
     with pytest.raises(InputError, match="not prepared; or name others: --images"):
-        writing.main(["--workdir", str(tmp_path)])
+        command.main(["--workdir", str(tmp_path)])
 
 
 def test_masks_without_a_run_are_those_that_are_exported(tmp_path, monkeypatch, capsys):
-    masks, by_tau = _spy(monkeypatch, "draw_masks"), _spy(monkeypatch, "draw_tau")
+    masks = _spy(monkeypatch, untrained, "draw_masks")
+    by_tau = _spy(monkeypatch, untrained, "draw_tau")
     Image.fromarray(_noise(16, 24, 3)).save(tmp_path / "x.png")
     flags = ["--images", str(tmp_path / "x.png"), "--out", str(tmp_path / "out"), "--seed=5"]
-    writing.main([*flags, "--image_size=16,24", "--patch_size=4", "--ratio=0.5", "--tau=0.8"])
+    command.main([*flags, "--image_size=16,24", "--patch_size=4", "--ratio=0.5", "--tau=0.8"])
     printed = capsys.readouterr().out.split()
     assert printed == [str(tmp_path / "out" / name) for name in ("masks.png", "tau.png")]
     images, (of_random, of_dpp), patch_size, note = masks
@@ -378,7 +385,7 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch, flags,
     monkeypatch.chdir(tmp_path)
     Image.fromarray(_noise(20, 30, 3)).save("x.png")
     with pytest.raises(InputError, match=words):
-        writing.main(flags)
+        command.main(flags)
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
@@ -417,7 +424,7 @@ def test_what_cannot_be_compared_is_named():
 
 def test_run_labels_are_short_and_distinct():
     def label(*paths):
-        return writing.run_labels([Path(path) for path in paths])
+        return comparable.labels([Path(path) for path in paths])
 
     assert label("/runs/a", "/runs/b") == ["a", "b"]
     assert label("/runs/a/1", "/runs/b/1") == ["a/1", "b/1"]

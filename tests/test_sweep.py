@@ -13,7 +13,7 @@ from PIL import Image
 from configs import eval as eval_config
 from dppmask_jax import evaluate, pretrain, sweep
 from dppmask_jax.errors import InputError
-from dppmask_jax.figures import drawing
+from dppmask_jax.figures import sweep as sweep_figure
 from dppmask_jax.runs import metrics, workdir
 
 GRID = "mask.ratio=0.5,0.75 mask.tau=0.9,1"
@@ -335,26 +335,28 @@ def test_a_score_that_is_no_share_is_shown_as_a_number_and_only_errors_are_expla
     row = sweep._table(points).splitlines()[2]
     assert row.split() == ["0.5", "0.1230", "0.0040", "50.00", "%", "±", "5.00"]
     words = "normalised mutual information, k-means (mean)"
-    axes = drawing.draw_sweep({"": [(0.5, 0.123, None)]}, "", words, in_percent=False).axes[0]
+    axes = sweep_figure.draw_sweep({"": [(0.5, 0.123, None)]}, "", words, in_percent=False).axes[0]
     assert max(map(len, axes.get_ylabel().splitlines())) <= 40, "or it is cut off"
     assert not isinstance(axes.yaxis.get_major_formatter(), PercentFormatter)
 
 
 def test_the_axis_is_of_numbers_or_of_words():
     lines = {"a": [(0.75, 0.2, 0.1), (0.5, 0.1, None)], "b": [(0.6, 0.3, None)]}
-    (axes,) = drawing.draw_sweep(lines, "ratio", "accuracy").axes
+    (axes,) = sweep_figure.draw_sweep(lines, "ratio", "accuracy").axes
     assert list(axes.get_xticks()) == [0.5, 0.6, 0.75]
     assert list(axes.containers[0][0].get_xdata()) == [0.5, 0.75]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("ratio", "accuracy")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
-    (axes,) = drawing.draw_sweep({"": [("random", 0.2, None), ("dpp", 0.1, None)]}, "", "").axes
+    (axes,) = sweep_figure.draw_sweep(
+        {"": [("random", 0.2, None), ("dpp", 0.1, None)]}, "", ""
+    ).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["random", "dpp"]
     assert axes.get_legend() is None
     baselines = {
         "chance": [(0.5, 0.1), (0.6, 0.1), (0.75, 0.1)],
         "pixels": [(0.75, 0.3), (0.5, 0.4)],
     }
-    figure = drawing.draw_sweep(lines, "ratio", "accuracy", baselines, "1 run a point")
+    figure = sweep_figure.draw_sweep(lines, "ratio", "accuracy", baselines, "1 run a point")
     (axes,) = figure.axes
     chance, pixels = (next(line for line in axes.lines if line.get_label() == name)
                       for name in baselines)  # fmt: skip
@@ -362,7 +364,7 @@ def test_the_axis_is_of_numbers_or_of_words():
     assert axes.get_ylim()[0] < 0.1 and axes.get_ylim()[1] > 0.4
     assert figure.get_supxlabel() == "1 run a point"
     with pytest.raises(ValueError, match="nothing to draw"):
-        drawing.draw_sweep({}, "", "")
+        sweep_figure.draw_sweep({}, "", "")
 
 
 def _command(folder, *extra):

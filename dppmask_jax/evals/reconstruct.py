@@ -6,7 +6,8 @@ from dppmask_jax import parallel, paths
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result
 from dppmask_jax.fields import grey_range
-from dppmask_jax.figures import writing
+from dppmask_jax.figures import masks, run_masks
+from dppmask_jax.figures.images import read_images
 
 _NAME = "reconstruct.png"
 
@@ -25,9 +26,9 @@ def run(evaluation: Evaluation) -> Result:
     images = _images(evaluation)
     out = evaluation.folder / "figures"
     path = out / _NAME
-    tau = writing.tau_of(run) if config.tau is None else config.tau
+    tau = run_masks.tau_of(run) if config.tau is None else config.tau
     if parallel.is_main():
-        writing.write_mask_figure(
+        masks.write_mask_figure(
             out,
             run,
             images,
@@ -37,7 +38,7 @@ def run(evaluation: Evaluation) -> Result:
             name=_NAME,
         )
     own = run.config.mask.strategy
-    how = writing.brightness(run, config.borrow_statistics)
+    how = masks.brightness(run, config.borrow_statistics)
     return Result(
         {"figure": str(path), "images": len(images)},
         [("figure", "images"), (str(path), str(len(images)))],
@@ -58,6 +59,6 @@ def _images(evaluation: Evaluation):
                 f"the run's own images: {error}; or name others: --config.images=PATH"
             ) from error
     range_of_run = grey_range(evaluation.run.config.data.range)
-    return writing.read_images(
+    return read_images(
         paths.split(config.images), tuple(config.image_size), config.num, range_of_run
     )

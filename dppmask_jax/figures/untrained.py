@@ -9,9 +9,9 @@ import numpy as np
 
 from dppmask_jax import masking
 from dppmask_jax.errors import InputError
-from dppmask_jax.figures import drawing
-
-TAUS = (0.0, 0.6, 0.8, 0.9, 1.0)
+from dppmask_jax.figures import panels
+from dppmask_jax.figures.masks import Shown, draw_masks, pick_caption
+from dppmask_jax.figures.tau import TAUS, draw_tau
 
 
 def write_figures(
@@ -56,18 +56,18 @@ def write_figures(
         "the DPP compares patches by an untrained embedding"
     )
     shown = [
-        drawing.Shown("random", "Random mask", of_random.mask, [f"{count} random"] * len(images)),
-        drawing.Shown(
+        Shown("random", "Random mask", of_random.mask, [f"{count} random"] * len(images)),
+        Shown(
             "DPP",
             f"DPP mask, τ = {tau:g}",
             of_dpp.mask,
-            [drawing.pick_caption(int(picks), count) for picks in of_dpp.num_greedy],
+            [pick_caption(int(picks), count) for picks in of_dpp.num_greedy],
         ),
     ]
     of_taus = {each: masks[each] for each in taus}
     figures = {
-        "masks.png": drawing.draw_masks(images, shown, patch_size, note),
-        "tau.png": drawing.draw_tau(
+        "masks.png": draw_masks(images, shown, patch_size, note),
+        "tau.png": draw_tau(
             images,
             {each: mask.mask for each, mask in of_taus.items()},
             {each: _greedy(mask) for each, mask in of_taus.items()},
@@ -75,7 +75,7 @@ def write_figures(
             note,
         ),
     }
-    return [drawing.save(figure, out_dir, name) for name, figure in figures.items()]
+    return [panels.save(figure, out_dir, name) for name, figure in figures.items()]
 
 
 def _greedy(mask: masking.Mask) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
 
 # Fields of `mask` that one strategy alone reads.
@@ -51,3 +54,27 @@ def _differences(configs: list[dict[str, Any]], prefixes: tuple[str, ...]) -> li
         if field.startswith(prefixes) and len(set(values)) > 1:
             differ.append(f"{field} {' | '.join(dict.fromkeys(values))}")
     return differ[:_NAMED] + [f"and {len(differ) - _NAMED} more"] * (len(differ) > _NAMED)
+
+
+def warnings_of(runs: Sequence[Path]) -> list[str]:
+    """What to know before comparing the curves of some runs, see `warnings`."""
+    found = [run / "config.json" for run in runs]
+    lines = [f"not known whether {path.parent} can be compared: it has no {path.name}"
+             for path in found if not path.is_file()]  # fmt: skip
+    configs = []
+    for path in filter(Path.is_file, found):
+        try:
+            configs.append(dict(json.loads(path.read_text())))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+    return lines + warnings(configs)
+
+
+def labels(runs: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart; equal paths are numbered."""
+    parts = [run.absolute().parts[1:] for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [f"{run.name} ({number})" for number, run in enumerate(runs, 1)]

@@ -1,0 +1,144 @@
+"""attention.png: where a class token looks, and masks of every strategy beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from dppmask_jax import patches
+from dppmask_jax.figures import panels, run_masks
+from dppmask_jax.figures.panels import (
+    SMALL_PANEL,
+    attention_panel,
+    border,
+    check_rows,
+    compose,
+    enlarge,
+    heat,
+    mask_panel,
+    panel_scale,
+)
+
+MAX_HEADS = 6  # whose attention is drawn
+
+
+def draw_attention(
+    images: np.ndarray,
+    attention: np.ndarray,
+    masks: Mapping[str, np.ndarray],
+    patch_size: int,
+    note: str = "",
+) -> Figure:
+    """One row an image: original, attention (mean over heads, then each head), masks.
+
+    Each map is scaled to its own maximum, which stands below it. At most MAX_HEADS heads are
+    drawn; a note says so where there are more.
+
+    Args:
+      images: (R, H, W, 3) uint8.
+      attention: (R, heads, N) float, the attention of the class token to each patch.
+      masks: title -> (R, N) bool, True = masked.
+      patch_size: side of a patch in pixels.
+      note: stands below the picture.
+
+    Returns:
+      A figure, to be saved at its own resolution.
+
+    Raises:
+      ValueError: the arrays do not fit one another.
+    """
+    attention = np.asarray(attention, np.float32)
+    check_rows(len(images), attention=attention, **masks)
+    grid = patches.grid_shape(images.shape[1:3], patch_size)
+    if attention.ndim != 3 or attention.shape[2] != grid[0] * grid[1]:
+        raise ValueError(
+            f"attention of shape {attention.shape} does not fit the {grid[0]}x{grid[1]} patches"
+        )
+    num_heads = attention.shape[1]
+    shown = min(num_heads, MAX_HEADS)
+    scale = panel_scale(images.shape[2], SMALL_PANEL)
+    panels, captions = [], []
+    for row, image in enumerate(images):
+        maps = [attention[row].mean(axis=0), *attention[row, :shown]]
+        hidden = [np.asarray(mask[row], bool) for mask in masks.values()]
+        panels.append(
+            [
+                enlarge(image, scale),
+                *(attention_panel(weights, grid, patch_size * scale) for weights in maps),
+                *(
+                    border(mask_panel(image, mask, patch_size, scale=scale), mask, grid)
+                    for mask in hidden
+                ),
+            ]
+        )
+        captions.append(
+            [
+                "",
+                *(f"max {weights.max():.1%}" for weights in maps),
+                *(f"{mask.sum()} masked" for mask in hidden),
+            ]
+        )
+    titles = [
+        "Original",
+        "Mean of\nheads",
+        *(f"Head {head}" for head in range(1, shown + 1)),
+        *masks,
+    ]
+    dark, middle, light = (tuple(map(int, color)) for color in heat(np.array([0.0, 0.5, 1.0])))
+    legend = [
+        (dark, "no attention"),
+        (middle, "half the map's maximum"),
+        (light, "the map's maximum"),
+    ]
+    if shown < num_heads:
+        heads = f"heads 1 to {shown} of {num_heads}; the mean is over all {num_heads}"
+        note = f"{heads}; {note}" if note else heads
+    return compose(panels, titles, captions, legend, fill=True, note=note)
+
+
+def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
+    """Draws attention.png: where the teacher's class token looks, and masks of every strategy.
+
+    Each strategy hides as much as its recipe says, see `hidden_by`; AttMask's hint shows some of
+    that, half of the patches that its hints may come from. Its weights are the mean over heads.
+
+    Args:
+      out_dir, run, images, seed: see `write_run_figures`; the run's method has attention.
+
+    Returns:
+      The path of attention.png.
+    """
+    kinds = {
+        "Random": ("random", ""),
+        "Block": ("block", ""),
+        **{f"AttMask\n({variant})": ("attention", variant) for variant in ("high", "low", "hint")},
+        f"DPP\n(τ = {run_masks.tau_of(run):g})": ("dpp", ""),
+    }
+    hidden = {name: run_masks.hidden_by(run, strategy) for name, (strategy, _) in kinds.items()}
+    drawers = [
+        run_masks.drawer(run, strategy, hidden[name], variant)
+        for name, (strategy, variant) in kinds.items()
+    ]
+
+    @jax.jit
+    @jax.vmap
+    def draw(*inputs):
+        return [draw_one(*inputs).mask for draw_one in drawers]
+
+    attention = run.attention(images)
+    masks = draw(run_masks.keys_of(seed, images), run.features(images), attention.mean(axis=1))
+    figure = draw_attention(
+        images,
+        np.asarray(attention),
+        {
+            f"{name}\n{np.mean(mask):.0%}": np.asarray(mask)
+            for name, mask in zip(kinds, masks, strict=True)
+        },
+        run.config.model.patch_size,
+        "percentages above masks: the share that is hidden",
+    )
+    return panels.save(figure, out_dir, "attention.png")

@@ -1,0 +1,189 @@
+"""masks.png: random and DPP masks of some images, those of the run, and what it makes of each.
+
+Patches outlined in white are visible under all masks shown, in red under the random mask, in blue
+under the DPP mask (the colours of DPPMask, arXiv 2303.12736, figure 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dppmask_jax.figures import panels, run_masks
+from dppmask_jax.figures.panels import (
+    BOTH,
+    PANEL,
+    check_rows,
+    compose,
+    enlarge,
+    mask_panel,
+    panel_scale,
+)
+
+RANDOM_ONLY = (255, 66, 54)
+DPP_ONLY = (72, 150, 255)
+COLORS = {  # of what is visible under one of several masks
+    "random": RANDOM_ONLY,
+    "DPP": DPP_ONLY,
+    "block": (52, 199, 89),
+    "attention": (52, 199, 89),
+}
+
+
+class Shown(NamedTuple):
+    """One way of masking some images, as `draw_masks` shows it.
+
+    `name` is a key of COLORS; `mask` (R, N) bool, True = masked; `captions` stand below the masks,
+    one an image; `reconstruction` (R, H, W, 3) uint8 is what a model makes of the visible patches.
+    """
+
+    name: str
+    title: str
+    mask: np.ndarray
+    captions: Sequence[str]
+    reconstruction: np.ndarray | None = None
+
+
+def draw_masks(
+    images: np.ndarray, shown: Sequence[Shown], patch_size: int, note: str = ""
+) -> Figure:
+    """One row an image: original, its masks, then the reconstructions that there are.
+
+    Args:
+      images: (R, H, W, 3) uint8.
+      shown: the masks, at least two.
+      patch_size: side of a patch in pixels.
+      note: stands below the picture.
+
+    Returns:
+      A figure, to be saved at its own resolution (`figure.savefig(path)`).
+
+    Raises:
+      ValueError: the arrays do not fit one another.
+
+    Reference: DPPMask (arXiv 2303.12736), figure 6.
+    """
+    rebuilt = [one for one in shown if one.reconstruction is not None]
+    for one in shown:
+        check_rows(len(images), **{f"mask of {one.title}": one.mask})
+    for one in rebuilt:
+        check_rows(len(images), **{f"reconstruction of {one.title}": one.reconstruction})
+    scale = panel_scale(images.shape[2], PANEL)
+    visible = [~np.asarray(one.mask, bool) for one in shown]
+    in_all = np.logical_and.reduce(visible)
+    panels, captions = [], []
+    for row, image in enumerate(images):
+        masks = [
+            mask_panel(
+                image,
+                ~own[row],
+                patch_size,
+                [(BOTH, in_all[row]), (COLORS[one.name], (own & ~in_all)[row])],
+                scale,
+            )
+            for one, own in zip(shown, visible, strict=True)
+        ]
+        made = [enlarge(one.reconstruction[row], scale) for one in rebuilt]
+        panels.append([enlarge(image, scale), *masks, *made])
+        captions.append(["", *(one.captions[row] for one in shown), *([""] * len(made))])
+    titles = [
+        "Original",
+        *(one.title for one in shown),
+        *(f"Reconstruction\nfrom {one.name}" for one in rebuilt),
+    ]
+    two = len(shown) == 2
+    legend = [
+        (BOTH, "visible in both" if two else "visible in all"),
+        *((COLORS[one.name], f"{one.name} only" if two else one.name) for one in shown),
+    ]
+    return compose(panels, titles, captions, legend, note=note)
+
+
+def pick_caption(num_greedy: int, num_visible: int) -> str:
+    """How many of the visible patches the DPP picked."""
+    return f"{num_greedy} DPP + {num_visible - num_greedy} random"
+
+
+def write_mask_figure(
+    out_dir: str | Path,
+    run,
+    images: np.ndarray,
+    seed: int = 0,
+    *,
+    tau: float | None = None,
+    borrow_statistics: bool = False,
+    name: str = "masks.png",
+) -> Path:
+    """Draws masks.png: random and DPP masks of some images and, where the run was trained with
+    others, those; then what the run makes of each, if it reconstructs.
+
+    All hide as many patches as the run's own masks do, see `hidden_by`.
+
+    Args:
+      out_dir, run, images, seed, borrow_statistics: see `write_run_figures`.
+      tau: of the DPP masks; None is the run's.
+      name: of the file.
+
+    Returns:
+      The path of the figure.
+    """
+
+    def rebuild(order):
+        if not run.can_reconstruct:
+            return None
+        pixels = run.reconstruct(images, order, borrow_statistics=borrow_statistics)
+        pixels = np.nan_to_num(np.asarray(pixels, np.float32))
+        return np.round(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
+
+    own = run.config.mask.strategy
+    of_run = run_masks.tau_of(run)
+    tau = of_run if tau is None else tau
+    num_hidden = run_masks.hidden_by(run, own)
+    (random_order, random_mask, _), (dpp_order, dpp_mask, greedy) = run_masks.masks_at(
+        (1.0, tau), run, images, seed, num_hidden
+    )
+
+    def shown(kind, title, is_own, order, mask, captions):
+        return Shown(kind, title + "\n(this run)" * is_own, mask, captions, rebuild(order))
+
+    count = random_mask.shape[1] - num_hidden
+    columns = [
+        shown("random", "Random mask", own == "random", random_order, random_mask,
+              [f"{count} random"] * len(images)),
+        shown("DPP", f"DPP mask, τ = {tau:g}", own == "dpp" and tau == of_run, dpp_order, dpp_mask,
+              [pick_caption(int(picks), count) for picks in greedy.sum(axis=1)]),
+    ]  # fmt: skip
+    if own not in ("random", "dpp"):
+        order, mask = run_masks.own_masks(run, images, seed, num_hidden)
+        captions = [f"{visible} visible" for visible in (~mask).sum(axis=1)]
+        columns.append(shown(own, _title(run), True, order, mask, captions))
+    note = run_masks.hidden_note(num_hidden, random_mask.shape[1])
+    if words := brightness(run, borrow_statistics):
+        note = f"{note}; {words}"
+    figure = draw_masks(images, columns, run.config.model.patch_size, note)
+    return panels.save(figure, out_dir, name)
+
+
+def brightness(run, borrow_statistics: bool) -> str:
+    """Where a reconstruction has the brightness of hidden patches from, in words; "" where the run
+    predicts none, or the pixels as they are."""
+    if not run.can_reconstruct or not run.config.loss.norm_pix:
+        return ""
+    how = (
+        "borrowed from the original"
+        if borrow_statistics
+        else "means over the visible ones, weighted by 1 / distance⁴"
+    )
+    return f"their brightness and contrast are {how}"
+
+
+def _title(run) -> str:
+    """The run's own strategy in words."""
+    mask = run.config.mask
+    if mask.strategy == "attention":
+        return f"AttMask ({mask.attention})"
+    return f"{mask.strategy.title()} mask"

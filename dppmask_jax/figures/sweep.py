@@ -1,0 +1,118 @@
+"""sweep.png: what an evaluation found at the points of a grid."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from dppmask_jax.figures import panels
+from dppmask_jax.figures.axes import LINES, plain_axes, share_limits
+from dppmask_jax.figures.panels import DPI, FAINT, INK
+
+_DASHES = ("--", ":", "-.")  # of baselines
+
+
+def draw_sweep(
+    lines: Mapping[str, Sequence[tuple[object, float, float | None]]],
+    x_label: str,
+    y_label: str,
+    baselines: Mapping[str, Sequence[tuple[object, float]]] | None = None,
+    note: str = "",
+    in_percent: bool = True,
+) -> Figure:
+    """One line a label through the shares measured at the points of a grid.
+
+    Args:
+      lines: label -> (x, share from 0 to 1, its error or None). Where every x is a
+        number, x is an axis of numbers; otherwise the values stand side by side in the order in
+        which they come.
+      x_label, y_label: what the axes show, in words.
+      baselines: label -> (x, share): what the shares are to be compared with.
+      note: how much a point stands for, and what its error is; stands below the axes.
+      in_percent: how the axis counts shares.
+
+    Returns:
+      A figure; errors are bars, and the axis takes in the baselines.
+
+    Raises:
+      ValueError: there is no point.
+    """
+    values = list(dict.fromkeys(x for points in lines.values() for x, _, _ in points))
+    if not values:
+        raise ValueError("no point of the grid was measured: nothing to draw")
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values)
+    if numbers:
+        values.sort()
+    place = {x: x if numbers else number for number, x in enumerate(values)}
+    figure = Figure(figsize=(5.4, 3.8), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (label, points) in enumerate(lines.items()):
+        points = sorted(points, key=lambda point: place[point[0]])
+        axes.errorbar(
+            [place[x] for x, _, _ in points],
+            [share for _, share, _ in points],
+            # No bar, rather than one of no length, where the spread is not known.
+            yerr=[math.nan if std is None else std for _, _, std in points],
+            color=LINES[number % len(LINES)],
+            marker="os^Dv"[number // len(LINES) % 5],
+            markersize=4.5,
+            linewidth=1.6,
+            capsize=3,
+            label=label or None,
+        )
+    levels = baselines or {}
+    for dash, (label, points) in zip(itertools.cycle(_DASHES), levels.items(), strict=False):
+        _draw_level(axes, sorted((place[x], share) for x, share in points), dash, label)
+    axes.set_xticks(
+        list(place.values()), [f"{x:g}" if numbers else str(x) for x in values], minor=False
+    )
+    plain_axes(axes)
+    if in_percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(x_label, fontsize=10, color=INK)
+    axes.set_ylabel(textwrap.fill(y_label, 40), fontsize=10, color=INK)
+    ends = [share + sign * (error or 0.0) for points in lines.values()
+            for _, share, error in points for sign in (-1, 1)]  # fmt: skip
+    ends += [share for points in levels.values() for _, share in points]
+    axes.set_ylim(*share_limits(ends))
+    if any(lines) or levels:
+        axes.legend(fontsize=9, frameon=False)
+    if note:
+        figure.supxlabel(textwrap.fill(note, 66), fontsize=9, color=FAINT)
+    return figure
+
+
+def _draw_level(axes, points: Sequence[tuple[float, float]], dash: str, label: str) -> None:
+    """A baseline: straight across where it is the same at all points."""
+    style = {"color": FAINT, "linestyle": dash, "linewidth": 1.2, "label": label}
+    shares = [share for _, share in points]
+    if len(set(shares)) == 1:
+        axes.axhline(shares[0], **style)
+    else:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def write_sweep_figure(
+    out_dir: str | Path,
+    lines: Mapping[str, Sequence[tuple[object, float, float | None]]],
+    x_label: str,
+    y_label: str,
+    baselines: Mapping[str, Sequence[tuple[object, float]]] | None = None,
+    note: str = "",
+    in_percent: bool = True,
+) -> Path:
+    """Draws sweep.png, see `draw_sweep`.
+
+    Returns:
+      The path of sweep.png.
+    """
+    figure = draw_sweep(lines, x_label, y_label, baselines, note, in_percent)
+    return panels.save(figure, out_dir, "sweep.png")

@@ -1,0 +1,83 @@
+"""tau.png: the DPP masks of some images from tau 0 to 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dppmask_jax.figures import panels, run_masks
+from dppmask_jax.figures.masks import pick_caption
+from dppmask_jax.figures.panels import PANEL, check_rows, compose, enlarge, mask_panel, panel_scale
+
+TAUS = (0.0, 0.6, 0.8, 0.9, 1.0)
+
+GREEDY = (255, 176, 32)
+FILL = (225, 225, 225)
+
+
+def draw_tau(
+    images: np.ndarray,
+    masks_by_tau: Mapping[float, np.ndarray],
+    greedy_by_tau: Mapping[float, np.ndarray],
+    patch_size: int,
+    note: str = "",
+) -> Figure:
+    """One row an image: the original, then the mask at each tau.
+
+    Args:
+      images: (R, H, W, 3) uint8.
+      masks_by_tau: tau -> (R, N) bool, True = masked.
+      greedy_by_tau: tau -> (R, N) bool, True = picked by the DPP (not by the random fill).
+      patch_size: side of a patch in pixels.
+      note: stands below the picture.
+
+    Returns:
+      A figure, to be saved at its own resolution.
+
+    Raises:
+      ValueError: the arrays do not fit one another.
+    """
+    taus = sorted(masks_by_tau)
+    for tau in taus:
+        check_rows(len(images), masks=masks_by_tau[tau], greedy=greedy_by_tau[tau])
+    scale = panel_scale(images.shape[2], PANEL)
+    panels, captions = [], []
+    for row, image in enumerate(images):
+        panel_row, caption_row = [enlarge(image, scale)], [""]
+        for tau in taus:
+            visible = ~np.asarray(masks_by_tau[tau][row], bool)
+            greedy = np.asarray(greedy_by_tau[tau][row], bool)
+            outlines = [(FILL, visible & ~greedy), (GREEDY, visible & greedy)]
+            panel_row.append(mask_panel(image, ~visible, patch_size, outlines, scale))
+            caption_row.append(pick_caption(int(greedy.sum()), int(visible.sum())))
+        panels.append(panel_row)
+        captions.append(caption_row)
+    words = {0.0: "τ = 0 (DPP)", 1.0: "τ = 1 (random)"}
+    titles = ["Original"] + [words.get(float(tau), f"τ = {tau:g}") for tau in taus]
+    legend = [(GREEDY, "picked by the DPP"), (FILL, "random fill")]
+    return compose(panels, titles, captions, legend, note=note)
+
+
+def write_tau_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
+    """Draws tau.png: the DPP masks of some images at each of TAUS.
+
+    Args:
+      out_dir, run, images, seed: see `write_run_figures`.
+
+    Returns:
+      The path of tau.png.
+    """
+    num_hidden = run_masks.hidden_by(run, run.config.mask.strategy)
+    drawn = dict(zip(TAUS, run_masks.masks_at(TAUS, run, images, seed, num_hidden), strict=True))
+    masks = {tau: mask for tau, (_, mask, _) in drawn.items()}
+    figure = draw_tau(
+        images,
+        masks,
+        {tau: greedy for tau, (_, _, greedy) in drawn.items()},
+        run.config.model.patch_size,
+        run_masks.hidden_note(num_hidden, masks[1.0].shape[1]),
+    )
+    return panels.save(figure, out_dir, "tau.png")
