@@ -150,7 +150,7 @@ def parts_of(config, size):
     add("patch heads and loss, all patches, with gradient", heads(num_patches), params, tokens)
     add(
         "whole loss with gradient",
-        jax.grad(lambda p, b: method.loss(p, extra, b, key, 0)[0]),
+        jax.grad(lambda p, b: method.turns[0].loss(p, extra, b, key, 0)[0]),
         params,
         batch,
     )
@@ -161,9 +161,8 @@ def whole_step(config, size):
     """A function that takes one training step: optimiser, teacher and centres included."""
     plan = fit.plan_from(config, 50 * size)
     method = pretrain.method_from(config, plan)
-    optimizer = pretrain.optimizer_from(config, method, plan)
-    step = loop.make_step(method, optimizer)
-    state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
+    step = loop.make_step(method)
+    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
     batch = parallel.split_batch(random_batch(config, size))
 
     def run():

@@ -148,10 +148,9 @@ def lower(case: Case):
         )
     plan = plan_from(config, IMAGES_OF_EPOCH)
     method = pretrain.method_from(config, plan)
-    optimizer = pretrain.optimizer_from(config, method, plan)
-    step = loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps, devices=devices)
+    step = loop.make_step(method, accum_steps=config.optim.accum_steps, devices=devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), key)
+    state = jax.eval_shape(lambda key: loop.init_state(method, key), key)
     batch = _abstract_batch(method, config, len(devices))
     return step.lower(state, batch, key), _num_bytes(state.params), _num_bytes(batch)
 

@@ -59,9 +59,8 @@ def our_step(config, images):
     """A function that takes one training step and returns the loss."""
     plan = fit.plan_from(config, 1000 * config.batch_size)
     method = pretrain.method_from(config, plan)
-    optimizer = pretrain.optimizer_from(config, method, plan)
-    step = loop.make_step(method, optimizer)
-    state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
+    step = loop.make_step(method)
+    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
     size = config.batch_size
     batch = {
         "image": images,

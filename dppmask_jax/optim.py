@@ -1,6 +1,6 @@
 """Optimisers and schedules.
 
-Every schedule is a function of the training step, which `loop.make_step` hands to the optax chain
+Every schedule is a function of the training step, which `step.make_step` hands to the optax chain
 as `train_step`, so a skipped step does not shift it. The learning rate multiplies the updates
 outside the chain.
 """
@@ -24,6 +24,45 @@ class Optimizer(NamedTuple):
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
     weight_decay: optax.Schedule = lambda step: 0.0
+
+
+def from_settings(settings, plan, schedule, **shape) -> Optimizer:
+    """AdamW as `config.optim` and the plan of a run describe it.
+
+    Args:
+      settings: `config.optim`; of a training that has no clipping, no other decay at the end or no
+        frozen layer, without those fields.
+      plan: has `peak_lr`, `warmup_steps`, `total_steps` and `steps_per_epoch`.
+      schedule: `warmup_cosine` or another with its arguments.
+      shape: `decays` and `scales` of `adamw`.
+    """
+    frozen, limit = settings.get("freeze_last_layer_epochs"), settings.clip_norm
+    clip = clip_by_tensor_norm if settings.get("clip_per_tensor") else optax.clip_by_global_norm
+    return adamw(
+        **_schedules(settings, plan, schedule),
+        b1=settings.b1,
+        b2=settings.b2,
+        epsilon=settings.epsilon,
+        # The state is the same with and without clipping, so that a run can change its mind.
+        clip=clip(limit) if limit > 0 else optax.identity(),
+        frozen_steps=None if frozen is None else round(frozen * plan.steps_per_epoch),
+        **shape,
+    )
+
+
+def lars_from_settings(settings, plan, schedule) -> Optimizer:
+    """LARS, its arguments as those of `from_settings`; `settings.b1` is the momentum."""
+    return lars(**_schedules(settings, plan, schedule), momentum=settings.b1)
+
+
+def _schedules(settings, plan, schedule) -> dict[str, optax.Schedule]:
+    start, end = settings.weight_decay, settings.get("weight_decay_end")
+    return {
+        "learning_rate": schedule(
+            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
+        ),
+        "weight_decay": cosine(start, start if end is None else end, plan.total_steps),
+    }
 
 
 def scaled_learning_rate(base: float, batch_size: int) -> float:

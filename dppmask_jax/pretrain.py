@@ -9,9 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from dppmask_jax import optim, parallel
+from dppmask_jax import parallel
 from dppmask_jax.config import MODEL_FIELDS, check
 from dppmask_jax.data import loader
 from dppmask_jax.data.sources import identity
@@ -21,12 +20,13 @@ from dppmask_jax.evals import probe
 from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.runs import checkpoint, history, metrics, workdir
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.training import loop, resuming
-from dppmask_jax.training.fit import Plan, fit, plan_from
+from dppmask_jax.training.fit import fit, plan_from
 from dppmask_jax.words import count
 
 _WAYS = (
@@ -80,9 +80,8 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
     start = resuming.start_in(folder, config, images, terms)
 
     method = method_from(config, plan)
-    optimizer = optimizer_from(config, method, plan)
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
-    state = loop.init_state(method, optimizer, init_key)
+    state = loop.init_state(method, init_key)
     if config.init_from and not start.restored:
         encoder = _encoder_of(config, method)
         params, extra = method.with_encoder(state.params, state.extra, encoder)
@@ -94,7 +93,6 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
         state=state,
         start=start,
         method=method,
-        optimizer=optimizer,
         source=train_source,
         plan=plan,
         seed_key=seed_key,
@@ -121,41 +119,17 @@ def _schedules(config, num_images: int) -> dict:
     """All that depends on the step and on the length of the run, as functions of the step."""
     plan = plan_from(config, num_images)
     method = method_from(config, plan)
-    optimizer = optimizer_from(config, method, plan)
-    return {
-        "learning rate": optimizer.learning_rate,
-        "weight decay": optimizer.weight_decay,
-        **method.schedules,
-    }
+    found = {}
+    for turn in method.turns:
+        ending = f" of the {turn.name}" if turn.name else ""
+        found[f"learning rate{ending}"] = turn.optimizer.learning_rate
+        found[f"weight decay{ending}"] = turn.optimizer.weight_decay
+    return found | method.schedules
 
 
 def method_from(config, plan: Plan):
     """The method of a config."""
-    return METHODS[config.method](
-        config, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
-    )
-
-
-def optimizer_from(config, method, plan: Plan) -> optim.Optimizer:
-    """The optimiser of `config.optim`."""
-    settings = config.optim
-    frozen = settings.get("freeze_last_layer_epochs")
-    clip = optim.clip_by_tensor_norm if settings.clip_per_tensor else optax.clip_by_global_norm
-    decay_end = (
-        settings.weight_decay if settings.weight_decay_end is None else (settings.weight_decay_end)
-    )
-    return optim.adamw(
-        learning_rate=method.learning_rate(
-            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
-        ),
-        weight_decay=optim.cosine(settings.weight_decay, decay_end, plan.total_steps),
-        b1=settings.b1,
-        b2=settings.b2,
-        epsilon=settings.epsilon,
-        # The state is the same with and without clipping, so that a run can change its mind.
-        clip=clip(settings.clip_norm) if settings.clip_norm > 0 else optax.identity(),
-        frozen_steps=None if frozen is None else round(frozen * plan.steps_per_epoch),
-    )
+    return METHODS[config.method].build(config, plan)
 
 
 def _encoder_of(config, method):

@@ -40,15 +40,16 @@ def digest(values):
     return (jnp.sum(flat * weights, axis=1, dtype=jnp.uint32) >> 20).astype(jnp.float32)
 
 
-def watched(build):
+def watched(kind):
     """The method with digests of its batch and masks, weighted by the example, in its metrics."""
 
     def built(*args, **kwargs):
-        method = build(*args, **kwargs)
+        method = kind.build(*args, **kwargs)
+        (turn,) = method.turns
 
         def loss(params, extra, batch, key, step):
             _MASKS.clear()
-            value, (metrics, aux) = method.loss(params, extra, batch, key, step)
+            value, (metrics, aux) = turn.loss(params, extra, batch, key, step)
             (masks,) = _MASKS
             place = 1.0 + batch["index"] % BATCH
             images = batch["image"] if "image" in batch else batch["global_views"]
@@ -56,9 +57,9 @@ def watched(build):
             found = {"batch_digest": digest(images), "mask_digest": views}
             return value, (metrics | {n: jnp.mean(place * d) for n, d in found.items()}, aux)
 
-        return method._replace(loss=loss)
+        return method._replace(turns=(turn._replace(loss=loss),))
 
-    return built
+    return kind._replace(build=built)
 
 
 _MASKS = []  # of the loss that is being traced

@@ -6,6 +6,7 @@ import tiny
 
 from dppmask_jax import pretrain
 from dppmask_jax.methods import supervised
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint, workdir
 from dppmask_jax.training.fit import plan_from
 
@@ -60,7 +61,7 @@ def finetuned(folder, num_outputs=5, seed=0, **changes):
         config.model.size = pretraining.model.size
         config.model.patch_size = pretraining.model.patch_size
         config.model.dtype = "float32"
-    method = supervised.finetune(config, num_outputs=num_outputs, several=False)
+    method = supervised.finetune(config, Plan(1, 1), num_outputs=num_outputs, several=False)
     drawn = random_like(jax.eval_shape(method.init, jax.random.key(0)), seed)
     return save(folder, config, *_with_scales_near_one(drawn))
 

@@ -21,6 +21,7 @@ from dppmask_jax.evals.seeds import folder_of
 from dppmask_jax.evals.starting_head import head_for
 from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.methods import supervised
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.vit import SIZES, Size
 from dppmask_jax.results import writing as results
@@ -345,7 +346,9 @@ def test_training_on_starts_from_the_head(imported):
     run = load_run(imported)
     config = evaluate.completed(tiny.evaluation("task=finetune", **QUICK), run.config)
     for head, kept in ((supervised.head_of(run.params), True), (None, False)):
-        method = supervised.finetune(config, num_outputs=CLASSES, several=False, head=head)
+        method = supervised.finetune(
+            config, Plan(1, 1), num_outputs=CLASSES, several=False, head=head
+        )
         fresh, extra = tiny.filled(jax.eval_shape(method.init, jax.random.key(1)), seed=1)
         params, _ = method.with_encoder(fresh, extra, run.encoder)
         assert "norm" not in params["encoder"]

@@ -65,13 +65,12 @@ def test_every_preset_can_be_built(module, argument):
     config = module.get_config(argument)
     plan = fit.plan_from(config, 100_000)
     method = pretrain.method_from(config, plan)
-    optimizer = pretrain.optimizer_from(config, method, plan)
-    state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
+    state = jax.eval_shape(lambda key: loop.init_state(method, key), jax.random.key(0))
     example = method.example(encoded_image(), np.random.default_rng(0))
     example |= {"index": np.int32(0), "row": np.int32(0)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), example)
     (loss, _), grads = jax.eval_shape(
-        jax.value_and_grad(method.loss, has_aux=True),
+        jax.value_and_grad(method.turns[0].loss, has_aux=True),
         state.params, state.extra, batch, jax.random.key(0), 0,
     )  # fmt: skip
     assert loss.shape == () and loss.dtype == np.float32
@@ -91,7 +90,7 @@ def test_any_size_and_a_single_epoch_make_a_plan(module, dataset):
     for num_images in (1, 64, 10_000):
         plan = fit.plan_from(config, num_images)
         method = pretrain.method_from(config, plan)
-        rate = pretrain.optimizer_from(config, method, plan).learning_rate
+        rate = method.turns[0].optimizer.learning_rate
         assert 0 <= plan.warmup_steps < plan.total_steps
         assert float(rate(plan.warmup_steps)) == pytest.approx(plan.peak_lr)
 

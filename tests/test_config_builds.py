@@ -10,7 +10,6 @@ from test_config_faults import BELOW_1, KINDS, LARGEST, TINY, refusal
 
 from configs import mae
 from dppmask_jax import evaluate, pretrain
-from dppmask_jax.evals import seeds
 from dppmask_jax.methods import supervised
 from dppmask_jax.training import fit, loop
 
@@ -108,22 +107,23 @@ def drawn_config(data, kind, values):
     return kind.changed(chosen)
 
 
-def trace_a_step(method, optimizer, batch_size):
+def trace_a_step(method, batch_size):
     """Shapes only, after a real crop of a real image."""
-    state = jax.eval_shape(lambda key: loop.init_state(method, optimizer, key), jax.random.key(0))
+    (turn,) = method.turns
+    state = jax.eval_shape(lambda key: loop.init_state(method, key), jax.random.key(0))
     example = method.example(encoded_image(), np.random.default_rng(0))
     example |= {"index": np.int32(0), "row": np.int32(0), "label": np.int32(1)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), example)
 
     def step(state, batch):
-        (loss, (_, aux)), grads = jax.value_and_grad(method.loss, has_aux=True)(
+        (loss, (_, aux)), grads = jax.value_and_grad(turn.loss, has_aux=True)(
             state.params, state.extra, batch, jax.random.key(0), state.step
         )
-        updates, _ = optimizer.tx.update(
-            grads, state.opt_state, state.params, train_step=state.step
+        updates, _ = turn.optimizer.tx.update(
+            grads, state.opt_state[0], state.params, train_step=state.step
         )
         extra = method.after_step(state.params, state.extra, aux, state.step)
-        return loss, updates, extra, optimizer.learning_rate(state.step)
+        return loss, updates, extra, turn.optimizer.learning_rate(state.step)
 
     loss, updates, extra, _ = jax.eval_shape(step, state, batch)
     assert loss.shape == ()
@@ -136,16 +136,15 @@ def build_a_random_config(data):
     if kind.name in ("mae", "ibot"):
         config = drawn_config(data, kind, VALUES[kind.name])
         plan = fit.plan_from(config, 20)
-        method = pretrain.method_from(config, plan)
-        trace_a_step(method, pretrain.optimizer_from(config, method, plan), config.batch_size)
+        trace_a_step(pretrain.method_from(config, plan), config.batch_size)
         return
     finetune = next(k for k in KINDS if k.name == "finetune finetune")
     config = drawn_config(data, finetune, VALUES["finetune"])
     assume(config.batch_size % 2 == 0 or not (config.data.mixup or config.data.cutmix))
     config = evaluate.completed(config, mae.get_config("dataset=shapes"))
     plan = fit.plan_from(config, 20)
-    method = supervised.finetune(config, num_outputs=3, several=False)
-    trace_a_step(method, seeds.finetune_optimizer(config, method, plan), config.batch_size)
+    method = supervised.finetune(config, plan, num_outputs=3, several=False)
+    trace_a_step(method, config.batch_size)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import tomllib
 
 import jax
 import numpy as np
-import optax
 import pytest
 import tiny
 from reference_ibot import resize_positions
@@ -12,11 +11,12 @@ from reference_ibot import resize_positions
 import dppmask_jax
 from configs import ibot as ibot_file
 from configs import mae as config_file
-from dppmask_jax import optim, parallel, patches
+from dppmask_jax import parallel, patches
 from dppmask_jax.config import flatten
 from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import mae
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import vit
 from dppmask_jax.runs import workdir
 from dppmask_jax.runs.checkpoint import FOLDER, Checkpoints
@@ -36,10 +36,7 @@ def run_folder(tmp_path_factory):
     """A workdir with one checkpoint of an untrained model."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny.config()
-    optimizer = optim.Optimizer(optax.sgd(1.0), lambda step: 0.1)
-    state = loop.init_state(
-        mae.build(config, steps_per_epoch=1, total_steps=1), optimizer, jax.random.key(0)
-    )
+    state = loop.init_state(mae.build(config, Plan(1, 1)), jax.random.key(0))
     checkpoints = Checkpoints(folder / FOLDER)
     checkpoints.save(7, parallel.replicate(state), {"config": workdir.to_json(config)})
     checkpoints.close()
@@ -160,7 +157,7 @@ def test_an_mae_takes_images_of_another_size(run_folder, monkeypatch):
         return resize_positions(old[None], (4, 4), grid, offset=0.0)[0, 1:]
 
     monkeypatch.setattr(vit.patches, "sincos_positions", table)
-    method = mae.build(tiny.config(image_size=(16, 24)), steps_per_epoch=1, total_steps=1)
+    method = mae.build(tiny.config(image_size=(16, 24)), Plan(1, 1))
     own = load_run(run_folder)
     assert "positions" not in own.encoder, "at its own size a run has its own table"
     expected, pixels = jax.jit(
@@ -180,7 +177,7 @@ def test_encoder_equals_the_method_it_was_saved_from(run_folder):
     run = load_run(run_folder)
     assert run.step == 7 and run.config.image_size == (16, 16)
     config = tiny.config()
-    method = mae.build(config, steps_per_epoch=1, total_steps=1)
+    method = mae.build(config, Plan(1, 1))
     params, extra = jax.jit(method.init)(jax.random.key(0))
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     expected = jax.jit(method.encode)(params, extra, images)

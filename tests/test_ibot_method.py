@@ -12,6 +12,7 @@ from dppmask_jax import dpp, losses, masking, optim, parallel, patches
 from dppmask_jax.data.images import views
 from dppmask_jax.data.images.augment import denormalize, normalize
 from dppmask_jax.methods import ibot, ibot_masks
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.vit import SIZES, Size
@@ -64,7 +65,7 @@ def spread(tree, key, by=0.3):
 def built(strategy="dpp", **changes):
     changes = PLAIN | {"mask__strategy": strategy, "model__size": "nano"} | changes
     config = tiny.config("ibot", **changes)
-    method = ibot.build(config, steps_per_epoch=4, total_steps=20)
+    method = ibot.build(config, Plan(4, 20))
     params, extra = jax.jit(method.init)(jax.random.key(1))
     params = spread(params, jax.random.key(2))
     return config, method, params, spread(extra, jax.random.key(3))
@@ -92,7 +93,7 @@ def test_parameter_counts_are_those_of_the_published_model(shared, fixed):
 @pytest.mark.slow
 def test_init_is_the_published_one():
     config = tiny.config("ibot", model__size="S", model__prototypes=512)
-    method = ibot.build(config, steps_per_epoch=1, total_steps=1)
+    method = ibot.build(config, Plan(1, 1))
     params, extra = jax.jit(method.init)(jax.random.key(0))
     encoder, head = params["encoder"], params["head"]
     for table in (encoder["blocks"]["block_3"]["attn"]["qkv"]["kernel"], head["mlp_1"]["kernel"]):
@@ -223,7 +224,7 @@ def test_dpp_masks_come_from_the_teachers_tokens():
         mask__ratio=(0.7,), mask__ratio_var=(0.0,), mask__tau=0.0, model__drop_path=0.0
     )
     batch = batch_of()
-    aux = jax.jit(method.loss)(params, extra, batch, KEY, 0)[1][1]
+    aux = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, 0)[1][1]
     assert float(method.report(extra, aux, 0)["num_greedy"]) == 5  # tau 0: all 16 - int(16 * 0.7)
     images = batch["global_views"][:, 0]
     backbone, _ = ibot.model_from(config)
@@ -248,7 +249,7 @@ def test_dpp_masks_come_from_the_teachers_tokens():
 def test_greedy_picks_are_those_of_masked_views():
     ratio = {"mask__ratio": (0.0, 0.7), "mask__ratio_var": (0.0, 0.0), "mask__tau": 0.0}
     _, method, params, extra = built(**ratio)
-    _, (metrics, aux) = jax.jit(method.loss)(params, extra, batch_of(), KEY, 0)
+    _, (metrics, aux) = jax.jit(method.turns[0].loss)(params, extra, batch_of(), KEY, 0)
     assert 0 < float(aux["masked_views"]) < 1
     np.testing.assert_allclose(method.report(extra, aux, 0)["num_greedy"], 5.0, rtol=1e-6)
     np.testing.assert_allclose(metrics["masked_share"], aux["masked_views"] * 11 / 16, rtol=1e-6)
@@ -284,9 +285,7 @@ def test_hints_in_the_step_are_a_tenth_of_the_patches_times_a_draw_of_the_ratio(
         "ibot", mask__strategy="attention", mask__attention="hint", image_size=(56, 56),
         mask__ratio=(0.3,), mask__ratio_var=(0.2,), mask__prob=1.0,
     )  # fmt: skip
-    draw = jax.jit(
-        ibot_masks.drawer(config, {}, steps_per_epoch=4, total_steps=20), static_argnums=3
-    )
+    draw = jax.jit(ibot_masks.drawer(config, {}, Plan(4, 20)), static_argnums=3)
     weights = np.random.default_rng(0).uniform(size=(3, 196)).astype(np.float32)
     for seed in range(12):
         key = jax.random.key(seed)
@@ -373,7 +372,7 @@ def written_out(config, params, extra, batch, key, step):
     )
     latents = [teacher(images[view]) for view in range(2)]
     attention = [
-        ibot.build(config, steps_per_epoch=4, total_steps=20)
+        ibot.build(config, Plan(4, 20))
         .attention(params, extra, np.asarray(denormalize(images[view]), np.float32))
         .mean(axis=1)
         for view in range(2)
@@ -453,7 +452,7 @@ def test_loss_and_centers_are_the_reference(strategy, step, num_local):
         **(ratio if strategy == "attention" else AUGMENTED),
     )
     batch = batch_of(num_local=num_local)
-    loss, (metrics, aux) = jax.jit(method.loss)(params, extra, batch, KEY, step)
+    loss, (metrics, aux) = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, step)
     class_loss, patch_loss, centers, masks = written_out(config, params, extra, batch, KEY, step)
     assert 0 < masks.any(axis=2).sum() < 8  # some views are masked and some are not
     np.testing.assert_allclose(metrics["loss_class"], class_loss, rtol=1e-4)
@@ -529,7 +528,7 @@ def test_gradients_reach_the_student_and_never_the_teacher(strategy):
     whole = {name: value for name, value in extra.items() if name != "last_use"}
 
     def loss(params, whole):
-        return method.loss(params, {**extra, **whole}, batch_of(8), KEY, 0)[0]
+        return method.turns[0].loss(params, {**extra, **whole}, batch_of(8), KEY, 0)[0]
 
     of_student, of_teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, whole)
     assert all(np.all(g == 0) for g in jax.tree.leaves(of_teacher["teacher"]))
@@ -553,9 +552,9 @@ def adamw(**changes):
 @pytest.mark.slow
 def test_teacher_averages_the_new_student_whose_last_layer_is_frozen_at_first():
     _, method, *_ = built()
-    optimizer = adamw(learning_rate=lambda step: 1e-2)
-    step = loop.make_step(method, optimizer)
-    state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
+    method = tiny.with_optimizer(method, adamw(learning_rate=lambda step: 1e-2))
+    step = loop.make_step(method)
+    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
     momentum = reference.cosine(0.996, 1.0, 5, 4)
     start = parallel.to_host(state.params["head"])
     for i in range(3):
@@ -581,11 +580,11 @@ def test_one_device_is_several(strategy):
     """The losses, centres and parameters of a global batch do not depend on who computes it."""
     _, method, *_ = built(strategy)
     # Adam makes whole steps of the rounding errors that are the gradient of the keys' biases.
-    optimizer = adamw(epsilon=1e-3)
-    start = loop.init_state(method, optimizer, jax.random.key(0))
-    several = loop.make_step(method, optimizer)
+    method = tiny.with_optimizer(method, adamw(epsilon=1e-3))
+    start = loop.init_state(method, jax.random.key(0))
+    several = loop.make_step(method)
     alone = jax.pmap(
-        lambda state, batch: one_step(method, optimizer, state, batch),
+        lambda state, batch: one_step(method, state, batch),
         axis_name=parallel.AXIS, devices=jax.devices()[:1],
     )  # fmt: skip
     one = jax.tree.map(lambda x: x[None], start)
@@ -603,15 +602,14 @@ def test_one_device_is_several(strategy):
         np.testing.assert_allclose(x, y[0], rtol=1e-4, atol=1e-5)
 
 
-def one_step(method, optimizer, state, batch):
+def one_step(method, state, batch):
     """`loop.make_step` written out for one device."""
     key = jax.random.fold_in(KEY, state.step)
-    (loss, (metrics, aux)), grads = jax.value_and_grad(method.loss, has_aux=True)(
+    optimizer, (opt_state,) = method.turns[0].optimizer, state.opt_state
+    (loss, (metrics, aux)), grads = jax.value_and_grad(method.turns[0].loss, has_aux=True)(
         state.params, state.extra, batch, key, state.step
     )
-    updates, opt_state = optimizer.tx.update(
-        grads, state.opt_state, state.params, train_step=state.step
-    )
+    updates, opt_state = optimizer.tx.update(grads, opt_state, state.params, train_step=state.step)
     lr = optimizer.learning_rate(state.step)
     params = optax.apply_updates(state.params, optax.tree.scale(lr, updates))
     extra = method.after_step(params, state.extra, aux, state.step)
@@ -619,7 +617,7 @@ def one_step(method, optimizer, state, batch):
         "loss": loss, **metrics, **method.report(extra, aux, state.step), "lr": lr,
         "grad_norm": optax.tree.norm(grads), "bad_steps": 0, "bad_images": 0,
     }  # fmt: skip
-    state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra)
+    state = state._replace(step=state.step + 1, params=params, opt_state=(opt_state,), extra=extra)
     return state, metrics
 
 
@@ -627,10 +625,11 @@ def one_step(method, optimizer, state, batch):
 def test_accumulated_micro_batches_equal_one_batch():
     _, method, *_ = built("dpp")
     optimizer = adamw(epsilon=1e-3, learning_rate=lambda step: 1e-2)
+    method = tiny.with_optimizer(method, optimizer)
     results = []
     for accum_steps in (1, 2):
-        step = loop.make_step(method, optimizer, accum_steps=accum_steps)
-        state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
+        step = loop.make_step(method, accum_steps=accum_steps)
+        state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
         for i in range(2):
             state, metrics = step(state, parallel.split_batch(batch_of(8, 8 * i)), KEY)
         results.append((state, metrics))
@@ -647,7 +646,7 @@ def test_bfloat16_and_recomputation_change_rounding_alone():
     _, method, params, extra = built("dpp", model__drop_path=0.2)
     _, lower, *_ = built("dpp", model__drop_path=0.2, model__dtype="bfloat16", model__remat=True)
     batch = batch_of()
-    exact = jax.jit(method.loss)(params, extra, batch, KEY, 0)
+    exact = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, 0)
     rough, grads = jax.jit(jax.value_and_grad(lower.loss, has_aux=True))(
         params, extra, batch, KEY, 0
     )
@@ -661,7 +660,7 @@ def test_an_example_is_treated_alike_in_any_batch():
     """Augmentation, masks and dropped paths follow the index in the stream, not the place."""
     _, method, params, extra = built("dpp", model__drop_path=0.3, **AUGMENTED)
     batch = batch_of(4)
-    of = jax.jit(lambda batch: method.loss(params, extra, batch, KEY, 0))
+    of = jax.jit(lambda batch: method.turns[0].loss(params, extra, batch, KEY, 0))
     whole = of(batch)[0]
     halves = [
         of(jax.tree.map(lambda x, part=part: x[part], batch))[0] for part in (slice(2), slice(2, 4))

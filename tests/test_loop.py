@@ -6,7 +6,7 @@ import pytest
 
 from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
-from dppmask_jax.methods.base import Method
+from dppmask_jax.methods.base import Method, Turn
 from dppmask_jax.optim import Optimizer
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.training import loop
@@ -14,7 +14,7 @@ from dppmask_jax.training import loop
 KEY = jax.random.key(0)
 
 
-def toy_method():
+def toy_method(optimizer=None):
     """Least squares with a running mean of the inputs as `extra`."""
 
     def init(key):
@@ -30,15 +30,8 @@ def toy_method():
     return Method(
         example=None,
         init=init,
-        loss=loss,
+        turns=(Turn(loss, optimizer or sgd()),),
         after_step=after_step,
-        encode=None,
-        encoder_of=None,
-        with_encoder=None,
-        features=None,
-        selection=None,
-        num_masked=None,
-        learning_rate=None,
         report=lambda extra, aux, step: {"mean": extra["mean"]},
     )
 
@@ -54,14 +47,14 @@ def toy_batch(seed, size=8):
     return {"image": x, "label": label, "bad": np.zeros(size, bool)}
 
 
-def start(method, optimizer):
-    return parallel.replicate(loop.init_state(method, optimizer, KEY))
+def start(method):
+    return parallel.replicate(loop.init_state(method, KEY))
 
 
 def test_step_equals_the_update_written_out():
-    method, optimizer = toy_method(), sgd()
-    state = start(method, optimizer)
-    step = loop.make_step(method, optimizer)
+    method = toy_method()
+    state = start(method)
+    step = loop.make_step(method)
     w, velocity, mean = np.ones(3), np.zeros(3), 0.0
     for i in range(3):
         batch = toy_batch(i)
@@ -80,11 +73,11 @@ def test_step_equals_the_update_written_out():
 
 
 def test_accumulated_micro_batches_equal_one_batch():
-    method, optimizer = toy_method(), sgd()
+    method = toy_method()
     results = []
     for accum_steps in (1, 2):
-        step = loop.make_step(method, optimizer, accum_steps=accum_steps)
-        state = start(method, optimizer)
+        step = loop.make_step(method, accum_steps=accum_steps)
+        state = start(method)
         for i in range(3):
             state, metrics = step(state, parallel.split_batch(toy_batch(i, 16)), KEY)
         results.append((state.params["w"], state.extra["mean"], metrics["loss"]))
@@ -92,17 +85,19 @@ def test_accumulated_micro_batches_equal_one_batch():
         np.testing.assert_allclose(one, several, rtol=1e-5)
 
 
-def trapped(method):
-    """The method with a loss that stays finite where only its gradient is not: the root of 0."""
+def trapped(optimizer=None):
+    """The toy with a loss that stays finite where only its gradient is not: the root of 0."""
+    method = toy_method(optimizer)
+    (turn,) = method.turns
 
     def loss(params, extra, batch, key, step):
-        value, rest = method.loss(params, extra, batch, key, step)
+        value, rest = turn.loss(params, extra, batch, key, step)
         w = params["w"][0]
         change = w - jax.lax.stop_gradient(w)
         to_nan, to_inf = jnp.mean(batch["to_nan"]), jnp.mean(batch["to_inf"])
         return value + jnp.sqrt(to_nan * w**2) + jnp.sqrt(to_inf + change), rest
 
-    return method._replace(loss=loss)
+    return method._replace(turns=(turn._replace(loss=loss),))
 
 
 def trapped_batch(seed, trap=""):
@@ -112,11 +107,12 @@ def trapped_batch(seed, trap=""):
 
 @pytest.mark.parametrize("fault", ["loss nan", "loss inf", "to_nan", "to_inf", "update"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(fault):
-    method, optimizer = trapped(toy_method()), sgd()
+    optimizer = sgd()
     if fault == "update":  # of finite gradients, in the second step
         optimizer = Optimizer(optimizer.tx, lambda step: jnp.where(step == 0, 0.1, 3e38))
-    step = loop.make_step(method, optimizer)
-    state, _ = step(start(method, optimizer), parallel.split_batch(trapped_batch(0)), KEY)
+    method = trapped(optimizer)
+    step = loop.make_step(method)
+    state, _ = step(start(method), parallel.split_batch(trapped_batch(0)), KEY)
     before = parallel.to_host(state)
     bad = trapped_batch(1, fault if fault.startswith("to_") else "")
     if fault.startswith("loss"):
@@ -151,7 +147,7 @@ class Recorder:
 
 
 def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
-    method, optimizer = toy_method(), sgd()
+    method = toy_method()
     arguments = {
         "log_every": 2,
         "save_every": 3,
@@ -162,8 +158,8 @@ def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
         "seed_key": KEY,
     } | changes
     return loop.run(
-        loop.make_step(method, optimizer),
-        start(method, optimizer),
+        loop.make_step(method),
+        start(method),
         batches,
         start_step=start_step,
         total_steps=total_steps,
@@ -282,19 +278,19 @@ def test_the_count_of_bad_steps_survives_a_resume_and_saves_stay_finite(tmp_path
         "save_every": 2,
         "max_bad_steps": 3,
     }
-    method, optimizer = toy_method(), sgd()
+    method = toy_method()
 
     def train(state, start_step, total_steps):
         return loop.run(
-            loop.make_step(method, optimizer), state, poisoned_from(5, start_step),
+            loop.make_step(method), state, poisoned_from(5, start_step),
             start_step=start_step, total_steps=total_steps, max_bad_frac=0.0, num_images=100,
             batch_size=8, seed_key=KEY, **arguments,
         )  # fmt: skip
 
-    train(start(method, optimizer), 0, 6)
+    train(start(method), 0, 6)
     checkpoints.wait()
     assert checkpoint.newest(tmp_path) == (6, {}, [])
-    state = checkpoint.restore(tmp_path, 6, start(method, optimizer))
+    state = checkpoint.restore(tmp_path, 6, start(method))
     assert int(state.step) == 6 and int(state.bad_steps) == 2
     with pytest.raises(loop.TrainingDiverged, match="4 steps in a row up to step 8"):
         train(state, 6, 50)
@@ -321,8 +317,8 @@ def test_unreadable_images_are_counted_over_steps_and_resumes():
     counts = [values.get("bad_images") for _, values in recorder.logged]
     assert counts == [1, 2, 3, 4] and int(state.bad_images) == 4
     # 4 of 16 images are allowed in the first epoch, a quarter of all drawn from then on.
-    method, optimizer = toy_method(), sgd()
-    step = loop.make_step(method, optimizer)
+    method = toy_method()
+    step = loop.make_step(method)
     state, metrics = step(state, parallel.split_batch(next(unreadable_ones(1))), KEY)
     assert int(metrics["bad_images"]) == int(state.bad_images) == 5
 

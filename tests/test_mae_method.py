@@ -9,6 +9,7 @@ from reference_mae import predict
 from dppmask_jax import dpp, masking, optim, parallel, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.methods import mae
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.vit import SIZES
 from dppmask_jax.training import loop
 
@@ -28,7 +29,7 @@ def batch_of(size=8, seed=0, first=0):
 
 def built(**changes):
     config = tiny.config(**changes)
-    method = mae.build(config, steps_per_epoch=5, total_steps=10)
+    method = mae.build(config, Plan(5, 10))
     params, extra = tiny.filled(jax.eval_shape(method.init, jax.random.key(1)), seed=1)
     return config, method, params, extra
 
@@ -82,7 +83,7 @@ def written_out_loss(config, params, batch, key):
 def test_loss_equals_the_method_written_out(strategy, norm_pix):
     config, method, params, extra = built(mask__strategy=strategy, loss__norm_pix=norm_pix)
     batch = batch_of(5, first=40)
-    loss, (metrics, _) = jax.jit(method.loss)(params, extra, batch, KEY, 0)
+    loss, (metrics, _) = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, 0)
     expected, orders = written_out_loss(config, params, batch, KEY)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     assert ("num_greedy" in metrics) == (strategy == "dpp")
@@ -93,7 +94,7 @@ def test_loss_equals_the_method_written_out(strategy, norm_pix):
 def test_gradients_are_those_of_the_same_masks_handed_in():
     config, method, params, extra = built(mask__tau=0.0)
     batch = batch_of()
-    grads = jax.jit(jax.grad(method.loss, has_aux=True))(params, extra, batch, KEY, 0)[0]
+    grads = jax.jit(jax.grad(method.turns[0].loss, has_aux=True))(params, extra, batch, KEY, 0)[0]
     _, orders = written_out_loss(config, params, batch, KEY)
     model = mae.model_from(config)
 
@@ -118,7 +119,7 @@ def test_masks_depend_on_index_and_step_key_not_on_place():
     _, method, params, extra = built(mask__strategy="random", data__flip=False)
     batch = batch_of(2)
     same = {**batch, "image": np.stack([batch["image"][0]] * 2)}
-    loss = jax.jit(method.loss)
+    loss = jax.jit(method.turns[0].loss)
     one = loss(params, extra, jax.tree.map(lambda x: x[:1], same), KEY, 0)[0]
     other = loss(params, extra, jax.tree.map(lambda x: x[1:], same), KEY, 0)[0]
     moved = loss(
@@ -130,7 +131,7 @@ def test_masks_depend_on_index_and_step_key_not_on_place():
 
 def test_tau_can_be_scheduled():
     _, method, params, extra = built(mask__tau=0.0, mask__tau_end=1.0)
-    loss = jax.jit(method.loss)
+    loss = jax.jit(method.turns[0].loss)
     picks = [
         float(loss(params, extra, batch_of(), KEY, step)[1][0]["num_greedy"])
         for step in (0, 5, 9, 30)
@@ -207,8 +208,9 @@ def test_a_few_steps_lower_the_loss():
         learning_rate=optim.warmup_cosine(2e-3, 0.0, 3, 30), weight_decay=lambda step: 0.05,
         b1=0.9, b2=0.95, epsilon=1e-8, clip=optax.identity(),
     )  # fmt: skip
-    state = parallel.replicate(loop.init_state(method, optimizer, jax.random.key(0)))
-    step = loop.make_step(method, optimizer)
+    method = tiny.with_optimizer(method, optimizer)
+    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
+    step = loop.make_step(method)
     losses = []
     for _ in range(30):
         # Smooth pictures, which can be predicted, and the same ones every step.

@@ -9,15 +9,15 @@ from scipy.special import expit, log_softmax, softmax
 
 from dppmask_jax import evaluate, optim, parallel
 from dppmask_jax.data.images import augment, mixing
-from dppmask_jax.evals import seeds
 from dppmask_jax.evals.checks import check
 from dppmask_jax.methods import METHODS, supervised
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import SIZES, Size
 from dppmask_jax.runs.run import Run
 from dppmask_jax.training import loop
-from dppmask_jax.training.fit import Plan
 
+UNTRAINED = Plan(1, 1)
 KEY = jax.random.key(7)
 CLASSES, WIDTH, DEPTH = 5, 24, 2
 
@@ -34,7 +34,7 @@ def fewer_blocks():
 @functools.cache
 def run_of(name):
     config = tiny.config(name)
-    method = METHODS[name](config, steps_per_epoch=1, total_steps=1)
+    method = METHODS[name].build(config, Plan(1, 1))
     return Run(config, *tiny.filled(jax.eval_shape(method.init, KEY), seed=3), step=1)
 
 
@@ -46,12 +46,12 @@ def config_of(task, name="mae", **changes):
     return evaluate.completed(config, tiny.config(name))
 
 
-def built(task, name="mae", several=False, **changes):
+def built(task, name="mae", several=False, plan=UNTRAINED, **changes):
     """(config, method, params, extra) with the run's encoder and an arbitrary head."""
     config = config_of(task, name, **changes)
     kind = config.get("train", task)
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[kind]
-    method = build(config, num_outputs=CLASSES, several=several)
+    method = build(config, plan, num_outputs=CLASSES, several=several)
     params, extra = tiny.filled(jax.eval_shape(method.init, KEY), seed=4)
     return config, method, *method.with_encoder(params, extra, run_of(name).encoder)
 
@@ -146,7 +146,7 @@ def finetune_loss(several=False, task="finetune", **changes):
     """(loss of a batch, config, params, batch, its logits without any randomness)"""
     config, method, params, extra = built(task, several=several, **changes)
     batch = batch_of(several=several)
-    loss = method.loss(params, extra, batch, KEY, 0)[0]
+    loss = method.turns[0].loss(params, extra, batch, KEY, 0)[0]
     logits = np.asarray(method.logits(params, extra, batch["image"]), np.float64)
     return float(loss), config, params, batch, logits
 
@@ -203,12 +203,10 @@ def test_the_loss_of_several_labels_is_the_one_chosen(kind):
 
 @pytest.mark.slow
 def test_a_finetuning_step_moves_encoder_positions_and_head():
-    config, method, params, extra = built("finetune")
-    plan = Plan(steps_per_epoch=1, total_steps=10, warmup_steps=0, evaluate_every=1, peak_lr=1e-2)
-    optimizer = seeds.finetune_optimizer(config, method, plan)
-    state = loop.init_state(method, optimizer, KEY)._replace(params=params, extra=extra)
+    _, method, params, extra = built("finetune", plan=Plan(1, 10, peak_lr=1e-2))
+    state = loop.init_state(method, KEY)._replace(params=params, extra=extra)
     before = jax.tree.map(np.array, params)
-    state, metrics = loop.make_step(method, optimizer)(
+    state, metrics = loop.make_step(method)(
         parallel.replicate(state), parallel.split_batch(batch_of()), KEY
     )
     after = parallel.to_host(state.params)
@@ -233,7 +231,7 @@ def linear_loss_on(devices, method, params, extra, batch):
     """Loss and statistics of a batch that is spread over so many devices."""
 
     def of_one(part):
-        loss, (_, aux) = method.loss(params, extra, part, KEY, 0)
+        loss, (_, aux) = method.turns[0].loss(params, extra, part, KEY, 0)
         return jax.lax.pmean((loss, aux), parallel.AXIS)
 
     split = jax.tree.map(lambda x: x.reshape((devices, -1, *x.shape[1:])), batch)
@@ -266,12 +264,10 @@ def test_the_probe_normalises_by_the_whole_batch():
 
 
 def test_a_lars_step_is_the_one_computed_by_hand():
-    config, method, params, extra = built("linear")
-    plan = Plan(steps_per_epoch=1, total_steps=10, warmup_steps=0, evaluate_every=1, peak_lr=2.0)
-    optimizer = seeds.lars_optimizer(config, method, plan)
-    state = loop.init_state(method, optimizer, KEY)._replace(params=params, extra=extra)
+    _, method, params, extra = built("linear", plan=Plan(1, 10, peak_lr=2.0))
+    state = loop.init_state(method, KEY)._replace(params=params, extra=extra)
     encoder = jax.tree.map(np.array, extra["encoder"])
-    step = loop.make_step(method, optimizer)
+    step = loop.make_step(method)
     state = parallel.replicate(state)
 
     batch = batch_of()

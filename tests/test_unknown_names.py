@@ -10,6 +10,7 @@ from dppmask_jax import dpp, masking, optim
 from dppmask_jax.data.sources import imagenet9, opening
 from dppmask_jax.dpp import greedy
 from dppmask_jax.methods import ibot, ibot_masks, mae, selection
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import Size
 
@@ -27,7 +28,7 @@ def ibot_masks_of(strategy):
 
 
 def features_of(build, method):
-    built = build(tiny.config(method, mask__features="nosuch"), steps_per_epoch=1, total_steps=1)
+    built = build(tiny.config(method, mask__features="nosuch"), Plan(1, 1))
     jax.eval_shape(built.features, *jax.eval_shape(built.init, KEYS[0]), IMAGES)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from configs import eval as evaluations
 from configs import ibot, mae
 from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.workdir import to_json
 
@@ -136,6 +137,12 @@ def assert_refused(cases, devices=1, **variables):
             assert cases[name][1] in err, (name, err)
 
 
+def with_optimizer(method, optimizer):
+    """A method of one turn with another optimiser."""
+    (turn,) = method.turns
+    return method._replace(turns=(turn._replace(optimizer=optimizer),))
+
+
 def filled(shapes, seed):
     """Arbitrary parameters of given shapes, norms and biases among them, without compiling."""
     rng = np.random.default_rng(seed)
@@ -150,7 +157,7 @@ def filled(shapes, seed):
 def save_run(workdir, method="mae", seed=3, history=(), **changes):
     """Writes the checkpoint of a run of `config(method, **changes)` that was never trained."""
     settings = config(method, **changes)
-    built = METHODS[method](settings, steps_per_epoch=1, total_steps=1)
+    built = METHODS[method].build(settings, Plan(1, 1))
     params, extra = filled(jax.eval_shape(built.init, jax.random.key(0)), seed)
     checkpoints = checkpoint.Checkpoints(Path(workdir) / checkpoint.FOLDER)
     meta = {"config": to_json(settings), "history": history}

@@ -24,6 +24,7 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.starting_head import head_for
 from dppmask_jax.methods import supervised
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.workdir import from_json
 from dppmask_jax.scores import ridge
@@ -158,7 +159,7 @@ def _trained(evaluation: Evaluation):
             f"{config.data.source} has ({differ}); give the source that it was trained on"
         )
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.classifier]
-    method = build(trained, num_outputs=len(names), several=False)
+    method = build(trained, Plan(1, 1), num_outputs=len(names), several=False)
     return (
         _best(method, state["params"], state.get("extra", {})),
         f"{config.classifier} (seed {config.classifier_seed}, step {step})",

@@ -17,8 +17,10 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.starting_head import head_for, starting_head
 from dppmask_jax.methods import supervised
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.scores.classification import top_k_accuracy
 from dppmask_jax.scores.uncertainty import standard_error
+from dppmask_jax.training.fit import plan_from
 from dppmask_jax.words import count
 
 
@@ -41,7 +43,6 @@ def run(evaluation: Evaluation) -> Result:
     return accuracy(
         evaluation,
         functools.partial(supervised.finetune, head=head),
-        seeds.finetune_optimizer,
         "fine-tuned",
         "top-1 accuracy, fine-tuned",
     )
@@ -59,7 +60,7 @@ def _check_own_head(evaluation: Evaluation) -> None:
 
 def _as_it_is(evaluation: Evaluation) -> Result:
     config, run, names = evaluation.config, evaluation.run, evaluation.train.class_names
-    method = supervised.finetune(config, num_outputs=len(names), several=False)
+    method = supervised.finetune(config, Plan(1, 1), num_outputs=len(names), several=False)
     extract = features.extractor(
         lambda params, extra, images: {"scores": method.logits(params, extra, images)}
     )
@@ -94,21 +95,20 @@ def plain_result(
     )
 
 
-def accuracy(evaluation: Evaluation, build, optimizer, how: str, score_name: str) -> Result:
+def accuracy(evaluation: Evaluation, build, how: str, score_name: str) -> Result:
     """Top-1 and top-5 accuracy of a training for each seed.
 
     Args:
       build: `supervised.finetune` or `supervised.linear`.
-      optimizer: (config, method, plan) -> Optimizer.
       how: what is trained, in words.
       score_name: of the last epoch's top-1.
     """
     config, num_classes = evaluation.config, evaluation.train.num_classes
-    method = build(config, num_outputs=num_classes, several=False)
+    plan = plan_from(config, len(evaluation.train))
+    method = build(config, plan, num_outputs=num_classes, several=False)
     trained = seeds.train_seeds(
         evaluation,
         method=method,
-        optimizer_of=lambda config, plan: optimizer(config, method, plan),
         train=evaluation.train,
         val=evaluation.val,
         names=evaluation.train.class_names,

@@ -29,7 +29,6 @@ def _lars(evaluation: Evaluation) -> Result:
     return accuracy(
         evaluation,
         supervised.linear,
-        seeds.lars_optimizer,
         "linear layer on frozen features, LARS",
         "top-1 accuracy, linear probe",
     )

@@ -15,6 +15,7 @@ from dppmask_jax.evals.starting_head import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 from dppmask_jax.scores.uncertainty import error_of_mean
+from dppmask_jax.training.fit import plan_from
 from dppmask_jax.words import count
 
 _NAMES = (
@@ -54,8 +55,7 @@ def run(evaluation: Evaluation) -> Result:
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.train]
     if config.train == "finetune":
         build = functools.partial(build, head=starting_head(evaluation, names, several=True))
-    optimizer = {"finetune": seeds.finetune_optimizer, "linear": seeds.lars_optimizer}
-    method = build(config, num_outputs=len(names), several=True)
+    method = build(config, plan_from(config, len(train)), num_outputs=len(names), several=True)
 
     def all_scores(scores, targets):
         return multilabel_scores(expit(scores), targets, names, config.threshold)
@@ -67,7 +67,6 @@ def run(evaluation: Evaluation) -> Result:
     trained = seeds.train_seeds(
         evaluation,
         method=method,
-        optimizer_of=lambda config, plan: optimizer[config.train](config, method, plan),
         train=train,
         val=val,
         names=names,

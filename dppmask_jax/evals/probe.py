@@ -18,14 +18,15 @@ Batches = Callable[..., Iterable[dict[str, np.ndarray]]]
 
 
 def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
-    """A function of the training state: the mean of `method.loss` over the validation batches.
+    """A function of the training state: the mean loss, of the first turn, over the validation
+    batches.
 
     Every call uses the same keys, so the masks of an image differ only as far as its features do.
     Batches count alike. An unreadable image is replaced by another of its batch, and a batch of
     unreadable images left out; where all are, InputError is raised.
     """
     mean_loss = parallel.data_parallel_mean(
-        lambda state, batch, key: method.loss(*state, batch, key, 0)[0]
+        lambda state, batch, key: method.turns[0].loss(*state, batch, key, 0)[0]
     )
 
     def measure(state) -> float:

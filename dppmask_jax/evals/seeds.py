@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
-from dppmask_jax import optim, parallel
+from dppmask_jax import parallel
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation, batches
-from dppmask_jax.models.vit import SIZES
 from dppmask_jax.runs import history, metrics, workdir
 from dppmask_jax.runs.run import Run, open_data
 from dppmask_jax.training import loop, resuming
@@ -129,7 +127,6 @@ def train_seeds(
     evaluation: Evaluation,
     *,
     method,
-    optimizer_of: Callable,
     train,
     val,
     names: Sequence[str],
@@ -139,7 +136,6 @@ def train_seeds(
 
     Args:
       method: `supervised.finetune` or `supervised.linear` of the evaluation's config.
-      optimizer_of: (config, plan) -> Optimizer.
       train, val: the splits, with the labels that the method takes.
       names: of the C classes or labels, in order; they are kept with the training.
       score: (scores (M, C), labels) of the whole validation split -> values to log, each epoch.
@@ -162,9 +158,7 @@ def train_seeds(
 
     trained = {}
     for config, folder, start in runs:
-        state = _train(
-            evaluation, config, folder, start, method, optimizer_of, train, scores_of, score
-        )
+        state = _train(evaluation, config, folder, start, method, train, scores_of, score)
         parallel.wait_for_all("scores are written")
         logged = metrics.read_metrics(folder / "metrics.jsonl")
         records = [record for record in logged if _SCORED in record]
@@ -172,11 +166,10 @@ def train_seeds(
     return trained
 
 
-def _train(evaluation, config, folder, start, method, optimizer_of, train, scores_of, score):
+def _train(evaluation, config, folder, start, method, train, scores_of, score):
     plan = plan_from(config, len(train))
-    optimizer = optimizer_of(config, plan)
     init_key, seed_key = jax.random.split(jax.random.key(config.seed))
-    state = loop.init_state(method, optimizer, init_key)
+    state = loop.init_state(method, init_key)
     params, extra = method.with_encoder(state.params, state.extra, evaluation.run.encoder)
     state = state._replace(params=params, extra=extra)
 
@@ -215,43 +208,11 @@ def _train(evaluation, config, folder, start, method, optimizer_of, train, score
         state=state,
         start=start,
         method=method,
-        optimizer=optimizer,
         source=train,
         plan=plan,
         seed_key=seed_key,
         probe=probe,
         announce=announce,
-    )
-
-
-def finetune_optimizer(config, method, plan) -> optim.Optimizer:
-    """AdamW with layer-wise decay of the learning rate (MAE, arXiv 2111.06377, table 9)."""
-    settings = config.optim
-    depth = SIZES[config.model.size].depth
-    clip = settings.clip_norm
-    return optim.adamw(
-        learning_rate=method.learning_rate(
-            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
-        ),
-        weight_decay=lambda step: settings.weight_decay,
-        b1=settings.b1,
-        b2=settings.b2,
-        epsilon=settings.epsilon,
-        clip=optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
-        decays=optim.decay_weights,
-        scales=lambda params: optim.layer_scales(params, depth, settings.layer_decay),
-    )
-
-
-def lars_optimizer(config, method, plan) -> optim.Optimizer:
-    """LARS (MAE, arXiv 2111.06377, table 10)."""
-    settings = config.optim
-    return optim.lars(
-        learning_rate=method.learning_rate(
-            plan.peak_lr, settings.final_lr, plan.warmup_steps, plan.total_steps
-        ),
-        weight_decay=lambda step: settings.weight_decay,
-        momentum=settings.b1,
     )
 
 

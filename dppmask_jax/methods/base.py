@@ -6,9 +6,40 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dppmask_jax.fields import Field
+from dppmask_jax.optim import Optimizer
+
+
+class Plan(NamedTuple):
+    """What a config and the size of its data set imply. A method that nobody trains needs none of
+    the defaults."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int = 0
+    evaluate_every: int = 0
+    """0: at the end alone."""
+    peak_lr: float = 0.0
+
+
+class Turn(NamedTuple):
+    """One loss and the optimiser that follows its gradient."""
+
+    loss: Callable[..., tuple[Any, tuple[dict[str, Any], Any]]]
+    """(params, extra, batch, key, step) -> (loss, (metrics, aux)); `key` is the step's key."""
+
+    optimizer: Optimizer
+
+    trains: frozenset[str] | None = None
+    """The top-level names of the parameters that it updates; None: all."""
+
+    name: str = ""
+    """Of a turn that is not alone: stands behind "loss", "grad_norm" and "lr" in the log."""
+
 
 class Method(NamedTuple):
-    """A record of pure functions; `loop.make_step` trains any of them.
+    """A record of pure functions; `step.make_step` trains any of them. What a method cannot do is
+    None, and nobody asks it for that.
 
     Shapes: B examples; `batch` holds what `example` made, each array with a leading B, "label"
     int32 (B,), "index" int32 (B,), the position of each example in the stream, "row" int32 (B,),
@@ -22,21 +53,22 @@ class Method(NamedTuple):
     init: Callable[[Any], tuple[Any, Any]]
     """key -> (params, extra); `extra` is what training updates without gradients."""
 
-    loss: Callable[..., tuple[Any, tuple[dict[str, Any], Any]]]
-    """(params, extra, batch, key, step) -> (loss, (metrics, aux)); `key` is the step's key."""
+    turns: tuple[Turn, ...]
+    """What a training step does, one after the other: each turn sees the parameters that the one
+    before left. `aux` is a dict, and the turns' are joined into one."""
 
     after_step: Callable[..., Any]
     """(params, extra, aux, step) -> extra, with the parameters after the optimiser's step."""
 
-    learning_rate: Callable[[float, float, int, int], Any]
-    """(peak, final, warm-up steps, total steps) -> the schedule that its own code has."""
-
     schedules: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
-    """name -> function of the step: what else than the optimiser depends on the length of the
+    """name -> function of the step: what else than the optimisers depends on the length of the
     run."""
 
     report: Callable[..., dict[str, Any]] = lambda extra, aux, step: {}
     """(extra, aux, step) -> metrics of what all devices have in common, after `after_step`."""
+
+    describe: tuple[tuple[str, str], ...] = ()
+    """(name, text): lines that are printed when a run starts."""
 
     watch: Callable[[], Callable[[int, dict[str, float]], str]] = lambda: lambda step, values: ""
     """() -> a function of each logged step and its values: what looks wrong with the run, in one
@@ -80,8 +112,30 @@ class Method(NamedTuple):
     Unless it borrows (static), hidden pixels do not enter; see `pretrained.Run.reconstruct`."""
 
 
+class MethodKind(NamedTuple):
+    """A method that is not set up yet: what a config may say about it, and who makes it."""
+
+    build: Callable[[Any, Plan], Method]
+    """(checked config, plan) -> the method."""
+
+    label: str
+    """Its name in messages and tables."""
+
+    fields: Mapping[str, Field] = MappingProxyType({})
+    """The fields that it reads beside those of all methods."""
+
+    check: Callable[[Any], None] = lambda config: None
+    """config -> None; raises InputError for what no single field tells."""
+
+    gives: frozenset[str] = frozenset()
+    """What its masks can be drawn from, see `masking.Masker.needs`."""
+
+    recipes: tuple[str, ...] = ()
+    """Config files that train it."""
+
+
 class TrainState(NamedTuple):
-    """Everything that training changes; a plain pytree.
+    """Everything that training changes; a plain pytree. `opt_state` has one entry a turn.
 
     `step` counts optimiser steps, skipped ones included; `bad_steps` counts the skipped steps
     since the last good one; `bad_images` counts, over all processes, the unreadable images that

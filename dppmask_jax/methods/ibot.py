@@ -17,7 +17,7 @@ from dppmask_jax import losses, optim, patches
 from dppmask_jax.data.images import crops, views
 from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.methods import ibot_masks, selection
-from dppmask_jax.methods.base import Method
+from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.vit import SIZES
@@ -28,14 +28,14 @@ _MANY_STEPS = 100  # that a collapse lasts before it is named
 _LEAST_INFORMATION = 0.05  # nats that the teacher's answer says about the image
 
 
-def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
+def build(config, plan: Plan) -> Method:
     """The iBOT of a checked config.
 
     Args:
       config: see configs/ibot.py; already through `config.check`.
-      steps_per_epoch: for the schedules that are stated in epochs.
-      total_steps: length of the run.
+      plan: the length of the run and of its epochs, for the schedules.
     """
+    steps_per_epoch, total_steps = plan.steps_per_epoch, plan.total_steps
     backbone, head = model_from(config)
     patch_size = config.model.patch_size
     num_patches = backbone.grid[0] * backbone.grid[1]
@@ -313,7 +313,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             flip=data.flip,
         ),
         init=init,
-        loss=loss,
+        turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.linspace_cosine)),),
         after_step=after_step,
         encode=encode,
         features=features,
@@ -323,7 +323,6 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         with_encoder=with_encoder,
         logits=logits,
         view_clusters=view_clusters,
-        learning_rate=optim.linspace_cosine,
         schedules={
             "decay of the teacher": decay_at,
             "mask.tau": functools.partial(selection.tau_at, config.mask, total_steps=total_steps),
@@ -404,3 +403,11 @@ _COLLAPSES = {
         "or set config.model.norm_last_layer=True"
     ),
 }
+
+
+KIND = MethodKind(
+    build,
+    "iBOT",
+    gives=frozenset({"features", "attention"}),
+    recipes=("configs/ibot.py",),
+)

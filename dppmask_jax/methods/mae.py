@@ -13,25 +13,23 @@ import jax.numpy as jnp
 from dppmask_jax import losses, masking, optim, patches
 from dppmask_jax.data.images import augment, crops
 from dppmask_jax.methods import selection
-from dppmask_jax.methods.base import Method
+from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models.mae import MAE
 from dppmask_jax.models.vit import SIZES, Size
 
 
-def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
+def build(config, plan: Plan) -> Method:
     """The MAE of a checked config.
 
     Args:
       config: see configs/mae.py; already through `config.check`.
-      steps_per_epoch: of no consequence here.
-      total_steps: length of the run, for `mask.tau_end`.
+      plan: the length of the run, for the schedules.
     """
-    del steps_per_epoch
     model = model_from(config)
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
     num_keep = visible_count(config)
-    tau_at = functools.partial(selection.tau_at, config.mask, total_steps=total_steps)
+    tau_at = functools.partial(selection.tau_at, config.mask, total_steps=plan.total_steps)
 
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
@@ -101,7 +99,7 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
             scale=tuple(config.data.crop_scale),
         ),
         init=init,
-        loss=loss,
+        turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.warmup_cosine)),),
         after_step=lambda params, extra, aux, step: extra,
         encode=encode,
         features=features,
@@ -109,7 +107,6 @@ def build(config, *, steps_per_epoch: int, total_steps: int) -> Method:
         num_masked=(num_patches - num_keep, num_patches - num_keep),
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
-        learning_rate=optim.warmup_cosine,
         schedules={"mask.tau": tau_at},
         reconstruct=reconstruct,
     )
@@ -161,3 +158,6 @@ def draw_masks(config, keys, features, grid, num_keep: int, tau):
         )
         return mask, {"num_greedy": jnp.mean(num_greedy.astype(jnp.float32))}
     raise ValueError(f"no such mask strategy: {strategy!r}")
+
+
+KIND = MethodKind(build, "MAE", gives=frozenset({"features"}), recipes=("configs/mae.py",))

@@ -14,7 +14,7 @@ import numpy as np
 
 from dppmask_jax import losses, optim, parallel, patches
 from dppmask_jax.data.images import augment, classify, mixing
-from dppmask_jax.methods.base import Method
+from dppmask_jax.methods.base import Method, Plan, Turn
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import SIZES, layer_norm, normal
@@ -24,12 +24,13 @@ _NORM_DECAY = 0.9  # of its running statistics
 _HEAD_STD = 0.01
 
 
-def finetune(config, *, num_outputs: int, several: bool, head=None) -> Method:
+def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) -> Method:
     """Trains encoder, positions and head together.
 
     Args:
       config: a checked config of an evaluation, see configs/eval.py, with the run's `image_size`,
         `model.size` and `model.patch_size`.
+      plan: the length of the training, for the schedules.
       num_outputs: classes C, or labels C.
       several: whether an image has any number of labels; "label" is then (B, C) of 0 and 1.
       head: `head_of` the classifier that training goes on from; None starts a fresh one.
@@ -89,9 +90,8 @@ def finetune(config, *, num_outputs: int, several: bool, head=None) -> Method:
             randaugment=data.randaugment,
         ),
         init=init,
-        loss=loss,
+        turns=(Turn(loss, finetune_optimizer(config, plan)),),
         after_step=lambda params, extra, aux, step: extra,
-        learning_rate=optim.warmup_cosine,
         logits=lambda params, extra, images: classifier.apply(
             {"params": params}, augment.normalize(images)
         ),
@@ -108,12 +108,24 @@ def finetune(config, *, num_outputs: int, several: bool, head=None) -> Method:
     )
 
 
+def finetune_optimizer(config, plan: Plan) -> optim.Optimizer:
+    """AdamW with layer-wise decay of the learning rate (MAE, arXiv 2111.06377, table 9)."""
+    depth = SIZES[config.model.size].depth
+    return optim.from_settings(
+        config.optim,
+        plan,
+        optim.warmup_cosine,
+        decays=optim.decay_weights,
+        scales=lambda params: optim.layer_scales(params, depth, config.optim.layer_decay),
+    )
+
+
 def head_of(params) -> dict:
     """{"head"} of a classifier's parameters, with "fc_norm" where it pools patch tokens."""
     return {name: params[name] for name in ("fc_norm", "head") if name in params}
 
 
-def linear(config, *, num_outputs: int, several: bool) -> Method:
+def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
     """Trains a linear layer on the frozen encoder's batch-normalised features.
 
     Args are those of `finetune`, but for its `head`. The statistics of the batch norm are those of
@@ -168,9 +180,8 @@ def linear(config, *, num_outputs: int, several: bool) -> Method:
             single_draw=True,
         ),
         init=init,
-        loss=loss,
+        turns=(Turn(loss, optim.lars_from_settings(config.optim, plan, optim.warmup_cosine)),),
         after_step=after_step,
-        learning_rate=optim.warmup_cosine,
         logits=lambda params, extra, images: scores(
             params, encode(extra["encoder"], images)[model.pool], extra["mean"], extra["variance"]
         ),

@@ -18,6 +18,7 @@ from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import grey_range
 from dppmask_jax.methods import METHODS, supervised
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.vit import SIZES
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs import workdir as workdir_files
@@ -97,12 +98,13 @@ class Run:
         if self.kind == CLASSIFIER:
             method = supervised.finetune(
                 config,
+                Plan(1, 1),
                 num_outputs=len(params["head"]["bias"]),
                 several=config.task == "multilabel",
             )
             self.knn_feature = {"mean": "patches", "cls": "cls"}[config.model.pool]
         else:
-            method = METHODS[config.method](config, steps_per_epoch=1, total_steps=max(step, 1))
+            method = METHODS[config.method].build(config, Plan(1, max(step, 1)))
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
         self.selection_settings = method.selection

@@ -6,27 +6,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from dppmask_jax import optim, parallel
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint, metrics, workdir
 from dppmask_jax.training import loop, signals
 from dppmask_jax.training.resuming import Start
 from dppmask_jax.training.saves import FAILED, Saves
 from dppmask_jax.words import count
-
-
-class Plan(NamedTuple):
-    """What a config and the size of its data set imply."""
-
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    evaluate_every: int
-    """0: at the end alone."""
-    peak_lr: float
 
 
 def plan_from(config, num_images: int) -> Plan:
@@ -62,7 +51,6 @@ def fit(
     state,
     start: Start,
     method,
-    optimizer,
     source,
     plan: Plan,
     seed_key,
@@ -115,7 +103,7 @@ def fit(
         stack.callback(saves.close)
         batches = stack.enter_context(_stream(config, method, source, start.step, progress.say))
         outcome = loop.run(
-            loop.make_step(method, optimizer, accum_steps=config.optim.accum_steps),
+            loop.make_step(method, accum_steps=config.optim.accum_steps),
             state,
             batches,
             start_step=start.step,

@@ -13,8 +13,7 @@ import optax
 
 from dppmask_jax import parallel
 from dppmask_jax.errors import InputError, Stopped
-from dppmask_jax.methods.base import Method, TrainState
-from dppmask_jax.optim import Optimizer
+from dppmask_jax.methods.base import Method, TrainState, Turn
 
 
 class TrainingDiverged(Stopped):
@@ -27,23 +26,37 @@ class TrainingDiverged(Stopped):
         super().__init__(message, status=3)
 
 
-def init_state(method: Method, optimizer: Optimizer, key) -> TrainState:
+def init_state(method: Method, key) -> TrainState:
     """The state before the first step, on the host's default device."""
 
     def build(key):
         params, extra = method.init(key)
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.tx.init(params), extra, zero, zero)
+        opt_state = tuple(turn.optimizer.tx.init(_trained(turn, params)) for turn in method.turns)
+        return TrainState(zero, params, opt_state, extra, zero, zero)
 
     return jax.jit(build)(key)
 
 
-def _accumulated_gradients(method, state, batch, key, accum_steps):
-    grad_fn = jax.value_and_grad(method.loss, has_aux=True)
+def _trained(turn: Turn, params):
+    """The parameters that a turn updates."""
+    if turn.trains is None:
+        return params
+    return {name: params[name] for name in sorted(turn.trains)}
+
+
+def _accumulated_gradients(turn: Turn, params, state, batch, key, accum_steps):
+    """(gradient of what the turn trains, loss, metrics, aux), means over the micro-batches."""
+
+    def loss_of(trained, micro):
+        every = trained if turn.trains is None else {**params, **trained}
+        return turn.loss(every, state.extra, micro, key, state.step)
+
+    grad_fn = jax.value_and_grad(loss_of, has_aux=True)
 
     def of_micro_batch(micro):
-        (loss, (metrics, aux)), grads = grad_fn(state.params, state.extra, micro, key, state.step)
-        return grads, {"loss": loss, **metrics}, aux
+        (loss, (metrics, aux)), grads = grad_fn(_trained(turn, params), micro)
+        return grads, loss, metrics, aux
 
     if accum_steps == 1:
         return of_micro_batch(batch)
@@ -60,9 +73,7 @@ def _accumulated_gradients(method, state, batch, key, accum_steps):
     return jax.tree.map(lambda x: x / accum_steps, total)
 
 
-def make_step(
-    method: Method, optimizer: Optimizer, *, accum_steps: int = 1, devices=None
-) -> Callable:
+def make_step(method: Method, *, accum_steps: int = 1, devices=None) -> Callable:
     """The training step, compiled for all devices.
 
     Args:
@@ -71,37 +82,52 @@ def make_step(
     Returns:
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
       with or without "wish" int32 (b,), of which the metrics have the largest of all processes.
-      Gradients, metrics and `aux` are averaged over the micro-batches and the devices, then there
-      is one update and one `after_step`. Where the loss, the gradient norm or a parameter after the
-      update is not finite, only the counts change.
+      Gradients, metrics and `aux` of a turn are averaged over the micro-batches and the devices,
+      then there is its update; after the last turn, one `after_step`. Where in any turn the loss,
+      the gradient norm or a parameter after the update is not finite, only the counts change.
     """
+
+    def take(turn: Turn, opt_state, params, state, batch, key):
+        """(params, opt_state, metrics, aux, whether all is finite) after a turn."""
+        grads, loss, metrics, aux = parallel.mean(
+            _accumulated_gradients(turn, params, state, batch, key, accum_steps)
+        )
+        grad_norm = optax.tree.norm(grads)
+        with jax.named_scope("optimizer"):
+            trained = _trained(turn, params)
+            updates, opt_state = optax.with_extra_args_support(turn.optimizer.tx).update(
+                grads, opt_state, trained, train_step=state.step
+            )
+            lr = turn.optimizer.learning_rate(state.step)
+            trained = optax.apply_updates(trained, jax.tree.map(lambda u: lr * u, updates))
+            # Of finite gradients an update can still overflow: nothing else may reach a checkpoint.
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(trained)
+        params = trained if turn.trains is None else {**params, **trained}
+        ending = f"_{turn.name}" if turn.name else ""
+        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+        metrics = metrics | {name + ending: value for name, value in values.items()}
+        return params, opt_state, metrics, aux, finite
 
     def step(state: TrainState, batch, seed_key):
         batch = dict(batch)
         wish = parallel.largest(jnp.max(batch.pop("wish", 0)))
         key = jax.random.fold_in(seed_key, state.step)
-        grads, metrics, aux = parallel.mean(
-            _accumulated_gradients(method, state, batch, key, accum_steps)
-        )
-        grad_norm = optax.tree.norm(grads)
+        params, opt_states, metrics, aux, finite = state.params, (), {}, {}, True
+        for turn, opt_state in zip(method.turns, state.opt_state, strict=True):
+            params, opt_state, *found = take(turn, opt_state, params, state, batch, key)
+            opt_states = (*opt_states, opt_state)
+            metrics, aux, finite = metrics | found[0], aux | found[1], finite & found[2]
         with jax.named_scope("optimizer"):
-            updates, opt_state = optax.with_extra_args_support(optimizer.tx).update(
-                grads, state.opt_state, state.params, train_step=state.step
-            )
-            lr = optimizer.learning_rate(state.step)
-            params = optax.apply_updates(state.params, jax.tree.map(lambda u: lr * u, updates))
             extra = method.after_step(params, state.extra, aux, state.step)
-            # Of finite gradients an update can still overflow: nothing else may reach a checkpoint.
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & _all_finite(params)
         metrics = {**metrics, **method.report(extra, aux, state.step)}
-        updated = (params, opt_state, extra)
+        updated = (params, opt_states, extra)
         unchanged = (state.params, state.opt_state, state.extra)
         with jax.named_scope("optimizer"):
             kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
         counts = {"bad_steps": bad_steps, "bad_images": bad_images}
-        metrics = {**metrics, "lr": lr, "grad_norm": grad_norm, **counts, "wish": wish}
+        metrics = {**metrics, **counts, "wish": wish}
         return TrainState(state.step + 1, *kept, **counts), metrics
 
     return parallel.data_parallel_update(step, devices)

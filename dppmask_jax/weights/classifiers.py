@@ -8,7 +8,7 @@ from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
 from dppmask_jax.methods import supervised
-from dppmask_jax.methods.base import Method
+from dppmask_jax.methods.base import Method, Plan
 from dppmask_jax.weights import names, positions, sizes
 from dppmask_jax.weights.opened import File, Options
 
@@ -58,7 +58,7 @@ def method_of(config, found: sizes.Sizes) -> Method:
         raise InputError(
             "the file has no classes (no head.weight, or an empty one); use another --format"
         )
-    return supervised.finetune(config, num_outputs=found.classes, several=False)
+    return supervised.finetune(config, Plan(1, 1), num_outputs=found.classes, several=False)
 
 
 def template(method: Method, found: sizes.Sizes, file: File, config, allowed: tuple[str, ...]):

@@ -99,6 +99,7 @@ def _carry_over(config, stated: dict[str, Any], asked: frozenset[str]) -> None:
 
 def method_of(config, found: sizes.Sizes):
     """The method of an adapted config."""
+    # The numbers of the plan leave no trace in the state.
     return pretrain.method_from(config, plan_from(config, config.batch_size))
 
 
@@ -197,12 +198,10 @@ def _head_template(head, file: File):
 
 def state(config, method, tree, found: sizes.Sizes, file: File):
     """The state before the first step, with the file's values in place of initial ones."""
-    plan = plan_from(config, config.batch_size)  # its numbers leave no trace in the state
-    optimizer = pretrain.optimizer_from(config, method, plan)
     tree = _placed(config, tree, found, file)
     # As pretrain.train draws it, so that what is fresh is what a fresh run has.
     init_key = jax.random.split(jax.random.key(config.seed), 3)[0]
-    state = loop.init_state(method, optimizer, init_key)
+    state = loop.init_state(method, init_key)
     params, extra = state.params, state.extra
     if "student" in tree:
         teacher = {**extra["teacher"], **tree["teacher"]}
