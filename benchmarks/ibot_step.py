@@ -26,8 +26,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import ibot as preset
-from dppmask_jax import losses, parallel, patches, pretrain
+from dppmask_jax import parallel, patches, pretrain
 from dppmask_jax.data.images import views
+from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot, ibot_masks
 from dppmask_jax.training import fit, loop
 
@@ -136,13 +137,13 @@ def parts_of(config, size):
         def loss(params, tokens):
             projected = on(extra["teacher"], tokens, "project")
             center = jnp.mean(projected, axis=(0, 1))
-            target = losses.teacher_probabilities(
+            target = distillation.teacher_probabilities(
                 on(extra["teacher"], projected[:, -chosen:], "patch_logits"),
                 on(extra["teacher"], center, "patch_logits"),
                 0.05,
             )
             student = on(params, on(params, tokens[:, -chosen:], "project"), "patch_logits")
-            return losses.patch_token_loss(target, student, mask[:, -chosen:], 0.1)
+            return distillation.patch_token_loss(target, student, mask[:, -chosen:], 0.1)
 
         return jax.grad(loss, argnums=(0, 1))
 

@@ -88,7 +88,7 @@ CHIPS = {
 PARTS = (
     ("optimiser", r"\boptimizer\b"),
     ("selection", r"\bselection\b"),
-    ("augmentation", r"\baugment\b|flip_and_normalize"),
+    ("augmentation", r"\baugment\b|flip|normalize"),
     ("heads", r"ProjectionHead|\bhead\b|last_layer"),
     ("decoder", r"\bdecoder\b"),
     ("encoder", r"\bencoder\b|Backbone"),

@@ -67,7 +67,9 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.evaluate.loss_images = 2048  # of the validation split, in whole batches; 0 is off
 
     config.loss = config_dict.ConfigDict()
-    config.loss.norm_pix = True  # standardised target patches (paper unclear)
+    config.loss.target = "pixels"  # pixels | hog: what is predicted (hog: MaskFeat)
+    config.loss.norm_pix = True  # pixels: standardised target patches (paper unclear)
+    config.loss.hog_window = False  # hog: Gaussian windows of 16 px (MMSelfSup)
 
     RECIPES[dataset](config)
     if chosen["epochs"]:

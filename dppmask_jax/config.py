@@ -30,6 +30,7 @@ from dppmask_jax.fields import (
 )
 from dppmask_jax.masking import num_masked, num_visible, ratio_range
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.targets import TARGETS
 
 MOST_PATCHES = 2**14  # of an image; the selector's kernel has their square
 
@@ -95,7 +96,9 @@ MAE_RULES = {
         lambda v: is_number(v) and 0 < v < 1, "a number above 0 and below 1 (share masked)"
     ),
     "mask.features": one_of("embedding", "pixels"),
+    "loss.target": one_of(*TARGETS),
     "loss.norm_pix": FLAG,
+    "loss.hog_window": FLAG,
     "evaluate.loss_images": whole(0),
 }
 
@@ -167,6 +170,8 @@ LATER_FIELDS = {
     "mae": {
         "optim.clip_per_tensor": False,
         "optim.weight_decay_end": None,
+        "loss.target": "pixels",
+        "loss.hog_window": False,
         "data.classes": "",
         "data.range": "auto",
     }
@@ -283,6 +288,7 @@ def _num_patches(field: str, size, patch_size: int) -> int:
 
 
 def _check_mae(config, num_patches: int) -> None:
+    TARGETS[config.loss.target].check(config)
     try:
         num_keep = num_visible(num_patches, config.mask.ratio)
     except ValueError as error:

@@ -46,7 +46,9 @@ VALUES = {
         "mask.strategy": st.sampled_from(["dpp", "random", "block"]),
         "mask.ratio": st.floats(0, 1, exclude_min=True, exclude_max=True),
         "mask.features": st.sampled_from(["embedding", "pixels"]),
+        "loss.target": st.sampled_from(["pixels", "hog"]),
         "loss.norm_pix": st.booleans(),
+        "loss.hog_window": st.booleans(),
     },
     "ibot": COMMON_VALUES | {
         "data.local_views": st.integers(0, 3),

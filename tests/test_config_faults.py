@@ -252,6 +252,7 @@ BOUNDS = {
     "mask.prob": ([TINY, 1], [0, 1.0000001]),
     "mask.start_epoch": _FROM_0,
     "loss.norm_pix": _FLAG,
+    "loss.hog_window": _FLAG,
     "loss.class_weight": _FROM_0,
     "loss.patch_weight": _FROM_0,
     "loss.student_temp": _POSITIVE,
@@ -287,6 +288,7 @@ OF_KIND = {
         "mask.ratio": ([TINY, BELOW_1], [0, 1, (0.5,)]),
         "mask.strategy": (["dpp", "random", "block"], ["attention", "", None]),
         "mask.features": (["embedding", "pixels"], ["tokens", None]),
+        "loss.target": (["pixels", "hog"], ["", "HOG", None]),
     },
     "ibot": PRETRAINING_BOUNDS | {
         "mask.ratio": ([(0,), [BELOW_1, 0.0]], [(), 0.5, (1.0,), (-0.1,)]),
@@ -326,6 +328,7 @@ def test_both_ends_of_every_field_are_where_they_are_said_to_be(kind):
         ("mae", {"model.patch_size": 7}, "config.image_size, config.model.patch_size"),
         ("mae", {"image_size": (4096, 4096)}, "262144 patches are more than 16384"),
         ("mae", {"mask.ratio": 0.99}, "leaves no visible patch"),
+        ("mae", {"loss.target": "hog", "model.patch_size": 4}, "4 is no multiple of 8"),
         ("ibot", {"mask.ratio_var": (0.0,)}, "as many variations as ratios"),
         ("ibot", {"mask.start_epoch": 12.0}, "too long for config.epochs=12"),
         ("ibot", {"optim.freeze_last_layer_epochs": 12.0}, "too long for config.epochs=12"),

@@ -8,9 +8,10 @@ import pytest
 import reference_ibot as reference
 import tiny
 
-from dppmask_jax import dpp, losses, masking, optim, parallel, patches
+from dppmask_jax import dpp, masking, optim, parallel, patches
 from dppmask_jax.data.images import views
 from dppmask_jax.data.images.augment import denormalize, normalize
+from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot, ibot_masks
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.backbone import Backbone
@@ -487,9 +488,11 @@ def test_temperatures_at_their_ends_and_in_the_middle():
 
 def test_losses_by_hand():
     half = np.log([[[0.5, 0.5]], [[0.75, 0.25]]])
-    teacher = losses.teacher_probabilities(jnp.asarray(half), jnp.zeros(2), 1.0)
+    teacher = distillation.teacher_probabilities(jnp.asarray(half), jnp.zeros(2), 1.0)
     np.testing.assert_allclose(teacher[1, 0], [0.75, 0.25], rtol=1e-6)
-    sharp = losses.teacher_probabilities(jnp.asarray(half), jnp.log(jnp.array([3.0, 1.0])), 0.5)
+    sharp = distillation.teacher_probabilities(
+        jnp.asarray(half), jnp.log(jnp.array([3.0, 1.0])), 0.5
+    )
     np.testing.assert_allclose(sharp[0, 0], [0.1, 0.9], rtol=1e-5)
     student = jnp.log(jnp.array([[[0.5, 0.5]], [[0.2, 0.8]], [[0.9, 0.1]]]))
     # Pairs (teacher 0: students 1, 2), (teacher 1: students 0, 2).
@@ -499,7 +502,7 @@ def test_losses_by_hand():
         cross([0.75, 0.25], [0.5, 0.5]), cross([0.75, 0.25], [0.9, 0.1]),
     ]  # fmt: skip
     np.testing.assert_allclose(
-        losses.class_token_loss(teacher, student, 1.0), np.mean(pairs), rtol=1e-6
+        distillation.class_token_loss(teacher, student, 1.0), np.mean(pairs), rtol=1e-6
     )
     # Two views of two patches: both masked in the first, none in the second.
     targets = jnp.array([[[0.5, 0.5], [1.0, 0.0]]] * 2)
@@ -507,9 +510,9 @@ def test_losses_by_hand():
     mask = np.array([[True, True], [False, False]])
     by_hand = 0.5 * (cross([0.5, 0.5], [0.2, 0.8]) - np.log(0.25)) / 2
     np.testing.assert_allclose(
-        losses.patch_token_loss(targets, logits, mask, 1.0), by_hand, rtol=1e-6
+        distillation.patch_token_loss(targets, logits, mask, 1.0), by_hand, rtol=1e-6
     )
-    np.testing.assert_allclose(losses.entropy(teacher)[0, 0], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(distillation.entropy(teacher)[0, 0], np.log(2), rtol=1e-6)
 
 
 # The step.

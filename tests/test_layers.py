@@ -13,6 +13,7 @@ ROWS = (
     {"config_faults"},
     {"dpp", "patches", "losses", "command", "parallel", "scores", "fields"},
     {"masking", "models", "data", "optim"},
+    {"targets"},
     {"methods", "config"},
     {"runs"},
     {"training"},

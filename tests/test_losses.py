@@ -3,56 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppmask_jax import losses
-
-
-def test_masked_pixel_loss_by_hand():
-    # Two images, two patches of two values; errors per patch: 2.5, 0 / 4, 1.
-    target = jnp.zeros((2, 2, 2))
-    pred = jnp.array([[[1.0, 2.0], [0.0, 0.0]], [[2.0, 2.0], [1.0, 1.0]]])
-    mask = jnp.array([[True, False], [True, True]])
-    # Over the whole batch: (2.5 + 4 + 1) / 3 masked patches.
-    assert losses.masked_pixel_loss(pred, target, mask) == 2.5
-
-
-def test_loss_ignores_visible_patches():
-    rng = np.random.default_rng(0)
-    target, pred = rng.normal(size=(2, 3, 8, 5)).astype(np.float32)
-    mask = np.arange(8) % 3 == 0
-    mask = np.broadcast_to(mask, (3, 8))
-    loss = losses.masked_pixel_loss(pred, target, mask)
-    changed = np.where(mask[..., None], pred, 1e3)
-    assert losses.masked_pixel_loss(changed, target, mask) == loss
-    changed = np.where(mask[..., None], pred + 1.0, pred)
-    assert losses.masked_pixel_loss(changed, target, mask) != loss
-    grad = jax.grad(losses.masked_pixel_loss)(jnp.asarray(pred), target, mask)
-    assert np.all(np.asarray(grad)[~mask] == 0) and np.all(np.asarray(grad)[mask] != 0)
-
-
-def test_nothing_masked_is_zero_not_nan():
-    pred = jnp.ones((1, 2, 3))
-    assert losses.masked_pixel_loss(pred, 0 * pred, jnp.zeros((1, 2), bool)) == 0
-
-
-def test_target_uses_the_unbiased_variance():
-    patch = np.array([[[1.0, 2.0, 3.0, 6.0]]], np.float32)
-    # mean 3, sum of squares 4 + 1 + 0 + 9 = 14, divided by n - 1 = 3.
-    expected = (patch - 3.0) / np.sqrt(14.0 / 3.0 + 1e-6)
-    np.testing.assert_allclose(losses.pixel_target(patch, norm_pix=True), expected, rtol=1e-6)
-    np.testing.assert_array_equal(losses.pixel_target(patch, norm_pix=False), patch)
-
-
-def test_flat_patch_has_a_finite_target():
-    target = losses.pixel_target(jnp.full((1, 1, 12), 0.7), norm_pix=True)
-    assert np.all(np.isfinite(target)) and np.all(np.abs(target) < 1e-2)
-
-
-def test_low_precision_inputs_are_averaged_in_float32():
-    pred = jnp.full((1, 1000, 3), 0.1, jnp.bfloat16)
-    loss = losses.masked_pixel_loss(pred, jnp.zeros((1, 1000, 3)), jnp.ones((1, 1000), bool))
-    assert loss.dtype == jnp.float32
-    np.testing.assert_allclose(loss, float(jnp.bfloat16(0.1)) ** 2, rtol=1e-5)
-
+from dppmask_jax.losses.classification import (
+    asymmetric_loss,
+    binary_cross_entropy,
+    soft_cross_entropy,
+)
 
 LN3 = float(np.log(3.0))  # the logit of 3 / 4
 
@@ -62,15 +17,15 @@ def test_soft_cross_entropy_by_hand():
     targets = jnp.array([[0.5, 0.5], [1.0, 0.0]])
     first = -(0.5 * np.log(0.25) + 0.5 * np.log(0.75))
     expected = (first - np.log(0.75)) / 2
-    np.testing.assert_allclose(losses.soft_cross_entropy(logits, targets), expected, rtol=1e-6)
-    gradient = jax.grad(losses.soft_cross_entropy)(logits, targets)
+    np.testing.assert_allclose(soft_cross_entropy(logits, targets), expected, rtol=1e-6)
+    gradient = jax.grad(soft_cross_entropy)(logits, targets)
     np.testing.assert_allclose(gradient, [[-0.125, 0.125], [-0.125, 0.125]], rtol=1e-6)
 
 
 def test_soft_cross_entropy_of_large_logits():
     logits = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
     targets = jnp.array([[0.1, 0.9, 0.0], [0.0, 1.0, 0.0]])
-    value, gradient = jax.value_and_grad(losses.soft_cross_entropy)(logits, targets)
+    value, gradient = jax.value_and_grad(soft_cross_entropy)(logits, targets)
     np.testing.assert_allclose(value, 0.9 * 2e4 / 2, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[0.45, -0.45, 0], [0, 0, 0]], rtol=1e-6, atol=1e-9)
 
@@ -80,15 +35,15 @@ def test_binary_cross_entropy_by_hand():
     targets = jnp.array([[1.0, 1.0, 0.0], [0.0, 0.5, 1.0]])
     right = np.array([0.75, 0.25, 0.5, 0.25, 0.5, 0.75])  # the soft target costs ln 2 as well
     expected = -np.log(right).mean()
-    np.testing.assert_allclose(losses.binary_cross_entropy(logits, targets), expected, rtol=1e-6)
-    gradient = jax.grad(losses.binary_cross_entropy)(logits, targets)
+    np.testing.assert_allclose(binary_cross_entropy(logits, targets), expected, rtol=1e-6)
+    gradient = jax.grad(binary_cross_entropy)(logits, targets)
     by_hand = np.array([[-0.25, -0.75, 0.5], [0.75, 0.0, -0.25]]) / 6
     np.testing.assert_allclose(gradient, by_hand, rtol=1e-6, atol=1e-9)
 
 
 def test_binary_cross_entropy_of_large_logits():
     logits, targets = jnp.array([[1e4, 1e4, -1e4, -1e4]]), jnp.array([[1.0, 0.0, 1.0, 0.0]])
-    value, gradient = jax.value_and_grad(losses.binary_cross_entropy)(logits, targets)
+    value, gradient = jax.value_and_grad(binary_cross_entropy)(logits, targets)
     np.testing.assert_allclose(value, 2e4 / 4, rtol=1e-6)
     np.testing.assert_array_equal(gradient, [[0.0, 0.25, -0.25, 0.0]])
 
@@ -99,11 +54,11 @@ def test_asymmetric_loss_by_hand():
     # The hard negative counts as 0.7, the easy one as nothing.
     negative = -(0.7**4) * np.log(0.3)
     expected = (-np.log(0.75) + negative - np.log(0.25)) / 2
-    np.testing.assert_allclose(losses.asymmetric_loss(logits, targets), expected, rtol=1e-6)
+    np.testing.assert_allclose(asymmetric_loss(logits, targets), expected, rtol=1e-6)
     expected = (-0.25 * np.log(0.75) + negative - 0.75 * np.log(0.25)) / 2
-    found = losses.asymmetric_loss(logits, targets, gamma_pos=1.0)
+    found = asymmetric_loss(logits, targets, gamma_pos=1.0)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    found = losses.asymmetric_loss(logits, targets, gamma_neg=1.0, clip=0.25)
+    found = asymmetric_loss(logits, targets, gamma_neg=1.0, clip=0.25)
     expected = (-np.log(0.75) - 0.5 * np.log(0.5) - np.log(0.25)) / 2
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -111,7 +66,7 @@ def test_asymmetric_loss_by_hand():
 def test_gradient_of_the_asymmetric_loss_is_the_papers():
     logits = jnp.array([[LN3, LN3, -4.0]])
     targets = jnp.array([[1.0, 0.0, 0.0]])
-    gradient = jax.grad(losses.asymmetric_loss)(logits, targets, 4.0, 2.0, 0.05)
+    gradient = jax.grad(asymmetric_loss)(logits, targets, 4.0, 2.0, 0.05)
     positive = 0.25**2 * (2 * 0.75 * np.log(0.75) - 0.25)
     negative = 0.7**4 * (1 / 0.3 - 4 * np.log(0.3) / 0.7) * 0.75 * 0.25
     np.testing.assert_allclose(gradient, [[positive, negative, 0.0]], rtol=1e-5)
@@ -123,10 +78,10 @@ def test_asymmetric_loss_without_asymmetry_is_the_sum_of_cross_entropies():
     targets = jnp.asarray(rng.random((4, 5)), jnp.float32)
 
     def plain(logits):
-        return losses.asymmetric_loss(logits, targets, 0.0, 0.0, 0.0)
+        return asymmetric_loss(logits, targets, 0.0, 0.0, 0.0)
 
     def expected(logits):
-        return 5 * losses.binary_cross_entropy(logits, targets)
+        return 5 * binary_cross_entropy(logits, targets)
 
     for found, wanted in zip(
         jax.value_and_grad(plain)(logits), jax.value_and_grad(expected)(logits), strict=True
@@ -140,9 +95,7 @@ def test_asymmetric_loss_of_large_logits(gamma, clip):
     logits = jnp.array([[1e4, 200.0, 20.0, 0.0, -20.0, -200.0, -1e4]])
     for target in (0.0, 1.0):
         targets = jnp.full_like(logits, target)
-        value, gradient = jax.value_and_grad(losses.asymmetric_loss)(
-            logits, targets, gamma, gamma, clip
-        )
+        value, gradient = jax.value_and_grad(asymmetric_loss)(logits, targets, gamma, gamma, clip)
         assert np.isfinite(value) and np.all(np.isfinite(gradient))
         # What is certain and right costs nothing, what is certain and wrong costs a lot.
         right = [4, 5, 6] if target == 0.0 else [0, 1, 2]
@@ -154,7 +107,12 @@ def test_asymmetric_loss_of_large_logits(gamma, clip):
 
 
 @pytest.mark.parametrize(
-    "loss", [losses.soft_cross_entropy, losses.binary_cross_entropy, losses.asymmetric_loss]
+    "loss",
+    [
+        soft_cross_entropy,
+        binary_cross_entropy,
+        asymmetric_loss,
+    ],
 )
 def test_classification_losses_are_float32_from_low_precision(loss):
     rng = np.random.default_rng(0)

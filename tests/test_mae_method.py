@@ -11,6 +11,7 @@ from dppmask_jax.data.images import augment
 from dppmask_jax.methods import mae
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.vit import SIZES
+from dppmask_jax.targets import hog
 from dppmask_jax.training import loop
 
 KEY = jax.random.key(7)
@@ -101,7 +102,7 @@ def test_gradients_are_those_of_the_same_masks_handed_in():
     def with_given_masks(params):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, batch["index"])
         flip_keys = jax.vmap(lambda k: jax.random.split(k, 3)[0])(keys)
-        images = augment.flip_and_normalize(batch["image"], flip_keys)
+        images = augment.normalize(augment.flip(batch["image"], flip_keys))
         pred = model.apply({"params": params}, images, orders, 4)
         target = patches.patchify(images, 4)
         mean = target.mean(axis=-1, keepdims=True)
@@ -186,6 +187,21 @@ def test_a_reconstruction_keeps_visible_patches_and_knows_no_others(norm_pix):
         assert np.corrcoef(found, true)[0, 1] > 0.9
     else:
         np.testing.assert_array_equal(borrowed[0], one)
+
+
+def test_hog_is_predicted_from_pixels_that_are_not_normalised(monkeypatch):
+    seen = []
+
+    def recording(config):
+        target = hog.build(config)
+        return target._replace(of=lambda images: seen.append(images) or target.of(images))
+
+    monkeypatch.setitem(mae.TARGETS, "hog", hog.KIND._replace(build=recording))
+    _, method, params, extra = built(loss__target="hog", model__patch_size=8)
+    assert params["decoder"]["pred"]["kernel"].shape == (32, 27)
+    loss, _ = jax.eval_shape(method.turns[0].loss, params, extra, batch_of(), KEY, 0)
+    assert loss.shape == () and seen[0].dtype == jnp.uint8 and seen[0].shape == (8, 16, 16, 3)
+    assert method.reconstruct is None
 
 
 def test_encode_sees_every_patch_and_its_shapes():

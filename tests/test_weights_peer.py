@@ -16,13 +16,15 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from dppmask_jax import losses, patches
+from dppmask_jax import patches
 from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
+from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot as ibot_method
 from dppmask_jax.methods import mae as mae_method
 from dppmask_jax.models.vit import SIZES
 from dppmask_jax.runs import run
+from dppmask_jax.targets.base import masked_square_error
 from dppmask_jax.weights import files, names
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
@@ -113,8 +115,8 @@ def test_mae_is_transformers_vit_mae(autoencoder, norm_pix):
         tokens = model.apply(apply, images, method="embed")
         latent, _ = model.apply(apply, patches.gather(tokens, order[:, :num_keep]), method="encode")
         pred = model.apply(apply, tokens, order, num_keep, method="predict")
-        target = losses.pixel_target(patches.patchify(images, config.model.patch_size), norm_pix)
-        return losses.masked_pixel_loss(pred, target, mask), (tokens, latent, pred)
+        target = pixels.pixel_target(patches.patchify(images, config.model.patch_size), norm_pix)
+        return masked_square_error(pred, target, mask), (tokens, latent, pred)
 
     (loss, (tokens, latent, pred)), grads = jax.jit(jax.value_and_grad(forward, has_aux=True))(
         params
@@ -388,11 +390,11 @@ def test_ibot_head_and_losses_are_pytorchs(shared, tmp_path):
         for v in range(views)
         if q != v
     ]
-    our_target = losses.teacher_probabilities(
+    our_target = distillation.teacher_probabilities(
         ours["teacher"][0][:, :, 0], state["extra"]["class_center"], temp
     )
     close(
-        losses.class_token_loss(our_target, ours["student"][0][:, :, 0], student_temp),
+        distillation.class_token_loss(our_target, ours["student"][0][:, :, 0], student_temp),
         sum(terms) / len(terms),
         "class loss",
     )
@@ -401,10 +403,10 @@ def test_ibot_head_and_losses_are_pytorchs(shared, tmp_path):
     log_student = torch.log_softmax(theirs["student"][1][:2, :, 1:] / student_temp, dim=-1)
     weights = torch.from_numpy(mask).float()
     of_images = (-(target * log_student).sum(-1) * weights).sum(-1) / weights.sum(-1).clamp(min=1)
-    our_target = losses.teacher_probabilities(
+    our_target = distillation.teacher_probabilities(
         ours["teacher"][1][:, :, 1:], state["extra"]["patch_center"], temp
     )
-    found = losses.patch_token_loss(
+    found = distillation.patch_token_loss(
         our_target.reshape(6, num, -1),
         ours["student"][1][:2, :, 1:].reshape(6, num, -1),
         jnp.asarray(mask.reshape(6, num)),

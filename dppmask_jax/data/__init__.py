@@ -16,7 +16,7 @@ loader.train_stream(source, *, example, batch_size, seed, start_step=0, workers=
     "local_views"} or classify.classification_view -> {"image"}.
 loader.eval_batches(source, *, image_size, batch_size, indices=None, workers=0, shard=0,
     num_shards=1, log=…) -> iterator; batches {"image", "label", "index", "valid"}.
-augment.flip_and_normalize(images, keys, flip=True), augment.normalize, augment.denormalize,
+augment.flip(images, keys), augment.normalize, augment.denormalize,
     augment.random_erasing(images, keys, prob=0.25) after normalising.
 views.augment_view(images, keys, *, blur_prob, solarize_prob, …): colours, blur, normalize.
 mixing.smooth_one_hot(labels, num_classes, smoothing) -> targets; mixing.mix(images, targets, key):

@@ -13,9 +13,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import losses, optim, patches
+from dppmask_jax import optim, patches
 from dppmask_jax.data.images import crops, views
 from dppmask_jax.data.images.augment import normalize
+from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot_masks, selection
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models.backbone import Backbone
@@ -112,27 +113,27 @@ def build(config, plan: Plan) -> Method:
         def of_views(logits):
             return logits.reshape(-1, num, logits.shape[-1])
 
-        class_target = losses.teacher_probabilities(
+        class_target = distillation.teacher_probabilities(
             of_views(of_teacher["class"]),
             extra["class_center"],
             temperature(config.loss.class_temp, epoch),
         )
-        patch_target = losses.teacher_probabilities(
+        patch_target = distillation.teacher_probabilities(
             of_teacher["patch"],
             extra["patch_center"],
             # Its warm-up begins with the masks, as in iBOT's code.
             temperature(config.loss.patch_temp, epoch - config.mask.start_epoch),
         )
-        class_loss = losses.class_token_loss(
+        class_loss = distillation.class_token_loss(
             class_target, of_views(of_student["class"]), config.loss.student_temp
         )
-        patch_loss = losses.patch_token_loss(
+        patch_loss = distillation.patch_token_loss(
             patch_target,
             of_student["patch"],
             jnp.take_along_axis(masks.mask, chosen, axis=1),
             config.loss.student_temp,
         )
-        entropy = jnp.mean(losses.entropy(class_target))
+        entropy = jnp.mean(distillation.entropy(class_target))
         metrics = {
             "loss_class": class_loss,
             "loss_patch": patch_loss,
@@ -256,7 +257,7 @@ def build(config, plan: Plan) -> Method:
 
     def report(extra, aux, step):
         values = {
-            "prototype_entropy": losses.entropy(aux["class_target"]),
+            "prototype_entropy": distillation.entropy(aux["class_target"]),
             "prototypes_used": jnp.mean(step - extra["last_use"] < _RECENT_STEPS),
             "class_center_norm": jnp.linalg.norm(extra["class_center"]),
             "patch_center_norm": jnp.linalg.norm(extra["patch_center"]),

@@ -10,12 +10,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import losses, masking, optim, patches
+from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment, crops
 from dppmask_jax.methods import selection
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models.mae import MAE
 from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.targets import TARGETS
 
 
 def build(config, plan: Plan) -> Method:
@@ -26,6 +27,7 @@ def build(config, plan: Plan) -> Method:
       plan: the length of the run, for the schedules.
     """
     model = model_from(config)
+    target = TARGETS[config.loss.target].build(config)
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
     num_keep = visible_count(config)
@@ -46,7 +48,8 @@ def build(config, plan: Plan) -> Method:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
         split = jax.vmap(lambda example_key: jax.random.split(example_key, 3))(keys)
         flip_keys, mask_keys, drop_keys = split[:, 0], split[:, 1], split[:, 2]
-        images = augment.flip_and_normalize(batch["image"], flip_keys, flip=config.data.flip)
+        raw = augment.flip(batch["image"], flip_keys) if config.data.flip else batch["image"]
+        images = augment.normalize(raw)
         tokens = model.apply({"params": params}, images, method="embed")
         with jax.named_scope("selection"):
             mask, metrics = draw_masks(
@@ -60,8 +63,7 @@ def build(config, plan: Plan) -> Method:
         pred = model.apply(
             {"params": params}, tokens, mask.order, num_keep, drop_keys, method="predict"
         )
-        target = losses.pixel_target(patches.patchify(images, patch_size), config.loss.norm_pix)
-        return losses.masked_pixel_loss(pred, target, mask.mask), (metrics, {})
+        return target.loss(pred, target.of(raw), mask.mask), (metrics, {})
 
     def encode(params, extra, images):
         tokens = model.apply({"params": params}, augment.normalize(images), method="embed")
@@ -78,18 +80,14 @@ def build(config, plan: Plan) -> Method:
         return kernel_features(images, tokens)
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
-        images = augment.normalize(images)
-        pred = model.apply({"params": params}, images, order, num_keep)
-        original = patches.patchify(images, patch_size)
-        if config.loss.norm_pix:
-            statistics = jnp.concatenate(losses.patch_statistics(original), axis=-1)
-            if not borrow_statistics:
-                statistics = patches.from_neighbours(statistics, order, num_keep, grid)
-            pred = pred * statistics[..., 1:] + statistics[..., :1]
+        normalized = augment.normalize(images)
+        pred = model.apply({"params": params}, normalized, order, num_keep)
+        known = None if borrow_statistics else order[:, :num_keep]
+        hidden = target.pixels(pred, images, known)
+        original = patches.patchify(augment.denormalize(normalized), patch_size)
         rank = jnp.argsort(order, axis=1)
-        shown = jnp.where((rank < num_keep)[..., None], original, pred)
-        pixels = augment.denormalize(patches.unpatchify(shown, grid, patch_size))
-        return jnp.clip(pixels, 0.0, 1.0)
+        shown = jnp.where((rank < num_keep)[..., None], original, hidden)
+        return jnp.clip(patches.unpatchify(shown, grid, patch_size), 0.0, 1.0)
 
     num_patches = grid[0] * grid[1]
     return Method(
@@ -108,7 +106,7 @@ def build(config, plan: Plan) -> Method:
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
         schedules={"mask.tau": tau_at},
-        reconstruct=reconstruct,
+        reconstruct=reconstruct if target.pixels else None,
     )
 
 
@@ -120,6 +118,7 @@ def model_from(config) -> MAE:
         decoder_size=Size(model.decoder_width, model.decoder_depth, model.decoder_heads),
         image_size=tuple(config.image_size),
         patch_size=model.patch_size,
+        patch_values=TARGETS[config.loss.target].build(config).width,
         drop_path_rate=model.drop_path,
         remat=model.remat,
         dtype=jnp.dtype(model.dtype),

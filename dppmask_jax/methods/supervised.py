@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import losses, optim, parallel, patches
+from dppmask_jax import optim, parallel, patches
 from dppmask_jax.data.images import augment, classify, mixing
+from dppmask_jax.losses import classification
 from dppmask_jax.methods.base import Method, Plan, Turn
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.classifier import Classifier
@@ -251,10 +252,10 @@ def _targets(labels, num_outputs: int, several: bool, smoothing: float):
 
 def _loss_of(settings):
     return {
-        "softmax": losses.soft_cross_entropy,
-        "bce": losses.binary_cross_entropy,
+        "softmax": classification.soft_cross_entropy,
+        "bce": classification.binary_cross_entropy,
         "asl": functools.partial(
-            losses.asymmetric_loss,
+            classification.asymmetric_loss,
             gamma_neg=settings.gamma_neg,
             gamma_pos=settings.gamma_pos,
             clip=settings.clip,

@@ -12,7 +12,7 @@ from dppmask_jax.models.vit import Blocks, Encoder, Size, dense, fixed_or_given,
 
 
 class Decoder(nn.Module):
-    """Predicts the pixels of every patch from the latents of the visible ones."""
+    """Predicts P values of every patch from the latents of the visible ones."""
 
     size: Size
     grid: tuple[int, int]
@@ -56,6 +56,7 @@ class MAE(nn.Module):
     decoder_size: Size
     image_size: tuple[int, int]
     patch_size: int
+    patch_values: int  # predicted for each patch
     drop_path_rate: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
@@ -72,7 +73,7 @@ class MAE(nn.Module):
         self.decoder = Decoder(
             self.decoder_size,
             patches.grid_shape(self.image_size, self.patch_size),
-            3 * self.patch_size**2,
+            self.patch_values,
             self.remat,
             self.dtype,
         )

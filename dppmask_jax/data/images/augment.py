@@ -38,25 +38,20 @@ def denormalize(images: jax.Array, mean=MEAN, std=STD) -> jax.Array:
     return images * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32)
 
 
-def flip_and_normalize(
-    images: jax.Array, keys: jax.Array, mean=MEAN, std=STD, *, flip: bool = True
-) -> jax.Array:
-    """Mirrors each image left to right with probability one half, then normalises.
+def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability one half.
 
     Args:
-      images: (B, H, W, 3), uint8 or floating point from 0 to 1.
+      images: (B, H, W, C) of any dtype.
       keys: (B,) typed PRNG keys, one an image: whether an image is mirrored depends on its own
         key alone.
-      flip: False mirrors none.
 
     Returns:
-      (B, H, W, 3) float32.
+      (B, H, W, C) of the same dtype.
     """
     chex.assert_rank(images, 4)
-    if flip:
-        mirrored = jax.vmap(jax.random.bernoulli)(keys)
-        images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    return normalize(images, mean, std)
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def random_erasing(images: jax.Array, keys: jax.Array, *, prob: float = 0.25) -> jax.Array:
