@@ -14,7 +14,7 @@ from dppmask_jax import parallel
 from dppmask_jax.config import MODEL_FIELDS, check
 from dppmask_jax.data import loader
 from dppmask_jax.data.sources import identity
-from dppmask_jax.data.sources.base import notes_of
+from dppmask_jax.data.sources.base import first_extras, notes_of
 from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.evals import probe
 from dppmask_jax.figures.curves import write_curves
@@ -80,6 +80,8 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
     start = resuming.start_in(folder, config, images, terms)
 
     method = method_from(config, plan)
+    for source in filter(None, (train_source, val_source)):
+        first_extras(source, method.extras, f"config.method={config.method}")
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
     state = loop.init_state(method, init_key)
     if config.init_from and not start.restored:
@@ -175,7 +177,7 @@ def _batches(config, source, limit: int, say):
     return read
 
 
-def _loss_batches(config, source, say):
+def _loss_batches(config, extras, source, say):
     """Whole batches of validation images, the same for any number of devices."""
     batch_size = config.batch_size // config.optim.accum_steps
     count = min(config.evaluate.loss_images, len(source))
@@ -187,6 +189,7 @@ def _loss_batches(config, source, say):
             source,
             image_size=tuple(config.image_size),
             batch_size=batch_size,
+            extras=extras,
             indices=indices,
             log=say,
         )
@@ -227,7 +230,8 @@ def _probe(config, train_source, val_source, plan, key, say, *, untrained: bool)
     method = method_from(still, plan)
     measures = []
     if val_source is not None and config.evaluate.get("loss_images"):
-        loss_of = probe.validation_loss(method, _loss_batches(config, val_source, say), key)
+        batches = _loss_batches(config, method.extras, val_source, say)
+        loss_of = probe.validation_loss(method, batches, key)
         measures.append(lambda state: {"val_loss": loss_of(state)})
     splits = _knn_splits(config, train_source, val_source, say)
     if splits:

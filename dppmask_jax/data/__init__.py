@@ -9,12 +9,12 @@ source.Source: len(s), s.read(i) -> (bytes, label), s.name(i), s.extras(i), s.la
     s.target_names, s.notes (lines for the user). source.with_targets(s): several labels an image;
     source.only_classes(s, names, where): some classes only;
     classes.class_list("imagenet100" | FILE) -> names.
-loader.train_stream(source, *, example, batch_size, seed, start_step=0, workers=0, shard=0,
-    num_shards=1, log=…) -> iterator and context manager; batches of example's arrays and
+loader.train_stream(source, *, example, batch_size, seed, extras=(), start_step=0, workers=0,
+    shard=0, num_shards=1, log=…) -> iterator and context manager; batches of example's arrays and
     {"label", "index", "row", "bad"}. example(bytes, np.random.Generator) -> arrays is a
     functools.partial of crops.single_view -> {"image"}, crops.multi_crop -> {"global_views",
     "local_views"} or classify.classification_view -> {"image"}.
-loader.eval_batches(source, *, image_size, batch_size, indices=None, workers=0, shard=0,
+loader.eval_batches(source, *, image_size, batch_size, extras=(), indices=None, workers=0, shard=0,
     num_shards=1, log=…) -> iterator; batches {"image", "label", "index", "valid"}.
 augment.flip(images, keys), augment.normalize, augment.denormalize,
     augment.random_erasing(images, keys, prob=0.25) after normalising.

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import grain
@@ -26,12 +26,13 @@ from absl import flags, logging
 
 from dppmask_jax.data.images import crops, decode
 from dppmask_jax.data.sources import image_files
-from dppmask_jax.data.sources.base import Source
+from dppmask_jax.data.sources.base import Source, first_extras
 from dppmask_jax.errors import InputError, one_line
 
 Batch = dict[str, np.ndarray]
-# Encoded image and random numbers -> the arrays of one example; DecodeError if it is unreadable.
-Example = Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]
+# Encoded image, random numbers and, where any are asked for, extras by their names -> the arrays
+# of one example; DecodeError if it is unreadable.
+Example = Callable[..., dict[str, np.ndarray]]
 
 _CHUNK = 32  # images that a thread or worker loads at a time, at most
 _MAX_REPLACEMENTS = 1000  # unreadable images in a row before giving up
@@ -85,6 +86,7 @@ def train_stream(
     example: Example,
     batch_size: int,
     seed: int,
+    extras: tuple[str, ...] = (),
     start_step: int = 0,
     workers: int = 0,
     shard: int = 0,
@@ -99,6 +101,8 @@ def train_stream(
         are workers.
       batch_size: images in a batch of all shards together; a multiple of num_shards.
       seed: 0 to 2**32 - 1.
+      extras: names of what the source knows of its images that `example` is given as well; an
+        image without one of them counts as unreadable. See `base.first_extras`.
       workers: processes that load; 0 loads in threads of this one.
       shard: which part of each batch to yield, 0 to num_shards - 1.
       log: called with one line for each unreadable image of the source, the first time that it is
@@ -117,7 +121,7 @@ def train_stream(
     """
     share = _share(batch_size, shard, num_shards)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    load = functools.partial(_load_drawn, source, order, example, share, seed)
+    load = functools.partial(_load_drawn, source, order, example, extras, share, seed)
     first = start_step * share.size
     # The length of a grain data set must fit into a word.
     positions = grain.MapDataset.range(first, sys.maxsize // 2)
@@ -136,6 +140,7 @@ def eval_batches(
     *,
     image_size: tuple[int, int],
     batch_size: int,
+    extras: tuple[str, ...] = (),
     indices: np.ndarray | None = None,
     view: Callable[..., np.ndarray] = crops.center_crop,
     workers: int = 0,
@@ -148,6 +153,8 @@ def eval_batches(
     Args:
       image_size: (H, W) in pixels.
       batch_size: images in a batch of all shards together; a multiple of num_shards.
+      extras: names of what the source knows of its images that batches hold as well, maps cropped
+        as crops.center_crop does; an image without one of them counts as unreadable.
       indices: which images of the source, in which order; None for all.
       view: what is taken of an image, crops.center_crop or crops.whole_image.
       workers, shard, num_shards, log: as for train_stream. Every shard gets the same number of
@@ -161,7 +168,12 @@ def eval_batches(
     """
     indices = np.arange(len(source)) if indices is None else np.asarray(indices)
     share = _share(batch_size, shard, num_shards)
-    load = functools.partial(_load_listed, source, indices, view, tuple(image_size), share)
+    image_size = tuple(image_size)
+    blank = {
+        name: np.zeros(image_size if value.ndim == 2 else value.shape, value.dtype)
+        for name, value in first_extras(source, extras, "this evaluation").items()
+    }
+    load = functools.partial(_load_listed, source, indices, view, image_size, blank, share)
     length = math.ceil(len(indices) / batch_size) * share.size
     batches = _iterate(grain.MapDataset.range(length).map(load), share.size, workers)
     name = _Namer(source, log)
@@ -235,7 +247,7 @@ def _concatenate(chunks: list[Batch]) -> Batch:
 # One example. These run in threads and in worker processes.
 
 
-def _load_drawn(source, order, example: Example, share: _Share, seed: int, local: int):
+def _load_drawn(source, order, example: Example, extras, share: _Share, seed: int, local: int):
     position = share.position(local)
     wanted, reason = order[position], ""
     for step in range(min(len(source), _MAX_REPLACEMENTS)):
@@ -243,7 +255,8 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
         rng = np.random.default_rng((seed, position))
         try:
             data, label = source.read(index)
-            arrays = example(data, rng)
+            asked = [_extras_of(source, extras, index)] if extras else []
+            arrays = example(data, rng, *asked)
         except (OSError, decode.DecodeError) as error:
             reason = reason or image_files.why(error)
             continue
@@ -262,18 +275,30 @@ def _load_drawn(source, order, example: Example, share: _Share, seed: int, local
     )
 
 
-def _load_listed(source, indices, view, image_size, share: _Share, local: int):
+def _extras_of(source: Source, names: Iterable[str], index: int) -> Batch:
+    known = source.extras(index)
+    for name in names:
+        if name not in known:
+            raise decode.DecodeError(f"it has no {name}")
+    return {name: np.asarray(known[name]) for name in names}
+
+
+def _load_listed(source, indices, view, image_size, blank, share: _Share, local: int):
     position = share.position(local)
     index = int(indices[position]) if position < len(indices) else 0
     image, label = np.zeros((*image_size, 3), np.uint8), np.full(source.label_shape, -1)
-    valid, bad, reason = position < len(indices), False, ""
+    valid, bad, reason, extras = position < len(indices), False, "", blank
     if valid:
         try:
             data, known = source.read(index)
-            image, label = view(data, image_size=image_size), known
+            found = view(data, image_size=image_size)
+            if blank:
+                extras = crops.evaluation_extras(_extras_of(source, blank, index), image_size)
+            image, label = found, known
         except (OSError, decode.DecodeError) as error:
             valid, bad, reason = False, True, image_files.why(error)
     return {
+        **extras,
         "image": image,
         "label": np.asarray(label, np.int32),
         "index": np.int32(index),

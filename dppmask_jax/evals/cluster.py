@@ -136,6 +136,7 @@ def _view_scores(evaluation):
     with loader.train_stream(
         source,
         example=run.method.example,
+        extras=run.method.extras,
         batch_size=batch_size,
         seed=0,
         shard=shard,

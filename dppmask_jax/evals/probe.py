@@ -36,7 +36,9 @@ def validation_loss(method, batches: Batches, key) -> Callable[[Any], float]:
             if not valid.size:
                 continue
             filled = np.resize(valid, len(batch["valid"]))
-            inputs = {name: batch[name][filled] for name in ("image", "label", "index")}
+            names = ("image", "label", "index", *method.extras)
+            inputs = {name: batch[name][filled] for name in names}
+            inputs["row"] = inputs["index"]
             loss = mean_loss((state.params, state.extra), parallel.split_batch(inputs), key)
             losses.append(float(parallel.to_host(loss)))
         if not losses:

@@ -47,8 +47,9 @@ class Method(NamedTuple):
     unreadable one.
     """
 
-    example: Callable[[bytes, Any], dict[str, Any]]
-    """(encoded image, numpy Generator) -> the uint8 arrays of one training example; on the host."""
+    example: Callable[..., dict[str, Any]]
+    """(encoded image, numpy Generator) -> the uint8 arrays of one training example; on the host.
+    With `extras`, a third argument holds them by their names, see `crops.single_view`."""
 
     init: Callable[[Any], tuple[Any, Any]]
     """key -> (params, extra); `extra` is what training updates without gradients."""
@@ -59,6 +60,10 @@ class Method(NamedTuple):
 
     after_step: Callable[..., Any]
     """(params, extra, aux, step) -> extra, with the parameters after the optimiser's step."""
+
+    extras: tuple[str, ...] = ()
+    """What it needs to know of each image beside its label, such as "mask", see `Source.extras`;
+    `example` puts it into the batch, and `augment.flip` mirrors it with the image."""
 
     schedules: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
     """name -> function of the step: what else than the optimisers depends on the length of the

@@ -178,6 +178,7 @@ def _stream(config, method, source, start_step: int, say):
     return loader.train_stream(
         source,
         example=method.example,
+        extras=method.extras,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,

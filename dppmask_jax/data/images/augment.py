@@ -42,16 +42,17 @@ def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability one half.
 
     Args:
-      images: (B, H, W, C) of any dtype.
+      images: (B, H, W, ...) of any dtype; maps of images are mirrored where these are, by the same
+        keys.
       keys: (B,) typed PRNG keys, one an image: whether an image is mirrored depends on its own
         key alone.
 
     Returns:
-      (B, H, W, C) of the same dtype.
+      (B, H, W, ...) of the same dtype.
     """
-    chex.assert_rank(images, 4)
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    mirrored = jnp.expand_dims(mirrored, tuple(range(1, images.ndim)))
+    return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 def random_erasing(images: jax.Array, keys: jax.Array, *, prob: float = 0.25) -> jax.Array:

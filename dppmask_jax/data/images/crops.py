@@ -9,7 +9,9 @@ Flipping and normalising happen on the device, see augment.py.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import cykooz_resizer
 import numpy as np
@@ -19,6 +21,7 @@ from dppmask_jax.data.images import decode
 
 RATIO = (3 / 4, 4 / 3)  # of width to height; arXiv 1409.4842, and torchvision's default
 EVAL_ENLARGE = 256 / 224  # the usual resize before an evaluation's centre crop
+NO_EXTRAS: Mapping[str, Any] = MappingProxyType({})
 _TRIES = 10
 _RGB = cykooz_resizer.PixelType.U8x3
 _BICUBIC = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom)
@@ -116,6 +119,7 @@ def random_crop(
 def single_view(
     data: bytes,
     rng: np.random.Generator,
+    extras: Mapping[str, Any] = NO_EXTRAS,
     *,
     image_size: tuple[int, int],
     scale: tuple[float, float],
@@ -123,17 +127,28 @@ def single_view(
 ) -> dict[str, np.ndarray]:
     """The training example of one crop, for loader.train_stream.
 
-    Args and errors are those of random_crop, with its `single_draw` off.
+    Args:
+      extras: what else is known of the image: maps, (h, w) arrays of its upright size of uint8,
+        bool, int32 or float32, are cropped with it, by the nearest pixel; all else stays as it is.
+      image_size, scale, ratio: as for random_crop.
 
     Returns:
-      "image" (H, W, 3) uint8.
+      "image" (H, W, 3) uint8, and the extras under their names: maps as (H, W) of their type.
+
+    Raises:
+      decode.DecodeError: the bytes are no readable image, or a map has another size.
     """
-    return {"image": random_crop(data, rng, image_size=image_size, scale=scale, ratio=ratio)}
+    image = open_upright(data)
+    view = _draw(rng, image, image_size, scale, ratio)
+    (pixels,) = cut(data, image, [view])
+    maps = maps_in(extras, image.size)
+    return {"image": pixels, **extras, **{name: _cut_map(maps[name], view) for name in maps}}
 
 
 def multi_crop(
     data: bytes,
     rng: np.random.Generator,
+    extras: Mapping[str, Any] = NO_EXTRAS,
     *,
     image_size: tuple[int, int],
     scale: tuple[float, float],
@@ -150,6 +165,7 @@ def multi_crop(
     is decoded once for all of them.
 
     Args:
+      extras: as for single_view; each view has its own crop of a map, mirrored with it.
       image_size, scale: (H, W) in pixels of the two global views, and their share of the image's
         area.
       local_size, local_scale: (h, w) and share of the local views.
@@ -159,22 +175,25 @@ def multi_crop(
 
     Returns:
       "global_views" (2, H, W, 3) uint8; "local_views" (num_local, h, w, 3) uint8, left out if
-      there are none.
+      there are none. Of a map NAME "global_NAME" (2, H, W) and "local_NAME" (num_local, h, w);
+      other extras under their names.
 
     Raises:
-      decode.DecodeError: the bytes are no readable image.
+      decode.DecodeError: the bytes are no readable image, or a map has another size.
     """
     image = open_upright(data)
     kinds = [(image_size, scale)] * 2 + [(local_size, local_scale)] * num_local
     drawn = [_draw(rng, image, size, share, ratio) for size, share in kinds]
     mirrored = rng.random(len(kinds)) < (0.5 if flip else 0.0)
-    views = [
-        view[:, ::-1] if mirror else view
-        for view, mirror in zip(cut(data, image, drawn), mirrored, strict=True)
-    ]
-    example = {"global_views": np.stack(views[:2])}
-    if num_local:
-        example["local_views"] = np.stack(views[2:])
+    maps = maps_in(extras, image.size)
+    found = {"views": cut(data, image, drawn)}
+    found |= {name: [_cut_map(pixels, view) for view in drawn] for name, pixels in maps.items()}
+    example = {name: value for name, value in extras.items() if name not in maps}
+    for name, views in found.items():
+        views = [x[:, ::-1] if mirror else x for x, mirror in zip(views, mirrored, strict=True)]
+        example[f"global_{name}"] = np.stack(views[:2])
+        if num_local:
+            example[f"local_{name}"] = np.stack(views[2:])
     return example
 
 
@@ -229,6 +248,30 @@ def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
     return [_resize(resizer, source, reach[:2], shrink, view) for view in views]
 
 
+def maps_in(extras: Mapping[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Those of the extras of an image that have a value for each pixel: arrays of two axes.
+
+    Args:
+      size: (width, height) of the upright image.
+
+    Raises:
+      decode.DecodeError: one has another size.
+    """
+    width, height = size
+    maps = {name: value for name, value in extras.items() if np.ndim(value) == 2}
+    for name, pixels in maps.items():
+        if pixels.shape != (height, width):
+            rows, columns = pixels.shape
+            raise decode.DecodeError(
+                f"its {name} has {columns} x {rows} pixels, the image {width} x {height}"
+            )
+    return maps
+
+
+def _cut_map(pixels: np.ndarray, view: View) -> np.ndarray:
+    return _resize_by_pillow(Image.fromarray(pixels), view, Image.Resampling.NEAREST)
+
+
 def _reach(image: Image.Image, views: list[View], shrink: int) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in the shrunk image of all pixels that the filter looks at."""
     spans = [
@@ -261,10 +304,10 @@ def _shrink(image: Image.Image, views: list[View]) -> int:
     return max(factor for factor in (1, 2, 4, 8) if factor <= max(room, 1))
 
 
-def _resize_by_pillow(image: Image.Image, view: View) -> np.ndarray:
+def _resize_by_pillow(image: Image.Image, view: View, resample=Image.Resampling.BICUBIC):
     left, top, width, height = view.box
     box = (left, top, left + width, top + height)
-    return np.asarray(image.resize((view.width, view.height), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(image.resize((view.width, view.height), resample, box=box))
 
 
 def _resize(resizer, source, begin: tuple[int, int], shrink: int, view: View) -> np.ndarray:
@@ -288,10 +331,7 @@ def whole_image(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def center_crop(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
-    """The evaluation crop of an encoded image.
-
-    Resizes so that the image just covers 256/224 of `image_size`, then cuts out the centre. An
-    image that has the size already is returned as it is.
+    """The evaluation crop of an encoded image, see `evaluation_crop`.
 
     Args:
       image_size: (H, W) of the result in pixels.
@@ -302,14 +342,38 @@ def center_crop(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
     Raises:
       decode.DecodeError: the bytes are no readable image.
     """
+    return evaluation_crop(decode.to_rgb(decode.open_image(data)), image_size)
+
+
+def evaluation_crop(
+    image: Image.Image,
+    image_size: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+    """Resizes an image so that it just covers 256/224 of `image_size`, then cuts out the centre.
+
+    An image that has the size already is returned as it is.
+
+    Returns:
+      (H, W, ...) of the image's type.
+    """
     height, width = image_size
-    image = decode.to_rgb(decode.open_image(data))
     if image.size == (width, height):
         return np.asarray(image)
     cover_width, cover_height = width * EVAL_ENLARGE, height * EVAL_ENLARGE
     enlarge = max(cover_width / image.width, cover_height / image.height)
     resized_width = max(width, round(image.width * enlarge))
     resized_height = max(height, round(image.height * enlarge))
-    image = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
+    image = image.resize((resized_width, resized_height), resample)
     left, top = (resized_width - width) // 2, (resized_height - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def evaluation_extras(extras: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+    """The extras of an image that is cut by `center_crop`: its maps, see single_view, are too."""
+    maps = {name: value for name, value in extras.items() if np.ndim(value) == 2}
+    nearest = Image.Resampling.NEAREST
+    return dict(extras) | {
+        name: evaluation_crop(Image.fromarray(pixels), image_size, nearest)
+        for name, pixels in maps.items()
+    }

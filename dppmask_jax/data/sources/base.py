@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dppmask_jax.data.images import decode
 from dppmask_jax.data.images.greys import Range
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 
 _NAMED = 5  # missing classes that a message lists
+_LOOKED_AT = 8  # images that are searched for extras
 
 
 def _no_extras(i: int) -> dict:
@@ -96,6 +99,31 @@ def notes_of(*splits: Source | None) -> tuple[str, ...]:
 def known(values: np.ndarray) -> Callable[[], np.ndarray]:
     """`labels` or `targets` that are in memory already; can be pickled."""
     return functools.partial(_itself, values)
+
+
+def first_extras(source: Source, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
+    """What a source knows of its first image that has all that is asked for.
+
+    Args:
+      names: of the extras.
+      where: what asks for them, for messages.
+
+    Raises:
+      InputError: none of the first images has them, or a file with one is missing.
+    """
+    if not names:
+        return {}
+    source.check_extras()
+    for i in range(min(len(source), _LOOKED_AT)):
+        with contextlib.suppress(OSError, decode.DecodeError):  # the stream names and replaces it
+            known = source.extras(i)
+            if all(name in known for name in names):
+                return {name: np.asarray(known[name]) for name in names}
+    raise InputError(
+        f"{where} needs the {' and '.join(names)} of each image, and the data set of "
+        f"{source.name(0)} has none; set data.source to shapes, or for masks to a csv:FILE with a "
+        "column of them"
+    )
 
 
 def with_targets(source: Source) -> Source:

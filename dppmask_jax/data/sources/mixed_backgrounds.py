@@ -330,7 +330,7 @@ def _load(source: Source, i: int, image_size) -> tuple[np.ndarray, np.ndarray | 
     """(H, W, 3) uint8 and (H, W) bool, or None where there is no mask."""
     i = int(i)
     image = decode.to_rgb(decode.open_image(source.read(i)[0]))
-    pixels = _evaluation_crop(image, image_size, Image.Resampling.BICUBIC)
+    pixels = crops.evaluation_crop(image, image_size)
     mask = source.extras(i).get("mask")
     if mask is None:
         return pixels, None
@@ -339,22 +339,8 @@ def _load(source: Source, i: int, image_size) -> tuple[np.ndarray, np.ndarray | 
             f"the mask of {source.name(i)} has {mask.shape[1]} x {mask.shape[0]} pixels, the image "
             f"{image.width} x {image.height}; give it a mask of its own size"
         )
-    mask = _evaluation_crop(Image.fromarray(mask), image_size, Image.Resampling.NEAREST)
+    mask = crops.evaluation_crop(Image.fromarray(mask), image_size, Image.Resampling.NEAREST)
     return pixels, mask >= FOREGROUND
-
-
-def _evaluation_crop(image: Image.Image, image_size, resample) -> np.ndarray:
-    """What crops.center_crop does, with another filter."""
-    height, width = image_size
-    if image.size == (width, height):
-        return np.asarray(image)
-    cover_width, cover_height = width * crops.EVAL_ENLARGE, height * crops.EVAL_ENLARGE
-    enlarge = max(cover_width / image.width, cover_height / image.height)
-    resized_width = max(width, round(image.width * enlarge))
-    resized_height = max(height, round(image.height * enlarge))
-    image = image.resize((resized_width, resized_height), resample)
-    left, top = (resized_width - width) // 2, (resized_height - height) // 2
-    return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
 # Writing.
