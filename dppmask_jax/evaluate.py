@@ -10,31 +10,14 @@ from typing import Any, NamedTuple
 from dppmask_jax import parallel
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import (
-    backgrounds,
-    checks,
-    cluster,
-    finetune,
-    knn,
-    linear,
-    multilabel,
-    reconstruct,
-)
+from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation, Result
+from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.fields import flatten
+from dppmask_jax.figures.panels import save
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.run import Run, checked_image_size, load_run, open_data
-
-TASKS = {
-    "finetune": finetune,
-    "linear": linear,
-    "knn": knn,
-    "cluster": cluster,
-    "multilabel": multilabel,
-    "backgrounds": backgrounds,
-    "reconstruct": reconstruct,
-}
 
 
 def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:
@@ -117,6 +100,8 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
         note = f"\n{result.note}" if result.note else ""
         table = format_table(result.table)
         print(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}", flush=True)
+        for name, figure in result.figures.items():
+            print(f"figure  {save(figure, folder / 'figures', name)}", flush=True)
     return path, _Outcome(result, run, config)
 
 
@@ -185,7 +170,7 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
             "config.data.source is empty, and the checkpoint does not know what it was trained on; "
             "say where the images are: --config.data.source=folder:PATH (or tfds:NAME, …)"
         )
-    train, val = (None, None) if config.task == "reconstruct" else open_data(config)
+    train, val = open_data(config) if "data" in config else (None, None)
     evaluation = Evaluation(config, run, folder, train, val, _say)
     TASKS[config.task].check(evaluation)
     return evaluation
@@ -224,9 +209,7 @@ def compared_name(config) -> str:
 
 
 def _name(config) -> str:
-    if config.task == "linear" and config.solver == "ridge":
-        return "linear_ridge"
-    return "classifier" if config.task == "finetune" and not config.epochs else config.task
+    return TASKS[config.task].record(config) or config.task
 
 
 def _named(run: Run) -> str:

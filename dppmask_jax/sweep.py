@@ -45,6 +45,7 @@ from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation, percent
+from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.fields import flatten
 from dppmask_jax.figures.sweep import write_sweep_figure
 from dppmask_jax.runs import comparable, history, metrics, workdir
@@ -272,18 +273,8 @@ class _Naming:
 def _check_evaluation(config) -> None:
     with _Naming("--eval"):
         checks.check(config)
-        if config.task == "reconstruct":
-            raise InputError("task reconstruct gives no number; choose another task")
-        if config.task == "finetune" and not config.epochs:
-            raise InputError(
-                "config.epochs=0 tests a classifier as it is, and the runs of a sweep have none; "
-                "raise it"
-            )
-        if config.task == "backgrounds" and config.classifier != "ridge":
-            raise InputError(
-                f"config.classifier={config.classifier} wants a training that a sweep does not "
-                "make; leave it at ridge"
-            )
+        if because := TASKS[config.task].unswept(config):
+            raise InputError(because)
 
 
 def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
@@ -301,7 +292,7 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
         with _Naming("--eval"):
             train, val = open_data(completed)
             evaluation = Evaluation(completed, None, folder, train, val, _say)
-            evaluate.TASKS[completed.task].check(evaluation)
+            TASKS[completed.task].check(evaluation)
 
 
 def _images(config) -> dict[str, Any]:
@@ -527,14 +518,15 @@ def _ends(numbers: Sequence[int]) -> str:
 def sweep_baselines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float]]]:
     """What the scores of a sweep are to be compared with: label -> (x, mean over the points at x).
 
-    The untrained encoder is there where the evaluation is what its k-NN probe measured.
+    What the run itself measured is there where it measured the same, see `Task.of_run`.
     """
     first = _shown_fields(records)[0]
     found: dict[str, dict[Any, list[float]]] = {}
     for record in records:
-        baselines = dict(record["evaluation"].get("baselines") or {})
-        if _is_probe(record["evaluation"]) and "knn_untrained" in record["pretraining"]:
-            baselines["untrained"] = record["pretraining"]["knn_untrained"]
+        evaluation = record["evaluation"]
+        task = TASKS[evaluation["config"]["task"]]
+        baselines = dict(evaluation.get("baselines") or {})
+        baselines |= task.of_run(evaluation, record["pretraining"])
         for name, share in baselines.items():
             x = _hashable(record["values"][first])
             found.setdefault(name, {}).setdefault(x, []).append(share)
@@ -542,24 +534,6 @@ def sweep_baselines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float]
         name: [(x, statistics.fmean(shares)) for x, shares in of_x.items()]
         for name, of_x in found.items()
     }
-
-
-def _is_probe(evaluation: dict[str, Any]) -> bool:
-    """Whether the score is what the k-NN probe of the run logs."""
-    if evaluation.get("task") != "knn":
-        return False
-    tested, trained = evaluation["config"], evaluation["checkpoint"]["config"]
-    probe, data = trained["evaluate"], evaluation["data"]
-    of = {"k": 20 if 20 in tested["k"] else tested["k"][0], "temperature": tested["temperature"]}
-    return (
-        of == {"k": probe["knn_k"], "temperature": probe["knn_temperature"]}
-        and probe["knn_images"] >= max(data["train_images"], data["val_images"])
-        and tested["image_size"] == trained["image_size"]
-        and all(
-            tested["data"][name] == trained["data"][name]
-            for name in ("source", "classes", "val_fraction")
-        )
-    )
 
 
 def _shown_fields(records) -> list[str]:

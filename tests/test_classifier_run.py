@@ -24,7 +24,8 @@ from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.vit import SIZES, Size
-from dppmask_jax.results import writing as results
+from dppmask_jax.results.page import page as page_of
+from dppmask_jax.results.records import load as load_record
 from dppmask_jax.runs import checkpoint, metrics
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.weights.exporting import export_weights
@@ -249,13 +250,13 @@ def test_no_epochs_test_the_classifier_as_it_is(as_it_is, imported):
 
 def test_the_page_of_results_has_a_place_for_it(as_it_is):
     workdir, _ = as_it_is
-    record = results.load(workdir / "eval_classifier.json")
-    page = results.page([record])
+    record = load_record(workdir / "eval_classifier.json")
+    page = page_of([record])
     assert "| classifier Pi/4, 16×24, 15 epochs | – | run, step 0 |" in page
     assert "imported classifier" in page and "(4 x cpu" in page
     masked = {"mask": {"strategy": "random", "ratio": 0.5}}
     record["checkpoint"]["config"] |= {"seed": 3, "pretrained": {"step": 1, "config": masked}}
-    page = results.page([record])
+    page = page_of([record])
     assert "random, 50 % masked" in page and "fine-tuning seed 3" in page
 
 

@@ -121,7 +121,7 @@ def test_a_run_is_drawn_as_far_as_its_method_goes(tmp_path, can_reconstruct, has
 
 def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):
     drawn, run = _spy(monkeypatch, masks_figure, "draw_masks"), _Run(tau=0.0)
-    assert masks_figure.write_mask_figure(tmp_path, run, _noise(2, 32, 64, 3)).is_file()
+    masks_figure.mask_figure(run, _noise(2, 32, 64, 3))
     _, (of_random, of_dpp), patch_size, _ = drawn
     assert ((~of_random.mask).sum(axis=1) == 8).all() and ((~of_dpp.mask).sum(axis=1) == 8).all()
     assert of_dpp.captions == ["8 DPP + 0 random"] * 2 and patch_size == 8
@@ -149,7 +149,7 @@ def test_the_masks_of_the_run_are_among_those_drawn(tmp_path, monkeypatch, strat
     drawn, images = _spy(monkeypatch, masks_figure, "draw_masks"), _noise(1, 32, 64, 3)
     ibot = strategy == "attention"
     run = _Run(not ibot, ibot, strategy=strategy, ratio=(0.0, 0.5) if ibot else 0.75)
-    masks_figure.write_mask_figure(tmp_path, run, images)
+    masks_figure.mask_figure(run, images)
     _, shown, _, note = drawn
     assert [one.title for one in shown] == titles
     hidden = 16 if ibot else 24
@@ -166,7 +166,7 @@ def test_the_masks_of_the_run_are_among_those_drawn(tmp_path, monkeypatch, strat
 
 def test_an_unknown_strategy_is_not_drawn_as_another(tmp_path):
     with pytest.raises(InputError, match=r"config\.mask\.strategy='spiral'"):
-        masks_figure.write_mask_figure(tmp_path, _Run(strategy="spiral"), _noise(1, 32, 64, 3))
+        masks_figure.mask_figure(_Run(strategy="spiral"), _noise(1, 32, 64, 3))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_picture_says_where_brightness_comes_from(
     tmp_path, monkeypatch, norm_pix, borrow, words
 ):
     drawn, run = _spy(monkeypatch, masks_figure, "draw_masks"), _Run(norm_pix=norm_pix)
-    masks_figure.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3), borrow_statistics=borrow)
+    masks_figure.mask_figure(run, _noise(1, 32, 64, 3), borrow_statistics=borrow)
     assert drawn[-1] == "24 of 32 patches are hidden" + (
         f"; their brightness and contrast are {words}" if words else ""
     )
@@ -192,7 +192,7 @@ def test_the_picture_says_where_brightness_comes_from(
 def test_the_task_draws_the_tau_of_the_run(tmp_path, monkeypatch, given, drawn_at):
     own, seen = "block" if given else "dpp", {}
     monkeypatch.setattr(
-        masks_figure, "write_mask_figure", lambda *args, **settings: seen.update(settings)
+        masks_figure, "mask_figure", lambda *args, **settings: seen.update(settings)
     )
     config = tiny.evaluation("task=reconstruct", tau=given, borrow_statistics=given is None)
     run = _Run(tau=0.7, strategy=own)
@@ -210,8 +210,8 @@ def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypa
     # one that hides other shares than its recipe
     run = _Run(False, True, ratio=(0.0, 0.75))
     images = _noise(2, 32, 64, 3)
-    assert attention_figure.write_attention_figure(tmp_path, run, images, seed=3).is_file()
-    tau_figure.write_tau_figure(tmp_path, run, images, seed=3)
+    attention_figure.attention_figure(run, images, seed=3)
+    tau_figure.tau_figure(run, images, seed=3)
     shown, attention, masks, patch_size, note = drawn
     np.testing.assert_array_equal(shown, images)
     np.testing.assert_array_equal(attention, run.attention(images))
@@ -247,7 +247,7 @@ def test_the_shares_are_those_of_the_recipes():
 
 def test_the_tau_at_the_end_is_drawn(tmp_path, monkeypatch):
     drawn, run = _spy(monkeypatch, masks_figure, "draw_masks"), _Run(tau_end=1.0)
-    masks_figure.write_mask_figure(tmp_path, run, _noise(1, 32, 64, 3))
+    masks_figure.mask_figure(run, _noise(1, 32, 64, 3))
     of_random, of_dpp = drawn[1]
     assert of_dpp.title == "DPP mask, τ = 1\n(this run)"
     np.testing.assert_array_equal(of_random.mask, of_dpp.mask)
@@ -378,7 +378,7 @@ def test_masks_without_a_run_are_those_that_are_exported(tmp_path, monkeypatch, 
         (["--images=a", "--patch_size=0"], "--patch_size must be at least 1"),
         (["--images=a", "--image_size=60,64"], "no multiple of the patches of 16 pixels"),
         (["--images=x.png", "--ratio=1"], "ratio must be in"),
-        (["--images=x.png", "--tau=2"], "tau must be a number in"),
+        (["--images=x.png", "--tau=2"], "tau must be a number from 0 to 1"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch, flags, words):

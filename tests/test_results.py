@@ -9,7 +9,10 @@ import tiny
 from configs import eval as eval_config
 from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
-from dppmask_jax.results import paper, portable, writing
+from dppmask_jax.results import __main__ as results
+from dppmask_jax.results import paper, portable, records
+from dppmask_jax.results.page import page as page_of
+from dppmask_jax.results.records import load
 from dppmask_jax.runs import workdir
 
 
@@ -39,7 +42,9 @@ def sweep_record():
     for ratio, tau, value in ((0.5, 0.9, 0.2), (0.5, 1.0, 0.3), (0.75, 0.9, 0.4)):
         run = f"/home/me/sweep/ratio-{ratio}_tau-{tau}"
         found = record(run=run, mask__ratio=ratio, mask__tau=tau)
+        error = (value * (1 - value) / 5) ** 0.5
         found["score"] = {"name": "top-1 accuracy", "value": value, "std": None}
+        found["score"]["standard_error"] = error
         pretraining = {"loss": 0.5 + ratio, "val_loss": 0.6, "knn": 0.25, "knn_images": 12}
         points.append(
             {
@@ -163,7 +168,7 @@ def test_prose_keeps_its_slashes():
 
 
 def test_a_measured_row_stands_next_to_the_papers(written):
-    page = writing.page([writing.load(written(record(mask__tau=0.8)))])
+    page = page_of([load(written(record(mask__tau=0.8)))])
     (row,) = rows(page, "Linear probing")
     assert row == [
         "*measured here* (1)",
@@ -247,22 +252,22 @@ TITLES = {
 def test_the_columns_of_each_task(task, written):
     metrics, shown = METRICS[task]
     found = record(task.removesuffix("_ridge"), metrics) | {"task": task}
-    page = writing.page([writing.load(written(found))])
+    page = page_of([load(written(found))])
     assert [row[5:] for row in rows(page, TITLES[task])] == shown
 
 
 def test_the_page_does_not_depend_on_the_order_and_shows_a_result_once(written):
-    first = writing.load(written(record(mask__tau=0.9)))
-    second = writing.load(written(record(mask__strategy="random", run="/b/other")))
-    third = writing.load(written(record(mask__tau=0.85, run="runs/third")))
-    page = writing.page([first, second, third])
-    assert page == writing.page([third, first, second, first])
+    first = load(written(record(mask__tau=0.9)))
+    second = load(written(record(mask__strategy="random", run="/b/other")))
+    third = load(written(record(mask__tau=0.85, run="runs/third")))
+    page = page_of([first, second, third])
+    assert page == page_of([third, first, second, first])
     masks = [row[3] for row in rows(page, "Linear probing")]
     assert masks == ["DPP, τ 0.85, 75 % masked", "DPP, τ 0.9, 75 % masked", "random, 75 % masked"]
 
 
 def test_a_sweep_shows_its_points_and_its_grid(written):
-    page = writing.page([writing.load(written(sweep_record()))])
+    page = page_of([load(written(sweep_record()))])
     assert len(rows(page, "Linear probing")) == 3
     assert [row[3] for row in rows(page, "Loss of pre-training")] == [
         "DPP, τ 0.9, 50 % masked",
@@ -278,14 +283,14 @@ def test_a_sweep_shows_its_points_and_its_grid(written):
     found = sweep_record()
     for point in found["points"]:
         point["evaluation"]["score"] |= {"std": 0.01, "in_percent": False}
-    sweeps = section(writing.page([writing.load(written(found))]), "Sweeps")
+    sweeps = section(page_of([load(written(found))]), "Sweeps")
     assert "| 0.5 | 0.200, σ 0.010 | 0.300, σ 0.010 |" in sweeps
 
 
 def test_a_page_of_ones_own_runs_speaks_of_them_alone(tmp_path, written):
     files = [written(record(), "a.json"), written(record(run="/b/other"), "b.json")]
     out = tmp_path / "page.md"
-    writing.main([*map(str, files), "--out", str(out), "--no_paper"])
+    results.main([*map(str, files), "--out", str(out), "--no_paper"])
     text = out.read_text()
     assert "paper" not in text.lower().replace("not mae's protocol", "")
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
@@ -300,25 +305,25 @@ def test_a_page_of_ones_own_runs_speaks_of_them_alone(tmp_path, written):
 def test_kept_copies_make_the_same_page(tmp_path, written):
     files = [written(record(), "a.json"), written(sweep_record(), "b.json")]
     out, kept = tmp_path / "page.md", tmp_path / "kept"
-    writing.main([*map(str, files), "--out", str(out), "--keep", str(kept)])
+    results.main([*map(str, files), "--out", str(out), "--keep", str(kept)])
     copies = sorted(kept.iterdir())
     assert [path.name for path in copies] == ["linear_mine.json", "sweep_sweep.json"]
     assert not any("/home" in path.read_text() for path in copies)
     again = tmp_path / "again.md"
-    writing.main([*map(str, copies), "--out", str(again)])
+    results.main([*map(str, copies), "--out", str(again)])
     assert again.read_text() == out.read_text()
 
 
 def test_the_page_in_the_docs_is_that_of_the_records_beside_it():
     docs = tiny.ROOT / "docs"
-    records = [writing.load(path) for path in (docs / "results").glob("*.json")]
-    assert writing.page(records) == (docs / "results.md").read_text()
+    records = [load(path) for path in (docs / "results").glob("*.json")]
+    assert page_of(records) == (docs / "results.md").read_text()
 
 
 def test_two_results_of_one_name_are_not_kept(tmp_path, written):
-    found = [writing.load(written(record(seed=seed))) for seed in (0, 1)]
+    found = [load(written(record(seed=seed))) for seed in (0, 1)]
     with pytest.raises(InputError, match=r"two results would be linear_mine\.json"):
-        writing.keep(found, tmp_path / "kept")
+        records.keep(found, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
@@ -327,7 +332,14 @@ def test_what_is_no_result_is_refused(tmp_path, text):
     path = tmp_path / "some.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"some\.json") as caught:
-        writing.load(path)
+        load(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot read"):
-        writing.load(tmp_path / "missing.json")
+        load(tmp_path / "missing.json")
+
+
+def test_a_result_of_an_unknown_task_is_refused(written):
+    found = record()
+    found["config"]["task"] = "spelling"
+    with pytest.raises(InputError, match=r"eval\.json is of task spelling; known are finetune, "):
+        load(written(found))

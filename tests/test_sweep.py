@@ -258,7 +258,13 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path, calls):
 def _points(*rows):
     """Points of (values, score, std)."""
     return [
-        {"values": values, "evaluation": {"score": {"name": "x", "value": value, "std": std}}}
+        {
+            "values": values,
+            "evaluation": {
+                "config": {"task": "linear"},
+                "score": {"name": "x", "value": value, "std": std},
+            },
+        }
         for values, value, std in rows
     ]
 

@@ -12,16 +12,18 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.data.sources import imagenet9, mixed_backgrounds
 from dppmask_jax.errors import InputError, one_line
-from dppmask_jax.evals import seeds
+from dppmask_jax.evals import sections, seeds
 from dppmask_jax.evals.base import (
     Evaluation,
     Result,
     Score,
+    Task,
     batches,
     frozen_features,
     percent,
     require_labels,
 )
+from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import head_for
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
@@ -198,3 +200,39 @@ def _ridge(evaluation: Evaluation):
         lambda images: np.argmax(fitted(parallel.all_rows(features(encoder, images))), axis=1),
         f"ridge classifier on frozen features (strength {fitted.strength:g})",
     )
+
+
+def _cells(record) -> list[dict[str, str]]:
+    found = record["metrics"]
+    row = {
+        name: sections.share(values["accuracy"], values["images"])
+        for name, values in found["variants"].items()
+    }
+    two = (found["variants"].get(name) for name in ("mixed_same", "mixed_rand"))
+    errors = [standard_error(values["accuracy"], values["images"]) for values in two if values]
+    return [row | {"gap": sections.share(found.get("bg_gap"), error=math.hypot(*errors))}]
+
+
+TASK = Task(
+    check,
+    run,
+    section=Section(
+        "Background challenge",
+        {
+            "original": "original",
+            "only_fg": "only foreground",
+            "mixed_same": "mixed same",
+            "mixed_rand": "mixed random",
+            "mixed_next": "mixed next",
+            "gap": "gap",
+        },
+        _cells,
+        "Gap: mixed same less mixed random; its error is for variants that err independently.",
+    ),
+    unswept=lambda config: (
+        ""
+        if config.classifier == "ridge"
+        else f"config.classifier={config.classifier} wants a training that a sweep does not make; "
+        "leave it at ridge"
+    ),
+)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,9 +16,14 @@ from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
+from dppmask_jax.evals.sections import Section
+from dppmask_jax.fields import Field
 from dppmask_jax.methods import supervised
 from dppmask_jax.runs import metrics
 from dppmask_jax.runs.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Evaluation(NamedTuple):
@@ -59,7 +65,8 @@ class Result(NamedTuple):
     the heading, and `note` says below it what to know to read it. `protocol` says in words how it
     was measured. `score` is None where a task finds no number, and `row` too: {column: text}, the
     result in a table over several runs. `baselines` are shares that the score is to be compared
-    with, such as {"chance": 0.1}; None where nothing is known.
+    with, such as {"chance": 0.1}; None where nothing is known. `figures`, matplotlib's by the names
+    of their files, are written into figures/.
     """
 
     metrics: dict[str, Any]
@@ -69,6 +76,30 @@ class Result(NamedTuple):
     note: str = ""
     row: dict[str, str] | None = None
     baselines: dict[str, float] | None = None
+    figures: Mapping[str, Figure] = MappingProxyType({})
+
+
+class Task(NamedTuple):
+    """An evaluation, as `tasks.TASKS` has it.
+
+    Attributes:
+      check: Evaluation -> None; raises InputError where the data, or what lies in the folder, will
+        not do.
+      run: Evaluation -> Result.
+      fields: {name: Field}, what it reads of its config.
+      section: its part of the results page; None: it has no number to show.
+      record: config -> the NAME of its eval_NAME.json, "" for that of the task.
+      unswept: config -> why no sweep can make it, in words; "": one can.
+      of_run: (record, logged values of the pre-training) -> baselines that the run measured.
+    """
+
+    check: Callable[[Evaluation], None]
+    run: Callable[[Evaluation], Result]
+    fields: Mapping[str, Field] = MappingProxyType({})
+    section: Section | None = None
+    record: Callable[[Any], str] = lambda config: ""
+    unswept: Callable[[Any], str] = lambda config: ""
+    of_run: Callable[[dict, dict], dict[str, float]] = lambda record, logged: {}
 
 
 ERRORS = "± is the standard error over the validation images"

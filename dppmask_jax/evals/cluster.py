@@ -15,17 +15,19 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import features
+from dppmask_jax.evals import features, sections
 from dppmask_jax.evals.base import (
     ERRORS,
     Evaluation,
     Result,
     Score,
+    Task,
     batches,
     frozen_features,
     percent,
     require_labels,
 )
+from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.seeds import summary
 from dppmask_jax.scores.clustering import cluster_scores, fano_bound, kmeans
 from dppmask_jax.scores.uncertainty import standard_error
@@ -152,3 +154,32 @@ def _view_scores(evaluation):
     found = jax.tree.map(lambda *rows: np.concatenate(rows)[: len(source)], *parts)
     teacher, student, labels = (found[n][~found["bad"]] for n in ("teacher", "student", "label"))
     return cluster_scores(teacher, labels), float(np.mean(teacher == student))
+
+
+def _cells(record) -> list[dict[str, str]]:
+    rows = [
+        {
+            "clusters": name,
+            "nmi": sections.plain(scores["nmi"]),
+            "acc": sections.mean(scores["acc"], sections.images(record)),
+        }
+        for name, scores in record["metrics"]["clusters"].items()
+    ]
+    agreement = record["metrics"]["agreement"]
+    if agreement is not None:
+        acc = sections.share(agreement, sections.images(record))
+        rows.append({"clusters": "agreement of two views", "acc": acc})
+    return rows
+
+
+TASK = Task(
+    check,
+    run,
+    section=Section(
+        "Clusters",
+        {"clusters": "clusters", "nmi": "NMI", "acc": "ACC"},
+        _cells,
+        of_paper="The paper does not define its NMI and ACC. By Fano's inequality both cannot come "
+        "from one assignment of its 100 balanced classes to 100 clusters.",
+    ),
+)

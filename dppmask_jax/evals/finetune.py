@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import features, seeds
+from dppmask_jax.evals import features, sections, seeds
 from dppmask_jax.evals.base import (
     ERRORS,
     Evaluation,
     Result,
     Score,
+    Task,
     batches,
     percent,
     require_labels,
 )
+from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import head_for, starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
@@ -152,3 +154,26 @@ def _result(trained, protocol: str, score_name: str) -> Result:
         ERRORS,
         {row[0]: row[1] for row in rows[1:]},
     )
+
+
+def _unswept(config) -> str:
+    if config.epochs:
+        return ""
+    return (
+        "config.epochs=0 tests a classifier as it is, and the runs of a sweep have none; raise it"
+    )
+
+
+TASK = Task(
+    check,
+    run,
+    section=Section(
+        "Fine-tuning",
+        {"finetune": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
+        sections.accuracies("finetune"),
+        "Measured: the last epoch. The best epoch is chosen on the validation images and flatters.",
+        "The paper does not say which it reports.",
+    ),
+    record=lambda config: "" if config.epochs else "classifier",
+    unswept=_unswept,
+)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dppmask_jax.evals import sections
 from dppmask_jax.evals.base import (
     ERRORS,
     Evaluation,
     Result,
     Score,
+    Task,
     frozen_features,
     percent,
     require_labels,
 )
+from dppmask_jax.evals.sections import Section
 from dppmask_jax.scores.nearest import accuracies
 from dppmask_jax.scores.uncertainty import standard_error
 
@@ -53,9 +56,9 @@ def run(evaluation: Evaluation) -> Result:
         cells = (percent(share, standard_error(share, count)) for share in of_k.values())
         rows.append((_words(name), *cells))
     rows.append(("chance", *[percent(1 / num_classes)] * len(config.k)))
-    # The run's own probe says which feature its method trains; 20 neighbours are iBOT's usual best.
+    # The run's own probe says which feature its method trains.
     feature = evaluation.run.knn_feature
-    k = 20 if 20 in config.k else config.k[0]
+    k = _standing(config.k)
     value = found[feature][str(k)]
     return Result(
         found,
@@ -74,5 +77,54 @@ def run(evaluation: Evaluation) -> Result:
     )
 
 
+def _standing(ks) -> int:
+    """The k that stands for all: 20, iBOT's usual best, if it is among them."""
+    return 20 if 20 in ks else ks[0]
+
+
 def _words(name: str) -> str:
     return name.replace(_CENTRED, ", centred")
+
+
+def _cells(record) -> list[dict[str, str]]:
+    found, count = record["metrics"], sections.images(record)
+    return [
+        {"k": k, **{name: sections.share(found[name][k], count) for name in found}}
+        for k in next(iter(found.values()))
+    ]
+
+
+def _untrained(record, logged) -> dict[str, float]:
+    """The untrained encoder's accuracy, where the probe of the run measured what the record did."""
+    if "knn_untrained" not in logged:
+        return {}
+    tested, trained = record["config"], record["checkpoint"]["config"]
+    probe, data = trained["evaluate"], record["data"]
+    same = (
+        {"k": _standing(tested["k"]), "temperature": tested["temperature"]}
+        == {"k": probe["knn_k"], "temperature": probe["knn_temperature"]}
+        and probe["knn_images"] >= max(data["train_images"], data["val_images"])
+        and tested["image_size"] == trained["image_size"]
+        and all(
+            tested["data"][name] == trained["data"][name]
+            for name in ("source", "classes", "val_fraction")
+        )
+    )
+    return {"untrained": logged["knn_untrained"]} if same else {}
+
+
+_TOKENS = {"patches": "patch tokens", "cls": "class token", "pixels": "raw pixels"}
+_CENTRED_TOKENS = {f"{name}{_CENTRED}": f"{words}, centred" for name, words in _TOKENS.items()}
+
+TASK = Task(
+    check,
+    run,
+    section=Section(
+        "k nearest neighbours",
+        {"k": "k"} | _TOKENS | _CENTRED_TOKENS,
+        _cells,
+        of_paper="The paper gives no k-NN accuracy.",
+        optional=frozenset(_CENTRED_TOKENS),
+    ),
+    of_run=_untrained,
+)

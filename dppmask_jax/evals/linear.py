@@ -6,9 +6,10 @@ evaluation crop, computed once, and a closed-form solution.
 
 from __future__ import annotations
 
-from dppmask_jax.evals import seeds
-from dppmask_jax.evals.base import Evaluation, Result, frozen_features, require_labels
+from dppmask_jax.evals import sections, seeds
+from dppmask_jax.evals.base import Evaluation, Result, Task, frozen_features, require_labels
 from dppmask_jax.evals.finetune import accuracy, plain_result, score
+from dppmask_jax.evals.sections import Section
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
 
@@ -51,3 +52,16 @@ def _ridge(evaluation: Evaluation) -> Result:
         evaluation.train.num_classes,
     )
     return result._replace(metrics={**values, "strength": fitted.strength})
+
+
+TASK = Task(
+    check,
+    run,
+    section=Section(
+        "Linear probing",
+        {"linear": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
+        sections.accuracies("linear"),
+        "Closed-form ridge regression is a shortcut of this project, not MAE's protocol.",
+    ),
+    record=lambda config: "linear_ridge" if config.solver == "ridge" else "",
+)

@@ -9,8 +9,17 @@ from scipy.special import expit
 
 from dppmask_jax.data.sources.base import with_targets
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import seeds
-from dppmask_jax.evals.base import ERRORS, Evaluation, Result, Score, percent, require_validation
+from dppmask_jax.evals import sections, seeds
+from dppmask_jax.evals.base import (
+    ERRORS,
+    Evaluation,
+    Result,
+    Score,
+    Task,
+    percent,
+    require_validation,
+)
+from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
@@ -124,3 +133,33 @@ def _accuracy_error(trained: dict[int, seeds.Trained], threshold: float) -> floa
         for of_seed in trained.values()
     ]
     return error_of_mean(np.mean(right, axis=0))
+
+
+def _cells(record) -> list[dict[str, str]]:
+    found = record["metrics"]
+    errors = {"accuracy": found.get("accuracy_standard_error")}
+    return [
+        {
+            name: sections.mean(values, error=errors.get(name))
+            for name, values in found["last"].items()
+        }
+    ]
+
+
+TASK = Task(
+    check,
+    run,
+    section=Section(
+        "Several labels an image",
+        {
+            "mAP": "mAP",
+            "f1_micro": "F1, all (micro)",
+            "f1_macro": "F1, class (macro)",
+            "f1_weighted": "F1, weighted",
+            "accuracy": "accuracy",
+        },
+        _cells,
+        "Measured: the last epoch.",
+        "The paper does not say whether its encoders were fine-tuned, or its threshold.",
+    ),
+)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dppmask_jax import parallel, paths
+from dppmask_jax import paths
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals.base import Evaluation, Result
+from dppmask_jax.evals.base import Evaluation, Result, Task
 from dppmask_jax.fields import grey_range
 from dppmask_jax.figures import masks, run_masks
 from dppmask_jax.figures.images import read_images
@@ -24,19 +24,11 @@ def run(evaluation: Evaluation) -> Result:
     """Draws figures/reconstruct.png: random and DPP masks from the same noise."""
     config, run = evaluation.config, evaluation.run
     images = _images(evaluation)
-    out = evaluation.folder / "figures"
-    path = out / _NAME
+    path = evaluation.folder / "figures" / _NAME
     tau = run_masks.tau_of(run) if config.tau is None else config.tau
-    if parallel.is_main():
-        masks.write_mask_figure(
-            out,
-            run,
-            images,
-            config.seed,
-            tau=tau,
-            borrow_statistics=config.borrow_statistics,
-            name=_NAME,
-        )
+    figure = masks.mask_figure(
+        run, images, config.seed, tau=tau, borrow_statistics=config.borrow_statistics
+    )
     own = run.config.mask.strategy
     how = masks.brightness(run, config.borrow_statistics)
     return Result(
@@ -46,6 +38,7 @@ def run(evaluation: Evaluation) -> Result:
         + (f" and those of the run ({own})" if own not in ("random", "dpp") else "")
         + f" from the same noise, seed {config.seed}; hidden patches are predicted"
         + (f", {how}" if how else ""),
+        figures={_NAME: figure},
     )
 
 
@@ -62,3 +55,10 @@ def _images(evaluation: Evaluation):
     return read_images(
         paths.split(config.images), tuple(config.image_size), config.num, range_of_run
     )
+
+
+TASK = Task(
+    check,
+    run,
+    unswept=lambda config: "task reconstruct gives no number; choose another task",
+)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from dppmask_jax import patches
-from dppmask_jax.figures import panels, run_masks
+from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.panels import (
     SMALL_PANEL,
     attention_panel,
@@ -100,17 +99,14 @@ def draw_attention(
     return compose(panels, titles, captions, legend, fill=True, note=note)
 
 
-def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
-    """Draws attention.png: where the teacher's class token looks, and masks of every strategy.
+def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
+    """Where the teacher's class token looks, and masks of every strategy.
 
     Each strategy hides as much as its recipe says, see `hidden_by`; AttMask's hint shows some of
     that, half of the patches that its hints may come from. Its weights are the mean over heads.
 
     Args:
-      out_dir, run, images, seed: see `write_run_figures`; the run's method has attention.
-
-    Returns:
-      The path of attention.png.
+      run, images, seed: see `of_run.write_run_figures`; the run's method has attention.
     """
     kinds = {
         "Random": ("random", ""),
@@ -131,7 +127,7 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
 
     attention = run.attention(images)
     masks = draw(run_masks.keys_of(seed, images), run.features(images), attention.mean(axis=1))
-    figure = draw_attention(
+    return draw_attention(
         images,
         np.asarray(attention),
         {
@@ -141,4 +137,3 @@ def write_attention_figure(out_dir: str | Path, run, images: np.ndarray, seed: i
         run.config.model.patch_size,
         "percentages above masks: the share that is hidden",
     )
-    return panels.save(figure, out_dir, "attention.png")

@@ -7,13 +7,12 @@ under the DPP mask (the colours of DPPMask, arXiv 2303.12736, figure 6).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dppmask_jax.figures import panels, run_masks
+from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.panels import (
     BOTH,
     PANEL,
@@ -108,28 +107,22 @@ def pick_caption(num_greedy: int, num_visible: int) -> str:
     return f"{num_greedy} DPP + {num_visible - num_greedy} random"
 
 
-def write_mask_figure(
-    out_dir: str | Path,
+def mask_figure(
     run,
     images: np.ndarray,
     seed: int = 0,
     *,
     tau: float | None = None,
     borrow_statistics: bool = False,
-    name: str = "masks.png",
-) -> Path:
-    """Draws masks.png: random and DPP masks of some images and, where the run was trained with
-    others, those; then what the run makes of each, if it reconstructs.
+) -> Figure:
+    """Random and DPP masks of some images and, where the run was trained with others, those; then
+    what the run makes of each, if it reconstructs.
 
     All hide as many patches as the run's own masks do, see `hidden_by`.
 
     Args:
-      out_dir, run, images, seed, borrow_statistics: see `write_run_figures`.
+      run, images, seed, borrow_statistics: see `of_run.write_run_figures`.
       tau: of the DPP masks; None is the run's.
-      name: of the file.
-
-    Returns:
-      The path of the figure.
     """
 
     def rebuild(order):
@@ -164,8 +157,7 @@ def write_mask_figure(
     note = run_masks.hidden_note(num_hidden, random_mask.shape[1])
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"
-    figure = draw_masks(images, columns, run.config.model.patch_size, note)
-    return panels.save(figure, out_dir, name)
+    return draw_masks(images, columns, run.config.model.patch_size, note)
 
 
 def brightness(run, borrow_statistics: bool) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dppmask_jax.figures.attention import write_attention_figure
-from dppmask_jax.figures.masks import write_mask_figure
-from dppmask_jax.figures.tau import write_tau_figure
+from dppmask_jax.figures.attention import attention_figure
+from dppmask_jax.figures.masks import mask_figure
+from dppmask_jax.figures.panels import save
+from dppmask_jax.figures.tau import tau_figure
 
 
 def write_run_figures(
@@ -31,10 +32,10 @@ def write_run_figures(
     Returns:
       The paths of the figures, in this order.
     """
-    paths = [
-        write_mask_figure(out_dir, run, images, seed, borrow_statistics=borrow_statistics),
-        write_tau_figure(out_dir, run, images, seed),
-    ]
+    figures = {
+        "masks.png": mask_figure(run, images, seed, borrow_statistics=borrow_statistics),
+        "tau.png": tau_figure(run, images, seed),
+    }
     if run.has_attention:
-        paths.append(write_attention_figure(out_dir, run, images, seed))
-    return paths
+        figures["attention.png"] = attention_figure(run, images, seed)
+    return [save(figure, out_dir, name) for name, figure in figures.items()]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dppmask_jax.figures import panels, run_masks
+from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.masks import pick_caption
 from dppmask_jax.figures.panels import PANEL, check_rows, compose, enlarge, mask_panel, panel_scale
 
@@ -61,23 +60,19 @@ def draw_tau(
     return compose(panels, titles, captions, legend, note=note)
 
 
-def write_tau_figure(out_dir: str | Path, run, images: np.ndarray, seed: int = 0) -> Path:
-    """Draws tau.png: the DPP masks of some images at each of TAUS.
+def tau_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
+    """The DPP masks of some images at each of TAUS.
 
     Args:
-      out_dir, run, images, seed: see `write_run_figures`.
-
-    Returns:
-      The path of tau.png.
+      run, images, seed: see `of_run.write_run_figures`.
     """
     num_hidden = run_masks.hidden_by(run, run.config.mask.strategy)
     drawn = dict(zip(TAUS, run_masks.masks_at(TAUS, run, images, seed, num_hidden), strict=True))
     masks = {tau: mask for tau, (_, mask, _) in drawn.items()}
-    figure = draw_tau(
+    return draw_tau(
         images,
         masks,
         {tau: greedy for tau, (_, _, greedy) in drawn.items()},
         run.config.model.patch_size,
         run_masks.hidden_note(num_hidden, masks[1.0].shape[1]),
     )
-    return panels.save(figure, out_dir, "tau.png")

@@ -1,0 +1,13 @@
+"""The evaluations: name -> Task. A new one is a file like these and a line here."""
+
+from dppmask_jax.evals import backgrounds, cluster, finetune, knn, linear, multilabel, reconstruct
+
+TASKS = {
+    "finetune": finetune.TASK,
+    "linear": linear.TASK,
+    "knn": knn.TASK,
+    "cluster": cluster.TASK,
+    "backgrounds": backgrounds.TASK,
+    "multilabel": multilabel.TASK,
+    "reconstruct": reconstruct.TASK,
+}

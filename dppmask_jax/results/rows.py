@@ -1,0 +1,95 @@
+"""What the page says of a record beside its numbers: data, model, masks, checkpoint, protocol."""
+
+from __future__ import annotations
+
+from dppmask_jax.evals.sections import NONE
+from dppmask_jax.results.portable import last_part
+from dppmask_jax.runs import history
+
+_METHODS = {"mae": "MAE", "ibot": "iBOT"}
+
+
+def of(record) -> tuple[str, str, str, str]:
+    """(data, model, masks, checkpoint) of a record."""
+    return data(record), model(record), masks(record), checkpoint(record)
+
+
+def footnote(record) -> str:
+    """How a record was measured, and its encoder trained."""
+    config = record["config"]
+    seeds = config.get("seeds", [config["seed"]] if "seed" in config else [])
+    words = f"{record['protocol']}; "
+    if seeds:
+        words += f"evaluation seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, "
+    return words + how_trained(record)
+
+
+def how_trained(record) -> str:
+    """The seed and the history of the run that was measured."""
+    config = record["checkpoint"]["config"]
+    training = "pre-training" if "method" in config else "fine-tuning"
+    words = f"{training} seed {config['seed']}" if "seed" in config else "imported classifier"
+    past = history.of_run(record["checkpoint"].get("history", ()), config)
+    return words + (f"; {past}" if past else "")
+
+
+def command(record) -> str:
+    """What made a record, and where."""
+    devices = f" ({record['devices']})" if record.get("devices") else ""
+    return f"`{record['command']}`{devices}" if record["command"] else ""
+
+
+def _source(spec: str) -> str:
+    kind, _, rest = spec.partition(":")
+    return rest if kind in ("folder", "coco", "clevr", "csv") and rest else spec
+
+
+def data(record) -> str:
+    """The images that were tested, and those of pre-training where they are others."""
+    trained = record["checkpoint"]["config"]["data"]
+    words = []
+    for images in (record["config"].get("data", trained), trained):
+        some = f", classes of {images['classes']}" if images.get("classes") else ""
+        words.append((_source(images["source"]) or "unknown") + some)
+    tested, learned = words
+    return tested if tested == learned else f"{tested}, pre-trained on {learned}"
+
+
+def model(record) -> str:
+    """Method, size, image size and epochs."""
+    config = record["checkpoint"]["config"]
+    size, (height, width) = config["model"], config["image_size"]
+    method = config.get("method", "classifier")
+    name, epochs = _METHODS.get(method, method), config["epochs"]
+    tested = record["config"].get("image_size", [height, width])
+    other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
+    return (
+        f"{name} {size['size']}/{size['patch_size']}, {height}×{width}, "
+        f"{epochs:g} epoch{'s' * (epochs != 1)}{other}"
+    )
+
+
+def masks(record) -> str:
+    """The masks of pre-training."""
+    config = record["checkpoint"]["config"]
+    while "pretrained" in config:  # a fine-tuned one
+        config = config["pretrained"]["config"]
+    if "mask" not in config:
+        return NONE
+    mask = config["mask"]
+    ratio = mask["ratio"]
+    several = ratio if isinstance(ratio, list) else [ratio]
+    masked = " or ".join(f"{100 * share:g}" for share in several) + " % masked"
+    if mask["strategy"] == "attention":
+        return f"AttMask ({mask['attention']}), {masked}"
+    if mask["strategy"] != "dpp":
+        return f"{mask['strategy']}, {masked}"
+    end = "" if mask["tau_end"] is None else f" to {mask['tau_end']:g}"
+    random = " (random)" if mask["tau"] >= 1 and not end else ""
+    return f"DPP, τ {mask['tau']:g}{end}{random}, {masked}"
+
+
+def checkpoint(record) -> str:
+    """The last part of the workdir, and the step."""
+    found = record["checkpoint"]
+    return f"{last_part(found['workdir'])}, step {found['step']:,}"
