@@ -8,8 +8,8 @@ iBOT's 2 of 224 and 10 of 96 pixels) and stacks batches of uint8. Each is a proc
 may run on so many cores and no more. They take turns, and are stopped between them, so that nobody
 reads ahead; a turn is a number of images that is not timed and one that is. So that the few files
 of a test cost no more to shuffle than those of a data set, each stands there under many names.
-"Whole" decodes all of a JPEG, as where TurboJPEG is not installed. The error is the mean
-difference, in grey levels of 256, from Pillow's antialiased bicubic of the same boxes.
+The error is the mean difference, in grey levels of 256, from Pillow's antialiased bicubic of the
+same boxes.
 
 tf.data needs an interpreter with TensorFlow, this one or `--tf_python`; without, it is left out and
 the report says so. Run it on an idle machine. Takes about five minutes.
@@ -36,7 +36,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 BATCH, UNTIMED, SIZE = 32, 320, 224
 NAMES = 20_000  # at least
-PACKAGES = ("Pillow", "simplejpeg", "turbojpeg", "cykooz.resizer", "grain", "numpy")
+PACKAGES = ("Pillow", "simplejpeg", "cykooz.resizer", "grain", "numpy")
 VIEWS = {
     "one crop": [{"count": 1, "size": SIZE, "scale": [0.2, 1.0]}],
     "2 + 10 crops": [
@@ -114,9 +114,6 @@ def contestants(tf_python, core_counts):
                 "threads" if not workers else f"{workers} worker" + "s" * (workers > 1)
             )
             table[name, cores] = (sys.executable, "ours", {"workers": workers})
-        table["ours, threads, whole", cores] = (
-            sys.executable, "ours", {"workers": 0, "whole": True},
-        )  # fmt: skip
         table["Pillow", cores] = (sys.executable, "pillow", {})
         if tf_python:
             for name, antialias in (("tf.data", False), ("tf.data, antialiased", True)):

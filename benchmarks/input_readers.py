@@ -49,11 +49,9 @@ class Ours:
         import functools
 
         from dppmask_jax.data import loader
-        from dppmask_jax.data.images import crops, jpeg
+        from dppmask_jax.data.images import crops
         from dppmask_jax.data.sources import opening
 
-        if settings.get("whole"):
-            jpeg.library = lambda: None
         kinds = settings["views"]
         size, scale = (kinds[0]["size"],) * 2, tuple(kinds[0]["scale"])
         if len(kinds) == 1:

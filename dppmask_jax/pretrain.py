@@ -177,7 +177,7 @@ def _batches(config, source, limit: int, say):
     return read
 
 
-def _loss_batches(config, extras, source, say):
+def _loss_batches(config, source, say, extras=()):
     """Whole batches of validation images, the same for any number of devices."""
     batch_size = config.batch_size // config.optim.accum_steps
     count = min(config.evaluate.loss_images, len(source))
@@ -230,7 +230,7 @@ def _probe(config, train_source, val_source, plan, key, say, *, untrained: bool)
     method = method_from(still, plan)
     measures = []
     if val_source is not None and config.evaluate.get("loss_images"):
-        batches = _loss_batches(config, method.extras, val_source, say)
+        batches = _loss_batches(config, val_source, say, method.extras)
         loss_of = probe.validation_loss(method, batches, key)
         measures.append(lambda state: {"val_loss": loss_of(state)})
     splits = _knn_splits(config, train_source, val_source, say)

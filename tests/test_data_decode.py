@@ -1,17 +1,12 @@
-import importlib.util
 import io
 import struct
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import simplejpeg
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from dppmask_jax.data.images import decode, jpeg
+from dppmask_jax.data.images import decode
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -227,16 +222,6 @@ def test_converting_in_bands_changes_nothing(mode, pixels, monkeypatch):
         np.testing.assert_array_equal(decode.decode(data), whole)
 
 
-@pytest.fixture(params=["whole", "part"])
-def decoder(request, monkeypatch):
-    """With TurboJPEG, which decodes a part of a file, and as if it were not installed."""
-    if request.param == "whole":
-        monkeypatch.setattr(jpeg, "library", lambda: None)
-    elif jpeg.library() is None:
-        pytest.skip("TurboJPEG 3 is not installed")
-    return request.param
-
-
 def shrunk_by_pillow(data, shrink):
     image = Image.open(io.BytesIO(data))
     image.draft(None, tuple(side // shrink for side in image.size))
@@ -250,7 +235,7 @@ def jpeg_pixels(data, box, shrink=1):
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [(64, 48), (37, 91), (9, 8)])
-def test_jpeg_pixels_are_pillows(kind, shrink, size, decoder):
+def test_jpeg_pixels_are_pillows(kind, shrink, size):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     data = encode(Image.fromarray(pixels).convert(kind), "JPEG", quality=85)
     width, height = (-(-side // shrink) for side in size)
@@ -259,82 +244,7 @@ def test_jpeg_pixels_are_pillows(kind, shrink, size, decoder):
     np.testing.assert_array_equal(out, shrunk_by_pillow(data, shrink))
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    size=st.tuples(st.integers(1, 100), st.integers(1, 100)),
-    grey=st.booleans(),
-    options=st.fixed_dictionaries(
-        {
-            "quality": st.integers(30, 75),
-            "subsampling": st.integers(0, 2),
-            "restart_marker_blocks": st.integers(0, 3),
-        }
-    ),
-    shrink=st.sampled_from([1, 2, 4, 8]),
-    corners=st.tuples(*[st.floats(0, 0.999)] * 4),
-)
-def test_a_part_of_a_jpeg_has_the_pixels_of_the_whole(size, grey, options, shrink, corners):
-    if jpeg.library() is None:
-        pytest.skip("TurboJPEG 3 is not installed")
-    assume(shrink <= min(size))
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    data = encode(image.convert("L") if grey else image, "JPEG", **options)
-    sides = [-(-side // shrink) for side in size]
-    (left, right), (top, bottom) = (
-        sorted(int(corner * side) for corner in (corners[axis], corners[axis + 2]))
-        for axis, side in enumerate(sides)
-    )
-    part = jpeg.decode_part(data, (left, top, right + 1, bottom + 1), shrink)
-    whole = shrunk_by_pillow(data, shrink)
-    np.testing.assert_array_equal(part, whole[top : bottom + 1, left : right + 1])
-
-
-@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
-@pytest.mark.parametrize("shrink", [1, 2, 8])
-def test_every_column_and_every_row_of_a_jpeg_by_itself(subsampling, shrink):
-    if jpeg.library() is None:
-        pytest.skip("TurboJPEG 3 is not installed")
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
-    data = simplejpeg.encode_jpeg(pixels, quality=75, colorsubsampling=subsampling)
-    whole = shrunk_by_pillow(data, shrink)
-    height, width, _ = whole.shape
-    for x in range(width):
-        column = jpeg.decode_part(data, (x, 0, x + 1, height), shrink)
-        np.testing.assert_array_equal(column, whole[:, x : x + 1])
-    for y in range(height):
-        row = jpeg.decode_part(data, (0, y, width, y + 1), shrink)
-        np.testing.assert_array_equal(row, whole[y : y + 1])
-
-
-@pytest.mark.parametrize(
-    "kind, options, tail, in_part",
-    [
-        ("RGB", {}, b"", True),
-        ("L", {}, b"", True),
-        ("RGB", {"progressive": True}, b"", False),
-        ("RGB", {}, b"more", False),
-        ("CMYK", {}, b"", False),
-    ],
-)
-def test_which_jpegs_are_decoded_in_part(kind, options, tail, in_part, monkeypatch):
-    if jpeg.library() is None:
-        pytest.skip("TurboJPEG 3 is not installed")
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    data = encode(Image.fromarray(pixels).convert(kind), "JPEG", **options) + tail
-    decode_part, parts = jpeg.decode_part, []
-
-    def watched(*given):
-        parts.append(decode_part(*given))
-        return parts[-1]
-
-    monkeypatch.setattr(jpeg, "decode_part", watched)
-    out = jpeg_pixels(data, (20, 10, 50, 40))
-    assert [part is out for part in parts] == [True] * in_part
-    np.testing.assert_array_equal(out, shrunk_by_pillow(data, 1)[10:40, 20:50])
-
-
-def test_a_progressive_jpeg_of_which_a_scan_is_missing(decoder):
+def test_a_progressive_jpeg_of_which_a_scan_is_missing():
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     data = encode(Image.fromarray(pixels), "JPEG", progressive=True)
     data = data[: data.rindex(b"\xff\xda")] + b"\xff\xd9"
@@ -342,43 +252,7 @@ def test_a_progressive_jpeg_of_which_a_scan_is_missing(decoder):
     np.testing.assert_array_equal(out, decode.decode(data)[10:40, 20:50])
 
 
-def test_what_the_decoder_refuses_is_left_to_pillow_and_no_handle_is_kept(monkeypatch):
-    turbo = jpeg.library()
-    if turbo is None:
-        pytest.skip("TurboJPEG 3 is not installed")
-    handles = []
-
-    class Counted:
-        def __getattr__(self, name):
-            return getattr(turbo, name)
-
-        def tj3Init(self, kind):
-            handles.append(turbo.tj3Init(kind))
-            return handles[-1]
-
-        def tj3Destroy(self, handle):
-            handles.remove(handle)
-            turbo.tj3Destroy(handle)
-
-    counted = Counted()
-    monkeypatch.setattr(jpeg, "library", lambda: counted)
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    data = encode(Image.fromarray(pixels), "JPEG", subsampling=0)
-    assert jpeg.decode_part(data, (20, 10, 50, 40), 1).shape == (30, 30, 3)
-    middle = len(data) // 2
-    broken = data[:middle] + b"\xff\xd9" + data[middle + 2 :]
-    with pytest.raises(ValueError):
-        jpeg.decode_part(broken, (0, 40, 64, 48), 1)
-    start = data.index(b"\xff\xc0") + 11  # the first component's sampling factors
-    for factors, words in (((0x31, 0x31, 0x31), "cropping"), ((0x22, 0x21, 0x11), "chroma")):
-        unusual = bytearray(data)
-        unusual[start : start + 9 : 3] = bytes(factors)
-        with pytest.raises(ValueError, match=words):
-            jpeg.decode_part(bytes(unusual), (20, 10, 50, 40), 1)
-    assert handles == []
-
-
-def test_what_pillow_overlooks_in_a_jpeg_is_overlooked(decoder):
+def test_what_pillow_overlooks_in_a_jpeg_is_overlooked():
     data = encode(Image.new("RGB", (40, 30), "teal"), "JPEG")
     broken = data[:-2] + b"\x00\x01" + data[-2:]  # stray bytes before the end marker
     out = jpeg_pixels(broken, (0, 0, 40, 30))
@@ -386,14 +260,14 @@ def test_what_pillow_overlooks_in_a_jpeg_is_overlooked(decoder):
 
 
 @pytest.mark.parametrize("box", [(0, 0, 64, 8), (0, 0, 64, 64)])
-def test_a_jpeg_that_is_cut_short_is_unreadable_wherever_it_ends(box, decoder):
+def test_a_jpeg_that_is_cut_short_is_unreadable_wherever_it_ends(box):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encode(Image.fromarray(pixels), "JPEG")
     with pytest.raises(decode.DecodeError):
         jpeg_pixels(data[: len(data) * 3 // 4], box)
 
 
-def test_damage_inside_a_box_is_left_to_pillow(decoder):
+def test_damage_inside_a_box_is_left_to_pillow():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encode(Image.fromarray(pixels), "JPEG")
     middle = len(data) * 2 // 3
@@ -401,20 +275,3 @@ def test_damage_inside_a_box_is_left_to_pillow(decoder):
     for box in ((0, 0, 64, 8), (0, 40, 64, 64)):
         wanted = decode.decode(broken)[box[1] : box[3], box[0] : box[2]]
         np.testing.assert_array_equal(jpeg_pixels(broken, box), wanted)
-
-
-def test_turbojpeg_is_found_where_its_package_is_installed():
-    if importlib.util.find_spec("turbojpeg") is None:
-        pytest.skip("the package turbojpeg is not installed")
-    assert jpeg.library() is not None
-
-
-@pytest.mark.parametrize("found", ["of version 2", "of another machine"])
-def test_a_library_that_cannot_be_used_is_as_good_as_none(found, monkeypatch):
-    def load(path):
-        if found == "of version 2":
-            return SimpleNamespace(tjInitDecompress=None)
-        raise OSError("wrong ELF class")
-
-    monkeypatch.setattr(jpeg.ctypes, "CDLL", load)
-    assert jpeg.library.__wrapped__() is None

@@ -185,7 +185,7 @@ def test_a_method_that_asks_gets_them_in_training_and_validation():
         batch = next(stream)
     for image, mask in zip(batch["image"], batch["mask"], strict=True):
         assert mask.shape == image.shape[:2] == (16, 16) and set(np.unique(mask)) <= {0, 255}
-    batches = pretrain._loss_batches(config, method.extras, val, print)
+    batches = pretrain._loss_batches(config, val, print, method.extras)
     state = types.SimpleNamespace(params={}, extra={})
     share = np.mean([val.extras(i)["mask"] > 0 for i in range(8)])
     measured = probe.validation_loss(method, batches, jax.random.key(0))(state)

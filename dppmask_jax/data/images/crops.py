@@ -222,8 +222,8 @@ def _draw(rng, image: Image.Image, image_size, scale, ratio, box_of=random_box) 
 def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
     """Decodes an image once and resizes the views from it.
 
-    Of a JPEG no more is decoded than the views need; where that begins moves the rounding of the
-    resizer's weights, and values by one grey level at most.
+    Of a JPEG no more than the views need is handed to the resizer, which copies it; where that
+    begins moves the rounding of its weights, and values by one grey level at most.
 
     Args:
       data: the encoded image.

@@ -21,7 +21,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
-from dppmask_jax.data.images import greys, jpeg
+from dppmask_jax.data.images import greys
 
 # Of broken metadata and large images; what makes pixels unreadable is raised. A filter, because
 # warnings.catch_warnings is of no use in threads.
@@ -33,7 +33,7 @@ READS_AVIF = "avif" in features.get_supported_modules()
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM") + ("AVIF",) * READS_AVIF
 _BAND = 2**20  # pixels converted at a time
 _ORIENTATION = 0x0112
-_EOI, _SOF3 = b"\xff\xd9", b"\xff\xc3"  # markers of a JPEG: its end; it is lossless
+_SOF3 = b"\xff\xc3"  # the marker of a lossless JPEG
 _MAY_BE_WIDE = (b"\x89PNG", b"II", b"MM", b"P")  # PNG, TIFF and PGM
 _TILE = (322, 323)  # TIFF's tags of a tile's width and height
 _TO_UPRIGHT = {
@@ -97,7 +97,7 @@ def to_rgb(image: Image.Image, grey_range: greys.Range | None = None) -> Image.I
 def jpeg_pixels(
     data: bytes, image: Image.Image, shrink: int, box: tuple[int, int, int, int]
 ) -> np.ndarray:
-    """Decodes a part of an upright JPEG, to a fraction of its size if wanted.
+    """A part of an upright JPEG, decoded to a fraction of its size if wanted.
 
     Args:
       data: the encoded image.
@@ -110,14 +110,11 @@ def jpeg_pixels(
       (bottom - top, right - left, 3) uint8, bit for bit what Pillow decodes, in less time.
 
     Raises:
-      DecodeError: the file is cut short, or broken where it has to be decoded.
+      DecodeError: the file is broken or cut short.
     """
     left, top, right, bottom = box
     if image.mode in ("RGB", "L"):
         try:
-            # Decoded in part, a file that is cut short would not be noticed.
-            if jpeg.library() and "progressive" not in image.info and data.endswith(_EOI):
-                return jpeg.decode_part(data, box, shrink)
             width, height = (-(-side // shrink) for side in image.size)
             whole = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
             return whole[top:bottom, left:right]
