@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppmask_jax import parallel
+from dppmask_jax import parallel, whole_files
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
@@ -96,19 +95,13 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
     path = folder / result_name(config)
     if parallel.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, _record(evaluation, str(checkpoint), result, command))
+        whole_files.write_json(path, _record(evaluation, str(checkpoint), result, command))
         note = f"\n{result.note}" if result.note else ""
         table = format_table(result.table)
         print(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}", flush=True)
         for name, figure in result.figures.items():
             print(f"figure  {save(figure, folder / 'figures', name)}", flush=True)
     return path, _Outcome(result, run, config)
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], command: str) -> None:
@@ -140,7 +133,7 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
         "notes": notes,
         "command": command,
     }
-    _write(path, record)
+    whole_files.write_json(path, record)
     below = "\n".join(filter(None, notes))
     print(f"\n{len(folders)} runs\n\n{format_table(table)}\n{below}\n\ntable   {path}", flush=True)
 

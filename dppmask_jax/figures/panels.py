@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dppmask_jax import patches
+from dppmask_jax import patches, whole_files
 
 BOTH = (255, 255, 255)
 
@@ -215,7 +215,8 @@ def save(figure: Figure, out_dir: str | Path, name: str) -> Path:
     """Writes a figure at its own resolution into a folder, which is made where it is missing."""
     path = Path(out_dir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with whole_files.replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix("."))
     return path
 
 

@@ -17,7 +17,7 @@ from dppmask_jax import extras
 if __name__ == "__main__":  # before what is missing is imported
     extras.require()
 
-from dppmask_jax import command
+from dppmask_jax import command, whole_files
 from dppmask_jax.results.page import page
 from dppmask_jax.results.records import keep, load
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep(records, args.keep)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
+    whole_files.write_text(out, text)
     print(out)
 
 

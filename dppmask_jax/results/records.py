@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dppmask_jax import whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.results.portable import portable
@@ -58,7 +59,7 @@ def keep(records: Sequence[dict[str, Any]], folder: str | Path) -> list[Path]:
         paths.append(path)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        path.write_text(text)
+        whole_files.write_text(path, text)
     return paths
 
 

@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar, text
 from tqdm import tqdm
 
-from dppmask_jax import terminal
+from dppmask_jax import terminal, whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.words import count
 
@@ -74,9 +74,7 @@ class MetricsLog:
         path = workdir / "metrics.jsonl"
         last = -1 if restored_step is None else restored_step
         kept = [record for record in read_metrics(path) if record["step"] <= last]
-        partial = path.with_suffix(".jsonl.part")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(path)
+        whole_files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("ab", buffering=0)
         self._size = path.stat().st_size
         self._events = _Events(workdir / "tensorboard", last + 1)

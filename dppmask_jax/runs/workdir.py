@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from dppmask_jax import parallel
+from dppmask_jax import parallel, whole_files
 from dppmask_jax.config import with_later_fields
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import lock
@@ -77,9 +77,7 @@ def write_config(config, workdir: Path, record: Mapping[str, Any] | None = None)
     Args:
       record: what else it says, see `resuming.Start`.
     """
-    partial = workdir / "config.json.part"
-    partial.write_text(json.dumps({**to_json(config), **(record or {})}, indent=2) + "\n")
-    partial.replace(workdir / "config.json")
+    whole_files.write_json(workdir / "config.json", {**to_json(config), **(record or {})})
 
 
 def to_json(config) -> dict[str, Any]:
