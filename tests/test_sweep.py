@@ -15,6 +15,8 @@ from dppmask_jax import evaluate, pretrain, sweep
 from dppmask_jax.errors import InputError
 from dppmask_jax.figures import sweep as sweep_figure
 from dppmask_jax.runs import metrics, workdir
+from dppmask_jax.sweeps import summary
+from dppmask_jax.sweeps.grid import grid_points
 
 GRID = "mask.ratio=0.5,0.75 mask.tau=0.9,1"
 
@@ -64,7 +66,7 @@ def both(*names):
 
 def test_every_combination_is_a_point_and_the_last_field_varies_fastest():
     config = tiny.config(mask__strategy="dpp")
-    points = sweep.grid_points(config, "mask.ratio=0.5,0.75 mask.strategy=random,'dpp'")
+    points = grid_points(config, "mask.ratio=0.5,0.75 mask.strategy=random,'dpp'")
     assert [point.name for point in points] == [
         "ratio-0.5_strategy-random",
         "ratio-0.5_strategy-dpp",
@@ -78,7 +80,7 @@ def test_every_combination_is_a_point_and_the_last_field_varies_fastest():
 
 def test_a_value_may_be_any_literal():
     grid = "mask.ratio=(0.0, 0.5),(0.25,) mask.tau_end=None,1e-1 optim.base_lr=1"
-    points = sweep.grid_points(tiny.config("ibot"), grid)
+    points = grid_points(tiny.config("ibot"), grid)
     ratios = [point.values["mask.ratio"] for point in points]
     assert ratios == [(0.0, 0.5), (0.0, 0.5), (0.25,), (0.25,)]
     assert [point.values["mask.tau_end"] for point in points] == [None, 0.1, None, 0.1]
@@ -87,11 +89,11 @@ def test_a_value_may_be_any_literal():
 
 def test_a_path_names_a_point_by_its_last_part_and_equal_ends_by_the_whole_field():
     grid = "data.source=folder:/a/b/some,folder:/c/other epochs=1 evaluate.every_epochs=2"
-    names = [point.name for point in sweep.grid_points(tiny.config(), grid)]
+    names = [point.name for point in grid_points(tiny.config(), grid)]
     assert names[1] == "source-other_epochs-1.0_every_epochs-2.0"
     names = [
         point.name
-        for point in sweep.grid_points(
+        for point in grid_points(
             tiny.config("ibot"), "loss.class_temp.end=0.04 loss.patch_temp.end=0.07"
         )
     ]
@@ -273,7 +275,7 @@ def test_lines_are_the_other_fields_and_points_of_several_seeds_are_averaged():
     def values(ratio, strategy, seed):
         return {"seed": seed, "mask.ratio": ratio, "mask.strategy": strategy}
 
-    lines = sweep.sweep_lines(
+    lines = summary.lines(
         _points(
             (values(0.5, "dpp", 0), 0.2, 0.9),
             (values(0.5, "dpp", 1), 0.4, 0.9),
@@ -291,14 +293,14 @@ def test_lines_are_the_other_fields_and_points_of_several_seeds_are_averaged():
     # what the errors are is said, and one over the images stands where there is no other
     points = _points((values(0.5, "dpp", 0), 0.2, None), (values(0.5, "dpp", 1), 0.4, None))
     over_seeds = "bars: standard deviation over the seeds of pre-training"
-    assert sweep.sweep_note(points) == f"2 runs a point; {over_seeds}"
+    assert summary.note(points) == f"2 runs a point; {over_seeds}"
     points += _points((values(0.75, "dpp", 0), 0.5, None))
     for point in points:
         point["evaluation"]["score"]["standard_error"] = 0.05
         point["evaluation"]["data"] = {"val_images": 1000}
-    assert sweep.sweep_lines(points)["dpp masks"][1] == (0.75, 0.5, 0.05)
+    assert summary.lines(points)["dpp masks"][1] == (0.75, 0.5, 0.05)
     note = f"1 to 2 runs a point; 1,000 validation images; {over_seeds}, or standard error over "
-    assert sweep.sweep_note(points) == f"{note}the images"
+    assert summary.note(points) == f"{note}the images"
 
 
 def test_baselines_are_those_of_the_same_measure():
@@ -315,30 +317,30 @@ def test_baselines_are_those_of_the_same_measure():
             "data": {"train_images": 96, "val_images": 24},
             "baselines": {"chance": 0.1},
         }
-    found = sweep.sweep_baselines(points)
+    found = summary.baselines(points)
     assert found == {"chance": [(0.5, 0.1), (0.75, 0.1)], "untrained": list(untrained.items())}
     for change in ({"k": (5,)}, {"temperature": 0.1}, {"data__source": "shapes"}):
         other = tiny.evaluation("task=knn", **change)
         points[0]["evaluation"]["config"] = workdir.to_json(evaluate.completed(other, config))
-        assert sweep.sweep_baselines(points)["untrained"] == [(0.75, 0.3)], change
+        assert summary.baselines(points)["untrained"] == [(0.75, 0.3)], change
     points[1]["evaluation"]["data"]["train_images"] = 97  # more than the probe looked at
-    assert "untrained" not in sweep.sweep_baselines(points)
+    assert "untrained" not in summary.baselines(points)
 
 
 def test_a_score_that_is_no_share_is_shown_as_a_number_and_only_errors_are_explained():
     points = _points(({"mask.ratio": 0.5}, 0.123, 0.004), ({"mask.ratio": 0.75}, 0.3, None))
     for point in points:
         point["pretraining"] = {"knn": 0.5}
-    table = sweep._table(points)
+    table = summary.table(points)
     assert "12.30 %" in table and "0.40 %" in table and "±" not in table
     points[0]["evaluation"]["score"]["standard_error"] = 0.02
     points[0]["pretraining"]["knn_images"] = 100
-    table = sweep._table(points)
+    table = summary.table(points)
     assert "12.30 % ± 2.00" in table and "50.00 % ± 5.00" in table
     assert table.endswith("\n± is the standard error over the images that were tested")
     for point in points:
         point["evaluation"]["score"] |= {"standard_error": None, "in_percent": False}
-    row = sweep._table(points).splitlines()[2]
+    row = summary.table(points).splitlines()[2]
     assert row.split() == ["0.5", "0.1230", "0.0040", "50.00", "%", "±", "5.00"]
     words = "normalised mutual information, k-means (mean)"
     axes = sweep_figure.draw_sweep({"": [(0.5, 0.123, None)]}, "", words, in_percent=False).axes[0]

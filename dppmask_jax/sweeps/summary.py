@@ -1,0 +1,186 @@
+"""What the points of a sweep came to: its table and its figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dppmask_jax import evaluate
+from dppmask_jax.evals.base import percent
+from dppmask_jax.evals.tasks import TASKS
+from dppmask_jax.figures.sweep import write_sweep_figure
+from dppmask_jax.runs import comparable, history
+from dppmask_jax.scores.uncertainty import standard_error
+from dppmask_jax.sweeps.grid import plain
+
+_AXES = {
+    "mask.ratio": "share of patches masked",
+    "mask.tau": "threshold τ of the DPP",
+    "mask.strategy": "kind of masks",
+    "mask.bandwidth": "bandwidth of the kernel",
+    "epochs": "epochs of pre-training",
+    "batch_size": "images in a step of pre-training",
+    "optim.base_lr": "base learning rate of pre-training",
+    "seed": "seed of pre-training",
+}
+_LEGENDS = {"mask.strategy": "{} masks", "mask.tau": "τ = {}", "mask.ratio": "{} masked"}
+
+
+def table(records: Sequence[dict]) -> str:
+    """The scores of all points as text, with what to compare them with below."""
+    score = records[0]["evaluation"]["score"]
+    fields = list(records[0]["values"])
+    shown = [
+        name
+        for name in ("loss", "val_loss", "knn")
+        if all(name in record["pretraining"] for record in records)
+    ]
+    headings = {"loss": "pre-training loss", "val_loss": "validation loss", "knn": "k-NN"}
+    rows = [(*fields, score["name"], "std over seeds", *(headings[name] for name in shown))]
+    words = percent if _in_percent(records) else "{:.4f}".format
+    for record in records:
+        found, trained = record["evaluation"]["score"], record["pretraining"]
+        rows.append(
+            (
+                *(plain(record["values"][field]) for field in fields),
+                words(found["value"], found.get("standard_error")),
+                "" if found["std"] is None else words(found["std"]),
+                *(_knn(trained) if name == "knn" else f"{trained[name]:.4f}" for name in shown),
+            )
+        )
+    has_error = any("±" in cell for row in rows for cell in row)
+    notes = ["± is the standard error over the images that were tested"] * has_error
+    for name, points in baselines(records).items():
+        shares = [share for _, share in points]
+        ends = dict.fromkeys(map(percent, (min(shares), max(shares))))
+        notes.append(f"{name}: {' to '.join(ends)}")
+    if "loss" in shown:
+        configs = [record["evaluation"]["checkpoint"]["config"] for record in records]
+        notes += [line for line in comparable.warnings(configs) if line.startswith("loss")]
+    return "\n".join([evaluate.format_table(rows), *notes])
+
+
+def _in_percent(records: Sequence[dict]) -> bool:
+    return records[0]["evaluation"]["score"].get("in_percent", True)
+
+
+def _knn(trained: dict[str, Any]) -> str:
+    """What the probe of a run found, with its error where it says of how many images."""
+    images = trained.get("knn_images")
+    return percent(trained["knn"], standard_error(trained["knn"], images) if images else None)
+
+
+def _groups(records: Sequence[dict]) -> dict[tuple, list[dict]]:
+    """The records of each point of the figure: those that differ in `seed` alone are one."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        values = (_hashable(record["values"][field]) for field in _shown_fields(records))
+        groups.setdefault(tuple(values), []).append(record)
+    return groups
+
+
+def _mean_and_error(records: Sequence[dict]) -> tuple[float, float | None, str]:
+    """The score of one point, the length of its error bar to either side, and what that is."""
+    scores = [record["evaluation"]["score"] for record in records]
+    values = [score["value"] for score in scores]
+    mean = statistics.fmean(values)
+    if len(values) > 1:
+        return mean, statistics.stdev(values), "standard deviation over the seeds of pre-training"
+    if scores[0]["std"] is not None:
+        return mean, scores[0]["std"], "standard deviation over the seeds of the evaluation"
+    error = scores[0].get("standard_error")
+    return mean, error, "standard error over the images" if error is not None else ""
+
+
+def histories(records: Sequence[dict]) -> list[str]:
+    """A line for each point that is not what the grid says of it from its first step on."""
+    pasts = {
+        record["name"]: history.describe(record["evaluation"]["checkpoint"].get("history", ()))
+        for record in records
+    }
+    return [f"note: {name} was {past}" for name, past in pasts.items() if past]
+
+
+def lines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float, float | None]]]:
+    """The lines of a sweep's figure: label -> (x, mean, error bar or None).
+
+    x is the first field of the grid; each combination of the others is a line. Points that differ
+    in `seed` alone are one, whose error bar is their standard deviation (n - 1); that of a single
+    point is the one over the seeds of its evaluation or, for one of these, its standard error.
+
+    Args:
+      records: "points" of a sweep.json.
+    """
+    _, *others = _shown_fields(records)
+    found: dict[str, list] = {}
+    for (x, *rest), group in _groups(records).items():
+        label = ", ".join(
+            _LEGENDS.get(field, field.split(".")[-1] + " {}").format(plain(value))
+            for field, value in zip(others, rest, strict=True)
+        )
+        found.setdefault(label, []).append((x, *_mean_and_error(group)[:2]))
+    return found
+
+
+def note(records: Sequence[dict]) -> str:
+    """How many runs and images a point of the figure stands for, and what its error bar is."""
+    groups = list(_groups(records).values())
+    runs = sorted({len(group) for group in groups})
+    images = sorted({r["evaluation"].get("data", {}).get("val_images", 0) for r in records})
+    parts = [f"{_ends(runs)} run{'s' * (runs[-1] > 1)} a point"]
+    if images[0]:
+        parts.append(f"{_ends(images)} validation images")
+    bars = dict.fromkeys(filter(None, (_mean_and_error(group)[2] for group in groups)))
+    if bars:
+        parts.append(f"bars: {', or '.join(bars)}")
+    return "; ".join(parts)
+
+
+def _ends(numbers: Sequence[int]) -> str:
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((numbers[0], numbers[-1])))
+
+
+def baselines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float]]]:
+    """What the scores of a sweep are to be compared with: label -> (x, mean over the points at x).
+
+    What the run itself measured is there where it measured the same, see `Task.of_run`.
+    """
+    first = _shown_fields(records)[0]
+    found: dict[str, dict[Any, list[float]]] = {}
+    for record in records:
+        evaluation = record["evaluation"]
+        task = TASKS[evaluation["config"]["task"]]
+        given = evaluation.get("baselines") or {}
+        for name, share in {**given, **task.of_run(evaluation, record["pretraining"])}.items():
+            x = _hashable(record["values"][first])
+            found.setdefault(name, {}).setdefault(x, []).append(share)
+    return {
+        name: [(x, statistics.fmean(shares)) for x, shares in of_x.items()]
+        for name, of_x in found.items()
+    }
+
+
+def _shown_fields(records) -> list[str]:
+    fields = list(records[0]["values"])
+    return [field for field in fields if field != "seed"] or fields
+
+
+def _hashable(value):
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def draw(folder: Path, records: Sequence[dict]) -> Path:
+    """Writes figures/sweep.png and returns its path."""
+    first = _shown_fields(records)[0]
+    name = records[0]["evaluation"]["score"]["name"]
+    return write_sweep_figure(
+        folder / "figures",
+        lines(records),
+        _AXES.get(first, first),
+        name,
+        baselines(records),
+        note(records),
+        in_percent=_in_percent(records),
+    )
