@@ -85,13 +85,13 @@ def parts_of(config, size):
 
     add("teacher backbone", teacher, params["encoder"], global_images)
 
-    draw = ibot_masks.drawer(
-        config, method.selection, steps_per_epoch=plan.steps_per_epoch, total_steps=100
-    )
+    draw = ibot_masks.drawer(config, method.masker, plan)
     weights = jax.random.uniform(key, (num_global, num_patches))
     add(
         f"masks ({config.mask.strategy})",
-        lambda tokens: draw(keys, key, 0, lambda: tokens, weights)[0].order,
+        lambda tokens: (
+            draw(keys, key, 0, features=lambda: tokens, attention=lambda: weights)[0].order
+        ),
         tokens,
     )
 

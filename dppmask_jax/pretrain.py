@@ -280,9 +280,8 @@ def _announce(config, method, folder, plan, start, state, train_source, val_sour
         f"model       {config.method} {config.model.size}/{config.model.patch_size}, "
         f"{config.image_size[0]}x{config.image_size[1]} px, {size:,} parameters, "
         f"{config.model.dtype}",
-        f"masks       {config.mask.strategy}"
-        + (f" (tau {config.mask.tau:g})" if config.mask.strategy == "dpp" else "")
-        + f": {visible} visible, {masked} masked of {rows * columns} patches",
+        f"masks       {method.masker.label}: {visible} visible, {masked} masked of "
+        f"{rows * columns} patches",
         f"steps       {plan.total_steps:,} of {count(config.batch_size, 'image')} "
         f"({plan.steps_per_epoch:,} an epoch, {count(config.epochs, 'epoch')})",
         f"rate        {plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x "

@@ -13,7 +13,8 @@ import numpy as np
 import tiny
 
 from dppmask_jax import parallel, pretrain
-from dppmask_jax.methods import METHODS, ibot_masks, mae
+from dppmask_jax.masking import MASKERS
+from dppmask_jax.methods import METHODS
 from dppmask_jax.runs import checkpoint
 
 STEPS = 20
@@ -74,6 +75,14 @@ def keep_masks(draw):
     return drawn
 
 
+def watched_masker(build):
+    def built(mask):
+        masker = build(mask)
+        return masker._replace(draw=keep_masks(masker.draw))
+
+    return built
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("method")
@@ -88,9 +97,8 @@ def main():
         parallel.initialize(f"127.0.0.1:{args.port}", args.processes, args.process)
 
     METHODS[args.method] = watched(METHODS[args.method])
-    mae.draw_masks = keep_masks(mae.draw_masks)
-    drawer = ibot_masks.drawer
-    ibot_masks.drawer = lambda *a, **k: keep_masks(drawer(*a, **k))
+    for name, kind in MASKERS.items():
+        MASKERS[name] = kind._replace(build=watched_masker(kind.build))
 
     save = checkpoint.Checkpoints.save
 

@@ -154,7 +154,10 @@ def test_three_masks_without_reconstructions(monkeypatch):
     for name, mask in masks.items():
         outlines = [
             (panels.BOTH, ~_masked_except(16, 7)),
-            (masks_figure.COLORS[name], ~_masked_except(16, 3 if name == "block" else 1)),
+            (
+                masks_figure.COLORS.get(name, masks_figure.OTHER_ONLY),
+                ~_masked_except(16, 3 if name == "block" else 1),
+            ),
         ]
         assert len(_find(canvas, panels.mask_panel(images[0], mask[0], 8, outlines, 2))) == 1
     words = [text.get_text() for text in figure.axes[0].texts]

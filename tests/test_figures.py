@@ -24,7 +24,7 @@ from dppmask_jax.figures import curves, of_run, untrained
 from dppmask_jax.figures import masks as masks_figure
 from dppmask_jax.figures import tau as tau_figure
 from dppmask_jax.figures.images import read_images
-from dppmask_jax.masking import export_masks
+from dppmask_jax.masking import Seen, export_masks
 from dppmask_jax.methods import ibot_masks
 from dppmask_jax.runs import comparable
 
@@ -65,6 +65,8 @@ class _Run:
                     "strategy": strategy,
                     "ratio": ratio,
                     "attention": "low",
+                    "normalize": "l2",
+                    **self.selection_settings,
                 },
                 "loss": {"norm_pix": norm_pix},
             }
@@ -73,6 +75,14 @@ class _Run:
 
     def features(self, images):
         return patches.patchify(images.astype(np.float32), 8) - 127.5
+
+    def masks(self, images, keys, masker, count):
+        seen = Seen(
+            (4, 8),
+            features=lambda: self.features(images),
+            attention=lambda: self.attention(images).mean(axis=1),
+        )
+        return masker.draw(keys, count, seen, count)
 
     def attention(self, images):
         pixels = patches.patchify(images.astype(np.float32), 8)

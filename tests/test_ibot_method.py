@@ -154,16 +154,14 @@ def test_masked_patches_leave_no_trace_and_get_the_mask_embedding():
 
 def drawn(strategy, num_views=400, step=0, **changes):
     config = tiny.config("ibot", mask__strategy=strategy, **changes)
-    draw = ibot_masks.drawer(
-        config, {"kernel": "gaussian", "bandwidth": 1.0, "threshold_on": "d2"},
-        steps_per_epoch=4, total_steps=20,
-    )  # fmt: skip
+    draw = ibot_masks.drawer(config, masking.masker_of(config.mask), Plan(4, 20))
     keys = jax.random.split(jax.random.key(0), num_views)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(num_views, 16, 8)).astype(np.float32)
     weights = rng.uniform(size=(num_views, 16)).astype(np.float32)
-    masks, greedy = jax.jit(draw, static_argnums=3)(keys, KEY, step, lambda: features, weights)
-    return jax.device_get(masks), greedy, features, weights
+    shown = {"features": lambda: features, "attention": lambda: weights}
+    masks, metrics = jax.jit(lambda keys: draw(keys, KEY, step, **shown))(keys)
+    return jax.device_get(masks), metrics.get("num_greedy"), features, weights
 
 
 @pytest.mark.parametrize("strategy", ["dpp", "block", "random"])
@@ -268,14 +266,16 @@ def test_attention_masks_follow_a_planted_map(variant):
 
 
 def test_the_attention_ratio_is_one_draw_a_step():
-    draw = ibot_masks.drawer(
-        tiny.config("ibot", mask__strategy="attention", mask__ratio=(0.5,), mask__ratio_var=(0.4,)),
-        {}, steps_per_epoch=4, total_steps=20,
-    )  # fmt: skip
+    config = tiny.config(
+        "ibot", mask__strategy="attention", mask__ratio=(0.5,), mask__ratio_var=(0.4,)
+    )
+    draw = ibot_masks.drawer(config, masking.masker_of(config.mask), Plan(4, 20))
     counts = set()
     for step in range(30):
         keys = jax.random.split(jax.random.key(step), 5)
-        masks, _ = draw(keys, jax.random.key(step), step, None, np.ones((5, 16), np.float32))
+        masks, _ = draw(
+            keys, jax.random.key(step), step, attention=lambda: np.ones((5, 16), np.float32)
+        )
         (count,) = set(np.asarray(masks.count).tolist())
         counts.add(count)
     assert len(counts) > 5
@@ -286,11 +286,12 @@ def test_hints_in_the_step_are_a_tenth_of_the_patches_times_a_draw_of_the_ratio(
         "ibot", mask__strategy="attention", mask__attention="hint", image_size=(56, 56),
         mask__ratio=(0.3,), mask__ratio_var=(0.2,), mask__prob=1.0,
     )  # fmt: skip
-    draw = jax.jit(ibot_masks.drawer(config, {}, Plan(4, 20)), static_argnums=3)
+    draw = ibot_masks.drawer(config, masking.masker_of(config.mask), Plan(4, 20))
     weights = np.random.default_rng(0).uniform(size=(3, 196)).astype(np.float32)
+    draw = jax.jit(functools.partial(draw, attention=lambda: weights))
     for seed in range(12):
         key = jax.random.key(seed)
-        masks, _ = draw(jax.random.split(key, 3), key, 0, None, weights)
+        masks, _ = draw(jax.random.split(key, 3), key, 0)
         masked_key, shown_key = jax.random.split(jax.random.fold_in(key, 2**31))
         ratio, shown_ratio = (
             float(masking.draw_ratio(k, (0.3,), (0.2,))) for k in (masked_key, shown_key)

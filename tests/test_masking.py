@@ -370,5 +370,5 @@ def test_export_rejects(change, message):
 def test_export_takes_the_fields_of_its_strategy_by_name():
     images = np.zeros((1, 64, 96, 3), np.uint8)
     masking.export_masks(images, strategy="random", tau=np.float32(0.5), attention="low")
-    with pytest.raises(TypeError, match="no argument 'bandwith'; did you mean bandwidth?"):
+    with pytest.raises(TypeError, match=r"no argument 'bandwith'; did you mean bandwidth\?"):
         masking.export_masks(images, bandwith=1.0)

@@ -9,7 +9,7 @@ import tiny
 from dppmask_jax import dpp, masking, optim
 from dppmask_jax.data.sources import imagenet9, opening
 from dppmask_jax.dpp import greedy
-from dppmask_jax.methods import ibot, ibot_masks, mae, selection
+from dppmask_jax.methods import ibot, ibot_masks, mae
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import Size
@@ -21,10 +21,12 @@ IMAGES = np.zeros((2, 16, 16, 3), np.uint8)
 
 def ibot_masks_of(strategy):
     config = tiny.config("ibot", mask__strategy=strategy)
-    draw = ibot_masks.drawer(
-        config, selection.settings(config.mask), steps_per_epoch=1, total_steps=1
-    )
-    draw(KEYS, KEYS[0], 0, lambda: FEATURES, FEATURES[..., 0])
+    ibot_masks.drawer(config, masking.masker_of(config.mask), Plan(1, 1))(KEYS, KEYS[0], 0)
+
+
+def mae_masks_of(strategy):
+    method = mae.build(tiny.config("mae", mask__strategy=strategy), Plan(1, 1))
+    method.masks({}, {}, IMAGES, KEYS)
 
 
 def features_of(build, method):
@@ -38,9 +40,7 @@ def classifier_pooling(pool):
 
 
 CHOICES = {
-    "masks of MAE": lambda: mae.draw_masks(
-        tiny.config("mae", mask__strategy="nosuch"), KEYS, FEATURES, (4, 4), 4, 0.9
-    ),
+    "masks of MAE": lambda: mae_masks_of("nosuch"),
     "masks of iBOT": lambda: ibot_masks_of("nosuch"),
     "features of MAE": lambda: features_of(mae.build, "mae"),
     "features of iBOT": lambda: features_of(ibot.build, "ibot"),

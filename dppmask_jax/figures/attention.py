@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -114,26 +113,15 @@ def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
         **{f"AttMask\n({variant})": ("attention", variant) for variant in ("high", "low", "hint")},
         f"DPP\n(τ = {run_masks.tau_of(run):g})": ("dpp", ""),
     }
-    hidden = {name: run_masks.hidden_by(run, strategy) for name, (strategy, _) in kinds.items()}
-    drawers = [
-        run_masks.drawer(run, strategy, hidden[name], variant)
-        for name, (strategy, variant) in kinds.items()
-    ]
-
-    @jax.jit
-    @jax.vmap
-    def draw(*inputs):
-        return [draw_one(*inputs).mask for draw_one in drawers]
-
-    attention = run.attention(images)
-    masks = draw(run_masks.keys_of(seed, images), run.features(images), attention.mean(axis=1))
+    masks = {}
+    for name, (strategy, variant) in kinds.items():
+        num_hidden = run_masks.hidden_by(run, strategy)
+        mask = run_masks.masks_by(run, images, seed, strategy, num_hidden, attention=variant).mask
+        masks[f"{name}\n{np.mean(mask):.0%}"] = mask
     return draw_attention(
         images,
-        np.asarray(attention),
-        {
-            f"{name}\n{np.mean(mask):.0%}": np.asarray(mask)
-            for name, mask in zip(kinds, masks, strict=True)
-        },
+        np.asarray(run.attention(images)),
+        masks,
         run.config.model.patch_size,
         "percentages above masks: the share that is hidden",
     )

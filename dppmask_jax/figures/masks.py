@@ -28,16 +28,16 @@ DPP_ONLY = (72, 150, 255)
 COLORS = {  # of what is visible under one of several masks
     "random": RANDOM_ONLY,
     "DPP": DPP_ONLY,
-    "block": (52, 199, 89),
-    "attention": (52, 199, 89),
 }
+OTHER_ONLY = (52, 199, 89)
 
 
 class Shown(NamedTuple):
     """One way of masking some images, as `draw_masks` shows it.
 
-    `name` is a key of COLORS; `mask` (R, N) bool, True = masked; `captions` stand below the masks,
-    one an image; `reconstruction` (R, H, W, 3) uint8 is what a model makes of the visible patches.
+    `name` is a key of COLORS, or another, which has OTHER_ONLY; `mask` (R, N) bool, True = masked;
+    `captions` stand below the masks, one an image; `reconstruction` (R, H, W, 3) uint8 is what a
+    model makes of the visible patches.
     """
 
     name: str
@@ -45,6 +45,11 @@ class Shown(NamedTuple):
     mask: np.ndarray
     captions: Sequence[str]
     reconstruction: np.ndarray | None = None
+
+
+def color_of(shown: Shown) -> tuple[int, int, int]:
+    """What its patches are outlined in."""
+    return COLORS.get(shown.name, OTHER_ONLY)
 
 
 def draw_masks(
@@ -81,7 +86,7 @@ def draw_masks(
                 image,
                 ~own[row],
                 patch_size,
-                [(BOTH, in_all[row]), (COLORS[one.name], (own & ~in_all)[row])],
+                [(BOTH, in_all[row]), (color_of(one), (own & ~in_all)[row])],
                 scale,
             )
             for one, own in zip(shown, visible, strict=True)
@@ -97,7 +102,7 @@ def draw_masks(
     two = len(shown) == 2
     legend = [
         (BOTH, "visible in both" if two else "visible in all"),
-        *((COLORS[one.name], f"{one.name} only" if two else one.name) for one in shown),
+        *((color_of(one), f"{one.name} only" if two else one.name) for one in shown),
     ]
     return compose(panels, titles, captions, legend, note=note)
 
@@ -151,9 +156,9 @@ def mask_figure(
               [pick_caption(int(picks), count) for picks in greedy.sum(axis=1)]),
     ]  # fmt: skip
     if own not in ("random", "dpp"):
-        order, mask = run_masks.own_masks(run, images, seed, num_hidden)
-        captions = [f"{visible} visible" for visible in (~mask).sum(axis=1)]
-        columns.append(shown(own, _title(run), True, order, mask, captions))
+        drawn = run_masks.masks_by(run, images, seed, own, num_hidden)
+        captions = [f"{visible} visible" for visible in drawn.count]
+        columns.append(shown(own, _title(run), True, drawn.order, drawn.mask, captions))
     note = run_masks.hidden_note(num_hidden, random_mask.shape[1])
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"

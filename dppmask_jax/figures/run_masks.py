@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 
 from dppmask_jax import dpp, masking, patches
-from dppmask_jax.errors import InputError
-from dppmask_jax.methods.ibot_masks import RECIPE_SHARE, SHOWN_SHARE
+from dppmask_jax.methods.ibot_masks import RECIPE_SHARE
 
 
 def tau_of(run) -> float:
@@ -34,52 +34,24 @@ def hidden_by(run, strategy: str) -> int:
     return max(1, int(masking.num_masked(_num_patches(run), share)))
 
 
-def drawer(run, strategy: str, num_hidden: int, variant: str = ""):
-    """(key, features (N, D), attention (N,) of an image) -> its Mask by a strategy."""
-    num_patches = _num_patches(run)
-    num_keep = num_patches - num_hidden
-    num_top = int(num_patches * SHOWN_SHARE)
-    if strategy == "random":
-        return lambda key, features, weights: masking.random(key, num_patches, num_keep)
-    if strategy == "block":
-        return lambda key, features, weights: masking.block(key, _grid(run), num_keep)
-    if strategy == "attention":
-        return lambda key, features, weights: masking.attention(
-            key,
-            weights,
-            num_hidden,
-            variant=variant,
-            num_shown=(min(num_top, num_hidden) + 1) // 2,
-            num_top=num_top,
-        )
-    if strategy == "dpp":
-        return lambda key, features, weights: masking.dpp(
-            key, features, num_keep, tau_of(run), **run.selection_settings
-        )[0]
-    raise InputError(f"config.mask.strategy={strategy!r}: no figure shows such masks")
+def masks_by(run, images, seed: int, strategy: str, num_hidden: int, **settings) -> masking.Mask:
+    """The masks of some images by a strategy, with the run's settings but for some; NumPy arrays.
 
-
-def own_masks(run, images, seed: int, num_hidden: int):
-    """(order, mask), both (R, N), by the strategy of a run that is neither random nor dpp."""
-    strategy = run.config.mask.strategy
-    attends = strategy == "attention"
-    weights = run.attention(images).mean(axis=1) if attends else np.zeros((len(images), 1))
-    draw = drawer(run, strategy, num_hidden, run.config.mask.get("attention", ""))
-    features = np.zeros((len(images), 1))  # neither looks at them
-    mask = jax.jit(jax.vmap(draw))(keys_of(seed, images), features, weights)
-    return np.asarray(mask.order), np.asarray(mask.mask)
+    They are those of the end of the run and, where a step would draw something for all of its
+    images, outside of any.
+    """
+    mask = SimpleNamespace(**{**run.config.mask, **settings, "strategy": strategy})
+    masker = masking.masker_of(mask)
+    drawn, _ = run.masks(images, keys_of(seed, images), masker, _num_patches(run) - num_hidden)
+    return jax.device_get(drawn)
 
 
 def hidden_note(num_hidden: int, num_patches: int) -> str:
     return f"{num_hidden} of {num_patches} patches are hidden"
 
 
-def _grid(run) -> tuple[int, int]:
-    return patches.grid_shape(run.image_size, run.config.model.patch_size)
-
-
 def _num_patches(run) -> int:
-    rows, columns = _grid(run)
+    rows, columns = patches.grid_shape(run.image_size, run.config.model.patch_size)
     return rows * columns
 
 

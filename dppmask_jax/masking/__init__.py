@@ -10,12 +10,14 @@ from dppmask_jax.masking.base import (
     draw_ratio,
     num_masked,
     num_visible,
+    over_steps,
+    progress_at,
     ratio_range,
 )
 from dppmask_jax.masking.blocks import block
 from dppmask_jax.masking.export import export_masks
 from dppmask_jax.masking.greedy_dpp import dpp
-from dppmask_jax.masking.kinds import MASKERS
+from dppmask_jax.masking.kinds import MASKERS, masker_of
 from dppmask_jax.masking.random_patches import random
 
 __all__ = [
@@ -30,8 +32,11 @@ __all__ = [
     "draw_num_masked",
     "draw_ratio",
     "export_masks",
+    "masker_of",
     "num_masked",
     "num_visible",
+    "over_steps",
+    "progress_at",
     "random",
     "ratio_range",
 ]

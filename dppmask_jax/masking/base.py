@@ -104,6 +104,14 @@ def progress_at(step, total_steps: int):
     return jnp.minimum(step / max(total_steps - 1, 1), 1.0)
 
 
+def over_steps(masker: Masker, total_steps: int) -> dict[str, Callable[[Any], Any]]:
+    """A masker's schedules as functions of the step."""
+    return {
+        name: lambda step, at=at: at(progress_at(step, total_steps))
+        for name, at in masker.schedules.items()
+    }
+
+
 def mask_from(order, count) -> Mask:
     """The Mask of an order of which the first `count` patches are visible."""
     count = jnp.asarray(count, jnp.int32)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dppmask_jax.errors import InputError
 from dppmask_jax.masking import attmask, blocks, greedy_dpp, random_patches
-from dppmask_jax.masking.base import MaskerKind
+from dppmask_jax.masking.base import Masker, MaskerKind
 
 MASKERS: dict[str, MaskerKind] = {
     "dpp": greedy_dpp.KIND,
@@ -11,3 +12,17 @@ MASKERS: dict[str, MaskerKind] = {
     "block": blocks.KIND,
     "attention": attmask.KIND,
 }
+
+
+def masker_of(mask) -> Masker:
+    """The masker of `config.mask`. Where its strategy is not known, as that of a run with masks of
+    a user's own may be, it draws nothing: the run's encoder needs none."""
+    if mask.strategy in MASKERS:
+        return MASKERS[mask.strategy].build(mask)
+
+    def draw(keys, count, seen, most):
+        raise InputError(
+            f"config.mask.strategy={mask.strategy!r} is not known here: {' | '.join(MASKERS)}"
+        )
+
+    return Masker(draw, frozenset(), mask.strategy)

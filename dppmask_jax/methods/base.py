@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dppmask_jax.fields import Field
+from dppmask_jax.masking import Mask, Masker
 from dppmask_jax.optim import Optimizer
 
 
@@ -94,6 +95,14 @@ class Method(NamedTuple):
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
 
     # Of pre-training methods.
+
+    masker: Masker | None = None
+    """What draws its masks."""
+
+    masks: Callable[..., tuple[Mask, dict[str, Any]]] | None = None
+    """(params, extra, images, keys, masker=its own, count=its own) -> (Mask of (B, ...) arrays,
+    {metric: (B,)}), as at the end of the run and outside of training; `count` is the number of
+    visible patches, an int. For figures and reconstructions."""
 
     features: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, N, D): what the selection kernel sees."""

@@ -13,11 +13,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import optim, patches
+from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import crops, views
 from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.losses import distillation
-from dppmask_jax.methods import ibot_masks, selection
+from dppmask_jax.masking import greedy_dpp
+from dppmask_jax.methods import ibot_masks
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
@@ -43,10 +44,8 @@ def build(config, plan: Plan) -> Method:
     data = config.data
     num_views = GLOBAL_VIEWS + data.local_views
     fewest, most = ibot_masks.masked_range(config)
-    settings = selection.settings(config.mask)
-    draw_masks = ibot_masks.drawer(
-        config, settings, steps_per_epoch=steps_per_epoch, total_steps=total_steps
-    )
+    masker = masking.masker_of(config.mask)
+    draw_masks = ibot_masks.drawer(config, masker, plan)
 
     def init(key):
         encoder_key, head_key = jax.random.split(key)
@@ -94,12 +93,12 @@ def build(config, plan: Plan) -> Method:
 
         latent, _, weights = attended(teacher["encoder"], global_images)
         with jax.named_scope("selection"):
-            masks, num_greedy = draw_masks(
+            masks, of_masks = draw_masks(
                 mask_keys,
                 key,
                 step,
-                lambda: kernel_features(teacher, global_images, latent),
-                jnp.mean(weights, axis=1),
+                features=lambda: kernel_features(teacher, global_images, latent),
+                attention=lambda: jnp.mean(weights, axis=1),
             )
         # Every masked patch of a view and, where it has fewer than the most, some visible ones.
         chosen = masks.order[:, num_patches - most :]
@@ -154,10 +153,13 @@ def build(config, plan: Plan) -> Method:
             "class_target": jnp.mean(class_target, axis=(0, 1)),
             "best": jnp.mean(best, axis=(0, 1)),
         }
-        if num_greedy is not None:
+        if of_masks:
             is_masked = masks.count < num_patches
             aux["masked_views"] = jnp.mean(is_masked.astype(jnp.float32))
-            aux["num_greedy"] = jnp.mean(jnp.where(is_masked, num_greedy, 0).astype(jnp.float32))
+            aux["of_masks"] = {
+                name: jnp.mean(jnp.where(is_masked, value, 0).astype(jnp.float32))
+                for name, value in of_masks.items()
+            }
         total = config.loss.class_weight * class_loss + config.loss.patch_weight * patch_loss
         return total, (metrics, jax.lax.stop_gradient(aux))
 
@@ -262,8 +264,8 @@ def build(config, plan: Plan) -> Method:
             "class_center_norm": jnp.linalg.norm(extra["class_center"]),
             "patch_center_norm": jnp.linalg.norm(extra["patch_center"]),
         }
-        if "num_greedy" in aux:  # of the views that are masked
-            values["num_greedy"] = aux["num_greedy"] / jnp.maximum(aux["masked_views"], 1e-6)
+        for name, value in aux.get("of_masks", {}).items():  # of the views that are masked
+            values[name] = value / jnp.maximum(aux["masked_views"], 1e-6)
         return values
 
     def logits(params, extra, images):
@@ -299,6 +301,17 @@ def build(config, plan: Plan) -> Method:
         latent, _ = encoded(extra, images)
         return kernel_features(extra["teacher"], normalize(images), latent)
 
+    def masks(params, extra, images, keys, masker=masker, count=num_patches - most):
+        seen = masking.Seen(
+            backbone.grid,
+            features=lambda: features(params, extra, images),
+            attention=lambda: jnp.mean(attention(params, extra, images), axis=1),
+        )
+        return masker.draw(keys, count, seen, count)
+
+    def attention(params, extra, images):
+        return attended(extra["teacher"]["encoder"], normalize(images))[2]
+
     def with_encoder(params, extra, encoder):
         teacher = {**extra["teacher"], "encoder": encoder}
         return {**params, "encoder": encoder}, {**extra, "teacher": teacher}
@@ -318,7 +331,9 @@ def build(config, plan: Plan) -> Method:
         after_step=after_step,
         encode=encode,
         features=features,
-        selection=settings,
+        masker=masker,
+        masks=masks,
+        selection=greedy_dpp.settings(config.mask),
         num_masked=(fewest, most),
         encoder_of=lambda params, extra: extra["teacher"]["encoder"],
         with_encoder=with_encoder,
@@ -326,13 +341,11 @@ def build(config, plan: Plan) -> Method:
         view_clusters=view_clusters,
         schedules={
             "decay of the teacher": decay_at,
-            "mask.tau": functools.partial(selection.tau_at, config.mask, total_steps=total_steps),
+            **masking.over_steps(masker, total_steps),
         },
         report=report,
         watch=functools.partial(_watch_collapse, math.log(config.model.prototypes)),
-        attention=lambda params, extra, images: attended(
-            extra["teacher"]["encoder"], normalize(images)
-        )[2],
+        attention=attention,
     )
 
 

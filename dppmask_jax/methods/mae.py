@@ -1,4 +1,4 @@
-"""Masked autoencoding with visible patches chosen at random, by blocks or by DPPMask.
+"""Masked autoencoding of patches that a masker hides: DPPMask, random, blocks, or another.
 
 MAE: arXiv 2111.06377. DPPMask: arXiv 2303.12736.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment, crops
-from dppmask_jax.methods import selection
+from dppmask_jax.masking import greedy_dpp
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models.mae import MAE
 from dppmask_jax.models.vit import SIZES, Size
@@ -31,7 +31,8 @@ def build(config, plan: Plan) -> Method:
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
     num_keep = visible_count(config)
-    tau_at = functools.partial(selection.tau_at, config.mask, total_steps=plan.total_steps)
+    masker = masking.masker_of(config.mask)
+    progress_at = functools.partial(masking.progress_at, total_steps=plan.total_steps)
 
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
@@ -51,15 +52,16 @@ def build(config, plan: Plan) -> Method:
         raw = augment.flip(batch["image"], flip_keys) if config.data.flip else batch["image"]
         images = augment.normalize(raw)
         tokens = model.apply({"params": params}, images, method="embed")
+        seen = masking.Seen(
+            grid,
+            progress_at(step),
+            step,
+            jax.random.fold_in(key, 2**31),  # no example of the stream has this number
+            features=lambda: kernel_features(images, tokens),
+        )
         with jax.named_scope("selection"):
-            mask, metrics = draw_masks(
-                config,
-                mask_keys,
-                kernel_features(images, tokens),
-                grid,
-                num_keep,
-                tau_at(step),
-            )
+            mask, found = masker.draw(mask_keys, num_keep, seen, num_keep)
+        metrics = {name: jnp.mean(value.astype(jnp.float32)) for name, value in found.items()}
         pred = model.apply(
             {"params": params}, tokens, mask.order, num_keep, drop_keys, method="predict"
         )
@@ -78,6 +80,10 @@ def build(config, plan: Plan) -> Method:
         images = augment.normalize(images)
         tokens = model.apply({"params": params}, images, method="embed")
         return kernel_features(images, tokens)
+
+    def masks(params, extra, images, keys, masker=masker, count=num_keep):
+        seen = masking.Seen(grid, features=lambda: features(params, extra, images))
+        return masker.draw(keys, count, seen, count)
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
         normalized = augment.normalize(images)
@@ -101,11 +107,13 @@ def build(config, plan: Plan) -> Method:
         after_step=lambda params, extra, aux, step: extra,
         encode=encode,
         features=features,
-        selection=selection.settings(config.mask),
+        masker=masker,
+        masks=masks,
+        selection=greedy_dpp.settings(config.mask),
         num_masked=(num_patches - num_keep, num_patches - num_keep),
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
-        schedules={"mask.tau": tau_at},
+        schedules=masking.over_steps(masker, plan.total_steps),
         reconstruct=reconstruct if target.pixels else None,
     )
 
@@ -129,34 +137,6 @@ def visible_count(config) -> int:
     """Number of visible patches of every image."""
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     return masking.num_visible(rows * columns, config.mask.ratio)
-
-
-def draw_masks(config, keys, features, grid, num_keep: int, tau):
-    """One mask an image.
-
-    Args:
-      config: a checked config; `config.mask` says how to draw.
-      keys: (B,) keys.
-      features: (B, N, D) what the selection kernel sees.
-      grid: (rows, columns) of patches.
-      num_keep: visible patches of each image.
-      tau: scalar threshold, may be traced.
-
-    Returns:
-      (Mask with a leading batch axis, metrics): for dpp the mean number of greedy picks.
-    """
-    strategy, num_patches = config.mask.strategy, grid[0] * grid[1]
-    if strategy == "random":
-        return jax.vmap(lambda key: masking.random(key, num_patches, num_keep))(keys), {}
-    if strategy == "block":
-        return jax.vmap(lambda key: masking.block(key, grid, num_keep))(keys), {}
-    if strategy == "dpp":
-        settings = selection.settings(config.mask)
-        mask, num_greedy = jax.vmap(lambda k, x: masking.dpp(k, x, num_keep, tau, **settings))(
-            keys, features
-        )
-        return mask, {"num_greedy": jnp.mean(num_greedy.astype(jnp.float32))}
-    raise ValueError(f"no such mask strategy: {strategy!r}")
 
 
 KIND = MethodKind(build, "MAE", gives=frozenset({"features"}), recipes=("configs/mae.py",))

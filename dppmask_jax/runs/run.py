@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,16 @@ class Run:
         """(B, N, D): what the selection kernel sees of each patch."""
         images = self._checked(images)
         return self._able(self._features, "masks nothing")(self.params, self.extra, images)
+
+    def masks(self, images, keys, masker=None, count: int | None = None):
+        """(Mask of (B, ...) arrays, {metric: (B,)}) as at the end of the run and outside of
+        training: by the run's masker and with as many visible patches as it shows at least, unless
+        others are given."""
+        images = self._checked(images)
+        given = {"masker": masker, "count": count}
+        given = {name: value for name, value in given.items() if value is not None}
+        draw = functools.partial(self._able(self.method.masks, "masks nothing"), **given)
+        return jax.jit(draw)(self.params, self.extra, images, keys)
 
     def reconstruct(self, images, order, borrow_statistics: bool = False):
         """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, hidden ones predicted.
