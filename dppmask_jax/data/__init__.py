@@ -2,8 +2,8 @@
 
 sources.open_source(spec, "train" | "val", data_dir=None, val_fraction=0.1) -> Source or None, where
     spec is "shapes" | "folder:PATH" | "tfds:NAME" | "coco:ROOT" | "clevr:ROOT" | "csv:FILE";
-    sources.open_splits does both at once. folders.py and annotations.py read the formats; greys.py
-    says what is white in greyscale of more than 8 bits, for a source as a whole.
+    sources.open_splits does both at once. folder.py, coco.py, clevr.py and csv_table.py read the
+    formats; greys.py says what is white in greyscale of more than 8 bits, for a source as a whole.
 source.Source: len(s), s.read(i) -> (bytes, label), s.name(i), s.extras(i), s.labelled,
     s.num_classes, s.class_names, s.unlabelled_because, s.labels() -> (n,), s.targets() -> (n, C),
     s.target_names, s.notes (lines for the user). source.with_targets(s): several labels an image;

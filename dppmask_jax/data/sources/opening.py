@@ -5,11 +5,12 @@
   shapes            the embedded data set (shapes.py); `shapes:size=96,train=2000,val=500,seed=1`
                     changes its options.
   folder:PATH       image files, with or without folders for their classes and for training and
-                    validation; see folders.py.
+                    validation; see folder.py.
   tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
                     validation (or val, or test); without one of those, `val_fraction` is held out.
   coco:ROOT, clevr:ROOT, csv:FILE
-                    annotated images, with several labels an image; see annotations.py.
+                    annotated images, with several labels an image; see coco.py, clevr.py
+                    and csv_table.py.
 
 docs/data.md has the same for users.
 """
@@ -28,7 +29,7 @@ import numpy as np
 from absl import logging
 
 from dppmask_jax.data.images import decode, greys
-from dppmask_jax.data.sources import annotations, folder, identity
+from dppmask_jax.data.sources import clevr, coco, csv_table, folder, identity
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.errors import InputError
@@ -100,9 +101,9 @@ def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Sourc
 
 def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, Source | None]:
     return {
-        "coco": lambda: annotations.open_coco(path),
-        "clevr": lambda: annotations.open_clevr(path),
-        "csv": lambda: annotations.open_csv(path, val_fraction),
+        "coco": lambda: coco.open_coco(path),
+        "clevr": lambda: clevr.open_clevr(path),
+        "csv": lambda: csv_table.open_csv(path, val_fraction),
     }[kind]()
 
 

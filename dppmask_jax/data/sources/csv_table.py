@@ -1,0 +1,217 @@
+"""csv:FILE, a row an image, in UTF-8, with commas, semicolons, tabs or vertical bars between the
+values; the first row names the columns.
+
+`path` (or one of PATH_NAMES), relative to the file's folder, or absolute (a CSV file is your own:
+it may name any image on the machine); `split`, where what starts with "train" is for training and
+the rest for validation, without rows for testing if there are some called val (without the column,
+`val_fraction` of each label is held out); `label`, numbers or names, of which the classes are the
+different ones in ascending order; `mask`, the path of a greyscale foreground mask, may be empty,
+and the files need only be there for a task that reads them. Every other column whose values are all
+0 or 1 is a target of that name; further columns do not matter. These four names may have capitals.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import re
+
+import numpy as np
+
+from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources.base import Source
+from dppmask_jax.data.sources.folder import TEST, TRAIN, VALIDATION
+from dppmask_jax.data.sources.holdout import held_out
+from dppmask_jax.data.sources.image_files import (
+    Files,
+    check_present,
+    check_readable,
+    file_source,
+    from_paths,
+    read_file,
+)
+from dppmask_jax.errors import InputError
+
+PATH_NAMES = (
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
+    "image_file", "image_name", "img", "img_path",
+)  # fmt: skip
+_COLUMNS = ("path", "split", "label", "mask")
+_DELIMITERS = ",;\t|"
+
+
+def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
+    """(training split, validation split or None) of a CSV file of the format above.
+
+    Raises:
+      InputError: a missing or broken file, missing images, a label that no training image has.
+    """
+    columns = _columns_of(path)
+    root = os.path.dirname(path)
+    files = from_paths(root, columns["path"])
+    check_present(files, path)
+    check_readable(files)
+    labels, class_names, because = _labels(columns, path)
+    target_names = tuple(
+        name
+        for name, values in columns.items()
+        if name not in _COLUMNS and set(values) <= {"0", "1"}
+    )
+    targets = np.array([columns[name] for name in target_names]).T.astype(np.uint8)
+    train, val, notes = _splits(columns, labels, val_fraction, path)
+    masks = None
+    if any(columns.get("mask", [])):
+        masks = from_paths(root, columns["mask"])
+
+    def source(rows):
+        extras = {}
+        if masks is not None:
+            extras["extras"] = functools.partial(_mask, files, masks, rows)
+            given = [name for name in map(columns["mask"].__getitem__, rows) if name]
+            extras["check_extras"] = functools.partial(check_present, from_paths(root, given), path)
+        return file_source(
+            files,
+            rows,
+            labels=labels[rows] if class_names else None,
+            class_names=class_names,
+            unlabelled_because=because,
+            targets=targets[rows] if target_names else None,
+            target_names=target_names,
+            notes=notes,
+            **extras,
+        )
+
+    untrained = np.setdiff1d(labels[val], labels[train])
+    if class_names and untrained.size:
+        raise InputError(
+            f"{path}: no training image has the label {class_names[untrained[0]]!r}, which some "
+            "for validation have; add one, or take these out"
+        )
+    return source(train), source(val) if val.size else None
+
+
+def _columns_of(path: str) -> dict[str, list[str]]:
+    """The columns by name, without spaces around the values; those of _COLUMNS as it has
+    them."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            delimiter = _delimiter(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = _header([name.strip() for name in next(reader, [])], path)
+            rows = [[value.strip() for value in row] for row in _complete(reader, header, path)]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no CSV file in UTF-8: {error}") from error
+    if not rows:
+        raise InputError(f"{path} names no image; it needs a row for each below the header")
+    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _delimiter(header: str) -> str:
+    # csv.Sniffer takes the comma in "path;label;red, round".
+    return max(_DELIMITERS, key=header.count)
+
+
+def _header(header: list[str], path: str) -> list[str]:
+    """The names of the columns, where _COLUMNS are called by these names."""
+    plain = [re.sub(r"[\s_-]+", "_", name.lower()) for name in header]
+    header = [low if low in _COLUMNS else name for low, name in zip(plain, header, strict=True)]
+    if "path" not in header:
+        named = [name for low, name in zip(plain, header, strict=True) if low in PATH_NAMES]
+        if len(named) != 1:
+            several = f"{len(named)} columns that may be it ({', '.join(named)})"
+            raise InputError(
+                f"{path} has no column 'path', only "
+                f"{several if named else ', '.join(header) or 'none'}; its first line must name "
+                "the columns, and one of them be called path"
+            )
+        header = ["path" if name == named[0] else name for name in header]
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"{path} has two columns {twice!r}; rename one")
+    return header
+
+
+def _complete(reader, header: list[str], path: str):
+    for row in reader:
+        if row and len(row) != len(header):
+            raise InputError(
+                f"{path} line {reader.line_num} has {len(row)} values for {len(header)} columns"
+            )
+        if row:
+            yield row
+
+
+def _labels(columns, path: str) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """(n,) int32 labels, class names, and why there are none; labels 0 for all then."""
+    if "label" not in columns:
+        return _no_labels(columns, f"{path} has no column 'label'")
+    values = columns["label"]
+    if "" in values:
+        nameless = columns["path"][values.index("")]
+        return _no_labels(columns, f"image {nameless} in {path} has no label")
+    different = set(values)
+    if len(different) < 2:
+        return _no_labels(columns, f"{path} has one label only")
+    numbers = all(re.fullmatch(r"\d+", value) for value in different)
+    names = sorted(different, key=int if numbers else None)
+    label_of = {name: label for label, name in enumerate(names)}
+    return np.array([label_of[value] for value in values], np.int32), tuple(names), ""
+
+
+def _no_labels(columns, because: str):
+    return np.zeros(len(columns["path"]), np.int32), (), because
+
+
+def _splits(columns, labels: np.ndarray, val_fraction: float, path: str):
+    """(rows for training, rows for validation, notes)."""
+    if "split" not in columns:
+        keys = [os.fsencode(name) for name in columns["path"]]
+        val = held_out(keys, labels, val_fraction)
+        return *map(_rows, (~val, val)), _looks_like_a_split(columns, path)
+    values = [value.lower() for value in columns["split"]]
+    train = np.array([value.startswith("train") for value in values])
+    test, validation = (
+        np.array([kind.fullmatch(value) is not None for value in values])
+        for kind in (TEST, VALIDATION)
+    )
+    if not train.any():
+        raise InputError(f"{path} has no training image; write train into the column split")
+    if not validation.any() or not test.any():
+        return _rows(train), _rows(~train), ()
+    note = f"{test.sum():,} images for testing in {path} are not used: others are for validation"
+    return _rows(train), _rows(~train & ~test), (note,)
+
+
+def _looks_like_a_split(columns, path: str) -> tuple[str, ...]:
+    kinds = (TRAIN, VALIDATION, TEST)
+    for name, values in columns.items():
+        different = set(values)
+        if len(different) > 1 and all(any(k.fullmatch(v) for k in kinds) for v in different):
+            return (
+                f"the column {name!r} of {path} looks like splits, and is not used: all images are "
+                "taken together; call it split",
+            )
+    return ()
+
+
+def _rows(chosen: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(chosen).astype(np.int32)
+
+
+def _mask(files: Files, masks: Files, rows, i: int) -> dict[str, np.ndarray]:
+    row = int(rows[i])
+    if not masks.base_name(row):
+        return {}
+    mask = decode.decode(read_file(masks.path(row)))[..., 0]
+    image = decode.open_image(read_file(files.path(row)))
+    width, height = image.size if decode.orientation(image) < 5 else image.size[::-1]
+    if mask.shape != (height, width):
+        raise InputError(
+            f"the mask {masks.path(row)} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+            f"{width} x {height}; they must have one size"
+        )
+    return {"mask": mask}
