@@ -26,11 +26,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import ibot as preset
-from dppmask_jax import parallel, patches, pretrain
+from dppmask_jax import parallel, patches
 from dppmask_jax.data.images import views
 from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot, ibot_masks
-from dppmask_jax.training import fit, loop
+from dppmask_jax.training.build import method_from, plan_from
+from dppmask_jax.training.step import init_state, make_step
 
 WHOLE = "whole step: loss, gradient, optimiser, teacher"
 
@@ -55,8 +56,8 @@ def random_batch(config, size):
 
 def parts_of(config, size):
     """{name: (function, arguments)} of the step's parts, and the number of chosen patches."""
-    plan = fit.plan_from(config, 50 * size)
-    method = pretrain.method_from(config, plan)
+    plan = plan_from(config, 50 * size)
+    method = method_from(config, plan)
     backbone, head = ibot.model_from(config)
     key = jax.random.key(0)
     params, extra = jax.jit(method.init)(key)
@@ -160,10 +161,10 @@ def parts_of(config, size):
 
 def whole_step(config, size):
     """A function that takes one training step: optimiser, teacher and centres included."""
-    plan = fit.plan_from(config, 50 * size)
-    method = pretrain.method_from(config, plan)
-    step = loop.make_step(method)
-    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
+    plan = plan_from(config, 50 * size)
+    method = method_from(config, plan)
+    step = make_step(method)
+    state = parallel.replicate(init_state(method, jax.random.key(0)))
     batch = parallel.split_batch(random_batch(config, size))
 
     def run():

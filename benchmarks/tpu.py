@@ -43,11 +43,11 @@ from ml_collections import config_flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import hlo  # noqa: E402
-from dppmask_jax import command, pretrain  # noqa: E402
+from dppmask_jax import command  # noqa: E402
 from dppmask_jax.config import check  # noqa: E402
 from dppmask_jax.errors import InputError  # noqa: E402
-from dppmask_jax.training import loop  # noqa: E402
-from dppmask_jax.training.fit import plan_from  # noqa: E402
+from dppmask_jax.training.build import method_from, plan_from  # noqa: E402
+from dppmask_jax.training.step import init_state, make_step  # noqa: E402
 
 IMAGES_OF_EPOCH = 1_281_167  # only schedules depend on it
 LARGE = 1 << 20  # bytes; smaller exchanges are means of metrics, counts and centres
@@ -147,10 +147,10 @@ def lower(case: Case):
             f"{config.optim.accum_steps} accumulation steps"
         )
     plan = plan_from(config, IMAGES_OF_EPOCH)
-    method = pretrain.method_from(config, plan)
-    step = loop.make_step(method, accum_steps=config.optim.accum_steps, devices=devices)
+    method = method_from(config, plan)
+    step = make_step(method, accum_steps=config.optim.accum_steps, devices=devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key: loop.init_state(method, key), key)
+    state = jax.eval_shape(lambda key: init_state(method, key), key)
     batch = _abstract_batch(method, config, len(devices))
     return step.lower(state, batch, key), _num_bytes(state.params), _num_bytes(batch)
 

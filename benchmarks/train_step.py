@@ -34,10 +34,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import hardware
 
 from configs import mae as preset
-from dppmask_jax import parallel, pretrain
+from dppmask_jax import parallel
 from dppmask_jax.data.images import augment
 from dppmask_jax.models.vit import SIZES
-from dppmask_jax.training import fit, loop
+from dppmask_jax.training.build import method_from, plan_from
+from dppmask_jax.training.step import init_state, make_step
 
 SETTLE = 0.5  # s
 OURS, EAGER, COMPILED = "ours", "PyTorch eager", "PyTorch torch.compile"
@@ -57,10 +58,10 @@ def random_images(config):
 
 def our_step(config, images):
     """A function that takes one training step and returns the loss."""
-    plan = fit.plan_from(config, 1000 * config.batch_size)
-    method = pretrain.method_from(config, plan)
-    step = loop.make_step(method)
-    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
+    plan = plan_from(config, 1000 * config.batch_size)
+    method = method_from(config, plan)
+    step = make_step(method)
+    state = parallel.replicate(init_state(method, jax.random.key(0)))
     size = config.batch_size
     batch = {
         "image": images,

@@ -23,17 +23,17 @@ from jax import lax  # noqa: E402
 
 from benchmarks.selector import load_photographs  # noqa: E402
 from configs import ibot, mae  # noqa: E402
-from dppmask_jax import dpp, masking, patches, pretrain  # noqa: E402
+from dppmask_jax import dpp, masking, patches  # noqa: E402
 from dppmask_jax.methods.ibot_masks import masked_range  # noqa: E402
 from dppmask_jax.methods.mae import visible_count  # noqa: E402
-from dppmask_jax.training import fit  # noqa: E402
+from dppmask_jax.training.build import method_from, plan_from  # noqa: E402
 
 
 def picks(preset, images) -> np.ndarray:
     """Greedy picks of each image, with an untrained model of a preset's recipe."""
     config = preset.get_config("dataset=imagenet1k,mask=dpp")
     config.model.dtype = "float32"
-    method = pretrain.method_from(config, fit.plan_from(config, 1_281_167))
+    method = method_from(config, plan_from(config, 1_281_167))
     params, extra = jax.jit(method.init)(jax.random.key(0))
     patch_count = (config.image_size[0] // config.model.patch_size) ** 2
     if config.method == "mae":

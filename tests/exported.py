@@ -4,11 +4,10 @@ import jax
 import numpy as np
 import tiny
 
-from dppmask_jax import pretrain
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint, workdir
-from dppmask_jax.training.fit import plan_from
+from dppmask_jax.training.build import method_from, plan_from
 
 
 def random_like(tree, seed=0):
@@ -25,7 +24,7 @@ def random_like(tree, seed=0):
 
 def weights(config, seed=0):
     """(params, extra) of a config; scales of layer norms are near 1."""
-    method = pretrain.method_from(config, plan_from(config, config.batch_size))
+    method = method_from(config, plan_from(config, config.batch_size))
     drawn = random_like(jax.eval_shape(method.init, jax.random.key(0)), seed)
     return _with_scales_near_one(drawn)
 

@@ -1,6 +1,5 @@
 """Files that are no ordinary image: what becomes of each, alone, in a folder and while training."""
 
-import functools
 import io
 import os
 import socket
@@ -20,10 +19,10 @@ from PIL import Image
 from test_data_decode import encode
 from test_data_loader import same, single, stream
 
-from dppmask_jax import pretrain
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import crops, decode
 from dppmask_jax.data.sources import image_files, opening
+from dppmask_jax.evals import probe
 from dppmask_jax.runs import run
 
 ROOT = Path(__file__).parent.parent
@@ -204,6 +203,7 @@ MEASURE = """
 import sys
 import numpy as np
 from dppmask_jax.data.images import crops, decode
+from dppmask_jax.evals import probe
 
 def memory(name):
     lines = open("/proc/self/status").read().splitlines()
@@ -311,7 +311,7 @@ def test_the_probes_of_a_run_name_what_they_cannot_read_as_training_does(tmp_pat
         (tmp_path / split / "bad.png").write_bytes(b"")
     config = tiny.config(data__source=f"folder:{tmp_path}")
     for source in run.open_data(config):
-        for read in (pretrain._loss_batches, functools.partial(pretrain._batches, limit=9)):
+        for read in (probe.center_batches, probe.knn_batches):
             source.named.clear()
             lines = []
             list(read(config, source, say=lines.append)())

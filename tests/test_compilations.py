@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from dppmask_jax import pretrain
-from dppmask_jax.training import loop
+from dppmask_jax.training import fit, loop
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -36,7 +36,7 @@ def test_nothing_compiles_after_the_first_step(
     method, changes, compilations, tmp_path, monkeypatch
 ):
     before_step, after_loop = [], []
-    make_step, run = loop.make_step, loop.run
+    make_step, run = fit.make_step, loop.run
 
     def counting_step(*args, **options):
         compiled = make_step(*args, **options)
@@ -52,7 +52,7 @@ def test_nothing_compiles_after_the_first_step(
         after_loop.append(len(compilations))
         return state
 
-    monkeypatch.setattr(loop, "make_step", counting_step)
+    monkeypatch.setattr(fit, "make_step", counting_step)
     monkeypatch.setattr(loop, "run", counting_run)
     # Probes, checkpoints and logged steps before, between and after; schedules that change.
     config = tiny.config(method, epochs=1.0, evaluate__every_epochs=0.34, **changes)

@@ -8,11 +8,11 @@ from ml_collections import config_dict
 
 from configs import ibot, mae
 from dppmask_jax import config as config_checks
-from dppmask_jax import pretrain
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.vit import SIZES
 from dppmask_jax.runs import workdir
-from dppmask_jax.training import fit, loop
+from dppmask_jax.training import build
+from dppmask_jax.training.step import init_state
 
 
 def changed(module=mae, **fields):
@@ -63,9 +63,9 @@ def test_every_preset_passes_the_checks(module, argument):
 def test_every_preset_can_be_built(module, argument):
     """Shapes only: the model, the loss and its gradient, the optimiser's state."""
     config = module.get_config(argument)
-    plan = fit.plan_from(config, 100_000)
-    method = pretrain.method_from(config, plan)
-    state = jax.eval_shape(lambda key: loop.init_state(method, key), jax.random.key(0))
+    plan = build.plan_from(config, 100_000)
+    method = build.method_from(config, plan)
+    state = jax.eval_shape(lambda key: init_state(method, key), jax.random.key(0))
     example = method.example(encoded_image(), np.random.default_rng(0))
     example |= {"index": np.int32(0), "row": np.int32(0)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), example)
@@ -88,8 +88,8 @@ def test_any_size_and_a_single_epoch_make_a_plan(module, dataset):
         config.data.source = "folder:somewhere"
         config_checks.check(config)
     for num_images in (1, 64, 10_000):
-        plan = fit.plan_from(config, num_images)
-        method = pretrain.method_from(config, plan)
+        plan = build.plan_from(config, num_images)
+        method = build.method_from(config, plan)
         rate = method.turns[0].optimizer.learning_rate
         assert 0 <= plan.warmup_steps < plan.total_steps
         assert float(rate(plan.warmup_steps)) == pytest.approx(plan.peak_lr)

@@ -9,9 +9,10 @@ from test_config import encoded_image
 from test_config_faults import BELOW_1, KINDS, LARGEST, TINY, refusal
 
 from configs import mae
-from dppmask_jax import evaluate, pretrain
+from dppmask_jax import evaluate
 from dppmask_jax.methods import supervised
-from dppmask_jax.training import fit, loop
+from dppmask_jax.training import build
+from dppmask_jax.training.step import init_state
 
 unit = st.sampled_from([0.0, 0.3, 1.0])
 scale = st.sampled_from([(TINY, TINY), (0.2, 1.0), (1.0, 1.0)])
@@ -112,7 +113,7 @@ def drawn_config(data, kind, values):
 def trace_a_step(method, batch_size):
     """Shapes only, after a real crop of a real image."""
     (turn,) = method.turns
-    state = jax.eval_shape(lambda key: loop.init_state(method, key), jax.random.key(0))
+    state = jax.eval_shape(lambda key: init_state(method, key), jax.random.key(0))
     example = method.example(encoded_image(), np.random.default_rng(0))
     example |= {"index": np.int32(0), "row": np.int32(0), "label": np.int32(1)}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), example)
@@ -137,14 +138,14 @@ def build_a_random_config(data):
     kind = data.draw(st.sampled_from([KINDS[0], KINDS[1], KINDS[2], KINDS[3]]))
     if kind.name in ("mae", "ibot"):
         config = drawn_config(data, kind, VALUES[kind.name])
-        plan = fit.plan_from(config, 20)
-        trace_a_step(pretrain.method_from(config, plan), config.batch_size)
+        plan = build.plan_from(config, 20)
+        trace_a_step(build.method_from(config, plan), config.batch_size)
         return
     finetune = next(k for k in KINDS if k.name == "finetune finetune")
     config = drawn_config(data, finetune, VALUES["finetune"])
     assume(config.batch_size % 2 == 0 or not (config.data.mixup or config.data.cutmix))
     config = evaluate.completed(config, mae.get_config("dataset=shapes"))
-    plan = fit.plan_from(config, 20)
+    plan = build.plan_from(config, 20)
     method = supervised.finetune(config, plan, num_outputs=3, several=False)
     trace_a_step(method, config.batch_size)
 

@@ -17,7 +17,7 @@ from dppmask_jax import config as pretraining
 from dppmask_jax import fields
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks as evaluation_settings
-from dppmask_jax.training import fit
+from dppmask_jax.training import build
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -355,4 +355,4 @@ def test_more_steps_than_can_be_counted_are_refused(epochs):
     config = KINDS[0].changed({"epochs": epochs})
     pretraining.check(config)
     with pytest.raises(InputError, match=r"config\.epochs=.* steps in all"):
-        fit.plan_from(config, 10**6)
+        build.plan_from(config, 10**6)

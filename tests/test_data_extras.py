@@ -12,7 +12,6 @@ import pytest
 import tiny
 from PIL import Image
 
-from dppmask_jax import pretrain
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import augment, crops, decode
 from dppmask_jax.data.sources import base, opening
@@ -20,7 +19,9 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Turn
-from dppmask_jax.training import fit
+from dppmask_jax.runs.run import open_data
+from dppmask_jax.training import build, fit
+from dppmask_jax.training.resuming import Start
 
 COUNT = 10
 SHAPES = "shapes:size=24,train=12,val=4"
@@ -169,8 +170,8 @@ def test_what_a_source_does_not_know_is_refused_in_one_line(masks):
 
 def test_a_method_that_asks_gets_them_in_training_and_validation():
     config = tiny.config(data__source="shapes:size=16,train=16,val=8", evaluate__loss_images=8)
-    train, val = pretrain.open_data(config)
-    plan = pretrain.plan_from(config, len(train))
+    train, val = open_data(config)
+    plan = build.plan_from(config, len(train))
     (turn,) = METHODS["mae"].build(config, plan).turns
 
     def loss(params, extra, batch, key, step):
@@ -181,12 +182,13 @@ def test_a_method_that_asks_gets_them_in_training_and_validation():
         .build(config, plan)
         ._replace(extras=("mask",), turns=(Turn(loss, turn.optimizer),))
     )
-    with fit._stream(config, method, train, 0, print) as stream:
+    training = fit.Training(config, None, Start(), plan, method, train, None)
+    with fit._stream(training, print) as stream:
         batch = next(stream)
     for image, mask in zip(batch["image"], batch["mask"], strict=True):
         assert mask.shape == image.shape[:2] == (16, 16) and set(np.unique(mask)) <= {0, 255}
-    batches = pretrain._loss_batches(config, val, print, method.extras)
+    probed = probe.Probed(config, plan, train, val, True)
     state = types.SimpleNamespace(params={}, extra={})
     share = np.mean([val.extras(i)["mask"] > 0 for i in range(8)])
-    measured = probe.validation_loss(method, batches, jax.random.key(0))(state)
+    measured = probe.validation_loss(probed, method, jax.random.key(0), print)(state)
     assert measured == pytest.approx(share, abs=1e-6)

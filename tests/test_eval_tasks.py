@@ -24,7 +24,7 @@ from dppmask_jax.models.vit import SIZES, Size
 from dppmask_jax.runs import checkpoint, metrics
 from dppmask_jax.runs.run import load_run, open_data
 from dppmask_jax.scores.clustering import cluster_scores
-from dppmask_jax.training import loop
+from dppmask_jax.training import fit
 
 COLOURS = {
     "blue": (20, 40, 220),
@@ -274,7 +274,7 @@ def test_an_interrupted_finetuning_gives_the_same(finetuned, mae_run, squares, t
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_step", step_refused)
+        patch.setattr(fit, "make_step", step_refused)
         assert again()["metrics"] == out["metrics"]
     said = capsys.readouterr().out
     assert "finished at step" in said and "resuming" not in said

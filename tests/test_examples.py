@@ -21,7 +21,7 @@ from dppmask_jax.models import vit
 from dppmask_jax.runs import workdir
 from dppmask_jax.runs.checkpoint import FOLDER, Checkpoints
 from dppmask_jax.runs.run import Encoder, load_run
-from dppmask_jax.training import loop
+from dppmask_jax.training.step import init_state
 
 
 def example(name):
@@ -36,7 +36,7 @@ def run_folder(tmp_path_factory):
     """A workdir with one checkpoint of an untrained model."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny.config()
-    state = loop.init_state(mae.build(config, Plan(1, 1)), jax.random.key(0))
+    state = init_state(mae.build(config, Plan(1, 1)), jax.random.key(0))
     checkpoints = Checkpoints(folder / FOLDER)
     checkpoints.save(7, parallel.replicate(state), {"config": workdir.to_json(config)})
     checkpoints.close()

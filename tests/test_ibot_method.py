@@ -17,7 +17,7 @@ from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.vit import SIZES, Size
-from dppmask_jax.training import loop
+from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(5)
 # These tests mostly compile: two blocks instead of the four of the smallest size on offer, and
@@ -557,8 +557,8 @@ def adamw(**changes):
 def test_teacher_averages_the_new_student_whose_last_layer_is_frozen_at_first():
     _, method, *_ = built()
     method = tiny.with_optimizer(method, adamw(learning_rate=lambda step: 1e-2))
-    step = loop.make_step(method)
-    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
+    step = make_step(method)
+    state = parallel.replicate(init_state(method, jax.random.key(0)))
     momentum = reference.cosine(0.996, 1.0, 5, 4)
     start = parallel.to_host(state.params["head"])
     for i in range(3):
@@ -585,8 +585,8 @@ def test_one_device_is_several(strategy):
     _, method, *_ = built(strategy)
     # Adam makes whole steps of the rounding errors that are the gradient of the keys' biases.
     method = tiny.with_optimizer(method, adamw(epsilon=1e-3))
-    start = loop.init_state(method, jax.random.key(0))
-    several = loop.make_step(method)
+    start = init_state(method, jax.random.key(0))
+    several = make_step(method)
     alone = jax.pmap(
         lambda state, batch: one_step(method, state, batch),
         axis_name=parallel.AXIS, devices=jax.devices()[:1],
@@ -607,7 +607,7 @@ def test_one_device_is_several(strategy):
 
 
 def one_step(method, state, batch):
-    """`loop.make_step` written out for one device."""
+    """`make_step` written out for one device."""
     key = jax.random.fold_in(KEY, state.step)
     optimizer, (opt_state,) = method.turns[0].optimizer, state.opt_state
     (loss, (metrics, aux)), grads = jax.value_and_grad(method.turns[0].loss, has_aux=True)(
@@ -632,8 +632,8 @@ def test_accumulated_micro_batches_equal_one_batch():
     method = tiny.with_optimizer(method, optimizer)
     results = []
     for accum_steps in (1, 2):
-        step = loop.make_step(method, accum_steps=accum_steps)
-        state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
+        step = make_step(method, accum_steps=accum_steps)
+        state = parallel.replicate(init_state(method, jax.random.key(0)))
         for i in range(2):
             state, metrics = step(state, parallel.split_batch(batch_of(8, 8 * i)), KEY)
         results.append((state, metrics))

@@ -19,6 +19,7 @@ ROWS = (
     {"training"},
     {"figures"},
     {"evals"},
+    {"announcement"},
     {"pretrain", "evaluate"},
     {"results", "sweeps", "weights"},
     {"sweep"},

@@ -10,8 +10,10 @@ from dppmask_jax.methods.base import Method, Turn
 from dppmask_jax.optim import Optimizer
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.training import loop
+from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(0)
+UNTROUBLED = loop.Limits(bad_steps=1, bad_frac=0.0, num_images=100)
 
 
 def toy_method(optimizer=None):
@@ -48,13 +50,13 @@ def toy_batch(seed, size=8):
 
 
 def start(method):
-    return parallel.replicate(loop.init_state(method, KEY))
+    return parallel.replicate(init_state(method, KEY))
 
 
 def test_step_equals_the_update_written_out():
     method = toy_method()
     state = start(method)
-    step = loop.make_step(method)
+    step = make_step(method)
     w, velocity, mean = np.ones(3), np.zeros(3), 0.0
     for i in range(3):
         batch = toy_batch(i)
@@ -76,7 +78,7 @@ def test_accumulated_micro_batches_equal_one_batch():
     method = toy_method()
     results = []
     for accum_steps in (1, 2):
-        step = loop.make_step(method, accum_steps=accum_steps)
+        step = make_step(method, accum_steps=accum_steps)
         state = start(method)
         for i in range(3):
             state, metrics = step(state, parallel.split_batch(toy_batch(i, 16)), KEY)
@@ -111,7 +113,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(fault):
     if fault == "update":  # of finite gradients, in the second step
         optimizer = Optimizer(optimizer.tx, lambda step: jnp.where(step == 0, 0.1, 3e38))
     method = trapped(optimizer)
-    step = loop.make_step(method)
+    step = make_step(method)
     state, _ = step(start(method), parallel.split_batch(trapped_batch(0)), KEY)
     before = parallel.to_host(state)
     bad = trapped_batch(1, fault if fault.startswith("to_") else "")
@@ -132,39 +134,134 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(fault):
         assert not np.array_equal(state.params["w"], before.params["w"])
 
 
+PULL, RATES = 0.3, (0.1, 0.2)
+
+
+def two_players():
+    """A generator g that lowers (g - x)² + g a, and after it an adversary a that raises that less
+    0.15 a²; both have momentum."""
+
+    def value(params, batch):
+        pull = PULL * params["a"] ** 2 / 2
+        return jnp.mean((params["g"] - batch["image"]) ** 2) + params["g"] * params["a"] - pull
+
+    def turn(sign, name, rate, called):
+        def loss(params, extra, batch, key, step):
+            found = sign * value(params, batch)
+            return found, ({f"sum_{name}": found}, {name: found})
+
+        return Turn(loss, sgd(rate), frozenset(name), called)
+
+    return Method(
+        example=None,
+        init=lambda key: ({"a": jnp.ones(()), "g": jnp.ones(())}, {"sum": jnp.zeros(())}),
+        turns=(turn(1, "g", RATES[0], ""), turn(-1, "a", RATES[1], "adversary")),
+        after_step=lambda params, extra, aux, step: {"sum": extra["sum"] + aux["g"] + aux["a"]},
+    )
+
+
+def value_of_players(g, a, x):
+    return np.mean((g - x) ** 2) + g * a - PULL * a**2 / 2
+
+
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_two_players_take_turns_as_computed_by_hand(accum_steps):
+    method = two_players()
+    state, step = start(method), make_step(method, accum_steps=accum_steps)
+    g, a, velocities, total = 1.0, 1.0, [0.0, 0.0], 0.0
+    for number in range(4):
+        x = np.random.default_rng(number).normal(size=16)
+        batch = {"image": x.astype(np.float32), "bad": np.zeros(16, bool)}
+        state, metrics = step(state, parallel.split_batch(batch), KEY)
+        first, of_g = value_of_players(g, a, x), 2 * np.mean(g - x) + a
+        velocities[0] = 0.9 * velocities[0] + of_g
+        g -= RATES[0] / (1 + number) * velocities[0]
+        # The adversary sees the new g.
+        second, of_a = -value_of_players(g, a, x), -(g - PULL * a)
+        velocities[1] = 0.9 * velocities[1] + of_a
+        a -= RATES[1] / (1 + number) * velocities[1]
+        total += first + second
+        expected = {
+            "loss": first, "loss_adversary": second, "grad_norm": abs(of_g), "sum_a": second,
+            "grad_norm_adversary": abs(of_a), "lr": RATES[0] / (1 + number), "sum_g": first,
+            "lr_adversary": RATES[1] / (1 + number), "bad_steps": 0, "bad_images": 0, "wish": 0,
+        }  # fmt: skip
+        assert metrics.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+        found = (state.params["g"], state.params["a"], state.extra["sum"])
+        np.testing.assert_allclose(found, (g, a, total), rtol=2e-5)
+    assert len(state.opt_state) == 2  # each with the velocity of what it trains
+    assert [x.shape for x in jax.tree.leaves(state.opt_state)] == [(), ()]
+
+
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_a_turn_that_is_not_finite_skips_the_step_of_all(faulty):
+    method = two_players()
+    turns = list(method.turns)
+    good = turns[faulty].loss
+
+    def loss(params, extra, batch, key, step):
+        value, rest = good(params, extra, batch, key, step)
+        return jnp.where(step == 1, jnp.nan, 1.0) * value, rest
+
+    turns[faulty] = turns[faulty]._replace(loss=loss)
+    step = make_step(method._replace(turns=tuple(turns)))
+    batch = {"image": np.ones(8, np.float32), "bad": np.zeros(8, bool)}
+    state, _ = step(start(method), parallel.split_batch(batch), KEY)
+    before = parallel.to_host(state)
+    state, metrics = step(state, parallel.split_batch(batch), KEY)
+    assert int(metrics["bad_steps"]) == 1 and int(state.step) == 2
+    pairs = [("loss", "grad_norm"), ("loss_adversary", "grad_norm_adversary")]
+    assert loop.of_turns(metrics) == pairs
+    assert [bool(np.isfinite(metrics[name])) for name, _ in pairs] == [faulty == 1, False]
+    for name in ("params", "opt_state", "extra"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            getattr(before, name),
+            getattr(parallel.to_host(state), name),
+        )
+    state, metrics = step(state, parallel.split_batch(batch), KEY)
+    assert int(state.bad_steps) == 0 and float(state.params["a"]) != before.params["a"]
+
+
 class Recorder:
     def __init__(self):
         self.logged, self.saved, self.shown = [], [], []
 
-    def arguments(self):
-        return {
-            "save": lambda step, state: self.saved.append(step),
-            "settle": lambda: None,
-            "stop": lambda: 0,
-            "log": lambda step, values: self.logged.append((step, values)),
-            "progress": lambda step, values: self.shown.append(step),
-        }
+    def save(self, step, state):
+        self.saved.append(step)
+
+    def reporting(self, every, **more):
+        return loop.Reporting(
+            every,
+            log=lambda step, values: self.logged.append((step, values)),
+            progress=lambda step, values: self.shown.append(step),
+            **more,
+        )
 
 
-def run_toy(batches, recorder, *, total_steps, start_step=0, **changes):
+def run_toy(
+    batches,
+    recorder,
+    *,
+    total_steps,
+    start_step=0,
+    log_every=2,
+    save_every=3,
+    limits=UNTROUBLED,
+    saving=None,
+    **reporting,
+):
     method = toy_method()
-    arguments = {
-        "log_every": 2,
-        "save_every": 3,
-        "max_bad_steps": 1,
-        "max_bad_frac": 0.0,
-        "num_images": 100,
-        "batch_size": 8,
-        "seed_key": KEY,
-    } | changes
     return loop.run(
-        loop.make_step(method),
+        make_step(method),
         start(method),
         batches,
-        start_step=start_step,
-        total_steps=total_steps,
-        **arguments,
-        **recorder.arguments(),
+        loop.Span(start_step, total_steps, 8, KEY),
+        limits=limits,
+        saving=loop.Saving(save_every, recorder.save, **(saving or {})),
+        reporting=recorder.reporting(log_every, **reporting),
     ).state
 
 
@@ -210,7 +307,7 @@ def test_a_save_is_made_within_two_steps_of_a_wish_for_one_and_changes_no_number
             **more,
         )
         for heard, more in (
-            (recorder, {"overdue": overdue, "beat": beats.append}),
+            (recorder, {"saving": {"overdue": overdue}, "beat": beats.append}),
             (Recorder(), {}),
         )
     ]
@@ -247,7 +344,7 @@ def test_loop_stops_after_too_many_bad_steps_in_a_row(log_every, save_every, dis
     batches = (drawn.append(i) or batch for i, batch in enumerate(poisoned_from(5)))
     with pytest.raises(loop.TrainingDiverged, match=r"lower optim\.base_lr") as error:
         run_toy(batches, recorder, total_steps=50, log_every=log_every, save_every=save_every,
-                max_bad_steps=2)  # fmt: skip
+                limits=UNTROUBLED._replace(bad_steps=2))  # fmt: skip
     assert "3 steps in a row up to step 7" in str(error.value) and "\n" not in str(error.value)
     assert len(drawn) == dispatched
     counts = [(s, v["bad_steps"]) for s, v in recorder.logged if "bad_steps" in v]
@@ -259,7 +356,14 @@ def test_loop_stops_after_too_many_bad_steps_in_a_row(log_every, save_every, dis
 def test_a_short_streak_between_logged_steps_is_counted_and_forgiven():
     recorder = Recorder()
     batches = poisoned_from(5, until=7)
-    state = run_toy(batches, recorder, total_steps=20, log_every=20, save_every=6, max_bad_steps=2)
+    state = run_toy(
+        batches,
+        recorder,
+        total_steps=20,
+        log_every=20,
+        save_every=6,
+        limits=UNTROUBLED._replace(bad_steps=2),
+    )
     assert [(s, v.get("bad_steps")) for s, v in recorder.logged] == [(5, 1), (6, 2), (20, None)]
     assert int(state.bad_steps) == 0 and np.isfinite(state.params["w"]).all()
 
@@ -272,19 +376,13 @@ def test_the_count_of_bad_steps_survives_a_resume_and_saves_stay_finite(tmp_path
         checkpoints.save(step, state, {})
         saved[step] = parallel.to_host(state)
 
-    arguments = Recorder().arguments() | {
-        "save": save,
-        "log_every": 50,
-        "save_every": 2,
-        "max_bad_steps": 3,
-    }
     method = toy_method()
 
     def train(state, start_step, total_steps):
         return loop.run(
-            loop.make_step(method), state, poisoned_from(5, start_step),
-            start_step=start_step, total_steps=total_steps, max_bad_frac=0.0, num_images=100,
-            batch_size=8, seed_key=KEY, **arguments,
+            make_step(method), state, poisoned_from(5, start_step),
+            loop.Span(start_step, total_steps, 8, KEY), limits=loop.Limits(3, 0.0, 100),
+            saving=loop.Saving(2, save), reporting=Recorder().reporting(50),
         )  # fmt: skip
 
     train(start(method), 0, 6)
@@ -313,12 +411,12 @@ def unreadable_ones(every):
 
 def test_unreadable_images_are_counted_over_steps_and_resumes():
     recorder = Recorder()
-    state = run_toy(unreadable_ones(2), recorder, total_steps=8, max_bad_frac=0.25, num_images=16)
+    state = run_toy(unreadable_ones(2), recorder, total_steps=8, limits=loop.Limits(1, 0.25, 16))
     counts = [values.get("bad_images") for _, values in recorder.logged]
     assert counts == [1, 2, 3, 4] and int(state.bad_images) == 4
     # 4 of 16 images are allowed in the first epoch, a quarter of all drawn from then on.
     method = toy_method()
-    step = loop.make_step(method)
+    step = make_step(method)
     state, metrics = step(state, parallel.split_batch(next(unreadable_ones(1))), KEY)
     assert int(metrics["bad_images"]) == int(state.bad_images) == 5
 
@@ -338,8 +436,7 @@ def test_loop_stops_at_too_many_unreadable_images(num_images, stops_at):
             unreadable_ones(every),
             recorder,
             total_steps=50,
-            max_bad_frac=0.05,
-            num_images=num_images,
+            limits=loop.Limits(1, 0.05, num_images),
         )
     assert "\n" not in str(error.value) and f"data set of {num_images}" in str(error.value)
     assert recorder.logged[-1][0] == stops_at

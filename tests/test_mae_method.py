@@ -12,7 +12,7 @@ from dppmask_jax.methods import mae
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.vit import SIZES
 from dppmask_jax.targets import hog
-from dppmask_jax.training import loop
+from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(7)
 
@@ -225,8 +225,8 @@ def test_a_few_steps_lower_the_loss():
         b1=0.9, b2=0.95, epsilon=1e-8, clip=optax.identity(),
     )  # fmt: skip
     method = tiny.with_optimizer(method, optimizer)
-    state = parallel.replicate(loop.init_state(method, jax.random.key(0)))
-    step = loop.make_step(method)
+    state = parallel.replicate(init_state(method, jax.random.key(0)))
+    step = make_step(method)
     losses = []
     for _ in range(30):
         # Smooth pictures, which can be predicted, and the same ones every step.

@@ -201,7 +201,7 @@ def classifier(width=4, depth=2):
 
 
 def train(optimizer, params, grads):
-    """The parameters after each gradient, updated as `loop.make_step` does."""
+    """The parameters after each gradient, updated as `make_step` does."""
 
     @jax.jit
     def update(gradient, opt_state, params, step):

@@ -8,14 +8,14 @@ import PIL.Image
 import pytest
 import tiny
 
+from dppmask_jax import announcement, parallel
 from dppmask_jax import config as config_checks
-from dppmask_jax import parallel, pretrain
 from dppmask_jax.data.sources import identity, opening
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
 from dppmask_jax.runs import checkpoint, history
 from dppmask_jax.runs.workdir import to_json
-from dppmask_jax.training import resuming
+from dppmask_jax.training import build, resuming
 
 IMAGES = {"training": 12, "validation": 4, "digest": "a"}
 OTHERS = {"training": 15, "validation": 5, "digest": "b"}
@@ -153,7 +153,7 @@ def test_a_run_gets_longer_where_all_its_steps_would_have_been_the_same(
     method, fields, problem, tmp_path
 ):
     write(tmp_path, changed(method, epochs=2.0, **fields))
-    schedules = {"schedules": lambda config: pretrain._schedules(config, 96)}
+    schedules = {"schedules": lambda config: build.schedules(config, 96)}
     longer = changed(method, epochs=3.0, **fields)
     if problem:
         with pytest.raises(InputError, match=r"epochs: 2\.0 -> 3\.0, and ") as error:
@@ -187,7 +187,7 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
 
 def test_what_is_proposed_after_a_run_fits_it():
     def words(labelled=True, **fields):
-        return "\n".join(pretrain._next(changed(**fields), "a run", labelled))
+        return "\n".join(announcement.next_steps(changed(**fields), "a run", labelled))
 
     assert words().count("'a run'") == words().count("a run") == 3
     assert "mask=random" in words() and "dataset=small" in words() and "eval.py" in words()
@@ -202,7 +202,7 @@ def test_a_probed_encoder_is_untrained_only_where_it_is():
     for more, name in (({"knn_untrained": 0.5}, "untrained encoder"),
                        ({}, "encoder it started from")):  # fmt: skip
         first, last = {"step": 0, **of_probe, **more}, {"step": 9, **of_probe}
-        table = pretrain._knn_table(tiny.config(), first, last, source, source)
+        table = announcement.knn_table(tiny.config(), first, last, source, source)
         assert f"  {name} " in table and table.count("encoder") == 2
 
 

@@ -15,7 +15,7 @@ from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import SIZES, Size
 from dppmask_jax.runs.run import Run
-from dppmask_jax.training import loop
+from dppmask_jax.training.step import init_state, make_step
 
 UNTRAINED = Plan(1, 1)
 KEY = jax.random.key(7)
@@ -204,9 +204,9 @@ def test_the_loss_of_several_labels_is_the_one_chosen(kind):
 @pytest.mark.slow
 def test_a_finetuning_step_moves_encoder_positions_and_head():
     _, method, params, extra = built("finetune", plan=Plan(1, 10, peak_lr=1e-2))
-    state = loop.init_state(method, KEY)._replace(params=params, extra=extra)
+    state = init_state(method, KEY)._replace(params=params, extra=extra)
     before = jax.tree.map(np.array, params)
-    state, metrics = loop.make_step(method)(
+    state, metrics = make_step(method)(
         parallel.replicate(state), parallel.split_batch(batch_of()), KEY
     )
     after = parallel.to_host(state.params)
@@ -265,9 +265,9 @@ def test_the_probe_normalises_by_the_whole_batch():
 
 def test_a_lars_step_is_the_one_computed_by_hand():
     _, method, params, extra = built("linear", plan=Plan(1, 10, peak_lr=2.0))
-    state = loop.init_state(method, KEY)._replace(params=params, extra=extra)
+    state = init_state(method, KEY)._replace(params=params, extra=extra)
     encoder = jax.tree.map(np.array, extra["encoder"])
-    step = loop.make_step(method)
+    step = make_step(method)
     state = parallel.replicate(state)
 
     batch = batch_of()

@@ -98,11 +98,10 @@ MAE_B = {
 
 def abstract_mae_b():
     from configs import mae as mae_config
-    from dppmask_jax import pretrain
-    from dppmask_jax.training.fit import plan_from
+    from dppmask_jax.training.build import method_from, plan_from
 
     config = mae_config.get_config("dataset=imagenet1k")
-    method = pretrain.method_from(config, plan_from(config, config.batch_size))
+    method = method_from(config, plan_from(config, config.batch_size))
     params, _ = jax.eval_shape(method.init, jax.random.key(0))
     for part, width in (("encoder", 768), ("decoder", 512)):
         params[part] = {**params[part], "positions": names.abstract((1, 197, width))}

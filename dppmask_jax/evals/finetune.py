@@ -22,7 +22,7 @@ from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.scores.classification import top_k_accuracy
 from dppmask_jax.scores.uncertainty import standard_error
-from dppmask_jax.training.fit import plan_from
+from dppmask_jax.training.build import plan_from
 from dppmask_jax.words import count
 
 

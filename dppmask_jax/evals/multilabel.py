@@ -24,7 +24,7 @@ from dppmask_jax.evals.starting_head import starting_head
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 from dppmask_jax.scores.uncertainty import error_of_mean
-from dppmask_jax.training.fit import plan_from
+from dppmask_jax.training.build import plan_from
 from dppmask_jax.words import count
 
 _NAMES = (

@@ -20,8 +20,10 @@ from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation, batches
 from dppmask_jax.runs import history, metrics, workdir
 from dppmask_jax.runs.run import Run, open_data
-from dppmask_jax.training import loop, resuming
-from dppmask_jax.training.fit import fit, plan_from
+from dppmask_jax.training import resuming
+from dppmask_jax.training.build import plan_from
+from dppmask_jax.training.fit import Training, fit
+from dppmask_jax.training.step import init_state
 from dppmask_jax.words import count
 
 _SCORED = "images_scored"  # in the records of scores alone
@@ -169,7 +171,7 @@ def train_seeds(
 def _train(evaluation, config, folder, start, method, train, scores_of, score):
     plan = plan_from(config, len(train))
     init_key, seed_key = jax.random.split(jax.random.key(config.seed))
-    state = loop.init_state(method, init_key)
+    state = init_state(method, init_key)
     params, extra = method.with_encoder(state.params, state.extra, evaluation.run.encoder)
     state = state._replace(params=params, extra=extra)
 
@@ -202,18 +204,8 @@ def _train(evaluation, config, folder, start, method, train, scores_of, score):
             f"{where}, in {folder}"
         )
 
-    return fit(
-        config,
-        folder,
-        state=state,
-        start=start,
-        method=method,
-        source=train,
-        plan=plan,
-        seed_key=seed_key,
-        probe=probe,
-        announce=announce,
-    )
+    training = Training(config, folder, start, plan, method, train, seed_key)
+    return fit(training, state, announce=announce, probe=probe)
 
 
 def best_and_last(trained: dict[int, Trained], names: tuple[str, ...]) -> dict:

@@ -35,7 +35,8 @@ class Turn(NamedTuple):
     """The top-level names of the parameters that it updates; None: all."""
 
     name: str = ""
-    """Of a turn that is not alone: stands behind "loss", "grad_norm" and "lr" in the log."""
+    """"" for the first turn; of another it stands behind "loss_", "grad_norm_" and "lr_" in the
+    log."""
 
 
 class Method(NamedTuple):
@@ -75,6 +76,10 @@ class Method(NamedTuple):
 
     describe: tuple[tuple[str, str], ...] = ()
     """(name, text): lines that are printed when a run starts."""
+
+    loss_of_views: bool = False
+    """Whether the validation loss is that of training examples, as several views are; else "image"
+    is the evaluation crop."""
 
     watch: Callable[[], Callable[[int, dict[str, float]], str]] = lambda: lambda step, values: ""
     """() -> a function of each logged step and its values: what looks wrong with the run, in one

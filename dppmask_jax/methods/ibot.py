@@ -20,6 +20,7 @@ from dppmask_jax.losses import distillation
 from dppmask_jax.masking import greedy_dpp
 from dppmask_jax.methods import ibot_masks
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
+from dppmask_jax.methods.describing import described_masks
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.vit import SIZES
@@ -339,6 +340,8 @@ def build(config, plan: Plan) -> Method:
         with_encoder=with_encoder,
         logits=logits,
         view_clusters=view_clusters,
+        describe=(described_masks(masker, (fewest, most), num_patches),),
+        loss_of_views=True,
         schedules={
             "decay of the teacher": decay_at,
             **masking.over_steps(masker, total_steps),

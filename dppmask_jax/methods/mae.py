@@ -14,6 +14,7 @@ from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment, crops
 from dppmask_jax.masking import greedy_dpp
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
+from dppmask_jax.methods.describing import described_masks
 from dppmask_jax.models.mae import MAE
 from dppmask_jax.models.vit import SIZES, Size
 from dppmask_jax.targets import TARGETS
@@ -113,6 +114,7 @@ def build(config, plan: Plan) -> Method:
         num_masked=(num_patches - num_keep, num_patches - num_keep),
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
+        describe=(described_masks(masker, (num_patches - num_keep,) * 2, num_patches),),
         schedules=masking.over_steps(masker, plan.total_steps),
         reconstruct=reconstruct if target.pixels else None,
     )

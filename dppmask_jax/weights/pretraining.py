@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from dppmask_jax import config as config_rules
-from dppmask_jax import patches, pretrain
+from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS
-from dppmask_jax.training import loop
-from dppmask_jax.training.fit import plan_from
+from dppmask_jax.training.build import method_from, plan_from
+from dppmask_jax.training.step import init_state
 from dppmask_jax.weights import names, positions, sizes
 from dppmask_jax.weights.opened import PARTS, File, Options
 
@@ -100,7 +100,7 @@ def _carry_over(config, stated: dict[str, Any], asked: frozenset[str]) -> None:
 def method_of(config, found: sizes.Sizes):
     """The method of an adapted config."""
     # The numbers of the plan leave no trace in the state.
-    return pretrain.method_from(config, plan_from(config, config.batch_size))
+    return method_from(config, plan_from(config, config.batch_size))
 
 
 def _shares_head(file: File) -> bool:
@@ -201,7 +201,7 @@ def state(config, method, tree, found: sizes.Sizes, file: File):
     tree = _placed(config, tree, found, file)
     # As pretrain.train draws it, so that what is fresh is what a fresh run has.
     init_key = jax.random.split(jax.random.key(config.seed), 3)[0]
-    state = loop.init_state(method, init_key)
+    state = init_state(method, init_key)
     params, extra = state.params, state.extra
     if "student" in tree:
         teacher = {**extra["teacher"], **tree["teacher"]}

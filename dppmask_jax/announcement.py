@@ -1,0 +1,131 @@
+"""What a pre-training says when it starts and when it is done."""
+
+from __future__ import annotations
+
+import shlex
+
+import jax
+
+from dppmask_jax import parallel
+from dppmask_jax.data.sources.base import notes_of
+from dppmask_jax.errors import one_line
+from dppmask_jax.evals.probe import no_knn_because, with_error
+from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan
+from dppmask_jax.runs import checkpoint, history, metrics
+from dppmask_jax.training.fit import Training
+from dppmask_jax.training.resuming import Start
+from dppmask_jax.words import count
+
+
+def announce(training: Training, state, val_source) -> None:
+    """Prints the devices, the data, the model, what the method says of itself and the plan."""
+    config, start, plan = training.config, training.start, training.plan
+    lines = [
+        ("devices", parallel.describe()),
+        *_data(training, val_source),
+        ("model", _model(config, state)),
+        *training.method.describe,
+        (
+            "steps",
+            f"{plan.total_steps:,} of {count(config.batch_size, 'image')} "
+            f"({plan.steps_per_epoch:,} an epoch, {count(config.epochs, 'epoch')})",
+        ),
+        (
+            "rate",
+            f"{plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x "
+            f"{config.batch_size}/256), {count(plan.warmup_steps, 'step')} of warm-up",
+        ),
+        ("workdir", f"{training.folder}, {_where(start, plan)}"),
+    ]
+    if start.step < plan.total_steps:
+        lines += [("changed", words) for words in start.notes]
+    if past := history.describe(start.record.get("history", ())):
+        lines.append(("history", past))
+    if idle := parallel.idle_dtype(config.model.dtype):
+        lines.append(("warning", idle))
+    print("\n".join(f"{name:<12}{words}" for name, words in lines), flush=True)
+
+
+def _data(training: Training, val_source) -> list[tuple[str, str]]:
+    config, train_source = training.config, training.source
+    no_knn = no_knn_because(config, training.method, train_source, val_source)
+    split = "none" if val_source is None else f"{len(val_source):,}"
+    words = f"{config.data.source}: {len(train_source):,} training images, {split} for validation"
+    return [
+        ("data", words + (f"; no k-NN probe: {no_knn}" if no_knn else "")),
+        *(("", one_line(note)) for note in notes_of(train_source, val_source)),
+    ]
+
+
+def _model(config, state) -> str:
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    return (
+        f"{config.method} {config.model.size}/{config.model.patch_size}, "
+        f"{config.image_size[0]}x{config.image_size[1]} px, {size:,} parameters, "
+        f"{config.model.dtype}"
+    )
+
+
+def _where(start: Start, plan: Plan) -> str:
+    if start.step >= plan.total_steps:
+        return f"finished at step {start.step:,}; nothing is left to do, and nothing is written"
+    return f"resuming at step {start.step:,}" if start.step else "starting at step 0"
+
+
+def finish(config, folder, step: int, drawn, train_source, val_source) -> None:
+    """Prints what the k-NN probes found, what was written, and what to do next."""
+    records = metrics.read_metrics(folder / "metrics.jsonl")
+    probed = [record for record in records if record.get("knn") is not None]
+    print()
+    if probed:
+        print(knn_table(config, probed[0], probed[-1], train_source, val_source))
+    print(f"checkpoint  {folder / checkpoint.FOLDER / str(step)}")
+    for path in drawn:
+        print(f"figure      {path}")
+    labelled = val_source is not None and train_source.labelled and val_source.labelled
+    print("\n".join(next_steps(config, folder, labelled)))
+
+
+def next_steps(config, folder, labelled: bool) -> list[str]:
+    """What to do with this run now."""
+    folder, recipes = shlex.quote(str(folder)), METHODS[config.method].recipes
+    ideas = [f"python -m dppmask_jax.figures --workdir={folder} --images YOUR.jpg"]
+    if labelled:
+        ideas.append(f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}")
+    if "mask" in config:
+        other = "random" if config.mask.strategy != "random" else "dpp"
+        ideas.append(
+            f"train with mask={other} after the colon of --config, in another --workdir, and "
+            f"compare: python -m dppmask_jax.figures --workdir={folder} --compare OTHER"
+        )
+    if config.data.source.startswith("shapes") and recipes:
+        ideas.append(
+            f"your own images: --config={recipes[0]}:dataset=small --config.data.source=folder:PATH"
+        )
+    return [f"{'next' if not n else '':<12}{idea}" for n, idea in enumerate(ideas)]
+
+
+def knn_table(config, first, last, train_source, val_source) -> str:
+    """What the first and the last k-NN probe of a run found, next to raw pixels and chance."""
+    settings = config.evaluate
+
+    def used(source):
+        shown = min(settings.knn_images, len(source))
+        return f"{shown:,}" + (f" of {len(source):,}" if shown < len(source) else "")
+
+    rows = [("trained encoder", with_error(last, "knn"))]
+    if first["step"] == 0:
+        began = "untrained encoder" if "knn_untrained" in first else "encoder it started from"
+        rows.append((began, with_error(first, "knn")))
+    rows += [
+        ("raw pixels", with_error(last, "knn_pixels")),
+        ("chance", f"{last['knn_chance']:6.1%}"),
+    ]
+    heading = (
+        f"k-NN accuracy (cosine, k = {settings.knn_k}, {settings.knn_feature}; "
+        f"{used(train_source)} training and {used(val_source)} validation images, "
+        f"{train_source.num_classes} classes; ± one standard error)"
+    )
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([heading, *(f"  {name:<{width}} {text}" for name, text in rows)])

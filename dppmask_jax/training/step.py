@@ -1,0 +1,133 @@
+"""The one training step, of any method. Knows no task and no loop."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dppmask_jax import parallel
+from dppmask_jax.methods.base import Method, TrainState, Turn
+
+
+def init_state(method: Method, key) -> TrainState:
+    """The state before the first step, on the host's default device."""
+
+    def build(key):
+        params, extra = method.init(key)
+        zero = jnp.zeros((), jnp.int32)
+        opt_state = tuple(turn.optimizer.tx.init(_trained(turn, params)) for turn in method.turns)
+        return TrainState(zero, params, opt_state, extra, zero, zero)
+
+    return jax.jit(build)(key)
+
+
+def make_step(method: Method, *, accum_steps: int = 1, devices=None) -> Callable:
+    """The training step, compiled for all devices.
+
+    Args:
+      devices: see `parallel.data_parallel_update`.
+
+    Returns:
+      `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
+      with or without "wish" int32 (b,), of which the metrics have the largest of all processes.
+      The turns follow each other, all with the step's batch, key and `extra`. Gradients, metrics
+      and `aux` of a turn are averaged over the micro-batches and the devices, then there is its
+      update; after the last turn, one `after_step`. Where in any turn the loss, the gradient norm
+      or a parameter after the update is not finite, only the counts change.
+    """
+
+    def step(state: TrainState, batch, seed_key):
+        batch = dict(batch)
+        wish = parallel.largest(jnp.max(batch.pop("wish", 0)))
+        key = jax.random.fold_in(seed_key, state.step)
+        params, opt_states, metrics, aux, checks = state.params, (), {}, {}, []
+        for turn, opt_state in zip(method.turns, state.opt_state, strict=True):
+            found = parallel.mean(_gradients(turn, params, state, batch, key, accum_steps))
+            grads, loss, of_turn, aux_of_turn = found
+            params, opt_state, of_update, is_finite = _updated(
+                turn, opt_state, params, grads, loss, state.step
+            )
+            opt_states = (*opt_states, opt_state)
+            metrics, aux = metrics | of_turn | of_update, aux | aux_of_turn
+            checks.append(is_finite)
+        finite = functools.reduce(operator.and_, checks)
+        with jax.named_scope("optimizer"):
+            extra = method.after_step(params, state.extra, aux, state.step)
+        metrics = {**metrics, **method.report(extra, aux, state.step)}
+        updated = (params, opt_states, extra)
+        unchanged = (state.params, state.opt_state, state.extra)
+        with jax.named_scope("optimizer"):
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
+        bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+        bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
+        counts = {"bad_steps": bad_steps, "bad_images": bad_images}
+        metrics = {**metrics, **counts, "wish": wish}
+        return TrainState(state.step + 1, *kept, **counts), metrics
+
+    return parallel.data_parallel_update(step, devices)
+
+
+def _trained(turn: Turn, params):
+    """The parameters that a turn updates."""
+    if turn.trains is None:
+        return params
+    return {name: params[name] for name in sorted(turn.trains)}
+
+
+def _with_trained(turn: Turn, params, trained):
+    """The parameters with those that a turn updates in their places."""
+    return trained if turn.trains is None else {**params, **trained}
+
+
+def _gradients(turn: Turn, params, state: TrainState, batch, key, accum_steps: int):
+    """(gradient of what the turn trains, loss, metrics, aux), means over the micro-batches."""
+
+    def loss_of(trained, micro):
+        every = _with_trained(turn, params, trained)
+        return turn.loss(every, state.extra, micro, key, state.step)
+
+    grad_fn = jax.value_and_grad(loss_of, has_aux=True)
+
+    def of_micro_batch(micro):
+        (loss, (metrics, aux)), grads = grad_fn(_trained(turn, params), micro)
+        return grads, loss, metrics, aux
+
+    if accum_steps == 1:
+        return of_micro_batch(batch)
+    micros = jax.tree.map(lambda x: x.reshape((accum_steps, -1, *x.shape[1:])), batch)
+    first = jax.tree.map(lambda x: x[0], micros)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_micro_batch, first)
+    )
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, of_micro_batch(micro)), None
+
+    total, _ = jax.lax.scan(add, zeros, micros)
+    return jax.tree.map(lambda x: x / accum_steps, total)
+
+
+def _updated(turn: Turn, opt_state, params, grads, loss, step):
+    """(params, opt_state, metrics, whether loss, gradient norm and parameters are finite)."""
+    grad_norm = optax.tree.norm(grads)
+    with jax.named_scope("optimizer"):
+        trained = _trained(turn, params)
+        updates, opt_state = optax.with_extra_args_support(turn.optimizer.tx).update(
+            grads, opt_state, trained, train_step=step
+        )
+        lr = turn.optimizer.learning_rate(step)
+        trained = optax.apply_updates(trained, jax.tree.map(lambda u: lr * u, updates))
+        # Of finite gradients an update can still overflow: nothing else may reach a checkpoint.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(trained)
+    values = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+    metrics = {f"{name}_{turn.name}" if turn.name else name: values[name] for name in values}
+    return _with_trained(turn, params, trained), opt_state, metrics, finite
+
+
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
