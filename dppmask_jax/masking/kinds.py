@@ -14,6 +14,16 @@ MASKERS: dict[str, MaskerKind] = {
 }
 
 
+def check_known(mask) -> None:
+    """Raises InputError where no masker has the name `mask.strategy`."""
+    if mask.strategy in MASKERS:
+        return
+    where = f"config.mask.strategy={mask.strategy!r}"
+    if file := getattr(mask, "defined_in", ""):
+        raise InputError(f"{where} is defined in {file}: name it with --masker={file}")
+    raise InputError(f"{where} is not known here: {' | '.join(MASKERS)}")
+
+
 def masker_of(mask) -> Masker:
     """The masker of `config.mask`. Where its strategy is not known, as that of a run with masks of
     a user's own may be, it draws nothing: the run's encoder needs none."""
@@ -21,8 +31,6 @@ def masker_of(mask) -> Masker:
         return MASKERS[mask.strategy].build(mask)
 
     def draw(keys, count, seen, most):
-        raise InputError(
-            f"config.mask.strategy={mask.strategy!r} is not known here: {' | '.join(MASKERS)}"
-        )
+        check_known(mask)
 
     return Masker(draw, frozenset(), mask.strategy)

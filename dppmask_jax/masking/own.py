@@ -1,0 +1,79 @@
+"""Maskers of a user's own: which file defines them, and running it.
+
+A config file that adds a `MaskerKind` to `MASKERS` before it builds its config is all that train.py
+and sweeps need. What loads a run later knows its file by the config, and runs none by itself: a
+checkpoint names no code to be run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+import runpy
+from pathlib import Path
+
+from dppmask_jax.errors import InputError
+from dppmask_jax.fields import TEXT, Field
+from dppmask_jax.masking.base import MaskerKind
+from dppmask_jax.masking.kinds import MASKERS
+
+_PACKAGE = Path(__file__).absolute().parents[1]
+
+
+def fields() -> dict[str, Field]:
+    """The fields that say where the masks are defined; {} where the package defines all."""
+    files = list(dict.fromkeys(filter(None, map(_file_of, MASKERS.values()))))
+    if not files:
+        return {}
+    return {
+        "mask.defined_in": Field(
+            ", ".join(map(str, files)),
+            TEXT,
+            "the file that defines masks of your own",
+            free="carried out",
+        ),
+        "mask.defined_as": Field(", ".join(map(_sha256, files)), TEXT, "the SHA-256 of that file"),
+    }
+
+
+def load(file: str) -> None:
+    """Runs a config file that adds to `MASKERS`.
+
+    Raises:
+      InputError: there is no such file, or what it raised.
+    """
+    if not os.path.isfile(file):
+        raise InputError(f"--masker={file}: there is no such file")
+    try:
+        runpy.run_path(os.path.abspath(file), run_name="masker")
+    except Exception as error:  # whatever the user's file does
+        words = " ".join(str(error).split())
+        raise InputError(f"--masker={file}: {type(error).__name__}: {words}") from error
+
+
+def warnings(mask) -> list[str]:
+    """What to say where the masks of a run are no longer defined as they were; or []."""
+    then = getattr(mask, "defined_as", "")
+    kind = MASKERS.get(mask.strategy)
+    file = kind and _file_of(kind)
+    if not then or not file or _sha256(file) in then:
+        return []
+    return [f"{file} is not what it was when the run was made: its masks may be others"]
+
+
+def _file_of(kind: MaskerKind) -> Path | None:
+    """The file that defines a masker; None for those of the package."""
+    build = kind.build
+    while isinstance(build, functools.partial):
+        build = build.func
+    try:
+        file = Path(inspect.getfile(inspect.unwrap(build))).absolute()
+    except TypeError:  # it is no function
+        return None
+    return None if file.is_relative_to(_PACKAGE) or not file.is_file() else file
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
