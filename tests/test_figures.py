@@ -429,6 +429,12 @@ def test_what_cannot_be_compared_is_named():
     # a field that only the other strategy reads
     random = [run(mask={"strategy": "random", "ratio": 0.75, "tau": tau}) for tau in (0.1, 0.9)]
     assert comparable.warnings(random) == []
+    for run_of, features in zip(random, ("embedding", "pixels"), strict=True):
+        run_of["mask"]["features"] = features
+    assert comparable.warnings(random) == [], "no features are looked at"
+    own = [run(mask={"strategy": "own", "ratio": 0.75, "tau": tau, "defined_in": f"/{tau}/own.py"})
+           for tau in (0.1, 0.9)]  # fmt: skip
+    assert comparable.warnings(own) == [f"{losses}mask.tau 0.1 | 0.9"]
     assert comparable.warnings([{"task": "finetune"}, {"task": "finetune"}]) == []
 
 

@@ -372,3 +372,23 @@ def test_export_takes_the_fields_of_its_strategy_by_name():
     masking.export_masks(images, strategy="random", tau=np.float32(0.5), attention="low")
     with pytest.raises(TypeError, match=r"no argument 'bandwith'; did you mean bandwidth\?"):
         masking.export_masks(images, bandwith=1.0)
+
+
+def test_a_ratio_masks_what_python_says():
+    """float32 would say 29 of .29 x 100."""
+    assert masking.num_masked(100, 0.29) == 28
+    ratios = np.arange(1, 100) / 100
+    in_float32 = np.floor(np.float32(ratios) * np.float32(100))
+    exact = masking.num_masked(100, ratios)
+    assert exact.tolist() == [int(ratio * 100) for ratio in ratios]
+    for ratio, number in zip(ratios[exact != in_float32], exact[exact != in_float32], strict=True):
+        assert masking.draw_num_masked(jax.random.key(0), 100, (ratio,), (0.0,))[0] == number
+    # Drawn at an end of its entry, a number stays within it; else it is the floor of the ratio's.
+    keys = jax.random.split(jax.random.key(1), 500)
+    number, real = jax.vmap(
+        lambda key: masking.draw_num_masked(key, 100, (0.0, 0.29), (0.0, 0.01))
+    )(keys)
+    assert set(np.asarray(number).tolist()) == {0, 28, 29}
+    ratio = jax.vmap(lambda key: masking.draw_ratio(key, (0.0, 0.29), (0.0, 0.01)))(keys)
+    np.testing.assert_array_equal(number, np.floor(np.asarray(ratio) * np.float32(100)))
+    np.testing.assert_allclose(real, np.asarray(ratio) * 100, rtol=1e-6)

@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
+from dppmask_jax.masking import MASKERS
 
-# Fields of `mask` that one strategy alone reads.
-_READ_BY = {
-    "mask.attention": "attention",
-    **{
-        f"mask.{name}": "dpp"
-        for name in (
-            "tau", "tau_end", "threshold_on", "kernel", "bandwidth", "normalize", "features",
-        )
-    },
-}  # fmt: skip
 _DATA = ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size")
 _OF_LOSS = ("method", "mask.", "loss.", "model.patch_size", "model.prototypes", *_DATA)
 _NAMED = 4  # fields
@@ -42,14 +34,27 @@ def warnings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _is_read(field: str, config: dict[str, Any]) -> bool:
+    """Whether a run's masks depend on a field, if it is one of maskers; those of a masker that is
+    not known here may depend on any."""
+    if field == "mask.defined_in":  # the same masks may lie elsewhere
+        return False
+    strategy = config.get("mask.strategy")
+    if strategy not in MASKERS:
+        return True
+    if field == "mask.features":
+        mask = {name.removeprefix("mask."): value for name, value in config.items()}
+        return "features" in MASKERS[strategy].build(SimpleNamespace(**mask)).needs
+    of_maskers = {name for kind in MASKERS.values() for name in kind.fields}
+    return field in MASKERS[strategy].fields or field not in of_maskers
+
+
 def _differences(configs: list[dict[str, Any]], prefixes: tuple[str, ...]) -> list[str]:
     """Texts "field a | b", one for each field that differs between the runs that read it."""
     differ = []
     for field in sorted(set().union(*configs)):
         values = [
-            str(config[field])
-            for config in configs
-            if field in config and _READ_BY.get(field) in (None, config.get("mask.strategy"))
+            str(config[field]) for config in configs if field in config and _is_read(field, config)
         ]
         if field.startswith(prefixes) and len(set(values)) > 1:
             differ.append(f"{field} {' | '.join(dict.fromkeys(values))}")
