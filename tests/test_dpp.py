@@ -752,7 +752,7 @@ def test_work_follows_the_picks_that_are_made(monkeypatch):
         return pick(*args)
 
     pick = greedy._pick
-    greedy._batchable.cache_clear()
+    greedy.batchable.cache_clear()
     monkeypatch.setattr(greedy, "_pick", counted)
     keys, features = make_batch(34, batch=6, num_patches=40, width=16)
     choose = jax.jit(jax.vmap(lambda k, x, t: dpp.select(k, x, 30, t), (0, 0, None)))
@@ -761,7 +761,7 @@ def test_work_follows_the_picks_that_are_made(monkeypatch):
         num_greedy = np.asarray(choose(keys, features, tau)[1])
         jax.effects_barrier()
         assert len(made) == num_greedy.sum()
-    greedy._batchable.cache_clear()
+    greedy.batchable.cache_clear()
 
 
 # Arguments.

@@ -8,7 +8,7 @@ import tiny
 
 from dppmask_jax import dpp, masking, optim
 from dppmask_jax.data.sources import imagenet9, opening
-from dppmask_jax.dpp import greedy
+from dppmask_jax.dpp import kernels
 from dppmask_jax.methods import ibot, ibot_masks, mae
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
@@ -48,7 +48,7 @@ CHOICES = {
     "variant of AttMask": lambda: masking.attention(
         KEYS[0], FEATURES[0, :, 0], 4, variant="nosuch"
     ),
-    "kernel": lambda: greedy._similarity(FEATURES[0], 1.0, 2.0, 1.0, "nosuch"),
+    "kernel": lambda: kernels.kernel_entries(FEATURES[0], 1.0, 2.0, 1.0, "nosuch"),
     "normalize": lambda: dpp.select(KEYS[0], FEATURES[0], 4, normalize="nosuch"),
     "threshold_on": lambda: dpp.select(KEYS[0], FEATURES[0], 4, threshold_on="nosuch"),
     "pool": lambda: classifier_pooling("nosuch"),

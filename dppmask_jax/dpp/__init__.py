@@ -1,11 +1,14 @@
-"""Determinantal point processes: kernels, and k patches that differ from each other."""
+"""Determinantal point processes: kernels, patches that differ from each other, exact draws."""
 
-from dppmask_jax.dpp.greedy import (
-    cosine_kernel,
-    gaussian_kernel,
-    greedy_order,
-    has_finite_patch,
-    select,
-)
+from dppmask_jax.dpp.exact import sample_exact
+from dppmask_jax.dpp.greedy import greedy_order, has_finite_patch, select
+from dppmask_jax.dpp.kernels import cosine_kernel, gaussian_kernel
 
-__all__ = ["cosine_kernel", "gaussian_kernel", "greedy_order", "has_finite_patch", "select"]
+__all__ = [
+    "cosine_kernel",
+    "gaussian_kernel",
+    "greedy_order",
+    "has_finite_patch",
+    "sample_exact",
+    "select",
+]
