@@ -37,6 +37,7 @@ What to expect:
 from ml_collections import config_dict
 
 from configs import common
+from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
@@ -60,73 +61,19 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     chosen = common.parse(argument, ARGUMENTS)
     dataset = chosen["dataset"]
 
-    config = common.base()
-    config.method = "ibot"
-    config.epochs = float(chosen["epochs"] or EPOCHS_OF[dataset])
-
-    config.data.crop_scale = (0.25, 1.0)  # of the two global views; iBOT, ViT-S
-    config.data.local_views = 10
-    config.data.local_scale = (0.05, 0.25)
-    config.data.jitter = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
-    config.data.jitter_prob = 0.8
-    config.data.grey_prob = 0.2
-    config.data.blur_prob = (1.0, 0.1, 0.5)  # first global view, second, local views
-    config.data.blur_sigma = (0.1, 2.0)  # pixels, at most 2.4
-    config.data.solarize_prob = 0.2  # second global view
-
-    config.model = config_dict.ConfigDict()
+    config = pretraining.defaults("ibot")
+    config.epochs = float(EPOCHS_OF[dataset])
     config.model.size = chosen["size"] or SIZE_OF[dataset]
-    config.model.patch_size = 14 if config.model.size == "H" else 16
-    config.data.local_size = (98, 98) if config.model.size == "H" else (96, 96)
-    config.model.drop_path = 0.1  # of the student
-    config.model.dtype = "bfloat16"  # of activations; parameters, softmax, norms, loss are float32
-    config.model.remat = False  # trades time for memory
-    config.model.init_std = 0.02  # of every linear layer, token and position
-    config.model.head_hidden = 2048
-    config.model.head_bottleneck = 256
-    config.model.prototypes = 8192
-    config.model.shared_head = True  # one last layer for class and patch tokens
-    config.model.norm_last_layer = False  # True fixes the length of each prototype
-
+    if config.model.size == "H":
+        config.model.patch_size = 14
+        config.data.local_size = (98, 98)
     config.mask.strategy = chosen["mask"]
-    ratios, variations, prob = MASKS[chosen["mask"]]
-    config.mask.ratio = ratios  # one entry is drawn a view; (0.7,) masks every view
-    config.mask.ratio_var = variations  # each entry is uniform within ± this
-    config.mask.prob = prob  # that a view is masked at all
-    config.mask.start_epoch = 0.0  # no masks before
-    config.mask.attention = "high"  # high | low | hint: for mask=attention (paper unclear)
-    config.mask.features = "tokens"  # tokens (teacher's patch tokens) | head (its head's) | pixels
-
-    config.loss = config_dict.ConfigDict()
-    config.loss.class_weight = 1.0
-    config.loss.patch_weight = 1.0
-    config.loss.student_temp = 0.1
-    config.loss.center_decay = 0.9
-    for which in ("class_temp", "patch_temp"):  # of the teacher
-        config.loss[which] = config_dict.ConfigDict()
-        config.loss[which].start = 0.04
-        config.loss[which].end = 0.07
-        config.loss[which].warmup_epochs = 30
-
-    config.teacher = config_dict.ConfigDict()
-    config.teacher.ema_decay = 0.996  # at the start; a cosine to 1 at the end
-
-    config.optim.base_lr = 5e-4
-    config.optim.final_lr = 1e-6
-    config.optim.warmup_epochs = 10.0
-    config.optim.weight_decay = 0.04
-    config.optim.weight_decay_end = 0.4
-    config.optim.b2 = 0.999
-    config.optim.clip_norm = 3.0
-    config.optim.clip_per_tensor = True
-    config.optim.freeze_last_layer_epochs = 1.0
-
+    config.mask.ratio, config.mask.ratio_var, config.mask.prob = MASKS[chosen["mask"]]
     config.evaluate.knn_feature = "cls"
 
     RECIPES[dataset](config)
     if chosen["epochs"]:
-        for field in ("warmup_epochs", "freeze_last_layer_epochs"):
-            config.optim[field] = min(config.optim[field], config.epochs / 10)
+        pretraining.shorten(config, chosen["epochs"])
         for temperature in (config.loss.class_temp, config.loss.patch_temp):
             temperature.warmup_epochs = min(
                 temperature.warmup_epochs, round(3 * config.epochs / 10)
@@ -162,6 +109,7 @@ def _shapes(config):
         temperature.start = temperature.end = 0.02
     config.checkpoint.every = 186
     config.evaluate.every_epochs = 2.0
+    config.evaluate.loss_images = 512
 
 
 def _small(config):
@@ -170,7 +118,6 @@ def _small(config):
     config.data.local_views = 6
     config.data.local_size = (64, 64)
     config.model.patch_size = 16
-    config.batch_size = 256
     config.model.head_hidden = 1024
     config.model.prototypes = 4096
     config.optim.warmup_epochs = 10.0

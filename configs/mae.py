@@ -31,6 +31,7 @@ What to expect:
 from ml_collections import config_dict
 
 from configs import common
+from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
@@ -46,34 +47,15 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     chosen = common.parse(argument, ARGUMENTS)
     dataset = chosen["dataset"]
 
-    config = common.base()
-    config.method = "mae"
-    config.epochs = float(chosen["epochs"] or EPOCHS_OF[dataset])
-
-    config.model = config_dict.ConfigDict()
+    config = pretraining.defaults("mae")
+    config.epochs = float(EPOCHS_OF[dataset])
     config.model.size = chosen["size"] or SIZE_OF[dataset]
     config.model.patch_size = 14 if config.model.size == "H" else 16
-    config.model.decoder_width = 512
-    config.model.decoder_depth = 8
-    config.model.decoder_heads = 16
-    config.model.drop_path = 0.0
-    config.model.dtype = "bfloat16"  # of activations; parameters, softmax, norms, loss are float32
-    config.model.remat = False  # trades time for memory
-
     config.mask.strategy = chosen["mask"]
-    config.mask.ratio = 0.75  # paper
-    config.mask.features = "embedding"  # embedding (with positions; paper) | pixels
-
-    config.evaluate.loss_images = 2048  # of the validation split, in whole batches; 0 is off
-
-    config.loss = config_dict.ConfigDict()
-    config.loss.target = "pixels"  # pixels | hog: what is predicted (hog: MaskFeat)
-    config.loss.norm_pix = True  # pixels: standardised target patches (paper unclear)
-    config.loss.hog_window = False  # hog: Gaussian windows of 16 px (MMSelfSup)
 
     RECIPES[dataset](config)
     if chosen["epochs"]:
-        config.optim.warmup_epochs = min(config.optim.warmup_epochs, config.epochs / 10)
+        pretraining.shorten(config, chosen["epochs"])
     return config
 
 
@@ -98,7 +80,6 @@ def _small(config):
     config.data.source = ""
     config.image_size = (128, 128)
     config.model.patch_size = 16
-    config.batch_size = 256
     config.model.decoder_width = 192
     config.model.decoder_depth = 4
     config.model.decoder_heads = 6

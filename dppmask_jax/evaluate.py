@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppmask_jax import parallel, whole_files
+from dppmask_jax import config as training_config
+from dppmask_jax import fields, parallel, whole_files
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation, Result
 from dppmask_jax.evals.tasks import TASKS
-from dppmask_jax.fields import flatten
 from dppmask_jax.figures.panels import save
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.runs import workdir as workdir_files
@@ -142,7 +142,7 @@ def _unlike(outcomes: Sequence[_Outcome]) -> list[str]:
     """What differs between the evaluations of several runs, beside the runs."""
     lines = []
     for field in ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size"):
-        values = [str(flatten(outcome.config).get(field)) for outcome in outcomes]
+        values = [str(fields.flatten(outcome.config).get(field)) for outcome in outcomes]
         if len(set(values)) > 1:
             lines.append(f"not on the same images: {field} {' | '.join(dict.fromkeys(values))}")
     return lines
@@ -164,9 +164,25 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
             "say where the images are: --config.data.source=folder:PATH (or tfds:NAME, …)"
         )
     train, val = open_data(config) if "data" in config else (None, None)
-    evaluation = Evaluation(config, run, folder, train, val, _say)
+    evaluation = Evaluation(
+        config,
+        run,
+        folder,
+        train,
+        val,
+        _say,
+        free_of(config, "carried out"),
+        free_of(run.config, *fields.FREE),
+    )
     TASKS[config.task].check(evaluation)
     return evaluation
+
+
+def free_of(config, *groups: str) -> dict[str, str]:
+    """`fields.free` of the config of a pre-training or an evaluation, also as JSON."""
+    if "method" in config:
+        return fields.free(training_config.fields_of(config["method"]), *groups)
+    return fields.free(checks.fields_of(config["task"], config.get("train", "")), *groups)
 
 
 def completed(config, run_config):

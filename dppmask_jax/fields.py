@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dppmask_jax.errors import InputError
@@ -19,10 +19,11 @@ _SMALLEST = 2.0**-126  # of float32; devices take what is smaller for 0
 
 
 class Rule(NamedTuple):
-    """Whether a value is allowed, and the words that say what is."""
+    """Whether a value is allowed, the words that say what is, and the type that a flag gives."""
 
     holds: Callable[[Any], bool]
     allowed: str
+    type: type | None = None  # None: that of the default
 
 
 class Field(NamedTuple):
@@ -68,13 +69,15 @@ def whole(low: int, high: int = 2**31 - 1) -> Rule:
 
 def number(low: float, high: float = math.inf) -> Rule:
     words = f"a number from {low:g}" + (f" to {high:g}" if high < math.inf else " up")
-    return Rule(lambda value: is_number(value) and low <= value <= high, words)
+    return Rule(lambda value: is_number(value) and low <= value <= high, words, float)
 
 
 def above(low: float, below: float = math.inf) -> Rule:
     words = f"a number above {low:g}" + (f" and below {below:g}" if below < math.inf else "")
     return Rule(
-        lambda value: is_number(value) and low + _SMALLEST <= value < below, f"{words} (float32)"
+        lambda value: is_number(value) and low + _SMALLEST <= value < below,
+        f"{words} (float32)",
+        float,
     )
 
 
@@ -82,6 +85,7 @@ def above_to(low: float, high: float) -> Rule:
     return Rule(
         lambda value: is_number(value) and low + _SMALLEST <= value <= high,
         f"a number above {low:g} to {high:g} (float32)",
+        float,
     )
 
 
@@ -98,7 +102,7 @@ def pair(each: Rule, words: str, ordered: bool = False) -> Rule:
             and (not ordered or value[0] <= value[1])
         )
 
-    return Rule(holds, words)
+    return Rule(holds, words, tuple)
 
 
 def several(each: Rule, words: str, different: bool = False) -> Rule:
@@ -110,11 +114,13 @@ def several(each: Rule, words: str, different: bool = False) -> Rule:
             and (not different or len(set(value)) == len(value))
         )
 
-    return Rule(holds, words)
+    return Rule(holds, words, tuple)
 
 
 def optional(rule: Rule) -> Rule:
-    return Rule(lambda value: value is None or rule.holds(value), f"{rule.allowed}, or None")
+    return rule._replace(
+        holds=lambda value: value is None or rule.holds(value), allowed=f"{rule.allowed}, or None"
+    )
 
 
 def is_text(value) -> bool:
@@ -127,16 +133,7 @@ FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 fraction_below_1 = Rule(
     lambda value: is_number(value) and value >= 0 and _as_float32(value) < 1,
     "a number from 0 to below 1 (float32)",
-)
-SOURCE = Rule(
-    lambda value: (
-        is_text(value)
-        and (
-            value == "shapes"
-            or value.startswith(("folder:", "tfds:", "shapes:", "coco:", "clevr:", "csv:"))
-        )
-    ),
-    "shapes | folder:PATH | tfds:NAME | coco:ROOT | clevr:ROOT | csv:FILE",
+    float,
 )
 
 
@@ -166,10 +163,25 @@ GREY_RANGE = Rule(
     _is_grey_range,
     "auto, or the values of black and white in greyscale of more than 8 bits, such as '0,4095'",
 )
-CLASSES = Rule(
-    lambda value: is_text(value) and (value in ("", "imagenet100") or value.endswith(".txt")),
-    "imagenet100, or a FILE.txt with the name of a class on each line; '' for all classes",
-)
+
+
+# Why a field may change while a run goes on: the values of `Field.free`.
+FREE = ("carried out", "spaced", "measured", "regrouped")
+
+
+def free(fields: Mapping[str, Field], *groups: str) -> dict[str, str]:
+    """{name: group} of the fields that may change while a run goes on, for one of some reasons."""
+    return {name: field.free for name, field in fields.items() if field.free in groups}
+
+
+def fixed(fields: Mapping[str, Field]) -> frozenset[str]:
+    """The names of the fields that are part of the model's shape."""
+    return frozenset(name for name, field in fields.items() if field.fixed)
+
+
+def with_defaults(fields: dict[str, Field], defaults: dict[str, Any]) -> dict[str, Field]:
+    """The fields, some of them with other defaults."""
+    return fields | {name: fields[name]._replace(default=value) for name, value in defaults.items()}
 
 
 def flatten(config) -> dict[str, Any]:
@@ -183,23 +195,22 @@ def flatten(config) -> dict[str, Any]:
     return flat
 
 
-def check_fields(values: dict[str, Any], rules: dict[str, Rule]) -> None:
-    """Raises InputError, in one line, for the first field of `flatten` that has no rule, is missing
-    or breaks its rule."""
-    for field in values:
-        if field not in rules:
-            raise InputError(_no_such_field(field, values[field], rules))
-    for field, rule in rules.items():
-        if field not in values:
-            raise InputError(f"config.{field} is missing; it takes {rule.allowed}")
-        if not rule.holds(values[field]):
-            raise InputError(
-                f"config.{field}={shown(values[field])} is not allowed: {rule.allowed}"
-            )
+def check_fields(values: dict[str, Any], fields: dict[str, Field]) -> None:
+    """Raises InputError, in one line, for the first value of `flatten` that has no field or breaks
+    its rule, or a field that is missing."""
+    for name, value in values.items():
+        if name not in fields:
+            raise InputError(_no_such_field(name, value, fields))
+    for name, field in fields.items():
+        allowed = field.rule.allowed
+        if name not in values:
+            raise InputError(f"config.{name} is missing; it takes {allowed}")
+        if not field.rule.holds(values[name]):
+            raise InputError(f"config.{name}={shown(values[name])} is not allowed: {allowed}")
 
 
-def _no_such_field(field: str, value, rules) -> str:
-    inner = [name for name in rules if name.startswith(f"{field}.")]
+def _no_such_field(field: str, value, fields: dict[str, Field]) -> str:
+    inner = [name for name in fields if name.startswith(f"{field}.")]
     if inner:
         return (
             f"config.{field}={shown(value)} is not allowed: config.{field} is a group of fields: "
@@ -207,24 +218,25 @@ def _no_such_field(field: str, value, rules) -> str:
         )
     parts = field.split(".")
     for outer in (".".join(parts[:n]) for n in range(1, len(parts))):
-        if outer in rules:
-            return f"config.{outer} is a group of fields, not allowed: {rules[outer].allowed}"
-    near = difflib.get_close_matches(field, rules, n=1)
+        if outer in fields:
+            allowed = fields[outer].rule.allowed
+            return f"config.{outer} is a group of fields, not allowed: {allowed}"
+    near = difflib.get_close_matches(field, fields, n=1)
     hint = f"did you mean config.{near[0]}?" if near else "remove it"
     return f"unknown config field config.{field}; {hint}"
 
 
-def check_lengths(epochs: float, lengths: dict[str, float], below=(), scaled_by="") -> None:
+def check_lengths(
+    epochs: float, lengths: dict[str, float], *, below: bool = False, scaled_by: str = ""
+) -> None:
     """Raises InputError where a field that counts epochs does not fit into those of the run.
 
     Args:
-      lengths: {field: epochs, up to those of the run}; those of `below` must be fewer.
+      lengths: {field: epochs, up to those of the run, or `below` them}.
       scaled_by: the value of --config whose argument `epochs` scales these fields; "": none does.
     """
     too_long = [
-        field
-        for field, value in lengths.items()
-        if value > epochs or (field in below and value == epochs)
+        field for field, value in lengths.items() if value > epochs or (below and value == epochs)
     ]
     if too_long:
         given = ", ".join(f"config.{field}={lengths[field]:g}" for field in too_long)

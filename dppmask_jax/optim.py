@@ -14,7 +14,38 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dppmask_jax.fields import FLAG, Field, above, above_to, fraction_below_1, number, optional
+
 TOKENS = ("cls_token", "positions")
+LARS_FIELDS = {
+    "optim.base_lr": Field(1.5e-4, above(0), "peak of the learning rate, for 256 images a step"),
+    "optim.final_lr": Field(0.0, number(0), "learning rate at the end"),
+    "optim.warmup_epochs": Field(
+        40.0, number(0), "epochs in which the learning rate rises to its peak", in_epochs=True
+    ),
+    "optim.weight_decay": Field(0.05, number(0), "decay of the weights"),
+    "optim.b1": Field(0.9, fraction_below_1, "momentum: decay of the mean of the gradients"),
+}
+ADAMW_FIELDS = LARS_FIELDS | {
+    "optim.b2": Field(0.95, fraction_below_1, "decay of the mean of their squares"),
+    "optim.epsilon": Field(1e-8, above(0), "added to the root of that mean"),
+    "optim.clip_norm": Field(0.0, number(0), "largest norm of the gradient; 0 is off"),
+}
+# Of AdamW in pre-training ...
+FIELDS = ADAMW_FIELDS | {
+    "optim.weight_decay_end": Field(
+        None, optional(number(0)), "weight decay at the end of a cosine; None keeps it"
+    ),
+    "optim.clip_per_tensor": Field(
+        False, FLAG, "clip each tensor by itself, instead of all by their global norm"
+    ),
+}
+# ... and in fine-tuning.
+FINETUNE_FIELDS = ADAMW_FIELDS | {
+    "optim.layer_decay": Field(
+        0.65, above_to(0, 1), "factor of the learning rate from a layer to the one below"
+    ),
+}
 
 
 class Optimizer(NamedTuple):

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import announcement, parallel
-from dppmask_jax.config import MODEL_FIELDS, check
+from dppmask_jax import announcement, fields, parallel
+from dppmask_jax.config import check, fields_of
 from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import first_extras
 from dppmask_jax.errors import InputError
@@ -63,9 +63,10 @@ def train(
 def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None:
     train_source, val_source = open_data(config)
     plan = plan_from(config, len(train_source))
+    known = fields_of(config.method)
     terms = resuming.Terms(
-        free=resuming.FREE,
-        fixed=MODEL_FIELDS.__contains__,
+        free=fields.free(known, *fields.FREE),
+        fixed=fields.fixed(known).__contains__,
         schedules=lambda config: schedules(config, len(train_source)),
         allow=allow_change,
         total_steps=plan.total_steps,

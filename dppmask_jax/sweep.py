@@ -154,9 +154,8 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
     for point in points:
         if (folder / point.name).exists():
             images = functools.partial(_images, point.config)
-            resuming.start_in(
-                folder / point.name, point.config, images, resuming.Terms(records.FREE)
-            )
+            terms = resuming.Terms(evaluate.free_of(point.config, records.FREE))
+            resuming.start_in(folder / point.name, point.config, images, terms)
 
 
 def _images(config) -> dict[str, Any]:

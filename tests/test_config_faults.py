@@ -49,17 +49,20 @@ class Kind:
         return config_dict.ConfigDict(values)
 
 
+def rules_of(known):
+    return {name: field.rule for name, field in known.items()}
+
+
 def kinds():
     for module in (mae, ibot):
         values = module.get_config("dataset=shapes").to_dict()
-        yield Kind(values["method"], values, pretraining.check, pretraining.RULES[values["method"]])
+        known = pretraining.fields_of(values["method"])
+        yield Kind(values["method"], values, pretraining.check, rules_of(known))
     for task in evaluations.ARGUMENTS["task"]:
         for train in ("finetune", "linear") if task == "multilabel" else ("finetune",):
             values = evaluations.get_config(f"task={task},dataset=shapes,train={train}").to_dict()
-            known = evaluation_settings.RULES[task]
-            if (task, train) == ("multilabel", "finetune"):
-                known = evaluation_settings.RULES["finetune"] | known
-            yield Kind(f"{task} {train}", values, evaluation_settings.check, known)
+            known = evaluation_settings.fields_of(task, train)
+            yield Kind(f"{task} {train}", values, evaluation_settings.check, rules_of(known))
 
 
 KINDS = tuple(kinds())

@@ -148,20 +148,6 @@ def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
     assert "of the head" in capsys.readouterr().out
 
 
-def test_a_run_from_before_a_field_is_evaluated(mae_run, colours, tmp_path):
-    shutil.copytree(mae_run, tmp_path / "old")
-    path, meta = kept_meta(tmp_path / "old")
-    for section, leaf in (("data", "classes"), ("optim", "clip_per_tensor")):
-        del meta["config"][section][leaf]
-    path.write_text(json.dumps(meta))
-    out, now = (
-        found(run, tmp_path / "new", "task=knn", data__source=colours)
-        for run in (tmp_path / "old", mae_run)
-    )
-    assert out["metrics"] == now["metrics"]
-    assert out["checkpoint"]["config"] == now["checkpoint"]["config"]
-
-
 @pytest.mark.parametrize("whole", [True, False])
 def test_labels_are_scored_on_what_is_seen(mae_run, colours, tmp_path, whole):
     """A white margin that the evaluation crop cuts off."""

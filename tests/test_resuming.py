@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import tiny
 
-from dppmask_jax import announcement, parallel
+from dppmask_jax import announcement, fields, parallel
 from dppmask_jax import config as config_checks
 from dppmask_jax.data.sources import identity, opening
 from dppmask_jax.errors import InputError
@@ -20,6 +20,8 @@ from dppmask_jax.training import build, resuming
 IMAGES = {"training": 12, "validation": 4, "digest": "a"}
 OTHERS = {"training": 15, "validation": 5, "digest": "b"}
 STEP = 12
+FIELDS = config_checks.fields_of("mae")
+FREE = fields.free(FIELDS, *fields.FREE)
 
 
 def write(folder, config, step=STEP, images=IMAGES, **meta):
@@ -36,7 +38,7 @@ def start(folder, config, images=IMAGES, **terms):
         folder,
         config,
         lambda: images,
-        resuming.Terms(resuming.FREE, config_checks.MODEL_FIELDS.__contains__, **terms),
+        resuming.Terms(FREE, fixed=fields.fixed(FIELDS).__contains__, **terms),
     )
 
 
@@ -65,19 +67,18 @@ def changed(method="mae", **changes):
 
 def test_what_no_step_depends_on_may_change(folder):
     config = tiny.config()
-    fields = resuming.FREE & flatten(config).keys()
-    every = flatten(tiny.config("ibot")).keys() | flatten(config).keys() | {"memory_gb"}
-    assert every >= resuming.FREE | resuming.PLACES, "a rule for no field"
+    assert set(FREE.values()) == set(fields.FREE), "a group of no field"
+    assert flatten(config).keys() >= resuming.PLACES
     got = start(
         folder,
-        changed(**{field: other(v) for field, v in flatten(config).items() if field in fields}),
+        changed(**{field: other(v) for field, v in flatten(config).items() if field in FREE}),
     )
     assert (got.step, got.restored) == (STEP, True)
     (note,) = got.notes
     assert "evaluate.knn_k: 5 -> 6" in note and "not comparable" in note
     # What a measure means is told all the same: curves and tables have both.
     (entry,) = got.record["history"]
-    assert entry["step"] == STEP and set(entry["changed"]) == resuming.MEASURED & fields
+    assert entry["step"] == STEP and set(entry["changed"]) == set(fields.free(FIELDS, "measured"))
     finished = start(folder, changed(**{"evaluate.knn_k": 6}), total_steps=STEP)
     assert not finished.notes and "history" not in finished.record
 
@@ -85,13 +86,13 @@ def test_what_no_step_depends_on_may_change(folder):
 def test_every_other_field_is_refused_with_the_ways_to_go_on(folder):
     config = flatten(tiny.config())
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    for field in config.keys() - resuming.FREE - resuming.PLACES - {"method"}:
+    for field in config.keys() - FREE.keys() - resuming.PLACES - {"method"}:
         old, new = config[field], other(config[field])
         with pytest.raises(InputError) as error:
             start(folder, changed(**{field: new}))
         assert f"{field}: {old!r} -> {new!r}" in str(error.value)
         assert "\n" not in str(error.value)
-        model = field in config_checks.MODEL_FIELDS
+        model = FIELDS[field].fixed
         assert ("name another folder" if model else "or go back") in str(error.value)
         if model:
             with pytest.raises(InputError, match="holds checkpoints of another run"):
@@ -174,7 +175,7 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
                                "history": history}}  # fmt: skip
 
     def names(other):
-        return set(resuming.differences(run(), other, ())[0])
+        return set(resuming.differences(run(), other, (), FREE)[0])
 
     assert names(run("folder:/b", log_every=9)) == set()
     assert names(run("folder:/b", "b")) == {

@@ -232,21 +232,6 @@ def test_other_seeds_of_the_evaluation_are_another_evaluation_of_the_same_sweep(
     assert calls == ["evaluate tau-0.8"]
 
 
-def test_a_sweep_of_before_a_field_goes_on(tmp_path, calls):
-    grid = "mask.ratio=0.5,0.75"
-    path = sweep.sweep(tiny.config(), evaluation(), grid, tmp_path)
-    record = json.loads(path.read_text())
-    for config in (record["config"], record["points"][0]["evaluation"]["checkpoint"]["config"]):
-        del config["data"]["classes"]
-    path.write_text(json.dumps(record))
-    (tmp_path / "ratio-0.5" / "eval_linear_ridge.json").write_text(
-        json.dumps(record["points"][0]["evaluation"])
-    )
-    calls.clear()
-    sweep.sweep(tiny.config(), evaluation(), grid, tmp_path)
-    assert not calls
-
-
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path, calls):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds no sweep\.json"):

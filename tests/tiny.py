@@ -50,6 +50,7 @@ OVERRIDES = {
         "model.init_std": 0.02,
         "model.norm_last_layer": False,
         "optim.freeze_last_layer_epochs": 0.25,
+        "evaluate.loss_images": 0,
     },
 }
 

@@ -28,6 +28,7 @@ from dppmask_jax.data.images import crops, decode
 from dppmask_jax.data.sources import image_files
 from dppmask_jax.data.sources.base import Source, first_extras
 from dppmask_jax.errors import InputError, one_line
+from dppmask_jax.fields import Field, whole
 
 Batch = dict[str, np.ndarray]
 # Encoded image, random numbers and, where any are asked for, extras by their names -> the arrays
@@ -37,6 +38,11 @@ Example = Callable[..., dict[str, np.ndarray]]
 _CHUNK = 32  # images that a thread or worker loads at a time, at most
 _MAX_REPLACEMENTS = 1000  # unreadable images in a row before giving up
 _REASON = 200  # bytes of why an image is unreadable that are kept
+FIELDS = {
+    "data.workers": Field(
+        0, whole(0, 256), "loader processes; 0 loads in threads", free="carried out"
+    ),
+}
 
 
 class Batches:

@@ -12,7 +12,7 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.data.sources import imagenet9, mixed_backgrounds
 from dppmask_jax.errors import InputError, one_line
-from dppmask_jax.evals import sections, seeds
+from dppmask_jax.evals import base, linear, sections, seeds
 from dppmask_jax.evals.base import (
     Evaluation,
     Result,
@@ -25,6 +25,7 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import head_for
+from dppmask_jax.fields import TEXT, Field, one_of, whole
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint
@@ -33,6 +34,28 @@ from dppmask_jax.scores import ridge
 from dppmask_jax.scores.challenge import challenge
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.words import count
+
+FIELDS = {
+    **base.FIELDS,
+    "seed": Field(0, whole(0), "of the backgrounds that are mixed"),
+    "root": Field(
+        "", TEXT, "an ImageNet-9 folder; '' builds the variants from masks of the source"
+    ),
+    "classifier": Field(
+        "ridge",
+        one_of("ridge", "finetune", "linear", "own"),
+        "ridge: on frozen features, at once; own: the checkpoint's head, where it is a classifier; "
+        "finetune, linear: of a training that eval.py finished in the same workdir",
+    ),
+    "classifier_seed": Field(0, whole(0), "seed of that training"),
+    "mapping": Field(
+        "wnid",
+        one_of("same", "imagenet100", "imagenet1k", "wnid"),
+        "how the model's classes are those of root: by their WordNet ids, the numbers of "
+        "imagenet100 or imagenet1k, or the same classes",
+    ),
+    **linear.RIDGE_FIELDS,
+}
 
 
 def check(evaluation: Evaluation) -> None:
@@ -144,7 +167,7 @@ def _trained(evaluation: Evaluation):
         )
     meta, state, step = checkpoint.read_newest(folder)
     trained = from_json(meta["config"])
-    if not seeds.is_of(trained, evaluation.run):
+    if not seeds.is_of(trained, evaluation):
         raise InputError(
             f"the classifier in {folder} was not trained on this checkpoint; name the --checkpoint "
             "that it belongs to, or another --workdir"
@@ -216,6 +239,7 @@ def _cells(record) -> list[dict[str, str]]:
 TASK = Task(
     check,
     run,
+    FIELDS,
     section=Section(
         "Background challenge",
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,14 +13,17 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import crops
+from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
 from dppmask_jax.evals.sections import Section
-from dppmask_jax.fields import Field
+from dppmask_jax.fields import Field, Rule, above, is_text, one_of, optional
 from dppmask_jax.methods import supervised
+from dppmask_jax.models import vit
 from dppmask_jax.runs import metrics
 from dppmask_jax.runs.run import Run
+from dppmask_jax.training import build
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +34,8 @@ class Evaluation(NamedTuple):
 
     `config` is checked and has the pre-trained model's fields as well; `run` is None while a sweep
     only checks what it is yet to pre-train; `folder` receives what the task writes; `train` and
-    `val` are the splits of `config.data`, None where there is none.
+    `val` are the splits of `config.data`, None where there is none. `free` and `free_of_run` are
+    the fields of the config, and of the run's, that no number depends on, see `fields.free`.
     """
 
     config: Any
@@ -40,6 +44,8 @@ class Evaluation(NamedTuple):
     train: Source | None
     val: Source | None
     say: Callable[[str], None]
+    free: Mapping[str, str] = MappingProxyType({})
+    free_of_run: Collection[str] = ()
 
 
 class Score(NamedTuple):
@@ -87,6 +93,8 @@ class Task(NamedTuple):
         not do.
       run: Evaluation -> Result.
       fields: {name: Field}, what it reads of its config.
+      by_train: {value of `config.train`: fields}, of a task of which they depend on that.
+      check_fields: config -> None; raises InputError for what no single field tells.
       section: its part of the results page; None: it has no number to show.
       record: config -> the NAME of its eval_NAME.json, "" for that of the task.
       unswept: config -> why no sweep can make it, in words; "": one can.
@@ -100,7 +108,43 @@ class Task(NamedTuple):
     record: Callable[[Any], str] = lambda config: ""
     unswept: Callable[[Any], str] = lambda config: ""
     of_run: Callable[[dict, dict], dict[str, float]] = lambda record, logged: {}
+    by_train: Mapping[str, Mapping[str, Field]] = MappingProxyType({})
+    check_fields: Callable[[Any], None] = lambda config: None
 
+
+def _size_of_run() -> Field:
+    field = vit.FIELDS["image_size"]
+    return field._replace(
+        default=None,
+        rule=optional(field.rule),
+        note="None is the run's; for another size positions are resized",
+    )
+
+
+# Of every task ...
+COMMON_FIELDS = {"image_size": _size_of_run()}
+# ... and of those that encode the images of a data set.
+FIELDS = {
+    **COMMON_FIELDS,
+    "batch_size": build.FIELDS["batch_size"]._replace(note="images that are encoded at once"),
+    "memory_gb": Field(
+        8.0,
+        above(0),
+        "gigabytes of features; more are kept in a file of the workdir",
+        free="carried out",
+    ),
+    **opening.FIELDS,
+    "data.source": Field(
+        "",
+        Rule(
+            lambda value: is_text(value) and (value == "" or opening.SOURCE.holds(value)),
+            f"{opening.SOURCE.allowed}; '' for the images of the run",
+        ),
+        "where the images are; from the run come range, dir, val_fraction and classes as well",
+    ),
+    **loader.FIELDS,
+    "model.dtype": Field("", one_of("", "float32", "bfloat16"), "of activations; '' is the run's"),
+}
 
 ERRORS = "± is the standard error over the validation images"
 

@@ -15,7 +15,7 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.data import loader
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import features, sections
+from dppmask_jax.evals import base, features, sections
 from dppmask_jax.evals.base import (
     ERRORS,
     Evaluation,
@@ -28,13 +28,20 @@ from dppmask_jax.evals.base import (
     require_labels,
 )
 from dppmask_jax.evals.sections import Section
-from dppmask_jax.evals.seeds import summary
+from dppmask_jax.evals.seeds import SEEDS, summary
+from dppmask_jax.fields import Field, whole
 from dppmask_jax.scores.clustering import cluster_scores, fano_bound, kmeans
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.words import count
 
 _POOLS = ("cls", "mean")
 _NAMES = ("nmi", "ari", "fmi", "acc")
+
+FIELDS = {
+    **base.FIELDS,
+    "seeds": Field((0, 1, 2), SEEDS, "of k-means"),
+    "num_clusters": Field(0, whole(0), "of k-means; 0: as many as there are classes"),
+}
 
 
 def check(evaluation: Evaluation) -> None:
@@ -175,6 +182,7 @@ def _cells(record) -> list[dict[str, str]]:
 TASK = Task(
     check,
     run,
+    FIELDS,
     section=Section(
         "Clusters",
         {"clusters": "clusters", "nmi": "NMI", "acc": "ACC"},

@@ -18,12 +18,17 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import head_for, starting_head
+from dppmask_jax.fields import number
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.scores.classification import top_k_accuracy
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.training.build import plan_from
 from dppmask_jax.words import count
+
+FIELDS = seeds.FIELDS_OF["finetune"]
+# No epochs: a classifier as it is.
+FIELDS = FIELDS | {"epochs": FIELDS["epochs"]._replace(rule=number(0))}
 
 
 def check(evaluation: Evaluation) -> None:
@@ -167,6 +172,7 @@ def _unswept(config) -> str:
 TASK = Task(
     check,
     run,
+    FIELDS,
     section=Section(
         "Fine-tuning",
         {"finetune": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
@@ -176,4 +182,5 @@ TASK = Task(
     ),
     record=lambda config: "" if config.epochs else "classifier",
     unswept=_unswept,
+    check_fields=seeds.check_one_label,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dppmask_jax.evals import sections
+from dppmask_jax.evals import base, sections
 from dppmask_jax.evals.base import (
     ERRORS,
     Evaluation,
@@ -14,11 +14,29 @@ from dppmask_jax.evals.base import (
     require_labels,
 )
 from dppmask_jax.evals.sections import Section
+from dppmask_jax.fields import FLAG, Field, above, several, whole
 from dppmask_jax.scores.nearest import accuracies
 from dppmask_jax.scores.uncertainty import standard_error
 
 _FEATURES = ("cls", "patches", "pixels")
 _CENTRED = "_centred"  # after the name of a feature in metrics
+
+FIELDS = {
+    **base.FIELDS,
+    "k": Field(
+        (10, 20, 100, 200),
+        several(
+            whole(1), "a list of different whole numbers such as (10, 20, 100, 200)", different=True
+        ),
+        "neighbours; the best is usually 20",
+    ),
+    "temperature": Field(0.07, above(0), "of the votes"),
+    "center": Field(
+        False,
+        FLAG,
+        "also of features less the training mean; not in the protocol of DINO and iBOT",
+    ),
+}
 
 
 def check(evaluation: Evaluation) -> None:
@@ -119,6 +137,7 @@ _CENTRED_TOKENS = {f"{name}{_CENTRED}": f"{words}, centred" for name, words in _
 TASK = Task(
     check,
     run,
+    FIELDS,
     section=Section(
         "k nearest neighbours",
         {"k": "k"} | _TOKENS | _CENTRED_TOKENS,

@@ -10,8 +10,26 @@ from dppmask_jax.evals import sections, seeds
 from dppmask_jax.evals.base import Evaluation, Result, Task, frozen_features, require_labels
 from dppmask_jax.evals.finetune import accuracy, plain_result, score
 from dppmask_jax.evals.sections import Section
+from dppmask_jax.fields import Field, number, one_of, several
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import ridge
+
+RIDGE_FIELDS = {
+    "ridge": Field(
+        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        several(number(0), "a list of strengths such as (1e-4, 1e-2, 1.0)"),
+        "strengths to choose from, each a share of the features' variance",
+    ),
+}
+FIELDS = {
+    **seeds.FIELDS_OF["linear"],
+    "solver": Field(
+        "lars",
+        one_of("lars", "ridge"),
+        "lars: MAE's protocol; ridge: closed form, features computed once, in seconds",
+    ),
+    **RIDGE_FIELDS,
+}
 
 
 def check(evaluation: Evaluation) -> None:
@@ -57,6 +75,7 @@ def _ridge(evaluation: Evaluation) -> Result:
 TASK = Task(
     check,
     run,
+    FIELDS,
     section=Section(
         "Linear probing",
         {"linear": "top-1", "top5": "top-5", "best": "top-1, best epoch"},
@@ -64,4 +83,5 @@ TASK = Task(
         "Closed-form ridge regression is a shortcut of this project, not MAE's protocol.",
     ),
     record=lambda config: "linear_ridge" if config.solver == "ridge" else "",
+    check_fields=seeds.check_one_label,
 )

@@ -21,6 +21,7 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import starting_head
+from dppmask_jax.fields import FLAG, Field, above, one_of, with_defaults
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores.multilabel import multilabel_scores
 from dppmask_jax.scores.uncertainty import error_of_mean
@@ -37,6 +38,30 @@ _NAMES = (
     "recall_macro",
     "accuracy",
 )
+
+
+def _fields(train: str, others: dict) -> dict[str, Field]:
+    return {
+        **with_defaults(
+            seeds.FIELDS_OF[train], {"loss.kind": "bce", "loss.smoothing": 0.0, **others}
+        ),
+        "train": Field(train, one_of("finetune", "linear"), "what is trained"),
+        "data.whole": Field(
+            True,
+            FLAG,
+            "test on whole images, squeezed to the model's shape: the usual crop cuts labelled "
+            "objects off (paper: not stated)",
+        ),
+        "threshold": Field(
+            0.5, above(0, 1), "of probabilities; ASL's code takes 0.8 (paper: not stated)"
+        ),
+    }
+
+
+FIELDS_BY_TRAIN = {
+    "finetune": _fields("finetune", {"data.mixup": 0.0, "data.cutmix": 0.0}),
+    "linear": _fields("linear", {}),
+}
 
 
 def check(evaluation: Evaluation) -> None:
@@ -149,6 +174,7 @@ def _cells(record) -> list[dict[str, str]]:
 TASK = Task(
     check,
     run,
+    FIELDS_BY_TRAIN["finetune"],
     section=Section(
         "Several labels an image",
         {
@@ -162,4 +188,6 @@ TASK = Task(
         "Measured: the last epoch.",
         "The paper does not say whether its encoders were fine-tuned, or its threshold.",
     ),
+    check_fields=seeds.check_several_labels,
+    by_train=FIELDS_BY_TRAIN,
 )

@@ -12,6 +12,7 @@ from dppmask_jax.data import loader
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
+from dppmask_jax.fields import Field, above, one_of, whole
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Method, Plan
 from dppmask_jax.scores import nearest
@@ -21,6 +22,33 @@ from dppmask_jax.training.build import method_from
 # Reads a split, or one process's share of it: () or (shard, num_shards) -> batches.
 Batches = Callable[..., Iterable[dict[str, np.ndarray]]]
 _LOSS_SEED = 0  # of the views of validation images
+# As in DINO and iBOT, and in task=knn.
+FIELDS = {
+    "evaluate.knn_images": Field(
+        20000, whole(0), "images of each split that the k-NN probe takes; 0 is off", free="measured"
+    ),
+    "evaluate.knn_k": Field(20, whole(1), "neighbours of the k-NN probe", free="measured"),
+    "evaluate.knn_temperature": Field(0.07, above(0), "temperature of its votes", free="measured"),
+    "evaluate.knn_feature": Field(
+        "patches", one_of("patches", "cls"), "patches: the mean patch token", free="measured"
+    ),
+    "evaluate.loss_images": Field(
+        2048,
+        whole(0),
+        "validation images that the loss is measured on, in whole batches; 0 is off",
+        free="measured",
+    ),
+}
+
+
+def check_fields(config) -> None:
+    """Raises InputError where `config.evaluate` asks for more neighbours than images."""
+    evaluate = config.evaluate
+    if 0 < evaluate.knn_images < evaluate.knn_k:
+        raise InputError(
+            f"config.evaluate.knn_k={evaluate.knn_k} neighbours are more than "
+            f"config.evaluate.knn_images={evaluate.knn_images}"
+        )
 
 
 class Probed(NamedTuple):
@@ -42,7 +70,7 @@ def of_run(probed: Probed, key, say: Callable[[str], None]):
     """
     method = method_from(_still(probed.config), probed.plan)
     measures = []
-    if probed.val is not None and probed.config.evaluate.get("loss_images"):
+    if probed.val is not None and probed.config.evaluate.loss_images:
         loss_of = validation_loss(probed, method, key, say)
         measures.append(lambda state: {"val_loss": loss_of(state)})
     if not no_knn_because(probed.config, method, probed.train, probed.val):

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from dppmask_jax import paths
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation, Result, Task
-from dppmask_jax.fields import grey_range
+from dppmask_jax.fields import FLAG, TEXT, Field, grey_range, number, optional, whole
 from dppmask_jax.figures import masks, run_masks
 from dppmask_jax.figures.images import read_images
 
 _NAME = "reconstruct.png"
+
+FIELDS = {
+    **base.COMMON_FIELDS,
+    "seed": Field(0, whole(0), "of the masks"),
+    "images": Field(
+        "",
+        TEXT,
+        "files or folders, separated by commas; '' is the run's validation split. A comma in the "
+        "name of one that exists separates nothing",
+    ),
+    "num": Field(6, whole(1, 64), "images that are shown"),
+    "tau": Field(
+        None, optional(number(0, 1)), "of the DPP masks; None is the run's (paper, figure 6: 0.8)"
+    ),
+    "borrow_statistics": Field(
+        False,
+        FLAG,
+        "with the true brightness and contrast of each hidden patch, which no model could know, "
+        "instead of estimates from visible ones (loss.norm_pix only)",
+    ),
+}
 
 
 def check(evaluation: Evaluation) -> None:
@@ -60,5 +82,6 @@ def _images(evaluation: Evaluation):
 TASK = Task(
     check,
     run,
+    FIELDS,
     unswept=lambda config: "task reconstruct gives no number; choose another task",
 )

@@ -16,21 +16,57 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import features
+from dppmask_jax.evals import base, features
 from dppmask_jax.evals.base import Evaluation, batches
+from dppmask_jax.fields import Field, several, whole, with_defaults
+from dppmask_jax.methods import supervised
 from dppmask_jax.runs import history, metrics, workdir
 from dppmask_jax.runs.run import Run, open_data
-from dppmask_jax.training import resuming
+from dppmask_jax.training import build, fit, resuming, saves
 from dppmask_jax.training.build import plan_from
-from dppmask_jax.training.fit import Training, fit
+from dppmask_jax.training.fit import Training
 from dppmask_jax.training.step import init_state
 from dppmask_jax.words import count
 
 _SCORED = "images_scored"  # in the records of scores alone
 _SHOWN = 3  # scores that are printed after an epoch, unless they are those of the one before
-# What may change while an evaluation goes on: the numbers stay the same. Classes have their own
-# message.
-_FREE = resuming.CARRIED_OUT | {"seeds", "class_names"}
+# These may change too while an evaluation goes on: each seed has a training of its own, and classes
+# have their own message.
+_FREE = {"seeds": "carried out", "class_names": "carried out"}
+
+
+SEEDS = several(whole(0), "a list of different whole numbers such as (0, 1, 2)", different=True)
+FIELDS = {
+    **base.FIELDS,
+    "seeds": Field((0,), SEEDS, "a training for each; mean and standard deviation are reported"),
+    **with_defaults(build.FIELDS | fit.FIELDS, {"log_every": 20, "evaluate.every_epochs": 1.0}),
+    **with_defaults(saves.FIELDS, {"checkpoint.every": 500, "checkpoint.keep": 1}),
+}
+# What a training adds to these, with MAE's length and batch, by what it trains.
+FIELDS_OF = {
+    "finetune": with_defaults(FIELDS, {"batch_size": 1024, "epochs": 100.0})
+    | supervised.FINETUNE_FIELDS,
+    "linear": with_defaults(FIELDS, {"batch_size": 16384, "epochs": 90.0})
+    | supervised.LINEAR_FIELDS,
+}
+
+
+def check_loss(config, several_labels: bool) -> None:
+    """Raises InputError where `config.loss` is not for images of one label, or of several."""
+    if (config.loss.kind == "softmax") == several_labels:
+        right = "bce | asl" if several_labels else "softmax"
+        raise InputError(
+            f"config.loss.kind={config.loss.kind!r} does not fit config.task={config.task}: {right}"
+        )
+    if several_labels and config.loss.smoothing:
+        raise InputError(
+            f"config.loss.smoothing={config.loss.smoothing:g} is for one label an image; set it "
+            "to 0"
+        )
+
+
+check_one_label = functools.partial(check_loss, several_labels=False)
+check_several_labels = functools.partial(check_loss, several_labels=True)
 
 
 def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
@@ -48,11 +84,11 @@ def pretrained(run: Run) -> dict:
     }
 
 
-def is_of(training_config, run: Run) -> bool:
-    """Whether a training began with the encoder of a run."""
+def is_of(training_config, evaluation: Evaluation) -> bool:
+    """Whether a training began with the encoder of an evaluation's run."""
     kept = {"pretrained": workdir.to_json(training_config)["pretrained"]}
-    here = {"pretrained": json.loads(json.dumps(pretrained(run)))}
-    return not resuming.differences(kept, here, ())[0]
+    here = {"pretrained": json.loads(json.dumps(pretrained(evaluation.run)))}
+    return not resuming.differences(kept, here, (), evaluation.free_of_run)[0]
 
 
 def check(evaluation: Evaluation, names: Sequence[str]) -> None:
@@ -100,7 +136,8 @@ def _runs(evaluation, names) -> list[tuple]:
             config.class_names = tuple(names)
         folder = folder_of(evaluation.folder, config.task, seed)
         refuse = functools.partial(_refuse_other_names, folder, names)
-        start = resuming.start_in(folder, config, images, resuming.Terms(_FREE, refuse=refuse))
+        terms = resuming.Terms({**evaluation.free, **_FREE}, evaluation.free_of_run, refuse=refuse)
+        start = resuming.start_in(folder, config, images, terms)
         runs.append((config, folder, start))
     return runs
 
@@ -205,7 +242,7 @@ def _train(evaluation, config, folder, start, method, train, scores_of, score):
         )
 
     training = Training(config, folder, start, plan, method, train, seed_key)
-    return fit(training, state, announce=announce, probe=probe)
+    return fit.fit(training, state, announce=announce, probe=probe)
 
 
 def best_and_last(trained: dict[int, Trained], names: tuple[str, ...]) -> dict:

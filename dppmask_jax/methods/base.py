@@ -152,6 +152,12 @@ class MethodKind(NamedTuple):
     recipes: tuple[str, ...] = ()
     """Config files that train it."""
 
+    masks: bool = True
+    """Whether it draws masks: `config.mask` then has the strategy and the fields of `MASKERS`."""
+
+    targets: bool = False
+    """Whether it predicts one of `TARGETS`: `config.loss` then names it and has their fields."""
+
 
 class TrainState(NamedTuple):
     """Everything that training changes; a plain pytree. `opt_state` has one entry a turn.

@@ -12,12 +12,59 @@ import jax.numpy as jnp
 
 from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment, crops
+from dppmask_jax.errors import InputError
+from dppmask_jax.fields import Field, Rule, is_number, one_of, whole
 from dppmask_jax.masking import greedy_dpp
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.methods.describing import described_masks
+from dppmask_jax.models import vit
 from dppmask_jax.models.mae import MAE
 from dppmask_jax.models.vit import SIZES, Size
 from dppmask_jax.targets import TARGETS
+
+FIELDS = {
+    **vit.FIELDS,
+    "model.decoder_width": Field(512, whole(4, 2**14), "width of the decoder", fixed=True),
+    "model.decoder_depth": Field(8, whole(1, 128), "blocks of the decoder", fixed=True),
+    "model.decoder_heads": Field(16, whole(1, 2**14), "attention heads of the decoder", fixed=True),
+    **crops.FIELDS,
+    **augment.FIELDS,
+    "mask.ratio": Field(
+        0.75,
+        Rule(
+            lambda value: is_number(value) and 0 < value < 1,
+            "a number above 0 and below 1 (share masked)",
+            float,
+        ),
+        "share of the patches that are masked; paper: 0.75",
+    ),
+    "mask.features": Field(
+        "embedding",
+        one_of("embedding", "pixels"),
+        "what the masks are drawn from: the patch embedding with positions (paper), or pixels",
+    ),
+    **optim.FIELDS,
+}
+
+
+def check(config) -> None:
+    """Raises InputError where a config's ratio masks none or all, or its decoder cannot be made."""
+    num_patches = vit.checked_patches("image_size", config.image_size, config.model.patch_size)
+    try:
+        num_keep = masking.num_visible(num_patches, config.mask.ratio)
+    except ValueError as error:
+        raise InputError(f"config.mask.ratio={config.mask.ratio}: {error}") from error
+    if num_keep == num_patches:
+        raise InputError(
+            f"config.mask.ratio={config.mask.ratio} masks none of the {num_patches} patches; "
+            "raise it"
+        )
+    model = config.model
+    if model.decoder_width % model.decoder_heads or model.decoder_width % 4:
+        raise InputError(
+            f"config.model.decoder_width={model.decoder_width} is not a multiple of 4 and of "
+            f"config.model.decoder_heads={model.decoder_heads}"
+        )
 
 
 def build(config, plan: Plan) -> Method:
@@ -141,4 +188,12 @@ def visible_count(config) -> int:
     return masking.num_visible(rows * columns, config.mask.ratio)
 
 
-KIND = MethodKind(build, "MAE", gives=frozenset({"features"}), recipes=("configs/mae.py",))
+KIND = MethodKind(
+    build,
+    "MAE",
+    FIELDS,
+    check,
+    gives=frozenset({"features"}),
+    recipes=("configs/mae.py",),
+    targets=True,
+)

@@ -13,9 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppmask_jax import optim, parallel, patches
-from dppmask_jax.data.images import augment, classify, mixing
+from dppmask_jax.data.images import augment, classify, crops, mixing
+from dppmask_jax.fields import (
+    Field,
+    Rule,
+    fraction_below_1,
+    is_number,
+    number,
+    one_of,
+    with_defaults,
+)
 from dppmask_jax.losses import classification
 from dppmask_jax.methods.base import Method, Plan, Turn
+from dppmask_jax.models import vit
 from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.vit import SIZES, layer_norm, normal
@@ -23,6 +33,51 @@ from dppmask_jax.models.vit import SIZES, layer_norm, normal
 _NORM_EPSILON = 1e-6  # of the linear probe's batch norm
 _NORM_DECAY = 0.9  # of its running statistics
 _HEAD_STD = 0.01
+# Of every supervised training ...
+_COMMON_FIELDS = {
+    **with_defaults(crops.FIELDS, {"data.crop_scale": (0.08, 1.0)}),
+    **augment.FIELDS,
+    "model.pool": Field(
+        "mean",
+        one_of("mean", "cls"),
+        "what the head sees: mean patch token (paper), or class token",
+    ),
+    "loss.kind": Field("softmax", one_of("softmax", "bce", "asl"), "asl: arXiv 2009.14119"),
+    "loss.smoothing": Field(0.0, fraction_below_1, "of one label an image"),
+    "loss.gamma_neg": Field(4.0, number(0), "focusing of ASL for labels that are not there"),
+    "loss.gamma_pos": Field(0.0, number(0), "that for labels that are"),
+    "loss.clip": Field(0.05, fraction_below_1, "margin of ASL's probabilities"),
+}
+# ... of the linear probe (MAE, table 10) ...
+LINEAR_FIELDS = _COMMON_FIELDS | with_defaults(
+    optim.LARS_FIELDS,
+    {"optim.base_lr": 0.1, "optim.warmup_epochs": 10.0, "optim.weight_decay": 0.0},
+)
+_ALPHA = Rule(
+    lambda value: is_number(value) and (value == 0 or 1e-3 <= value <= 1e3),
+    "0, or a number from 0.001 to 1000",
+    float,
+)
+# ... and of fine-tuning (table 9), of ViT-B. MAE gives ViT-L and ViT-H 50 epochs, base_lr 1e-3,
+# layer_decay 0.75 and drop_path 0.2 and 0.3.
+FINETUNE_FIELDS = {
+    **with_defaults(_COMMON_FIELDS, {"loss.smoothing": 0.1}),
+    "data.randaugment": Field(9.0, number(0, 10), "magnitude of RandAugment; 0 is off"),
+    "data.erase_prob": Field(0.25, number(0, 1), "probability that a rectangle is erased"),
+    "data.mixup": Field(0.8, _ALPHA, "alpha of its Beta distribution; 0 is off"),
+    "data.cutmix": Field(1.0, _ALPHA, "alpha of its Beta distribution; 0 is off"),
+    "model.drop_path": vit.FIELDS["model.drop_path"]._replace(default=0.1),
+    "model.remat": vit.FIELDS["model.remat"],
+    **with_defaults(
+        optim.FINETUNE_FIELDS,
+        {
+            "optim.base_lr": 5e-4,
+            "optim.final_lr": 1e-6,
+            "optim.warmup_epochs": 5.0,
+            "optim.b2": 0.999,
+        },
+    ),
+}
 
 
 def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) -> Method:

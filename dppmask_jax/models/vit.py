@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
+from dppmask_jax.errors import InputError
+from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, pair, whole
 from dppmask_jax.models.attention import attend, attention_weights
 from dppmask_jax.models.fences import fence
 
@@ -36,6 +38,47 @@ SIZES = {
     "L": Size(1024, 24, 16),
     "H": Size(1280, 32, 16),
 }
+FIELDS = {
+    "image_size": Field(
+        (224, 224),
+        pair(whole(1, 16384), "(height, width) in pixels, such as (224, 224)"),
+        "size of the images that the model sees, multiples of the patches",
+        fixed=True,
+    ),
+    "model.size": Field("B", one_of(*SIZES), "width, depth and heads of the encoder", fixed=True),
+    "model.patch_size": Field(16, whole(1), "height and width of a patch, in pixels", fixed=True),
+    "model.drop_path": Field(
+        0.0, fraction_below_1, "probability that an image passes by the last block"
+    ),
+    "model.dtype": Field(
+        "bfloat16",
+        one_of("float32", "bfloat16"),
+        "of activations; parameters, softmax, norms and loss are float32",
+    ),
+    "model.remat": Field(
+        False, FLAG, "compute activations twice, which takes less memory", free="carried out"
+    ),
+}
+
+MOST_PATCHES = 2**14  # of an image; the selector's kernel has their square
+
+
+def checked_patches(field: str, size, patch_size: int) -> int:
+    """How many patches images of a config's field have.
+
+    Raises:
+      InputError: they are not whole, or more than `MOST_PATCHES`.
+    """
+    try:
+        rows, columns = patches.grid_shape(tuple(size), patch_size)
+    except ValueError as error:
+        raise InputError(f"config.{field}, config.model.patch_size: {error}") from error
+    if rows * columns > MOST_PATCHES:
+        raise InputError(
+            f"config.{field}, config.model.patch_size: {rows * columns} patches are more than "
+            f"{MOST_PATCHES}; take larger patches or smaller images"
+        )
+    return rows * columns
 
 
 def uniform(bound: float):

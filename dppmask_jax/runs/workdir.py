@@ -12,7 +12,6 @@ from typing import Any
 from ml_collections import config_dict
 
 from dppmask_jax import parallel, whole_files
-from dppmask_jax.config import with_later_fields
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import lock
 
@@ -86,11 +85,11 @@ def to_json(config) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> config_dict.ConfigDict:
-    """A config from `to_json`, with JSON's lists back as tuples, and `with_later_fields`."""
+    """A config from `to_json`, with JSON's lists back as tuples."""
 
     def tuples(value):
         if isinstance(value, dict):
             return {name: tuples(inner) for name, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return config_dict.ConfigDict(tuples(with_later_fields(values)))
+    return config_dict.ConfigDict(tuples(values))

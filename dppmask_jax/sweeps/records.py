@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from dppmask_jax.runs import history, workdir
 from dppmask_jax.sweeps.grid import Point
 from dppmask_jax.training import resuming
 
-# What may change while a sweep goes on: the numbers stay the same.
-FREE = resuming.CARRIED_OUT
+FREE = "carried out"  # may change while a sweep goes on: the numbers stay the same
 
 
 def new(config, eval_config, points, folder, command) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def finished(old, new, points, eval_config, folder) -> dict[str, dict]:
     foreign = []
     if list(old["grid"]) != list(new["grid"]):
         foreign = [f"grid: {', '.join(old['grid'])} -> {', '.join(new['grid'])}"]
-    foreign += _changes(old["config"], new["config"], "", (*FREE, *new["grid"]))
-    foreign += _changes(old["eval"], new["eval"], "eval.", (*FREE, "seeds"))
+    foreign += _changes(old["config"], new["config"], "", new["grid"])
+    foreign += _changes(old["eval"], new["eval"], "eval.", ("seeds",))
     if foreign:
         raise InputError(
             f"--workdir={folder} holds another sweep ({'; '.join(foreign)}); name another folder, "
@@ -89,12 +89,12 @@ def _is_done(record, point: Point, eval_config, folder: Path) -> bool:
     return (
         path.exists()
         and json.loads(path.read_text()) == found
-        and not _changes(found["checkpoint"]["config"], workdir.to_json(point.config), "", FREE)
-        and not _changes(found["config"], workdir.to_json(wanted), "", FREE)
+        and not _changes(found["checkpoint"]["config"], workdir.to_json(point.config))
+        and not _changes(found["config"], workdir.to_json(wanted))
     )
 
 
-def _changes(old, new, prefix: str, free) -> list[str]:
-    """How a config that was kept differs from one of now, both as JSON."""
-    changed, _ = resuming.differences(workdir.to_json(workdir.from_json(old)), new, free)
+def _changes(old, new, prefix: str = "", free: Collection[str] = ()) -> list[str]:
+    """How a config that was kept differs from one of now, both as JSON, but for what may change."""
+    changed, _ = resuming.differences(old, new, {*evaluate.free_of(new, FREE), *free})
     return [f"{prefix}{history.words(field, *values)}" for field, values in changed.items()]

@@ -6,8 +6,17 @@ from collections.abc import Callable
 
 from dppmask_jax import optim
 from dppmask_jax.errors import InputError
+from dppmask_jax.fields import Field, above, number, whole
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Method, Plan
+
+FIELDS = {
+    "batch_size": Field(256, whole(1, 2**20), "images in an optimiser step, over all devices"),
+    "epochs": Field(100.0, above(0), "times that all training images are seen"),
+    "evaluate.every_epochs": Field(
+        10.0, number(0), "epochs from one measuring to the next; 0 is off", free="spaced"
+    ),
+}
 
 
 def plan_from(config, num_images: int) -> Plan:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dppmask_jax import parallel
 from dppmask_jax.data import loader
 from dppmask_jax.errors import Stopped
+from dppmask_jax.fields import Field, number, whole
 from dppmask_jax.methods.base import Method, Plan
 from dppmask_jax.runs import checkpoint, metrics, workdir
 from dppmask_jax.training import loop, signals
@@ -18,6 +19,19 @@ from dppmask_jax.training.resuming import Start
 from dppmask_jax.training.saves import FAILED, Saves
 from dppmask_jax.training.step import make_step
 from dppmask_jax.words import count
+
+FIELDS = {
+    "log_every": Field(50, whole(1), "steps from one logged one to the next", free="carried out"),
+    "data.max_bad_frac": Field(
+        0.01, number(0, 1), "share of unreadable images that ends the run", free="carried out"
+    ),
+    "optim.accum_steps": Field(
+        1, whole(1), "micro-batches that a step is made of", free="regrouped"
+    ),
+    "optim.max_bad_steps": Field(
+        20, whole(0), "steps in a row, not finite, that end the run", free="carried out"
+    ),
+}
 
 
 class Training(NamedTuple):

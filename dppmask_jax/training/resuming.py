@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,37 +21,6 @@ from dppmask_jax.fields import flatten
 from dppmask_jax.runs import checkpoint, history, metrics, workdir
 from dppmask_jax.words import count
 
-# Fields that no step depends on: how the work is carried out and written down ...
-CARRIED_OUT = frozenset(
-    {
-        "checkpoint.every",
-        "checkpoint.every_minutes",
-        "checkpoint.keep",
-        "checkpoint.max_failed_saves",
-        "data.max_bad_frac",  # ends a run, or does not
-        "data.workers",
-        "evaluate.figure_images",
-        "log_every",
-        "memory_gb",
-        "model.remat",
-        "optim.max_bad_steps",  # ends a run, or does not
-    }
-)
-# ... when a run is measured meanwhile, and what the measures mean, which the history tells.
-SPACED = frozenset({"evaluate.every_epochs"})
-MEASURED = frozenset(
-    {
-        "evaluate.knn_feature",
-        "evaluate.knn_images",
-        "evaluate.knn_k",
-        "evaluate.knn_temperature",
-        "evaluate.loss_images",
-    }
-)
-# Fewer devices may want more micro-batches. They only regroup a mean, which stays the same up to
-# rounding, as it does on another number of devices.
-REGROUPED = frozenset({"optim.accum_steps"})
-FREE = CARRIED_OUT | SPACED | MEASURED | REGROUPED
 # Where the images are and which are taken: what counts is whether they are the same ones.
 PLACES = frozenset({"data.classes", "data.dir", "data.source", "data.val_fraction"})
 _IMAGES = "data_identity"  # in config.json and in `meta`, beside the config
@@ -77,7 +47,8 @@ class Terms(NamedTuple):
     """What may change in a run that goes on.
 
     Attributes:
-      free: fields that may.
+      free: fields that may, see `fields.free`. What a measure means goes into the history.
+      free_of_start: those of the run that a fine-tuning started from.
       fixed: whether a field may not, whatever is allowed.
       schedules: None, or config -> {name: function of the step}, all that the length of the run
         changes: `epochs` may grow where they were the same at every step so far.
@@ -87,7 +58,8 @@ class Terms(NamedTuple):
       refuse: called first with the config of the steps so far; may raise InputError.
     """
 
-    free: Collection[str] = CARRIED_OUT
+    free: Mapping[str, str] = MappingProxyType({})
+    free_of_start: Collection[str] = ()
     fixed: Callable[[str], bool] = lambda field: True
     schedules: Callable[[Any], Mapping[str, Callable]] | None = None
     allow: bool = False
@@ -136,6 +108,7 @@ def _start(folder: Path, config, images: dict, terms: Terms) -> Start:
         {**workdir.to_json(old), _IMAGES: newest.meta.get(_IMAGES)},
         {**workdir.to_json(config), _IMAGES: images},
         terms.free,
+        terms.free_of_start,
     )
     foreign = {field: values for field, values in changed.items() if terms.fixed(field)}
     if foreign:
@@ -173,8 +146,8 @@ def _other_measures(old, config, free) -> dict:
     old, new = flatten(old), flatten(config)
     return {
         field: (old.get(field), new.get(field))
-        for field in sorted(MEASURED & free)
-        if old.get(field) != new.get(field)
+        for field in sorted(free)
+        if free[field] == "measured" and old.get(field) != new.get(field)
     }
 
 
@@ -191,12 +164,15 @@ def _check_allowed(what: str, step: int, folder: Path, terms: Terms) -> None:
         )
 
 
-def differences(old: Mapping, new: Mapping, free: Collection[str]) -> tuple[dict, dict]:
+def differences(
+    old: Mapping, new: Mapping, free: Collection[str], free_of_start: Collection[str] = ()
+) -> tuple[dict, dict]:
     """How two configs differ.
 
     Args:
       old, new: nested, as JSON, with "data_identity" where the images are known.
-      free: fields that are left out; of the run that a fine-tuning started from, FREE is.
+      free: fields that are left out, and `free_of_start` in the run that a fine-tuning started
+        from.
 
     Returns:
       ({field: (old, new)}, the same of where the images are, if they are the same). Images that
@@ -217,14 +193,14 @@ def differences(old: Mapping, new: Mapping, free: Collection[str]) -> tuple[dict
     elif there and here:
         changed["data"] = (there, here)
     if all(begun):
-        changed |= _other_encoder(*begun)
+        changed |= _other_encoder(*begun, free_of_start)
     return changed, moved
 
 
-def _other_encoder(old: Mapping, new: Mapping) -> dict:
+def _other_encoder(old: Mapping, new: Mapping, free: Collection[str]) -> dict:
     """How two runs, as a fine-tuning keeps that which it started from, differ."""
     configs = [{**run["config"], _IMAGES: run.get(_IMAGES)} for run in (old, new)]
-    changed, _ = differences(*configs, FREE)
+    changed, _ = differences(*configs, free)
     changed = {f"config.{field}": values for field, values in changed.items()}
     for name in ("step", "history"):
         if old.get(name) != new.get(name):

@@ -6,9 +6,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dppmask_jax.fields import Field, number, whole
 from dppmask_jax.runs import checkpoint
 
 FAILED = 1  # the exit status of a run that cannot save
+FIELDS = {
+    "checkpoint.every": Field(
+        1000, whole(1), "steps from one save to the next", free="carried out"
+    ),
+    "checkpoint.every_minutes": Field(
+        10.0,
+        number(0),
+        "minutes after which a save is due, whatever the step; 0 is off",
+        free="carried out",
+    ),
+    "checkpoint.keep": Field(2, whole(1), "checkpoints that are kept", free="carried out"),
+    "checkpoint.max_failed_saves": Field(
+        3, whole(1), "failed saves in a row that end the run", free="carried out"
+    ),
+}
 
 
 class Saves:

@@ -18,11 +18,14 @@ import numpy as np
 from PIL import Image
 
 from dppmask_jax.data.images import decode
+from dppmask_jax.fields import Field, above_to, pair
 
 RATIO = (3 / 4, 4 / 3)  # of width to height; arXiv 1409.4842, and torchvision's default
 EVAL_ENLARGE = 256 / 224  # the usual resize before an evaluation's centre crop
 NO_EXTRAS: Mapping[str, Any] = MappingProxyType({})
 _TRIES = 10
+SCALE = pair(above_to(0, 1), "(smallest, largest) share of the area, within 0 to 1", ordered=True)
+FIELDS = {"data.crop_scale": Field((0.2, 1.0), SCALE, "area of the random resized crop")}
 _RGB = cykooz_resizer.PixelType.U8x3
 _BICUBIC = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dppmask_jax.data.images import augment
+from dppmask_jax.fields import Field, Rule, above_to, is_number, number, pair
 
 _HUE = 3  # its place in `jitter`
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
@@ -27,6 +28,48 @@ _REACH = 2  # pixels from the box's centre to its end: enough up to a sigma of 2
 _PRECISION = "high"  # of its products on a TPU: within a hundredth of a grey level of float32
 # Solarising inverts what Pillow would round to 128 or more.
 _THRESHOLD = 127.5 / 255
+
+
+def _shares(count: int, meaning: str, last: float = 1.0) -> Rule:
+    """So many numbers from 0 to 1, the last of them to `last`."""
+
+    def holds(values):
+        return (
+            isinstance(values, (tuple, list))
+            and len(values) == count
+            and all(is_number(x) and 0 <= x <= 1 for x in values)
+            and values[-1] <= last
+        )
+
+    return Rule(holds, meaning, tuple)
+
+
+FIELDS = {
+    "data.jitter": Field(
+        (0.4, 0.4, 0.2, 0.1),
+        _shares(
+            4,
+            "four numbers from 0 to 1 (brightness, contrast, saturation, hue), the last to 0.5",
+            last=0.5,
+        ),
+        "how far the colours of a view change",
+    ),
+    "data.jitter_prob": Field(0.8, number(0, 1), "probability that they do"),
+    "data.grey_prob": Field(0.2, number(0, 1), "probability that a view loses its colours"),
+    "data.blur_prob": Field(
+        (1.0, 0.1, 0.5),
+        _shares(3, "three numbers from 0 to 1 (first global view, second, local views)"),
+        "probability of a blur",
+    ),
+    "data.blur_sigma": Field(
+        (0.1, 2.0),
+        pair(above_to(0, 2.4), "(smallest, largest) in pixels, above 0 to 2.4", ordered=True),
+        "width of the blur",
+    ),
+    "data.solarize_prob": Field(
+        0.2, number(0, 1), "probability that the second global view is solarised"
+    ),
+}
 
 
 class Changes(NamedTuple):

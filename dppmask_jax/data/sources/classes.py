@@ -6,8 +6,19 @@ import importlib.resources
 from pathlib import Path
 
 from dppmask_jax.errors import InputError
+from dppmask_jax.fields import Field, Rule, is_text
 
 IMAGENET100 = "imagenet100"
+FIELDS = {
+    "data.classes": Field(
+        "",
+        Rule(
+            lambda value: is_text(value) and (value in ("", IMAGENET100) or value.endswith(".txt")),
+            "imagenet100, or a FILE.txt with the name of a class on each line; '' for all classes",
+        ),
+        "the only classes that are taken",
+    ),
+}
 
 
 def class_list(chosen: str) -> tuple[str, ...]:

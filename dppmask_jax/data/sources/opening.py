@@ -29,10 +29,11 @@ import numpy as np
 from absl import logging
 
 from dppmask_jax.data.images import decode, greys
-from dppmask_jax.data.sources import clevr, coco, csv_table, folder, identity
+from dppmask_jax.data.sources import classes, clevr, coco, csv_table, folder, identity
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.errors import InputError
+from dppmask_jax.fields import GREY_RANGE, TEXT, Field, Rule, fraction_below_1, is_text
 
 _GREY_SAMPLE = 64  # files of a split that say what black and white are
 _LOOKED_AT = 4096  # names among which these are chosen
@@ -41,6 +42,27 @@ _MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
 _NAMED: dict[tuple[str, str | None], set[str]] = {}
 TFDS_VALIDATION = ("validation", "val", "test")
 _RECORDS_AT_ONCE = 256  # while all labels are read
+SOURCE = Rule(
+    lambda value: (
+        is_text(value)
+        and (
+            value == "shapes"
+            or value.startswith(("folder:", "tfds:", "shapes:", "coco:", "clevr:", "csv:"))
+        )
+    ),
+    "shapes | folder:PATH | tfds:NAME | coco:ROOT | clevr:ROOT | csv:FILE",
+)
+FIELDS = {
+    "data.source": Field("shapes", SOURCE, "where the images are, see docs/data.md"),
+    **classes.FIELDS,
+    "data.range": Field(
+        "auto", GREY_RANGE, "black and white of greyscale files with more than 8 bits"
+    ),
+    "data.dir": Field("", TEXT, "where tfds: and shapes keep their files; '' is the usual place"),
+    "data.val_fraction": Field(
+        0.1, fraction_below_1, "share held out where the source has no validation split"
+    ),
+}
 
 
 def open_source(
