@@ -44,6 +44,7 @@ from dppmask_jax import command, dpp, patches
 from dppmask_jax.data.sources import shapes
 from dppmask_jax.errors import InputError
 from dppmask_jax.models import vit
+from dppmask_jax.models.sizes import SIZES
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -255,7 +256,7 @@ def embedder(kind: str, image_size: tuple[int, int], patch_size: int, key):
         return jax.jit(lambda images: patches.patchify(normalise(images), patch_size))
     if kind != "embedding":
         raise ValueError(f"no such features: {kind!r}")
-    encoder = vit.Encoder(vit.SIZES["B"], image_size, patch_size)
+    encoder = vit.ViT(SIZES["B"], image_size, patch_size, "fixed", start=vit.MAE_START)
     blank = jnp.zeros((1, *image_size, 3))
     params = jax.jit(lambda key: encoder.init(key, blank, method="embed"))(key)
     return jax.jit(lambda images: encoder.apply(params, normalise(images), method="embed"))

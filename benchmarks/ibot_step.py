@@ -58,7 +58,7 @@ def parts_of(config, size):
     """{name: (function, arguments)} of the step's parts, and the number of chosen patches."""
     plan = plan_from(config, 50 * size)
     method = method_from(config, plan)
-    backbone, head = ibot.model_from(config)
+    encoder, head = ibot.model_from(config)
     key = jax.random.key(0)
     params, extra = jax.jit(method.init)(key)
     batch = jax.device_put(random_batch(config, size))
@@ -68,7 +68,7 @@ def parts_of(config, size):
     keys = jax.random.split(key, num_global)
     drop = jax.random.split(key, num_global)
     global_images = jax.random.normal(key, (num_global, *config.image_size, 3))
-    tokens = jax.random.normal(key, (num_global, num_patches, backbone.size.width))
+    tokens = jax.random.normal(key, (num_global, num_patches, encoder.width))
     mask = jnp.arange(num_patches)[None] + jnp.zeros((num_global, 1)) >= num_patches - most
     table = {}
 
@@ -79,12 +79,7 @@ def parts_of(config, size):
     colors = {"jitter": tuple(config.data.jitter), "solarize_prob": config.data.solarize_prob}
     add("augment global views", lambda x: views.augment_view(x, keys, blur_prob=0.5, **colors), raw)
 
-    def teacher(params, images):
-        (latent, _), sown = backbone.apply({"params": params}, images, mutable=["intermediates"])
-        last = sown["intermediates"]["blocks"][f"block_{backbone.size.depth - 1}"]
-        return latent, last["attn"]["weights"][0][:, :, 0]
-
-    add("teacher backbone", teacher, params["encoder"], global_images)
+    add("teacher backbone", encoder.attended, params["encoder"], global_images)
 
     draw = ibot_masks.drawer(config, method.masker, plan)
     weights = jax.random.uniform(key, (num_global, num_patches))
@@ -97,10 +92,8 @@ def parts_of(config, size):
     )
 
     def student_global(params, images):
-        latent, _ = backbone.apply(
-            {"params": params["encoder"]}, images, drop, mask=mask, mask_embed=params["mask_embed"]
-        )
-        return jnp.sum(latent)
+        tokens = encoder.encode(params["encoder"], images, drop, mask, params["mask_embed"])
+        return jnp.sum(tokens.cls) + jnp.sum(tokens.patches)
 
     add(
         "student backbone, global views, with gradient",
@@ -122,7 +115,7 @@ def parts_of(config, size):
             "student backbone, local views, with gradient",
             jax.grad(
                 lambda p, x: jnp.sum(
-                    backbone.apply({"params": p["encoder"]}, x, jax.random.split(key, num_local))[0]
+                    encoder.encode(p["encoder"], x, jax.random.split(key, num_local)).cls
                 )
             ),
             params,

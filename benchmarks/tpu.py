@@ -91,7 +91,7 @@ PARTS = (
     ("augmentation", r"\baugment\b|flip|normalize"),
     ("heads", r"ProjectionHead|\bhead\b|last_layer"),
     ("decoder", r"\bdecoder\b"),
-    ("encoder", r"\bencoder\b|Backbone"),
+    ("encoder", r"\bencoder\b|ViT"),
 )
 
 

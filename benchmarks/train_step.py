@@ -36,7 +36,7 @@ import hardware
 from configs import mae as preset
 from dppmask_jax import parallel
 from dppmask_jax.data.images import augment
-from dppmask_jax.models.vit import SIZES
+from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.training.build import method_from, plan_from
 from dppmask_jax.training.step import init_state, make_step
 

@@ -16,7 +16,7 @@ from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.figures.panels import save
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.runs import workdir as workdir_files
-from dppmask_jax.runs.run import Run, checked_image_size, load_run, open_data
+from dppmask_jax.runs.run import Run, checked_image_size, encoder_options, load_run, open_data
 
 
 def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:
@@ -193,6 +193,7 @@ def completed(config, run_config):
             config.image_size or tuple(run_config.image_size), run_config.model.patch_size
         )
         if "model" in config:
+            config.model.options = encoder_options(run_config)
             config.model.size = run_config.model.size
             config.model.patch_size = run_config.model.patch_size
             config.model.dtype = config.model.dtype or run_config.model.dtype

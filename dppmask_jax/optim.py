@@ -150,40 +150,25 @@ def decay_weights(path, parameter) -> bool:
     return parameter.ndim > 1 and str(path[-1].key) not in TOKENS
 
 
-def layer_scales(params, depth: int, decay: float):
-    """Layer-wise learning-rate decay (ELECTRA, arXiv 2003.10555), with the layers of a ViT as MAE's
-    fine-tuning counts them (arXiv 2111.06377, appendix A.1).
+def layer_scales(params, layer_of: Callable, depth: int, decay: float):
+    """Layer-wise learning-rate decay (ELECTRA, arXiv 2003.10555) as in MAE's fine-tuning
+    (arXiv 2111.06377, appendix A.1).
 
     Args:
-      params: of a classifier whose encoder is "encoder": the class token, the positions and the
-        patch embedding are layer 0, "blocks/block_b" is layer b + 1, all else is layer depth + 1.
-      depth: number of blocks.
+      params: of a classifier whose encoder is "encoder"; all else is layer depth + 1.
+      layer_of: the names on the way to a parameter of the encoder -> its layer.
+      depth: number of the encoder's blocks.
       decay: above 0, up to 1.
 
     Returns:
       A tree of floats like `params`: decay^(depth + 1 - layer).
-
-    Raises:
-      ValueError: the encoder has another number of blocks.
     """
-    blocks = len(params["encoder"]["blocks"])
-    if blocks != depth:
-        raise ValueError(f"the encoder has {blocks} blocks, not {depth}")
 
     def scale(path, _):
-        return decay ** (depth + 1 - _layer([str(key.key) for key in path], depth))
+        part, *names = (str(key.key) for key in path)
+        return decay ** (depth + 1 - layer_of(tuple(names))) if part == "encoder" else 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)
-
-
-def _layer(names, depth):
-    if names[0] in ("fc_norm", "head") or names[:2] == ["encoder", "norm"]:
-        return depth + 1
-    if names[0] == "encoder" and names[1] in ("patch_embed", *TOKENS):
-        return 0
-    if names[:2] == ["encoder", "blocks"]:
-        return 1 + int(names[2].removeprefix("block_"))
-    raise ValueError(f"no layer is known for the parameter {'.'.join(names)}")
 
 
 def adamw(

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module")
 def fewer_blocks():
     """Compiling is what takes time where the size does not matter."""
-    from dppmask_jax.models.vit import SIZES, Size
+    from dppmask_jax.models.sizes import SIZES, Size
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "Pi", Size(24, 2, 2))

@@ -22,8 +22,8 @@ from dppmask_jax.evals.starting_head import head_for
 from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.models.backbone import Backbone
-from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.models.sizes import SIZES, Size
+from dppmask_jax.models.vit import ViT
 from dppmask_jax.results.page import page as page_of
 from dppmask_jax.results.records import load as load_record
 from dppmask_jax.runs import checkpoint, metrics
@@ -206,9 +206,7 @@ def test_the_encoder_of_a_classifier(files, pool):
     fresh = {"scale": np.ones(24, np.float32), "bias": np.zeros(24, np.float32)}
     params = {"norm": fresh, **params}
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
-    latent, prenorm = Backbone(SIZES["Pi"], (16, 24), 4).apply(
-        {"params": params}, normalize(images)
-    )
+    latent, prenorm = ViT(SIZES["Pi"], (16, 24), 4).apply({"params": params}, normalize(images))
     out = run.encode(images)
     np.testing.assert_allclose(out["cls"], latent[:, 0], atol=1e-5)
     np.testing.assert_allclose(out["patches"], latent[:, 1:], atol=1e-5)

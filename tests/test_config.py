@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from configs import ibot, mae
 from dppmask_jax import config as config_checks
 from dppmask_jax.errors import InputError
-from dppmask_jax.models.vit import SIZES
+from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.training import build
 from dppmask_jax.training.step import init_state
 

@@ -20,7 +20,7 @@ from dppmask_jax import evaluate, parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.seeds import folder_of
-from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.models.sizes import SIZES, Size
 from dppmask_jax.runs import checkpoint, integrity
 from dppmask_jax.runs.run import load_run, open_data
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dppmask_jax.models.fences import fence
-from dppmask_jax.models.vit import Block
+from dppmask_jax.models.layers import Block
 
 X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
 
@@ -37,7 +37,7 @@ def test_an_empty_batch_stays_empty():
 
 
 def test_a_block_is_fenced_on_a_cpu_and_nothing_is_elsewhere():
-    block = Block(heads=2)
+    block = Block(heads=2, hidden=32)
     params = block.init(jax.random.key(0), X)
     gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(block.apply(params, X)))))
     program = gradient.lower(params).compile().as_text()

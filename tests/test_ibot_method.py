@@ -14,9 +14,9 @@ from dppmask_jax.data.images.augment import denormalize, normalize
 from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot, ibot_masks
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.models.backbone import Backbone
 from dppmask_jax.models.heads import ProjectionHead
-from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.models.sizes import SIZES, Size
+from dppmask_jax.models.vit import ViT
 from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(5)
@@ -77,7 +77,7 @@ def built(strategy="dpp", **changes):
 
 @pytest.mark.parametrize("shared,fixed", [(True, False), (False, True)])
 def test_parameter_counts_are_those_of_the_published_model(shared, fixed):
-    backbone = Backbone(SIZES["S"], (224, 224), 16)
+    backbone = ViT(SIZES["S"], (224, 224), 16)
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     params = jax.eval_shape(backbone.init, jax.random.key(0), images)["params"]
@@ -128,13 +128,13 @@ def test_head_is_the_reference(shared, fixed):
 
 def test_masked_patches_leave_no_trace_and_get_the_mask_embedding():
     config, _, params, _ = built()
-    backbone, _ = ibot.model_from(config)
+    encoder, _ = ibot.model_from(config)
     images = normalize(batch_of()["global_views"][:, 0])
     mask = np.zeros((4, 16), bool)
     mask[:, [0, 5]] = True
     encode = jax.jit(
-        lambda images, mask, embed: backbone.apply(
-            {"params": params["encoder"]}, images, mask=mask, mask_embed=embed
+        lambda images, mask, embed: encoder.module.apply(
+            {"params": params["encoder"]}, images, mask=mask, mask_token=embed
         )[0]
     )
     latent = encode(images, mask, params["mask_embed"])
@@ -143,7 +143,7 @@ def test_masked_patches_leave_no_trace_and_get_the_mask_embedding():
     assert not np.allclose(latent, encode(changed, ~mask, params["mask_embed"]))
     assert not np.allclose(latent, encode(images, mask, params["mask_embed"] + 1))
     # Nothing masked: the same as without a mask.
-    plain = jax.jit(backbone.apply)({"params": params["encoder"]}, images)[0]
+    plain = jax.jit(encoder.module.apply)({"params": params["encoder"]}, images)[0]
     np.testing.assert_allclose(
         encode(images, np.zeros_like(mask), params["mask_embed"]), plain, rtol=1e-5, atol=1e-5
     )
@@ -226,19 +226,17 @@ def test_dpp_masks_come_from_the_teachers_tokens():
     aux = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, 0)[1][1]
     assert float(method.report(extra, aux, 0)["num_greedy"]) == 5  # tau 0: all 16 - int(16 * 0.7)
     images = batch["global_views"][:, 0]
-    backbone, _ = ibot.model_from(config)
-    latent = backbone.apply({"params": extra["teacher"]["encoder"]}, normalize(images))[0]
-    np.testing.assert_allclose(
-        method.features(params, extra, images), latent[:, 1:], rtol=1e-5, atol=1e-6
-    )
+    encoder, _ = ibot.model_from(config)
+    tokens = encoder.encode(extra["teacher"]["encoder"], normalize(images)).patches
+    np.testing.assert_allclose(method.features(params, extra, images), tokens, rtol=1e-5, atol=1e-6)
     _, method, params, extra = built(mask__features="pixels")
     cut = patches.patchify(normalize(images), 4)
     np.testing.assert_allclose(method.features(params, extra, images), cut, rtol=1e-5)
     _, method, params, extra = built(mask__features="head", model__shared_head=False)
-    latent = backbone.apply({"params": extra["teacher"]["encoder"]}, normalize(images))[0]
+    tokens = encoder.encode(extra["teacher"]["encoder"], normalize(images)).patches
     np.testing.assert_allclose(
         method.features(params, extra, images),
-        reference.head(latent[:, 1:], extra["teacher"]["head"], "patch_last_layer"),
+        reference.head(tokens, extra["teacher"]["head"], "patch_last_layer"),
         rtol=1e-3,
         atol=1e-4,
     )
@@ -331,7 +329,7 @@ def test_attention_weights_are_the_last_blocks():
     assert weights.shape == (4, 3, 16)
     encoder = jax.tree.map(lambda x: np.asarray(x, np.float64), extra["teacher"]["encoder"])
     blocks = encoder["blocks"]
-    shortened = Backbone(SIZES["nano"]._replace(depth=1), (16, 16), 4)
+    shortened = ViT(SIZES["nano"]._replace(depth=1), (16, 16), 4)
     kept = {**extra["teacher"]["encoder"], "blocks": {"block_0": blocks["block_0"]}}
     x = np.asarray(jax.jit(shortened.apply)({"params": kept}, normalize(images))[1], np.float64)
     last = blocks["block_1"]
@@ -366,11 +364,12 @@ def written_out(config, params, extra, batch, key, step):
                 blur_sigma=tuple(data.blur_sigma), solarize_prob=sun,
             )
         )  # fmt: skip
-    backbone, _ = ibot.model_from(config)
+    encoder, _ = ibot.model_from(config)
     # Without keys no path is dropped: that is the teacher.
-    teacher = jax.jit(lambda x: backbone.apply({"params": extra["teacher"]["encoder"]}, x)[0])
+    network = encoder.module
+    teacher = jax.jit(lambda x: network.apply({"params": extra["teacher"]["encoder"]}, x)[0])
     of_student = jax.jit(
-        lambda *args, **masked: backbone.apply({"params": params["encoder"]}, *args, **masked)[0]
+        lambda *args, **masked: network.apply({"params": params["encoder"]}, *args, **masked)[0]
     )
     latents = [teacher(images[view]) for view in range(2)]
     attention = [
@@ -405,7 +404,7 @@ def written_out(config, params, extra, batch, key, step):
             rows.append(np.asarray(mask.mask))
         masks.append(np.stack(rows))
         student.append(
-            of_student(images[view], drops, mask=masks[view], mask_embed=params["mask_embed"])
+            of_student(images[view], drops, mask=masks[view], mask_token=params["mask_embed"])
         )
     teacher_logits = [reference.head(x, extra["teacher"]["head"]) for x in latents]
     student_logits = [reference.head(x, params["head"]) for x in student]

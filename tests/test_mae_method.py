@@ -10,7 +10,8 @@ from dppmask_jax import dpp, masking, optim, parallel, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.methods import mae
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.models.vit import SIZES
+from dppmask_jax.models import encoders
+from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.targets import hog
 from dppmask_jax.training.step import init_state, make_step
 
@@ -205,16 +206,21 @@ def test_hog_is_predicted_from_pixels_that_are_not_normalised(monkeypatch):
 
 
 def test_encode_sees_every_patch_and_its_shapes():
-    _, method, params, extra = built()
+    _, method, params, _ = built()
     images = batch_of(3)["image"]
-    out = jax.jit(method.encode)(params, extra, images)
+
+    @jax.jit
+    def encode(images):
+        return encoders.as_dict(method.encoder.encode(params["encoder"], augment.normalize(images)))
+
+    out = encode(images)
     assert out["cls"].shape == (3, 96)
     assert out["patches"].shape == out["patches_prenorm"].shape == (3, 16, 96)
-    floats = jax.jit(method.encode)(params, extra, images.astype(np.float32) / 255)
+    floats = encode(images.astype(np.float32) / 255)
     np.testing.assert_allclose(out["cls"], floats["cls"], atol=1e-5)
     changed = images.copy()
     changed[0, 12:, 12:] ^= 255
-    assert not np.allclose(jax.jit(method.encode)(params, extra, changed)["cls"][0], out["cls"][0])
+    assert not np.allclose(encode(changed)["cls"][0], out["cls"][0])
 
 
 @pytest.mark.slow

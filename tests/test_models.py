@@ -8,20 +8,24 @@ from reference_mae import predict
 from scipy.special import ndtr
 from tiny import filled
 
-from dppmask_jax.models.mae import MAE
-from dppmask_jax.models.vit import SIZES, Encoder, Size, branch_scales, gelu
+from dppmask_jax.models.decoders import MAE, Decoder
+from dppmask_jax.models.layers import branch_scales, gelu
+from dppmask_jax.models.sizes import SIZES, Size
+from dppmask_jax.models.vit import MAE_START, ViT
 
 TINY = {"encoder_size": Size(32, 3, 4), "decoder_size": Size(16, 2, 2)}
 
 
 def tiny(image_size=(12, 20), **changes):
-    return MAE(image_size=image_size, patch_size=4, **(TINY | changes))
+    dtypes = {name: changes[name] for name in ("remat", "dtype") if name in changes}
+    encoder = ViT(TINY["encoder_size"], image_size, 4, "fixed", start=MAE_START, **changes)
+    return MAE(encoder, Decoder(TINY["decoder_size"], encoder.grid, 3 * 4**2, **dtypes))
 
 
 def tiny_inputs(model, batch=3, seed=0):
     rng = np.random.default_rng(seed)
-    images = rng.normal(size=(batch, *model.image_size, 3)).astype(np.float32)
-    num_patches = (model.image_size[0] // 4) * (model.image_size[1] // 4)
+    images = rng.normal(size=(batch, *model.encoder.image_size, 3)).astype(np.float32)
+    num_patches = model.decoder.grid[0] * model.decoder.grid[1]
     order = np.stack([rng.permutation(num_patches) for _ in range(batch)]).astype(np.int32)
     return images, order
 
@@ -41,7 +45,8 @@ def count(tree):
 
 
 def abstract_params(size, patch_size):
-    model = MAE(SIZES[size], Size(512, 8, 16), (224, 224), patch_size)
+    encoder = ViT(SIZES[size], (224, 224), patch_size, "fixed", start=MAE_START)
+    model = MAE(encoder, Decoder(Size(512, 8, 16), encoder.grid, 3 * patch_size**2))
     num_patches = (224 // patch_size) ** 2
     return jax.eval_shape(
         lambda key: model.init(
@@ -62,7 +67,7 @@ def formula(width, depth, patch_size):
 def test_encoder_parameter_counts(size):
     patch_size = 14 if size == "H" else 16
     params = abstract_params(size, patch_size)
-    width, depth, _ = SIZES[size]
+    width, depth, *_ = SIZES[size]
     assert count(params["encoder"]) == formula(width, depth, patch_size)
 
 
@@ -132,7 +137,8 @@ def test_order_among_visible_patches_does_not_matter():
 
 @pytest.mark.slow
 def test_initialisation():
-    params = MAE(SIZES["S"], Size(128, 1, 4), (32, 32), 16).init(
+    encoder = ViT(SIZES["S"], (32, 32), 16, "fixed", start=MAE_START)
+    params = MAE(encoder, Decoder(Size(128, 1, 4), (2, 2), 768)).init(
         jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.arange(4)[None], 1
     )["params"]
     encoder = params["encoder"]
@@ -242,6 +248,6 @@ def test_drop_path_of_an_example_does_not_depend_on_its_neighbours():
 
 
 def test_wrong_image_size_is_named():
-    model = Encoder(Size(16, 1, 1), (16, 16), 4)
+    model = ViT(Size(16, 1, 1), (16, 16), 4, "fixed")
     with pytest.raises(ValueError, match="16x16"):
         model.init(jax.random.key(0), jnp.zeros((1, 16, 20, 3)), method="embed")

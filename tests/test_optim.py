@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,8 @@ import pytest
 import reference_ibot as reference
 
 from dppmask_jax import optim
-from dppmask_jax.models.backbone import Backbone
-from dppmask_jax.models.vit import Size
+from dppmask_jax.models.sizes import Size
+from dppmask_jax.models.vit import ViT, layer_of
 
 SETTINGS = {
     "learning_rate": lambda step: 1.0,
@@ -192,7 +194,7 @@ def test_clipping_limits_the_global_norm(frozen_steps):
 
 def classifier(width=4, depth=2):
     """Parameters of a classifier, all 2."""
-    backbone = Backbone(Size(width, depth, 1), (8, 8), 4)
+    backbone = ViT(Size(width, depth, 1), (8, 8), 4)
     images = jnp.zeros((1, 8, 8, 3))
     shapes = jax.eval_shape(lambda: backbone.init(jax.random.key(0), images))["params"]
     encoder = jax.tree.map(lambda x: jnp.full(x.shape, 2.0), shapes)
@@ -218,9 +220,13 @@ def train(optimizer, params, grads):
     return history
 
 
+def scales_of(params, depth, decay):
+    return optim.layer_scales(params, functools.partial(layer_of, depth=depth), depth, decay)
+
+
 def test_layer_scales_by_hand():
     params = classifier()
-    scales = optim.layer_scales(params, depth=2, decay=0.5)
+    scales = scales_of(params, depth=2, decay=0.5)
     assert jax.tree.structure(scales) == jax.tree.structure(params)
     encoder = scales.pop("encoder")
     expected = {
@@ -234,12 +240,12 @@ def test_layer_scales_by_hand():
 
 def test_layers_are_numbered_not_sorted_by_name():
     blocks = {f"block_{b}": {"kernel": jnp.ones((1, 1))} for b in range(12)}
-    scales = optim.layer_scales({"encoder": {"blocks": blocks}, "head": jnp.ones(1)}, 12, 0.65)
+    scales = scales_of({"encoder": {"blocks": blocks}, "head": jnp.ones(1)}, 12, 0.65)
     for b in range(12):
         found = scales["encoder"]["blocks"][f"block_{b}"]["kernel"]
         np.testing.assert_allclose(found, 0.65 ** (12 - b), rtol=1e-6)
-    with pytest.raises(ValueError, match="has 12 blocks, not 11"):
-        optim.layer_scales({"encoder": {"blocks": blocks}}, 11, 0.65)
+    with pytest.raises(ValueError, match=r"block_11, which an encoder of 11 blocks has not"):
+        scales_of({"encoder": {"blocks": blocks}}, 11, 0.65)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +262,7 @@ def test_fine_tuning_updates_by_hand(decays, tokens):
     optimizer = optim.adamw(
         **SETTINGS | {"learning_rate": lambda step: 0.1 * (step + 1)},
         decays=decays,
-        scales=lambda params: optim.layer_scales(params, depth=2, decay=0.5),
+        scales=lambda params: scales_of(params, depth=2, decay=0.5),
     )
     params = classifier()
     ones = jax.tree.map(jnp.ones_like, params)
@@ -302,7 +308,7 @@ def test_scales_of_one_change_nothing():
         for _ in range(2)
     ]
     plain = train(optim.adamw(**SETTINGS), params, grads)[-1]
-    scaled = optim.adamw(**SETTINGS, scales=lambda params: optim.layer_scales(params, 1, 1.0))
+    scaled = optim.adamw(**SETTINGS, scales=lambda params: scales_of(params, 1, 1.0))
     jax.tree.map(np.testing.assert_array_equal, train(scaled, params, grads)[-1], plain)
 
 

@@ -13,7 +13,8 @@ from dppmask_jax.evals.checks import check
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
-from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.models.sizes import SIZES, Size
+from dppmask_jax.models.vit import ViT
 from dppmask_jax.runs.run import Run
 from dppmask_jax.training.step import init_state, make_step
 
@@ -84,7 +85,7 @@ def pooled(name, images, pool):
 
 
 def test_a_vit_b_classifier_has_as_many_parameters_as_counted_by_hand():
-    classifier = Classifier(SIZES["B"], (224, 224), 16, num_outputs=1000)
+    classifier = Classifier(ViT(SIZES["B"], (224, 224), 16), num_outputs=1000)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     params = jax.eval_shape(classifier.init, KEY, images)["params"]
     block = 4 * 768 + (768 * 2304 + 2304) + (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768
@@ -170,7 +171,7 @@ def test_mixing_changes_images_and_targets_alike(kind):
     images, targets = mixing.mix(
         augment.normalize(batch["image"]), jnp.float32(on), jax.random.fold_in(KEY, 2**31), **alphas
     )
-    model = Classifier(SIZES["Pi"], (16, 16), 4, CLASSES, config.model.pool)
+    model = Classifier(ViT(SIZES["Pi"], (16, 16), 4), CLASSES, config.model.pool)
     logits = np.asarray(model.apply({"params": params}, images), np.float64)
     expected = -np.mean(np.sum(np.asarray(targets) * log_softmax(logits, axis=1), axis=1))
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
@@ -302,8 +303,8 @@ def test_a_linear_probe_has_no_field_that_it_does_not_use():
 
 
 def test_layer_decay_counts_the_layers_of_a_real_classifier():
-    _, _, params, _ = built("finetune")
-    scales = optim.layer_scales(params, depth=DEPTH, decay=0.5)
+    _, method, params, _ = built("finetune")
+    scales = optim.layer_scales(params, method.encoder.layer_of, depth=DEPTH, decay=0.5)
     assert scales["encoder"]["positions"] == scales["encoder"]["cls_token"] == 0.5**3
     assert scales["encoder"]["blocks"]["block_1"]["attn"]["qkv"]["kernel"] == 0.5
     assert set(jax.tree.leaves((scales["fc_norm"], scales["head"]))) == {1.0}

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import tiny
 
-from dppmask_jax import dpp, masking, optim
+from dppmask_jax import dpp, masking
 from dppmask_jax.data.sources import imagenet9, opening
 from dppmask_jax.dpp import kernels
 from dppmask_jax.methods import ibot, ibot_masks, mae
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
-from dppmask_jax.models.vit import Size
+from dppmask_jax.models.sizes import Size
+from dppmask_jax.models.vit import ViT, layer_of
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 FEATURES = np.ones((2, 16, 8), np.float32)
@@ -35,7 +36,7 @@ def features_of(build, method):
 
 
 def classifier_pooling(pool):
-    model = Classifier(Size(8, 1, 2), (16, 16), 8, 3, pool)
+    model = Classifier(ViT(Size(8, 1, 2), (16, 16), 8), 3, pool)
     jax.eval_shape(model.init, KEYS[0], jnp.zeros((1, 16, 16, 3)))
 
 
@@ -52,7 +53,7 @@ CHOICES = {
     "normalize": lambda: dpp.select(KEYS[0], FEATURES[0], 4, normalize="nosuch"),
     "threshold_on": lambda: dpp.select(KEYS[0], FEATURES[0], 4, threshold_on="nosuch"),
     "pool": lambda: classifier_pooling("nosuch"),
-    "layer": lambda: optim._layer(["encoder", "nosuch"], 12),
+    "layer": lambda: layer_of(("nosuch",), 12),
     "source": lambda: opening.open_splits("nosuch:there"),
     "annotations": lambda: opening._open_annotated("nosuch", "there", 0.1),
     "classes of ImageNet-9": lambda: imagenet9.in9_of_model_class(1000, "nosuch"),

@@ -22,7 +22,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot as ibot_method
 from dppmask_jax.methods import mae as mae_method
-from dppmask_jax.models.vit import SIZES
+from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.runs import run
 from dppmask_jax.targets.base import masked_square_error
 from dppmask_jax.weights import files, names
@@ -107,13 +107,14 @@ def test_mae_is_transformers_vit_mae(autoencoder, norm_pix):
     noise = rng.uniform(size=(2, grid[0] * grid[1])).astype(np.float32)
     order = np.argsort(noise, axis=1).astype(np.int32)
     num_keep = mae_method.visible_count(config)
-    model = mae_method.model_from(config)
+    model, encoder = mae_method.model_from(config), mae_method.encoder_from(config)
     mask = np.argsort(order, axis=1) >= num_keep
 
     def forward(params):
         apply = {"params": params}
         tokens = model.apply(apply, images, method="embed")
-        latent, _ = model.apply(apply, patches.gather(tokens, order[:, :num_keep]), method="encode")
+        seen = encoder.blocks(params["encoder"], patches.gather(tokens, order[:, :num_keep]))
+        latent = jnp.concatenate([seen.cls[:, None], seen.patches], axis=1)
         pred = model.apply(apply, tokens, order, num_keep, method="predict")
         target = pixels.pixel_target(patches.patchify(images, config.model.patch_size), norm_pix)
         return masked_square_error(pred, target, mask), (tokens, latent, pred)

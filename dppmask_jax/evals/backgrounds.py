@@ -216,11 +216,11 @@ def _ridge(evaluation: Evaluation):
     config = evaluation.config
     found, labels = frozen_features(evaluation, evaluation.train, ("mean",), "training")
     fitted = ridge.fit(found["mean"], labels, evaluation.train.num_classes, tuple(config.ridge))
-    encode = supervised.encoder_features(config)
+    run = evaluation.run
+    encode = supervised.encoder_features(run.method.encoder)
     features = parallel.data_parallel_map(lambda encoder, images: encode(encoder, images)["mean"])
-    encoder = supervised.with_positions(evaluation.run.encoder, config)
     return (
-        lambda images: np.argmax(fitted(parallel.all_rows(features(encoder, images))), axis=1),
+        lambda images: np.argmax(fitted(parallel.all_rows(features(run.encoder, images))), axis=1),
         f"ridge classifier on frozen features (strength {fitted.strength:g})",
     )
 

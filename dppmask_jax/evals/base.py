@@ -203,15 +203,15 @@ def frozen_features(evaluation: Evaluation, source: Source, names: tuple[str, ..
     arrays are.
     """
     config = evaluation.config
-    encode = supervised.encoder_features(config)
-    encoder = supervised.with_positions(evaluation.run.encoder, config)
+    run = evaluation.run
+    encode = supervised.encoder_features(run.method.encoder)
 
     def chosen(params, extra, images):
         out = {**encode(params, images), "pixels": features.pooled_pixels(images)}
         return {name: out[name] for name in names}
 
     image = jax.ShapeDtypeStruct((1, *config.image_size, 3), np.uint8)
-    of_one = jax.tree.leaves(jax.eval_shape(chosen, encoder, {}, image))
+    of_one = jax.tree.leaves(jax.eval_shape(chosen, run.encoder, {}, image))
     size = len(source) * sum(leaf.size * leaf.dtype.itemsize for leaf in of_one)
     rows = features.on_disk(evaluation.folder) if size > config.memory_gb * 1e9 else None
-    return features.extractor(chosen)(encoder, {}, batches(evaluation, source, what), rows)
+    return features.extractor(chosen)(run.encoder, {}, batches(evaluation, source, what), rows)

@@ -243,11 +243,10 @@ def neighbours(probed: Probed, method: Method, say):
     config, num_classes = probed.config, probed.train.num_classes
     train, val = (knn_batches(config, source, say) for source in (probed.train, probed.val))
     evaluate = config.evaluate
-    encode = supervised.encoder_features(config)
+    encode = supervised.encoder_features(method.encoder)
 
     def token(params, extra, images):
-        encoder = supervised.with_positions(method.encoder_of(params, extra), config)
-        return {"x": encode(encoder, images)[evaluate.knn_feature]}
+        return {"x": encode(method.encoder_of(params, extra), images)[evaluate.knn_feature]}
 
     def accuracy(extract, params, extra) -> tuple[float, int]:
         share = parallel.process_shard()

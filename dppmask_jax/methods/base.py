@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dppmask_jax.fields import Field
 from dppmask_jax.masking import Mask, Masker
+from dppmask_jax.models.base import Encoder
 from dppmask_jax.optim import Optimizer
 
 
@@ -90,11 +91,15 @@ class Method(NamedTuple):
 
     # Of methods that train an encoder.
 
-    encode: Callable[..., dict[str, Any]] | None = None
-    """(params, extra, images) -> {"cls": (B, D), "patches": (B, N, D), "patches_prenorm"}."""
+    encoder: Encoder | None = None
+    """The encoder."""
 
     encoder_of: Callable[..., Any] | None = None
-    """(params, extra) -> the parameters of the encoder that `encode` runs."""
+    """(params, extra) -> the parameters of `encoder`."""
+
+    with_positions: Callable[[Any], Any] = lambda params: params
+    """params -> params with the tables of fixed positions among them, so that they can be resized;
+    see `vit.given_or_fixed`."""
 
     with_encoder: Callable[..., tuple[Any, Any]] | None = None
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
@@ -123,7 +128,7 @@ class Method(NamedTuple):
     the teacher gives to the first view of each example, and the student to the second."""
 
     attention: Callable[..., Any] | None = None
-    """(params, extra, images) -> (B, heads, N): how much the class token of `encode` attends to
+    """(params, extra, images) -> (B, heads, N): how much the class token of `encoder` attends to
     each patch in its last block."""
 
     reconstruct: Callable[..., Any] | None = None

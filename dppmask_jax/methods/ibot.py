@@ -36,10 +36,9 @@ from dppmask_jax.masking import greedy_dpp, num_masked, ratio_range
 from dppmask_jax.methods import ibot_masks
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.methods.describing import described_masks
-from dppmask_jax.models import vit
-from dppmask_jax.models.backbone import Backbone
+from dppmask_jax.models import encoders, vit
+from dppmask_jax.models.base import Encoder
 from dppmask_jax.models.heads import ProjectionHead
-from dppmask_jax.models.vit import SIZES
 
 GLOBAL_VIEWS = 2
 _RECENT_STEPS = 100  # in which a prototype that was some image's best counts as used
@@ -165,9 +164,9 @@ def build(config, plan: Plan) -> Method:
       plan: the length of the run and of its epochs, for the schedules.
     """
     steps_per_epoch, total_steps = plan.steps_per_epoch, plan.total_steps
-    backbone, head = model_from(config)
+    encoder, head = model_from(config)
     patch_size = config.model.patch_size
-    num_patches = backbone.grid[0] * backbone.grid[1]
+    num_patches = encoder.grid[0] * encoder.grid[1]
     data = config.data
     num_views = GLOBAL_VIEWS + data.local_views
     fewest, most = ibot_masks.masked_range(config)
@@ -176,10 +175,11 @@ def build(config, plan: Plan) -> Method:
 
     def init(key):
         encoder_key, head_key = jax.random.split(key)
-        images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
-        encoder = backbone.init(encoder_key, images)["params"]
-        tokens = jnp.zeros((1, backbone.size.width), jnp.float32)
-        network = {"encoder": encoder, "head": head.init(head_key, tokens)["params"]}
+        tokens = jnp.zeros((1, encoder.width), jnp.float32)
+        network = {
+            "encoder": encoder.init(encoder_key),
+            "head": head.init(head_key, tokens)["params"],
+        }
         prototypes = config.model.prototypes
         extra = {
             "teacher": network,
@@ -188,22 +188,12 @@ def build(config, plan: Plan) -> Method:
             # Long ago: none has been used yet.
             "last_use": jnp.full(prototypes, -_RECENT_STEPS, jnp.int32),
         }
-        return {**network, "mask_embed": jnp.zeros((1, backbone.size.width))}, extra
+        return {**network, "mask_embed": jnp.zeros((1, encoder.width))}, extra
 
     def on_head(network, tokens, method):
         return head.apply({"params": network["head"]}, tokens, method=method)
 
-    def attended(encoder, images):
-        """(latent, prenorm, (B, heads, N) attention of the class token in the last block)."""
-        (latent, prenorm), sown = backbone.apply(
-            {"params": encoder}, images, mutable=["intermediates"]
-        )
-        last = sown["intermediates"]["blocks"][f"block_{backbone.size.depth - 1}"]
-        (weights,) = last["attn"]["weights"]
-        return latent, prenorm, weights[:, :, 0, 1:]
-
-    def kernel_features(teacher, images, latent):
-        tokens = latent[:, 1:]
+    def kernel_features(teacher, images, tokens):
         return {
             "tokens": lambda: tokens,
             "head": lambda: on_head(teacher, on_head(teacher, tokens, "project"), "patch_logits"),
@@ -218,18 +208,18 @@ def build(config, plan: Plan) -> Method:
         with jax.named_scope("augment"):
             global_images, local_images = augmented(batch, view_keys)
 
-        latent, _, weights = attended(teacher["encoder"], global_images)
+        tokens, weights = encoder.attended(teacher["encoder"], global_images)
         with jax.named_scope("selection"):
             masks, of_masks = draw_masks(
                 mask_keys,
                 key,
                 step,
-                features=lambda: kernel_features(teacher, global_images, latent),
+                features=lambda: kernel_features(teacher, global_images, tokens.patches),
                 attention=lambda: jnp.mean(weights, axis=1),
             )
         # Every masked patch of a view and, where it has fewer than the most, some visible ones.
         chosen = masks.order[:, num_patches - most :]
-        of_teacher = teacher_logits(teacher, latent, chosen)
+        of_teacher = teacher_logits(teacher, tokens, chosen)
         of_student = student_logits(
             params, global_images, local_images, masks.mask, chosen, drop_keys
         )
@@ -331,9 +321,10 @@ def build(config, plan: Plan) -> Method:
             solarize_prob=solarize_prob,
         )
 
-    def teacher_logits(teacher, latent, chosen):
+    def teacher_logits(teacher, tokens, chosen):
         """Of the class tokens (2B, C), of the chosen patches (2B, M, C), and the mean of those of
         all patches (C,)."""
+        latent = jnp.concatenate([tokens.cls[:, None], tokens.patches], axis=1)
         projected = on_head(teacher, latent, "project")
         return {
             "class": on_head(teacher, projected[:, 0], "class_logits"),
@@ -345,20 +336,14 @@ def build(config, plan: Plan) -> Method:
     def student_logits(params, global_images, local_images, mask, chosen, drop_keys):
         """Of the class tokens of all views (V B, C), and of the chosen patches (2B, M, C)."""
         num_global = len(global_images)
-        latent, _ = backbone.apply(
-            {"params": params["encoder"]},
-            global_images,
-            drop_keys[:num_global],
-            mask=mask,
-            mask_embed=params["mask_embed"],
+        tokens = encoder.encode(
+            params["encoder"], global_images, drop_keys[:num_global], mask, params["mask_embed"]
         )
-        class_tokens = latent[:, 0]
+        class_tokens = tokens.cls
         if local_images is not None:
-            local_latent, _ = backbone.apply(
-                {"params": params["encoder"]}, local_images, drop_keys[num_global:]
-            )
-            class_tokens = jnp.concatenate([class_tokens, local_latent[:, 0]])
-        patch_tokens = patches.gather(latent[:, 1:], chosen)
+            local = encoder.encode(params["encoder"], local_images, drop_keys[num_global:])
+            class_tokens = jnp.concatenate([class_tokens, local.cls])
+        patch_tokens = patches.gather(tokens.patches, chosen)
         return {
             "class": on_head(params, on_head(params, class_tokens, "project"), "class_logits"),
             "patch": on_head(params, on_head(params, patch_tokens, "project"), "patch_logits"),
@@ -396,9 +381,9 @@ def build(config, plan: Plan) -> Method:
         return values
 
     def logits(params, extra, images):
-        latent, _ = encoded(extra, images)
         teacher = extra["teacher"]
-        return on_head(teacher, on_head(teacher, latent[:, 0], "project"), "class_logits")
+        tokens = encoder.encode(teacher["encoder"], normalize(images))
+        return on_head(teacher, on_head(teacher, tokens.cls, "project"), "class_logits")
 
     def view_clusters(params, extra, batch, key):
         keys = keys_of_views(key, batch["index"])[:, 0]
@@ -409,39 +394,28 @@ def build(config, plan: Plan) -> Method:
         }
 
     def best_prototype(network, images):
-        latent, _ = backbone.apply({"params": network["encoder"]}, images)
-        projected = on_head(network, latent[:, 0], "project")
+        projected = on_head(network, encoder.encode(network["encoder"], images).cls, "project")
         return jnp.argmax(on_head(network, projected, "class_logits"), axis=-1).astype(jnp.int32)
 
-    def encoded(extra, images):
-        return backbone.apply({"params": extra["teacher"]["encoder"]}, normalize(images))
-
-    def encode(params, extra, images):
-        latent, prenorm = encoded(extra, images)
-        return {
-            "cls": latent[:, 0],
-            "patches": latent[:, 1:],
-            "patches_prenorm": prenorm[:, 1:].astype(jnp.float32),
-        }
-
     def features(params, extra, images):
-        latent, _ = encoded(extra, images)
-        return kernel_features(extra["teacher"], normalize(images), latent)
+        teacher, images = extra["teacher"], normalize(images)
+        tokens = encoder.encode(teacher["encoder"], images)
+        return kernel_features(teacher, images, tokens.patches)
 
     def masks(params, extra, images, keys, masker=masker, count=num_patches - most):
         seen = masking.Seen(
-            backbone.grid,
+            encoder.grid,
             features=lambda: features(params, extra, images),
             attention=lambda: jnp.mean(attention(params, extra, images), axis=1),
         )
         return masker.draw(keys, count, seen, count)
 
     def attention(params, extra, images):
-        return attended(extra["teacher"]["encoder"], normalize(images))[2]
+        return encoder.attended(extra["teacher"]["encoder"], normalize(images))[1]
 
-    def with_encoder(params, extra, encoder):
-        teacher = {**extra["teacher"], "encoder": encoder}
-        return {**params, "encoder": encoder}, {**extra, "teacher": teacher}
+    def with_encoder(params, extra, given):
+        teacher = {**extra["teacher"], "encoder": given}
+        return {**params, "encoder": given}, {**extra, "teacher": teacher}
 
     return Method(
         example=functools.partial(
@@ -456,7 +430,7 @@ def build(config, plan: Plan) -> Method:
         init=init,
         turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.linspace_cosine)),),
         after_step=after_step,
-        encode=encode,
+        encoder=encoder,
         features=features,
         masker=masker,
         masks=masks,
@@ -478,29 +452,20 @@ def build(config, plan: Plan) -> Method:
     )
 
 
-def model_from(config) -> tuple[Backbone, ProjectionHead]:
+def model_from(config) -> tuple[Encoder, ProjectionHead]:
     """The network of a checked config; student and teacher are two sets of its parameters."""
     model = config.model
-    dtype = jnp.dtype(model.dtype)
-    backbone = Backbone(
-        SIZES[model.size],
-        tuple(config.image_size),
-        model.patch_size,
-        model.drop_path,
-        model.remat,
-        dtype,
-        model.init_std,
-    )
+    encoder = encoders.build(config, start=vit.normal_start(model.init_std))
     head = ProjectionHead(
         hidden=model.head_hidden,
         bottleneck=model.head_bottleneck,
         prototypes=model.prototypes,
         trainable_scale=not model.norm_last_layer,
         shared=model.shared_head,
-        dtype=dtype,
+        dtype=jnp.dtype(model.dtype),
         init_std=model.init_std,
     )
-    return backbone, head
+    return encoder, head
 
 
 def temperature(settings, epoch):

@@ -17,9 +17,10 @@ from dppmask_jax.fields import Field, Rule, is_number, one_of, whole
 from dppmask_jax.masking import greedy_dpp
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.methods.describing import described_masks
-from dppmask_jax.models import vit
-from dppmask_jax.models.mae import MAE
-from dppmask_jax.models.vit import SIZES, Size
+from dppmask_jax.models import encoders, vit
+from dppmask_jax.models.base import Encoder
+from dppmask_jax.models.decoders import MAE, Decoder
+from dppmask_jax.models.sizes import Size
 from dppmask_jax.targets import TARGETS
 
 FIELDS = {
@@ -74,7 +75,7 @@ def build(config, plan: Plan) -> Method:
       config: see configs/mae.py; already through `config.check`.
       plan: the length of the run, for the schedules.
     """
-    model = model_from(config)
+    model, encoder = model_from(config), encoder_from(config)
     target = TARGETS[config.loss.target].build(config)
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
@@ -115,15 +116,6 @@ def build(config, plan: Plan) -> Method:
         )
         return target.loss(pred, target.of(raw), mask.mask), (metrics, {})
 
-    def encode(params, extra, images):
-        tokens = model.apply({"params": params}, augment.normalize(images), method="embed")
-        latent, prenorm = model.apply({"params": params}, tokens, method="encode")
-        return {
-            "cls": latent[:, 0],
-            "patches": latent[:, 1:],
-            "patches_prenorm": prenorm[:, 1:].astype(jnp.float32),
-        }
-
     def features(params, extra, images):
         images = augment.normalize(images)
         tokens = model.apply({"params": params}, images, method="embed")
@@ -143,6 +135,14 @@ def build(config, plan: Plan) -> Method:
         shown = jnp.where((rank < num_keep)[..., None], original, hidden)
         return jnp.clip(patches.unpatchify(shown, grid, patch_size), 0.0, 1.0)
 
+    def with_positions(params):
+        table = patches.fixed_positions(grid, config.model.decoder_width)
+        return {
+            **params,
+            "encoder": encoder.trainable(params["encoder"]),
+            "decoder": {**params["decoder"], "positions": table},
+        }
+
     num_patches = grid[0] * grid[1]
     return Method(
         example=functools.partial(
@@ -153,7 +153,8 @@ def build(config, plan: Plan) -> Method:
         init=init,
         turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.warmup_cosine)),),
         after_step=lambda params, extra, aux, step: extra,
-        encode=encode,
+        encoder=encoder,
+        with_positions=with_positions,
         features=features,
         masker=masker,
         masks=masks,
@@ -167,19 +168,23 @@ def build(config, plan: Plan) -> Method:
     )
 
 
+def encoder_from(config) -> Encoder:
+    """The encoder of a checked config."""
+    return encoders.build(config, position="fixed", start=vit.MAE_START)
+
+
 def model_from(config) -> MAE:
-    """The model of a checked config."""
+    """Encoder and decoder of a checked config."""
     model = config.model
-    return MAE(
-        encoder_size=SIZES[model.size],
-        decoder_size=Size(model.decoder_width, model.decoder_depth, model.decoder_heads),
-        image_size=tuple(config.image_size),
-        patch_size=model.patch_size,
-        patch_values=TARGETS[config.loss.target].build(config).width,
-        drop_path_rate=model.drop_path,
-        remat=model.remat,
-        dtype=jnp.dtype(model.dtype),
+    encoder = encoder_from(config)
+    decoder = Decoder(
+        Size(model.decoder_width, model.decoder_depth, model.decoder_heads),
+        encoder.grid,
+        TARGETS[config.loss.target].build(config).width,
+        model.remat,
+        jnp.dtype(model.dtype),
     )
+    return MAE(encoder.module, decoder)
 
 
 def visible_count(config) -> int:

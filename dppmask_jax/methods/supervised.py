@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import optim, parallel, patches
+from dppmask_jax import optim, parallel
 from dppmask_jax.data.images import augment, classify, crops, mixing
 from dppmask_jax.fields import (
     Field,
@@ -25,10 +25,10 @@ from dppmask_jax.fields import (
 )
 from dppmask_jax.losses import classification
 from dppmask_jax.methods.base import Method, Plan, Turn
-from dppmask_jax.models import vit
-from dppmask_jax.models.backbone import Backbone
+from dppmask_jax.models import encoders, vit
+from dppmask_jax.models.base import Encoder
 from dppmask_jax.models.classifier import Classifier
-from dppmask_jax.models.vit import SIZES, layer_norm, normal
+from dppmask_jax.models.layers import layer_norm, normal
 
 _NORM_EPSILON = 1e-6  # of the linear probe's batch norm
 _NORM_DECAY = 0.9  # of its running statistics
@@ -92,34 +92,19 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
       head: `head_of` the classifier that training goes on from; None starts a fresh one.
     """
     model, data = config.model, config.data
-    classifier = Classifier(
-        SIZES[model.size],
-        tuple(config.image_size),
-        model.patch_size,
-        num_outputs,
-        model.pool,
-        model.drop_path,
-        model.remat,
-        jnp.dtype(model.dtype),
-    )
+    encoder = encoder_from(config)
+    classifier = Classifier(encoder.module, num_outputs, model.pool)
 
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
         return classifier.init(key, images)["params"], {}
 
-    backbone = _backbone(config)
-
     def encoder_of(params, extra):
-        return {"norm": _untrained_norm(SIZES[model.size].width), **params["encoder"]}
+        return {"norm": _untrained_norm(encoder.width), **params["encoder"]}
 
-    def encode(params, extra, images):
-        encoder = {"params": encoder_of(params, extra)}
-        latent, prenorm = backbone.apply(encoder, augment.normalize(images))
-        return {
-            "cls": latent[:, 0],
-            "patches": latent[:, 1:],
-            "patches_prenorm": prenorm[:, 1:].astype(jnp.float32),
-        }
+    def with_encoder(params, extra, given):
+        kept = _only(encoder.trainable(given), params["encoder"])
+        return {**params, **(head or {}), "encoder": kept}, extra
 
     def loss(params, extra, batch, key, step):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -146,33 +131,26 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
             randaugment=data.randaugment,
         ),
         init=init,
-        turns=(Turn(loss, finetune_optimizer(config, plan)),),
+        turns=(Turn(loss, finetune_optimizer(config, plan, encoder)),),
         after_step=lambda params, extra, aux, step: extra,
         logits=lambda params, extra, images: classifier.apply(
             {"params": params}, augment.normalize(images)
         ),
-        encode=encode,
+        encoder=encoder,
         encoder_of=encoder_of,
-        with_encoder=lambda params, extra, encoder: (
-            {
-                **params,
-                **(head or {}),
-                "encoder": _only(with_positions(encoder, config), params["encoder"]),
-            },
-            extra,
-        ),
+        with_encoder=with_encoder,
     )
 
 
-def finetune_optimizer(config, plan: Plan) -> optim.Optimizer:
+def finetune_optimizer(config, plan: Plan, encoder: Encoder) -> optim.Optimizer:
     """AdamW with layer-wise decay of the learning rate (MAE, arXiv 2111.06377, table 9)."""
-    depth = SIZES[config.model.size].depth
+    decay = config.optim.layer_decay
     return optim.from_settings(
         config.optim,
         plan,
         optim.warmup_cosine,
         decays=optim.decay_weights,
-        scales=lambda params: optim.layer_scales(params, depth, config.optim.layer_decay),
+        scales=lambda params: optim.layer_scales(params, encoder.layer_of, encoder.depth, decay),
     )
 
 
@@ -188,17 +166,16 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
     the whole batch, over all devices.
     """
     model, data = config.model, config.data
-    encode = encoder_features(config)
-    width = SIZES[model.size].width
+    encoder = encoder_from(config)
+    encode, width = encoder_features(encoder), encoder.width
 
     def init(key):
-        encoder = _backbone(config).init(key, jnp.zeros((1, *config.image_size, 3)))["params"]
         head = {
             "kernel": normal(_HEAD_STD)(key, (width, num_outputs), jnp.float32),
             "bias": jnp.zeros(num_outputs),
         }
-        extra = {"encoder": encoder, "mean": jnp.zeros(width), "variance": jnp.ones(width)}
-        return {"head": head}, extra
+        statistics = {"mean": jnp.zeros(width), "variance": jnp.ones(width)}
+        return {"head": head}, {"encoder": encoder.init(key), **statistics}
 
     def scores(params, features, mean, variance):
         normal_features = (features - mean) / jnp.sqrt(variance + _NORM_EPSILON)
@@ -241,53 +218,41 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
         logits=lambda params, extra, images: scores(
             params, encode(extra["encoder"], images)[model.pool], extra["mean"], extra["variance"]
         ),
-        with_encoder=lambda params, extra, encoder: (
+        with_encoder=lambda params, extra, given: (
             params,
-            {**extra, "encoder": with_positions(encoder, config)},
+            {**extra, "encoder": encoder.trainable(given)},
         ),
     )
 
 
-def encoder_features(config):
-    """`encode(encoder, images) -> {"cls", "patches", "mean"}`, each (B, D) float32; images uint8.
+def encoder_from(config) -> Encoder:
+    """The encoder of a checked config as a training has it, with positions of its own.
+
+    `model.options` are those of the encoder that it starts from, see `evaluate.completed`.
+    """
+    return encoders.build(config, **config.model.get("options", {})).tuned()
+
+
+def encoder_features(encoder: Encoder):
+    """`encode(params, images) -> {"cls", "patches", "mean"}`, each (B, D) float32; images uint8.
 
     "cls" is the class token and "patches" the mean patch token, both after the encoder's final
     layer norm; "mean" is the mean of the patch tokens before it, normalised without trained scale
     and shift, as fine-tuning pools before its first step.
     """
-    backbone = _backbone(config)
     norm = layer_norm(None)
-    untrained = _untrained_norm(SIZES[config.model.size].width)
+    untrained = _untrained_norm(encoder.width)
 
-    def encode(encoder, images):
-        latent, prenorm = backbone.apply({"params": encoder}, augment.normalize(images))
-        pooled = jnp.mean(prenorm[:, 1:].astype(jnp.float32), axis=1)
+    def encode(params, images):
+        tokens = encoders.as_dict(encoder.encode(params, augment.normalize(images)))
+        pooled = jnp.mean(tokens["patches_prenorm"], axis=1)
         return {
-            "cls": latent[:, 0],
-            "patches": jnp.mean(latent[:, 1:], axis=1),
+            "cls": tokens["cls"],
+            "patches": jnp.mean(tokens["patches"], axis=1),
             "mean": norm.apply({"params": untrained}, pooled),
         }
 
     return encode
-
-
-def with_positions(encoder, config):
-    """The encoder's parameters with its positions among them, whether they were learned or not."""
-    if "positions" in encoder:
-        return encoder
-    width = SIZES[config.model.size].width
-    grid = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
-    return {**encoder, "positions": jnp.asarray(patches.fixed_positions(grid, width))}
-
-
-def _backbone(config) -> Backbone:
-    model = config.model
-    return Backbone(
-        SIZES[model.size],
-        tuple(config.image_size),
-        model.patch_size,
-        dtype=jnp.dtype(model.dtype),
-    )
 
 
 def _untrained_norm(width: int):

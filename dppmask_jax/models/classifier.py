@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dppmask_jax.models.backbone import Backbone
-from dppmask_jax.models.vit import Size, layer_norm, normal
+from dppmask_jax.models.layers import layer_norm, normal
 
 HEAD_STD = 2e-5  # of the initial weights, so that training starts from even answers
 
@@ -17,27 +14,15 @@ class Classifier(nn.Module):
     """Scores of classes, or of labels.
 
     `pool` "mean" takes the mean of the patch tokens before the encoder's final layer norm, through
-    a layer norm of its own (`fc_norm`); "cls" takes the class token after the encoder's.
+    a layer norm of its own (`fc_norm`); "cls" takes the class token after the encoder's. `encoder`
+    is the module of a `base.Encoder`.
     """
 
-    size: Size
-    image_size: tuple[int, int]
-    patch_size: int
+    encoder: nn.Module
     num_outputs: int
     pool: str = "mean"
-    drop_path_rate: float = 0.0
-    remat: bool = False
-    dtype: Any = jnp.float32
 
     def setup(self):
-        self.encoder = Backbone(
-            self.size,
-            self.image_size,
-            self.patch_size,
-            self.drop_path_rate,
-            self.remat,
-            self.dtype,
-        )
         self.fc_norm = layer_norm(None)
         self.head = nn.Dense(self.num_outputs, kernel_init=normal(HEAD_STD))
 

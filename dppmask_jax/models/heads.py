@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dppmask_jax.models.vit import dense, gelu, normal, uniform
+from dppmask_jax.models.layers import dense, gelu, normal, uniform
 
 
 class WeightNormDense(nn.Module):

@@ -1,43 +1,25 @@
-"""Vision transformer blocks, and the encoder of MAE (arXiv 2111.06377, appendix A.1).
+"""Vision transformers that encode images (arXiv 2010.11929): those of MAE, iBOT and classifiers.
 
-Parameters are float32; matrix products run in `dtype`; softmax and layer norms run in float32.
+Their positions are MAE's fixed table (arXiv 2111.06377, appendix A.1), learned as iBOT's and a
+fine-tuned classifier's are (arXiv 2111.07832, section 3), or there are none.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, pair, whole
-from dppmask_jax.models.attention import attend, attention_weights
-from dppmask_jax.models.fences import fence
+from dppmask_jax.models.base import BlockTrace, Encoder, EncoderKind, Tokens, Trace
+from dppmask_jax.models.layers import XAVIER, Blocks, PatchEmbed, layer_norm, normal
+from dppmask_jax.models.sizes import SIZES, Size
 
-NORM_EPSILON = 1e-6
-XAVIER = nn.initializers.xavier_uniform()
-
-
-class Size(NamedTuple):
-    """Width D, number of blocks and number of attention heads of an encoder."""
-
-    width: int
-    depth: int
-    heads: int
-
-
-SIZES = {
-    "Pi": Size(96, 4, 3),
-    "Mu": Size(128, 6, 4),
-    "Ti": Size(192, 12, 3),
-    "S": Size(384, 12, 6),
-    "B": Size(768, 12, 12),
-    "L": Size(1024, 24, 16),
-    "H": Size(1280, 32, 16),
-}
 FIELDS = {
     "image_size": Field(
         (224, 224),
@@ -81,236 +63,108 @@ def checked_patches(field: str, size, patch_size: int) -> int:
     return rows * columns
 
 
-def uniform(bound: float):
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+class Start(NamedTuple):
+    """How parameters start.
 
-    return init
-
-
-def normal(std: float):
-    """What iBOT's code calls truncated: at ±2, which is a hundred of its standard deviations."""
-    return nn.initializers.normal(std)
-
-
-def dense(features: int, dtype, name: str, kernel_init=XAVIER) -> nn.Dense:
-    return nn.Dense(
-        features, dtype=dtype, param_dtype=jnp.float32, kernel_init=kernel_init, name=name
-    )
-
-
-def layer_norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(
-        epsilon=NORM_EPSILON,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        use_fast_variance=False,
-        name=name,
-    )
-
-
-@jax.custom_jvp
-def gelu(x):
-    """x times the normal distribution function of x, exact and computed in float32.
-
-    Training keeps the slope, in the type of x: `nn.gelu` would keep several intermediate results
-    and evaluate erf again in the backward pass.
-    """
-    return _gelu_and_slope(x)[0]
-
-
-@gelu.defjvp
-def _gelu_jvp(primals, tangents):
-    value, slope = _gelu_and_slope(*primals)
-    return value, slope * tangents[0]
-
-
-def _gelu_and_slope(x):
-    wide = x.astype(jnp.float32)
-    below = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5))
-    slope = below + wide * jnp.exp(-0.5 * jnp.square(wide)) / (2.0 * jnp.pi) ** 0.5
-    return (wide * below).astype(x.dtype), slope.astype(x.dtype)
-
-
-def branch_scales(keys, rates):
-    """Stochastic depth (arXiv 1603.09382): the factors of the residual branches of each example.
-
-    Drawn for all blocks at once: a draw in each of them would cost the TPU compiler as much time
-    as the block itself.
-
-    Args:
-      keys: (B,) keys, one an example.
-      rates: the probability, 0 to below 1, that a branch is dropped; one a block.
-
-    Returns:
-      (B, blocks, 2) float32, of attention and MLP: 0, or 1 / (1 - rate) where the branch is kept.
-    """
-    keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)))(keys)
-    return jnp.where(draws < keep, 1.0 / keep, 0.0)
-
-
-def _scaled(branch, scale):
-    return branch if scale is None else branch * scale[:, None, None].astype(branch.dtype)
-
-
-class PatchEmbed(nn.Module):
-    """Linear projection of patches: the convolution with kernel and stride `patch_size`.
-
-    The kernel is (P, D) with P in the order of `patches.patchify`. The bias, and the kernel where
-    `kernel_init` is None, have a convolution's usual U(±1/sqrt(P)).
+    Attributes:
+      tokens: class token and learned positions.
+      kernels: of the blocks.
+      patch_kernel: of the patch embedding; None is a convolution's usual U(±1/sqrt(P)).
     """
 
-    width: int
-    patch_size: int
-    dtype: Any = jnp.float32
-    kernel_init: Any = XAVIER
-
-    @nn.compact
-    def __call__(self, images):
-        values = self.patch_size * self.patch_size * images.shape[-1]
-        return nn.Dense(
-            self.width,
-            dtype=self.dtype,
-            param_dtype=jnp.float32,
-            kernel_init=self.kernel_init or uniform(values**-0.5),
-            bias_init=uniform(values**-0.5),
-            name="proj",
-        )(patches.patchify(images, self.patch_size))
+    tokens: Callable
+    kernels: Callable
+    patch_kernel: Callable | None = None
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection (order: q, k, v, then head).
-
-    Sows its weights (B, H, query, key), float32, as the intermediate "weights".
-    """
-
-    heads: int
-    dtype: Any = jnp.float32
-    kernel_init: Any = XAVIER
-
-    @nn.compact
-    def __call__(self, x):
-        batch, length, width = x.shape
-        head_width = width // self.heads
-        qkv = jnp.swapaxes(dense(3 * width, self.dtype, "qkv", self.kernel_init)(x), 1, 2)
-        query, key, value = (
-            part.reshape(batch, self.heads, head_width, length)
-            for part in jnp.split(qkv, 3, axis=1)
-        )
-        query = query * jnp.asarray(head_width**-0.5, query.dtype)
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(query, key))
-        mixed = attend(query, key, value).reshape(batch, width, length)
-        mixed = jnp.swapaxes(mixed, 1, 2)
-        return dense(width, self.dtype, "proj", self.kernel_init)(mixed)
+MAE_START = Start(normal(0.02), XAVIER, XAVIER)
 
 
-class Mlp(nn.Module):
-    """Two linear layers around an exact (erf) GELU."""
-
-    hidden: int
-    dtype: Any = jnp.float32
-    kernel_init: Any = XAVIER
-
-    @nn.compact
-    def __call__(self, x):
-        hidden = dense(self.hidden, self.dtype, "fc1", self.kernel_init)(x)
-        hidden = gelu(hidden)
-        return dense(x.shape[-1], self.dtype, "fc2", self.kernel_init)(hidden)
+def normal_start(std: float) -> Start:
+    """That of iBOT's code."""
+    return Start(normal(std), normal(std))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block; its branches are scaled by `scales` (B, 2) where there are."""
-
-    heads: int
-    mlp_ratio: int = 4
-    dtype: Any = jnp.float32
-    kernel_init: Any = XAVIER
-
-    @nn.compact
-    def __call__(self, x, scales=None):
-        of_attention, of_mlp = (None, None) if scales is None else scales.T
-        attention = Attention(self.heads, self.dtype, self.kernel_init, name="attn")
-        x = fence(x + _scaled(attention(layer_norm("norm1")(x)), of_attention))
-        hidden = self.mlp_ratio * x.shape[-1]
-        branch = Mlp(hidden, self.dtype, self.kernel_init, name="mlp")(layer_norm("norm2")(x))
-        return fence(x + _scaled(branch, of_mlp))
-
-
-class Blocks(nn.Module):
-    """A stack of blocks; drop-path rises linearly from 0 to `drop_path_rate` over the depth."""
-
-    depth: int
-    heads: int
-    drop_path_rate: float = 0.0
-    remat: bool = False
-    dtype: Any = jnp.float32
-    kernel_init: Any = XAVIER
-
-    @nn.compact
-    def __call__(self, x, keys=None):
-        block = nn.remat(Block) if self.remat else Block
-        rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
-        scales = branch_scales(keys, rates) if keys is not None and any(rates) else None
-        for i in range(self.depth):
-            x = block(
-                self.heads, dtype=self.dtype, kernel_init=self.kernel_init, name=f"block_{i}"
-            )(x, None if scales is None else scales[:, i])
-        return x
-
-
-def fixed_or_given(module: nn.Module, grid: tuple[int, int], width: int):
-    """(N, D): "positions" of a module's parameters without the class token's where they are there,
-    else the sine-cosine table of the grid.
+def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int):
+    """(1, 1 + N, D): "positions" of a module's parameters where they are there, else the
+    sine-cosine table of the grid, with zeros for the class token.
 
     A model does not make that parameter. It is put there where one is to take images of another
     size than it was trained with, whose grid would have a table of its own.
     """
     if module.has_variable("params", "positions"):
-        return module.get_variable("params", "positions")[0, 1:]
-    return patches.sincos_positions(grid, width)
+        return module.get_variable("params", "positions")
+    return patches.fixed_positions(grid, width)
 
 
-class Encoder(nn.Module):
-    """ViT encoder with fixed positions, see `fixed_or_given`, and a class token.
+class ViT(nn.Module):
+    """Encoder with a class token.
 
-    `embed` gives the patch tokens with their positions; `__call__` runs the blocks on any subset
-    of them.
+    `__call__` takes whole images. `embed` gives their patch tokens alone, and `encode` runs the
+    blocks on any of these, as MAE does on the visible ones.
+
+    Attributes:
+      position: "fixed", see `given_or_fixed`; "learned", which are interpolated for images of
+        another size than `image_size`; or "none".
     """
 
     size: Size
     image_size: tuple[int, int]
     patch_size: int
+    position: str = "learned"
     drop_path_rate: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+    start: Start = normal_start(0.02)
 
     @property
     def grid(self) -> tuple[int, int]:
         return patches.grid_shape(self.image_size, self.patch_size)
 
     def setup(self):
-        self.patch_embed = PatchEmbed(self.size.width, self.patch_size, self.dtype)
-        self.cls_token = self.param(
-            "cls_token", nn.initializers.normal(0.02), (1, 1, self.size.width), jnp.float32
-        )
-        self.blocks = Blocks(
-            self.size.depth, self.size.heads, self.drop_path_rate, self.remat, self.dtype
-        )
+        width, (rows, columns), start = self.size.width, self.grid, self.start
+        self.patch_embed = PatchEmbed(width, self.patch_size, self.dtype, start.patch_kernel)
+        self.cls_token = self.param("cls_token", start.tokens, (1, 1, width), jnp.float32)
+        if self.position == "learned":
+            shape = (1, 1 + rows * columns, width)
+            self.learned = self.param("positions", start.tokens, shape, jnp.float32)
+        self.blocks = Blocks(self.size, self.drop_path_rate, self.remat, self.dtype, start.kernels)
         self.norm = layer_norm(None)
+
+    def __call__(self, images, keys=None, *, mask=None, mask_token=None):
+        """
+        Args:
+          images: (B, H, W, 3) normalised.
+          keys: (B,) keys for drop-path; None keeps every branch.
+          mask: (B, N) bool; the embeddings of patches that are True give way to `mask_token`,
+            before positions are added.
+          mask_token: (1, D).
+
+        Returns:
+          (latent, prenorm): both (B, 1 + N, D), class token first, after and before the final
+          layer norm; latent is float32.
+        """
+        prenorm = self.prenorm(images, keys, mask=mask, mask_token=mask_token)
+        return self.norm(prenorm), prenorm
+
+    def prenorm(self, images, keys=None, *, mask=None, mask_token=None):
+        """As `__call__`, but without the final layer norm, whose parameters it does not make."""
+        tokens = self.patch_embed(images)
+        if mask is not None:
+            tokens = jnp.where(mask[..., None], mask_token.astype(tokens.dtype), tokens)
+        x = jnp.concatenate([self._class_token(tokens), tokens], axis=1)
+        if self.position != "none":
+            x = x + self._positions(images).astype(tokens.dtype)
+        return self.blocks(x, keys)
 
     def embed(self, images):
         """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions."""
-        if images.shape[1:3] != tuple(self.image_size):
-            raise ValueError(
-                f"the encoder was built for images of {self.image_size[0]}x{self.image_size[1]}, "
-                f"got {images.shape[1]}x{images.shape[2]}"
-            )
-        positions = fixed_or_given(self, self.grid, self.size.width)
+        if self.position == "none":
+            return self.patch_embed(images)
+        positions = self._positions(images)[0, 1:]
         return self.patch_embed(images) + jnp.asarray(positions, self.dtype)
 
-    def __call__(self, tokens, keys=None):
+    def encode(self, tokens, keys=None):
         """Runs the blocks on the class token and `tokens`.
 
         Args:
@@ -318,11 +172,131 @@ class Encoder(nn.Module):
           keys: (B,) keys for drop-path; None in evaluation.
 
         Returns:
-          (latent, prenorm): both (B, 1 + K, D), class token first, after and before the final
-          layer norm; latent is float32.
+          As `__call__`, of K patches.
         """
-        cls = jnp.broadcast_to(
-            self.cls_token.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2])
-        )
+        cls = self._class_token(tokens)
+        if self.position == "learned":
+            cls = cls + self.learned[:, :1].astype(tokens.dtype)
         prenorm = self.blocks(jnp.concatenate([cls, tokens], axis=1), keys)
         return self.norm(prenorm), prenorm
+
+    def _class_token(self, tokens):
+        return jnp.broadcast_to(
+            self.cls_token.astype(tokens.dtype), (len(tokens), 1, self.size.width)
+        )
+
+    def _positions(self, images):
+        """(1, 1 + N, D)."""
+        grid = patches.grid_shape(images.shape[1:3], self.patch_size)
+        if self.position == "learned":
+            return patches.resize_positions(self.learned, self.grid, grid)
+        if grid != self.grid:
+            raise ValueError(
+                f"the encoder was built for images of {self.image_size[0]}x{self.image_size[1]}, "
+                f"got {images.shape[1]}x{images.shape[2]}"
+            )
+        return given_or_fixed(self, grid, self.size.width)
+
+
+def build(config, **options) -> Encoder:
+    """The encoder of a checked config; `options` are attributes of `ViT` that a method settles."""
+    model = config.model
+    return encoder(
+        ViT(
+            SIZES[model.size],
+            tuple(config.image_size),
+            model.patch_size,
+            drop_path_rate=model.get("drop_path", 0.0),
+            remat=model.get("remat", False),
+            dtype=jnp.dtype(model.dtype),
+            **options,
+        )
+    )
+
+
+def encoder(module: ViT) -> Encoder:
+    """A ViT as what methods and evaluations know of an encoder."""
+
+    def tokens(latent, prenorm) -> Tokens:
+        return Tokens(latent[:, 0], latent[:, 1:], prenorm)
+
+    def init(key):
+        images = jnp.zeros((1, *module.image_size, 3), jnp.float32)
+        return module.init(key, images)["params"]
+
+    def encode(params, images, keys=None, mask=None, mask_token=None) -> Tokens:
+        variables = {"params": params}
+        return tokens(*module.apply(variables, images, keys, mask=mask, mask_token=mask_token))
+
+    def embed(params, images):
+        return module.apply({"params": params}, images, method="embed")
+
+    def blocks(params, embedded, keys=None) -> Tokens:
+        return tokens(*module.apply({"params": params}, embedded, keys, method="encode"))
+
+    def attended(params, images):
+        found, sown = module.apply({"params": params}, images, mutable=["intermediates"])
+        last = sown["intermediates"]["blocks"][f"block_{module.size.depth - 1}"]
+        (weights,) = last["attn"]["weights"]
+        return tokens(*found), weights[:, :, 0, 1:]
+
+    def trace(params, images) -> Trace:
+        found, sown = module.apply({"params": params}, images, mutable=["trace"])
+        in_blocks = sown["trace"]["blocks"]
+        of_blocks = [in_blocks[f"block_{i}"] for i in range(module.size.depth)]
+        return Trace(
+            in_blocks["embedding"][0],
+            tuple(
+                BlockTrace(
+                    *(block[name][0] for name in ("after_attention", "after_mlp")),
+                    *(block["attn"][name][0] for name in ("attention", "keys", "mixed")),
+                )
+                for block in of_blocks
+            ),
+            tokens(*found),
+        )
+
+    return Encoder(
+        module,
+        init,
+        encode,
+        module.size.width,
+        module.size.depth,
+        module.grid,
+        layer_of=functools.partial(layer_of, depth=module.size.depth),
+        options={"position": module.position},
+        tuned=lambda: encoder(module.clone(position=_TUNED.get(module.position, module.position))),
+        trainable=functools.partial(_with_positions, module),
+        embed=embed,
+        blocks=blocks,
+        attended=attended,
+        trace=trace,
+    )
+
+
+def layer_of(path: tuple[str, ...], depth: int) -> int:
+    """The layer of a parameter, as MAE's fine-tuning counts them (arXiv 2111.06377, appendix A.1):
+    tokens, positions and the patch embedding are layer 0, "blocks/block_b" is layer b + 1, the norm
+    is layer depth + 1."""
+    if path[0] in ("patch_embed", "cls_token", "positions"):
+        return 0
+    if path[0] == "blocks":
+        block = int(path[1].removeprefix("block_"))
+        if block >= depth:
+            raise ValueError(f"{path[1]}, which an encoder of {depth} blocks has not")
+        return 1 + block
+    if path[0] == "norm":
+        return depth + 1
+    raise ValueError(f"no layer is known for the parameter {'.'.join(path)}")
+
+
+def _with_positions(module: ViT, params):
+    """The parameters with their positions among them, whether they were learned or not."""
+    if "positions" in params or module.position == "none":
+        return params
+    table = patches.fixed_positions(module.grid, module.size.width)
+    return {**params, "positions": jnp.asarray(table)}
+
+
+_TUNED = {"fixed": "learned"}
+KIND = EncoderKind(build, FIELDS)

@@ -13,14 +13,15 @@ import numpy as np
 
 from dppmask_jax import masking, patches
 from dppmask_jax.data import loader
+from dppmask_jax.data.images import augment
 from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import only_classes
 from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import grey_range
 from dppmask_jax.methods import METHODS, supervised
-from dppmask_jax.methods.base import Plan
-from dppmask_jax.models.vit import SIZES
+from dppmask_jax.methods.base import Method, Plan
+from dppmask_jax.models import encoders
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs import workdir as workdir_files
 
@@ -105,7 +106,7 @@ class Run:
             )
             self.knn_feature = {"mean": "patches", "cls": "cls"}[config.model.pool]
         else:
-            method = METHODS[config.method].build(config, Plan(1, max(step, 1)))
+            method = _method(config, step)
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
         self.selection_settings = method.selection
@@ -114,7 +115,8 @@ class Run:
         self.can_reconstruct = method.reconstruct is not None
         self.has_attention = method.attention is not None
         self.encoder = method.encoder_of(params, extra)
-        self._encode = jax.jit(method.encode)
+        encode = method.encoder.encode
+        self._encode = jax.jit(lambda p, x: encoders.as_dict(encode(p, augment.normalize(x))))
         self._features = jax.jit(method.features) if self.has_masks else None
         self._reconstruct = (
             jax.jit(method.reconstruct, static_argnames="borrow_statistics")
@@ -125,7 +127,7 @@ class Run:
 
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
-        return self._encode(self.params, self.extra, self._checked(images))
+        return self._encode(self.encoder, self._checked(images))
 
     def features(self, images):
         """(B, N, D): what the selection kernel sees of each patch."""
@@ -237,6 +239,18 @@ class Run:
         return jnp.asarray(images)
 
 
+def _method(config, step: int = 1) -> Method:
+    """The pre-training method of a run; nobody trains it here."""
+    return METHODS[config.method].build(config, Plan(1, max(step, 1)))
+
+
+def encoder_options(config) -> dict[str, Any]:
+    """What `encoders.build` needs beside the config of a run to make its encoder again."""
+    if kind_of(config) == CLASSIFIER:
+        return dict(config.model.get("options", {}))
+    return _method(config).encoder.options
+
+
 def _as_used(config, image_size, dtype: str | None):
     """The config of a run with the image size and dtype that it is to be used with."""
     config = config.copy_and_resolve_references()
@@ -284,18 +298,17 @@ def _resized(params, extra, config, image_size: tuple[int, int]):
     """(params, extra, how in words) with positions for another image size.
 
     Fixed positions, which are no parameters at the run's own size, stand among them afterwards, see
-    `vit.fixed_or_given`.
+    `vit.given_or_fixed`.
     """
     old, new = (
         patches.grid_shape(tuple(size), config.model.patch_size)
         for size in (config.image_size, image_size)
     )
     how = "learned positions resized"
-    if config.get("method") == "mae":
-        how = "fixed positions resized, the decoder's as well"
-        widths = {"encoder": SIZES[config.model.size].width, "decoder": config.model.decoder_width}
-        tables = {part: patches.fixed_positions(old, width) for part, width in widths.items()}
-        params = params | {part: {**params[part], "positions": tables[part]} for part in tables}
+    if kind_of(config) != CLASSIFIER:
+        learned, params = params, _method(config).with_positions(params)
+        if params is not learned:
+            how = "fixed positions resized, the decoder's as well"
 
     def resize(path, leaf):
         if getattr(path[-1], "key", None) != "positions":
@@ -380,8 +393,8 @@ class Encoder:
     def __init__(self, run: Run):
         self._run = run
         self.image_size = run.image_size
-        self.grid = patches.grid_shape(self.image_size, run.config.model.patch_size)
-        self.width = SIZES[run.config.model.size].width
+        self.grid = run.method.encoder.grid
+        self.width = run.method.encoder.width
 
     def __call__(self, images) -> dict[str, Any]:
         """

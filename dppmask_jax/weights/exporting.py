@@ -15,7 +15,8 @@ from PIL import Image
 from dppmask_jax.data.images.augment import MEAN, STD
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import supervised
-from dppmask_jax.models.vit import NORM_EPSILON, SIZES
+from dppmask_jax.models.layers import NORM_EPSILON
+from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.run import CLASSIFIER, kind_of
@@ -226,7 +227,8 @@ def _huggingface_pixels(image_size) -> dict[str, Any]:
 
 def _huggingface_config(config, image_size, with_decoder: bool) -> dict[str, Any]:
     """config.json of transformers' ViTMAE."""
-    width, depth, heads = SIZES[config.model.size]
+    size = SIZES[config.model.size]
+    width, depth, heads = size.width, size.depth, size.heads
     height, wide = image_size
     described = {
         "architectures": ["ViTMAEForPreTraining" if with_decoder else "ViTMAEModel"],

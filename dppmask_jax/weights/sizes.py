@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dppmask_jax.errors import InputError
-from dppmask_jax.models.vit import NORM_EPSILON, SIZES, Size
+from dppmask_jax.models.layers import NORM_EPSILON
+from dppmask_jax.models.sizes import SIZES, Size
 
 # Of MAE, and of this project's smaller presets.
 DECODER_HEADS = {512: 16, 192: 6, 64: 4}

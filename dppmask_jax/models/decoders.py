@@ -1,4 +1,4 @@
-"""Masked autoencoder (MAE, arXiv 2111.06377): ViT encoder on visible patches, light decoder."""
+"""Decoders that predict what is hidden, and MAE's encoder and decoder as one (arXiv 2111.06377)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dppmask_jax import patches
-from dppmask_jax.models.vit import Blocks, Encoder, Size, dense, fixed_or_given, layer_norm
+from dppmask_jax.models.layers import Blocks, dense, layer_norm
+from dppmask_jax.models.sizes import Size
+from dppmask_jax.models.vit import ViT, given_or_fixed
 
 
 class Decoder(nn.Module):
@@ -39,12 +41,10 @@ class Decoder(nn.Module):
         hidden = jnp.broadcast_to(mask_token, (batch, num_patches - num_visible, self.size.width))
         in_drawn_order = jnp.concatenate([tokens[:, 1:], hidden], axis=1)
         in_place = patches.gather(in_drawn_order, jnp.argsort(order, axis=1))
-        positions = fixed_or_given(self, self.grid, self.size.width)
+        positions = given_or_fixed(self, self.grid, self.size.width)[0, 1:]
         in_place = in_place + jnp.asarray(positions, tokens.dtype)
         x = jnp.concatenate([tokens[:, :1], in_place], axis=1)
-        x = Blocks(
-            self.size.depth, self.size.heads, remat=self.remat, dtype=self.dtype, name="blocks"
-        )(x)
+        x = Blocks(self.size, remat=self.remat, dtype=self.dtype, name="blocks")(x)
         x = layer_norm("norm")(x)[:, 1:]
         return dense(self.patch_values, self.dtype, "pred")(x).astype(jnp.float32)
 
@@ -52,39 +52,12 @@ class Decoder(nn.Module):
 class MAE(nn.Module):
     """Encoder and decoder. Masks are drawn outside, from the tokens that `embed` returns."""
 
-    encoder_size: Size
-    decoder_size: Size
-    image_size: tuple[int, int]
-    patch_size: int
-    patch_values: int  # predicted for each patch
-    drop_path_rate: float = 0.0
-    remat: bool = False
-    dtype: Any = jnp.float32
-
-    def setup(self):
-        self.encoder = Encoder(
-            self.encoder_size,
-            self.image_size,
-            self.patch_size,
-            self.drop_path_rate,
-            self.remat,
-            self.dtype,
-        )
-        self.decoder = Decoder(
-            self.decoder_size,
-            patches.grid_shape(self.image_size, self.patch_size),
-            self.patch_values,
-            self.remat,
-            self.dtype,
-        )
+    encoder: ViT
+    decoder: Decoder
 
     def embed(self, images):
         """(B, H, W, 3) -> (B, N, D): the tokens that are about to be masked."""
         return self.encoder.embed(images)
-
-    def encode(self, tokens):
-        """All tokens (B, N, D) -> (latent, prenorm), both (B, 1 + N, D); no masking."""
-        return self.encoder(tokens)
 
     def predict(self, tokens, order, num_keep: int, keys=None):
         """
@@ -97,7 +70,7 @@ class MAE(nn.Module):
         Returns:
           (B, N, P) float32 predicted patches, in the original order.
         """
-        latent, _ = self.encoder(patches.gather(tokens, order[:, :num_keep]), keys)
+        latent, _ = self.encoder.encode(patches.gather(tokens, order[:, :num_keep]), keys)
         return self.decoder(latent, order)
 
     def __call__(self, images, order, num_keep: int):

@@ -1,0 +1,113 @@
+"""What an encoder is, whatever its architecture: a record of functions. Evaluations, weights and
+methods see nothing else of it.
+
+Shapes: B images, N patches, D width, H heads, L layers, T = P + N tokens of which the first P, the
+class token and any registers, are no patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Tokens(NamedTuple):
+    """What an encoder makes of images.
+
+    Attributes:
+      cls: (B, D) float32, after the final norm.
+      patches: (B, N, D) float32, after the final norm; row by row.
+      prenorm: (B, P + N, D) before the final norm, patches last.
+    """
+
+    cls: Any
+    patches: Any
+    prenorm: Any
+
+
+class BlockTrace(NamedTuple):
+    """What happens within a block.
+
+    Attributes:
+      after_attention, after_mlp: (B, T, D), the residual stream behind either branch.
+      attention: (B, H, query, key) float32 weights.
+      keys: (B, H, T, D / H).
+      mixed: (B, H, T, D / H), the weighted means of the values, before they are projected.
+    """
+
+    after_attention: Any
+    after_mlp: Any
+    attention: Any
+    keys: Any
+    mixed: Any
+
+
+class Trace(NamedTuple):
+    """What an encoder computes on the way: `embedding` (B, T, D) enters the first of `blocks`;
+    `tokens` come out."""
+
+    embedding: Any
+    blocks: tuple[BlockTrace, ...]
+    tokens: Tokens
+
+
+class Encoder(NamedTuple):
+    """An encoder that is set up. `params` are those of the encoder alone; images (B, H, W, 3) are
+    normalised."""
+
+    module: Any
+    """The flax module, to be a part of others: `__call__` and `prenorm` as `vit.ViT` has them."""
+
+    init: Callable[[Any], Any]
+    """key -> params."""
+
+    encode: Callable[..., Tokens]
+    """(params, images, keys=None, mask=None, mask_token=None) -> Tokens.
+
+    keys (B,) are for drop-path, None drops nothing; the embeddings of patches where mask (B, N) is
+    True give way to mask_token (1, D).
+    """
+
+    width: int
+    depth: int
+    grid: tuple[int, int]
+
+    layer_of: Callable[[tuple[str, ...]], int]
+    """The path of a parameter -> its layer, 0 to depth + 1, for layer-wise decay."""
+
+    options: dict[str, Any]
+    """What is settled of it beside the config, plain values: `build(config, **options)` makes it
+    again."""
+
+    tuned: Callable[[], Encoder]
+    """() -> the encoder as a supervised training has it: positions that were fixed are learned."""
+
+    trainable: Callable[[Any], Any]
+    """params -> the parameters that `tuned` has: positions that were fixed are among them."""
+
+    embed: Callable[..., Any] | None = None
+    """(params, images) -> (B, N, D): the patch tokens with their positions, before any block."""
+
+    blocks: Callable[..., Tokens] | None = None
+    """(params, (B, K, D), keys=None) -> Tokens of so many patches: of any that `embed` gave."""
+
+    attended: Callable[..., tuple[Tokens, Any]] | None = None
+    """(params, images) -> (Tokens, (B, H, N) float32: how much the class token attends to each
+    patch in the last block)."""
+
+    trace: Callable[..., Trace] | None = None
+    """(params, images) -> Trace."""
+
+
+class EncoderKind(NamedTuple):
+    """A kind of encoder.
+
+    Attributes:
+      build: (config, **options) -> Encoder; options are what a method settles, not its user.
+      fields: of the config.
+      check: (config) -> None; raises InputError where fields do not fit.
+    """
+
+    build: Callable[..., Encoder]
+    fields: dict[str, Any]
+    check: Callable[[Any], None] = lambda config: None

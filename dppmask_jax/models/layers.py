@@ -1,0 +1,208 @@
+"""The layers of vision transformers (arXiv 2010.11929), up to a stack of blocks.
+
+Parameters are float32; matrix products run in `dtype`; softmax and layer norms run in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dppmask_jax import patches
+from dppmask_jax.models.attention import attend, attention_weights
+from dppmask_jax.models.fences import fence
+from dppmask_jax.models.sizes import Size
+
+NORM_EPSILON = 1e-6
+XAVIER = nn.initializers.xavier_uniform()
+
+
+def uniform(bound: float):
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def normal(std: float):
+    """What iBOT's code calls truncated: at ±2, which is a hundred of its standard deviations."""
+    return nn.initializers.normal(std)
+
+
+def dense(features: int, dtype, name: str, kernel_init=XAVIER) -> nn.Dense:
+    return nn.Dense(
+        features, dtype=dtype, param_dtype=jnp.float32, kernel_init=kernel_init, name=name
+    )
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=NORM_EPSILON,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+@jax.custom_jvp
+def gelu(x):
+    """x times the normal distribution function of x, exact and computed in float32.
+
+    Training keeps the slope, in the type of x: `nn.gelu` would keep several intermediate results
+    and evaluate erf again in the backward pass.
+    """
+    return _gelu_and_slope(x)[0]
+
+
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+    value, slope = _gelu_and_slope(*primals)
+    return value, slope * tangents[0]
+
+
+def _gelu_and_slope(x):
+    wide = x.astype(jnp.float32)
+    below = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5))
+    slope = below + wide * jnp.exp(-0.5 * jnp.square(wide)) / (2.0 * jnp.pi) ** 0.5
+    return (wide * below).astype(x.dtype), slope.astype(x.dtype)
+
+
+def branch_scales(keys, rates):
+    """Stochastic depth (arXiv 1603.09382): the factors of the residual branches of each example.
+
+    Drawn for all blocks at once: a draw in each of them would cost the TPU compiler as much time
+    as the block itself.
+
+    Args:
+      keys: (B,) keys, one an example.
+      rates: the probability, 0 to below 1, that a branch is dropped; one a block.
+
+    Returns:
+      (B, blocks, 2) float32, of attention and MLP: 0, or 1 / (1 - rate) where the branch is kept.
+    """
+    keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)))(keys)
+    return jnp.where(draws < keep, 1.0 / keep, 0.0)
+
+
+def _scaled(branch, scale):
+    return branch if scale is None else branch * scale[:, None, None].astype(branch.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of patches: the convolution with kernel and stride `patch_size`.
+
+    The kernel is (P, D) with P in the order of `patches.patchify`. The bias, and the kernel where
+    `kernel_init` is None, have a convolution's usual U(±1/sqrt(P)).
+    """
+
+    width: int
+    patch_size: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
+
+    @nn.compact
+    def __call__(self, images):
+        values = self.patch_size * self.patch_size * images.shape[-1]
+        return nn.Dense(
+            self.width,
+            dtype=self.dtype,
+            param_dtype=jnp.float32,
+            kernel_init=self.kernel_init or uniform(values**-0.5),
+            bias_init=uniform(values**-0.5),
+            name="proj",
+        )(patches.patchify(images, self.patch_size))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection (order: q, k, v, then head).
+
+    Sows its weights (B, H, query, key), float32, as the intermediate "weights", and what
+    `base.BlockTrace` has of them into the collection "trace".
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
+
+    @nn.compact
+    def __call__(self, x):
+        batch, length, width = x.shape
+        head_width = width // self.heads
+        qkv = jnp.swapaxes(dense(3 * width, self.dtype, "qkv", self.kernel_init)(x), 1, 2)
+        query, key, value = (
+            part.reshape(batch, self.heads, head_width, length)
+            for part in jnp.split(qkv, 3, axis=1)
+        )
+        query = query * jnp.asarray(head_width**-0.5, query.dtype)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(query, key))
+        mixed = attend(query, key, value)
+        if self.is_mutable_collection("trace"):
+            self.sow("trace", "attention", attention_weights(query, key))
+            self.sow("trace", "keys", key.mT)
+            self.sow("trace", "mixed", mixed.mT)
+        mixed = jnp.swapaxes(mixed.reshape(batch, width, length), 1, 2)
+        return dense(width, self.dtype, "proj", self.kernel_init)(mixed)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an exact (erf) GELU."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = dense(self.hidden, self.dtype, "fc1", self.kernel_init)(x)
+        hidden = gelu(hidden)
+        return dense(x.shape[-1], self.dtype, "fc2", self.kernel_init)(hidden)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; its branches are scaled by `scales` (B, 2) where there are."""
+
+    heads: int
+    hidden: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
+
+    @nn.compact
+    def __call__(self, x, scales=None):
+        of_attention, of_mlp = (None, None) if scales is None else scales.T
+        attention = Attention(self.heads, self.dtype, self.kernel_init, name="attn")
+        x = fence(x + _scaled(attention(layer_norm("norm1")(x)), of_attention))
+        self.sow("trace", "after_attention", x)
+        mlp = Mlp(self.hidden, self.dtype, self.kernel_init, name="mlp")
+        branch = mlp(layer_norm("norm2")(x))
+        x = fence(x + _scaled(branch, of_mlp))
+        self.sow("trace", "after_mlp", x)
+        return x
+
+
+class Blocks(nn.Module):
+    """A stack of blocks; drop-path rises linearly from 0 to `drop_path_rate` over the depth."""
+
+    size: Size
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
+
+    @nn.compact
+    def __call__(self, x, keys=None):
+        self.sow("trace", "embedding", x)
+        block = nn.remat(Block) if self.remat else Block
+        _, depth, heads, _ = self.size
+        rates = [self.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        scales = branch_scales(keys, rates) if keys is not None and any(rates) else None
+        for i in range(depth):
+            x = block(heads, self.size.hidden, self.dtype, self.kernel_init, name=f"block_{i}")(
+                x, None if scales is None else scales[:, i]
+            )
+        return x
