@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dppmask_jax.errors import InputError
-from dppmask_jax.masking import attmask, blocks, greedy_dpp, random_patches
+from dppmask_jax.masking import attmask, blocks, exact_dpp, greedy_dpp, random_patches
 from dppmask_jax.masking.base import Masker, MaskerKind
 
 MASKERS: dict[str, MaskerKind] = {
     "dpp": greedy_dpp.KIND,
+    "exact": exact_dpp.KIND,
     "random": random_patches.KIND,
     "block": blocks.KIND,
     "attention": attmask.KIND,
