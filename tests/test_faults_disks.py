@@ -77,8 +77,7 @@ def test_damage_to_any_file_is_found_and_named(tmp_path, damage, caplog):
         DAMAGES[damage](file)
         name = str(file.relative_to(tmp_path / checkpoint.FOLDER / "2"))
         caplog.clear()
-        if name in UNREAD or (name == integrity.MANIFEST and damage == "missing"):
-            # Without a manifest a checkpoint is judged by what can be read, and all of it can.
+        if name in UNREAD:
             assert restored(tmp_path) == (2, [])
             assert not caplog.records
         else:
@@ -107,33 +106,6 @@ def test_any_byte_of_the_arrays_counts(tmp_path):
                 checkpoint.newest(tmp_path)
     largest.write_bytes(whole)
     assert restored(tmp_path) == (2, [])
-
-
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "garbled"])
-def test_a_checkpoint_without_manifest_is_judged_by_its_values(tmp_path, damage):
-    """As an older version wrote it."""
-    save(tmp_path, 1, 2)
-    (tmp_path / checkpoint.FOLDER / "2" / integrity.MANIFEST).unlink()
-    assert restored(tmp_path) == (2, [])
-    for name in ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt"):
-        file = tmp_path / checkpoint.FOLDER / "2" / name
-        before = file.read_bytes()
-        DAMAGES[damage](file)
-        assert restored(tmp_path) == (1, [2])
-        assert checkpoint.newest(tmp_path).meta == META
-        file.write_bytes(before)
-
-
-def test_values_that_are_not_finite_are_damage_where_there_is_no_manifest(tmp_path, caplog):
-    save(tmp_path, 1)
-    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER)
-    state = state_of(2)
-    state["params"]["w"][7] = np.inf
-    checkpoints.save(2, state, META)
-    checkpoints.close()
-    (tmp_path / checkpoint.FOLDER / "2" / integrity.MANIFEST).unlink()
-    assert restored(tmp_path) == (1, [2])
-    assert "['params']['w'] is not finite" in caplog.text
 
 
 def test_a_fault_of_our_own_is_not_taken_for_damage(tmp_path, monkeypatch):

@@ -84,7 +84,8 @@ def test_a_validation_loss_passes_over_batches_without_a_readable_image():
         def batches():
             return loader.eval_batches(source, image_size=(4, 4), batch_size=4, log=lambda _: None)
 
-        method = types.SimpleNamespace(loss=brightness)
+        turn = types.SimpleNamespace(loss=brightness)
+        method = types.SimpleNamespace(turns=(turn,), extras=())
         state = types.SimpleNamespace(params={}, extra={})
         return probe.validation_loss(method, batches, jax.random.key(0))(state)
 

@@ -177,7 +177,7 @@ def _trained(evaluation: Evaluation):
             f"the classifier in {folder} takes images of {size[0]}x{size[1]}; add "
             f'--config.image_size="({size[0]},{size[1]})"'
         )
-    names = seeds.names_of(trained)
+    names = trained.class_names
     if differ := seeds.other_names(names, evaluation.train.class_names):
         raise InputError(
             f"the classifier in {folder} knows other classes than config.data.source="

@@ -21,7 +21,7 @@ from dppmask_jax.evals.base import Evaluation, batches
 from dppmask_jax.fields import Field, several, whole, with_defaults
 from dppmask_jax.methods import supervised
 from dppmask_jax.runs import history, metrics, workdir
-from dppmask_jax.runs.run import Run, open_data
+from dppmask_jax.runs.run import Run
 from dppmask_jax.training import build, fit, resuming, saves
 from dppmask_jax.training.build import plan_from
 from dppmask_jax.training.fit import Training
@@ -104,16 +104,6 @@ def check(evaluation: Evaluation, names: Sequence[str]) -> None:
         _runs(evaluation, names)
 
 
-def names_of(config) -> tuple[str, ...]:
-    """The classes that a training with this config knows: those that it kept or, for older ones,
-    which kept none, those of its data.
-
-    Raises:
-      InputError: it kept none, and the data is no longer there.
-    """
-    return config.get("class_names") or open_data(config)[0].class_names
-
-
 def other_names(theirs: Sequence[str], ours: Sequence[str]) -> str:
     """How the classes of a training differ from those at hand, in words; "" where they do not."""
     if len(theirs) != len(ours):
@@ -143,7 +133,7 @@ def _runs(evaluation, names) -> list[tuple]:
 
 
 def _refuse_other_names(folder: Path, names: Sequence[str], kept) -> None:
-    if differ := other_names(kept.get("class_names", names), names):
+    if differ := other_names(kept["class_names"], names):
         raise InputError(
             f"the training in {folder} knows other classes ({differ}); give the "
             "config.data.source that it began with, or another --workdir"

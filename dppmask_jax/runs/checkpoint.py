@@ -17,7 +17,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dppmask_jax import tensorstore_leak
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import integrity
 
@@ -87,7 +86,6 @@ class Checkpoints:
         self._keep = keep
         self._saving: int | None = None
         self._commits: list[ocp.future.Future] = []
-        tensorstore_leak.mend()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -314,40 +312,18 @@ def _newest(folder, read):
 
 
 def _checked_meta(path):
-    _check(path)
+    integrity.check(path)
     return _meta(path)
 
 
 def _read_parts(path, parts):
-    _check(path)
+    integrity.check(path)
     try:
         tree = _stored_tree(path)
         return _meta(path), _load(path, {part: tree[part] for part in parts if part in tree})
     except (OSError, ValueError):
-        _check(path)  # a run that is writing here may have removed it meanwhile
+        integrity.check(path)  # a run that is writing here may have removed it meanwhile
         raise
-
-
-def _check(path) -> None:
-    if not integrity.check(path):
-        _check_loadable(path)
-
-
-def _check_loadable(path) -> None:
-    """Judges a checkpoint that has no manifest by what can be read: weaker than a manifest.
-
-    Raises:
-      Damaged: `meta` or an array cannot be read, or is not finite.
-    """
-    try:
-        _meta(path)
-        state = _load(path, _stored_tree(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first, *_ = str(error).splitlines() or [""]
-        raise integrity.Damaged(f"{type(error).__name__}: {first[:200]}") from error
-    for name, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-            raise integrity.Damaged(f"{jax.tree_util.keystr(name)} is not finite")
 
 
 def _stored_tree(path):

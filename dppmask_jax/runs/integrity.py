@@ -30,26 +30,20 @@ def write_manifest(folder, parts: tuple[str, ...]) -> None:
     (folder / MANIFEST).write_text(text)
 
 
-def check(folder, part: str = "") -> bool:
-    """Compares the files below `folder`/`part` with its manifest.
-
-    Returns:
-      Whether there is a manifest; without one nothing is known.
+def check(folder) -> None:
+    """Compares the files of `folder` with its manifest.
 
     Raises:
       Damaged: a file is missing, or is not what was written; or the manifest itself.
     """
-    path = folder / MANIFEST
-    if not path.exists():
-        return False
     try:
-        files = json.loads(path.read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text())["files"]
         wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except FileNotFoundError as error:
+        raise Damaged(f"{MANIFEST} is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{MANIFEST} is garbled") from error
     for name, (size, digest) in wanted.items():
-        if not name.startswith(f"{part}/" if part else ""):
-            continue
         file = folder / name
         try:
             if file.stat().length != size:
@@ -58,7 +52,6 @@ def check(folder, part: str = "") -> bool:
                 raise Damaged(f"{name} is not what was written: its SHA-256 differs")
         except FileNotFoundError as error:
             raise Damaged(f"{name} is missing") from error
-    return True
 
 
 def _files(folder):
