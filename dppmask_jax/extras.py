@@ -6,7 +6,7 @@ import importlib.util
 import sys
 
 MODULES = (
-    "absl", "array_record", "chex", "cykooz_resizer", "dm_pix", "flax", "grain",
+    "absl", "array_record", "chex", "cykooz_resizer", "dm_pix", "filelock", "flax", "grain",
     "importlib_resources", "jax", "matplotlib", "ml_collections", "numpy", "optax", "orbax", "PIL",
     "safetensors", "scipy", "simplejpeg", "sklearn", "tensorboardX", "tensorflow_datasets",
     "tqdm",

@@ -1,5 +1,7 @@
 """Runs of train.py and eval.py stopped by signals, by each other, and by the loss of a process."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import re
@@ -105,6 +107,16 @@ def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path):
     with lock.held(tmp_path / "other" / "run", ".lock"):
         pass
     assert not (tmp_path / "other").exists()
+
+
+def test_a_file_system_without_locks_is_named_and_written_to(tmp_path, monkeypatch, caplog):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock.held(tmp_path, ".lock"):
+        assert "no locks on this file system; keep other runs out yourself" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 # Whole runs.

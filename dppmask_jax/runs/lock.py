@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from dppmask_jax.errors import InputError
 
@@ -31,43 +32,35 @@ def held(folder: Path, name: str) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
+    # Its own way without flock is a file that a killed process would leave locked.
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        file = _take(path)
+        _take(lock, path)
         try:
             yield
         finally:
             with contextlib.suppress(OSError):  # a disk that became read-only
                 path.unlink()
-            os.close(file)
+            lock.release()
     finally:
         with contextlib.suppress(OSError):  # not empty: the run has written something
             for path in made:
                 path.rmdir()
 
 
-def _take(path: Path) -> int:
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(file, 1000).decode(errors="replace") or "another process"
-            os.close(file)
-            raise InputError(
-                f"{path.parent} is in use by {holder}; wait until it has ended, stop it, or name "
-                "another folder"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                os.close(file)
-                raise
-            log.warning("%s: no locks on this file system; keep other runs out yourself", path)
-        # The holder before may have removed the file between the two calls above.
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            break
-        os.close(file)
+def _take(lock: filelock.FileLock, path: Path) -> None:
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        holder = path.read_text(errors="replace") if path.exists() else ""
+        raise InputError(
+            f"{path.parent} is in use by {holder or 'another process'}; wait until it has ended, "
+            "stop it, or name another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        log.warning("%s: no locks on this file system; keep other runs out yourself", path)
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     with contextlib.suppress(OSError):  # a full disk: the lock holds without the words
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode(), 0)
-    return file
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
