@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
@@ -14,6 +15,8 @@ from dppmask_jax.data import loader
 from dppmask_jax.data.sources.base import Source, known
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features, probe
+from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan, Turn
 from dppmask_jax.scores import nearest, ridge
 
 SIZE = (8, 8)
@@ -80,14 +83,15 @@ def test_a_validation_loss_passes_over_batches_without_a_readable_image():
     def brightness(params, extra, batch, key, step):
         return jnp.mean(batch["image"].astype(jnp.float32)), {}
 
-    def measure(source):
-        def batches():
-            return loader.eval_batches(source, image_size=(4, 4), batch_size=4, log=lambda _: None)
+    config = tiny.config(image_size=(4, 4), batch_size=4, evaluate__loss_images=8)
+    method = METHODS["mae"].build(tiny.config(), Plan(1, 1))
+    method = method._replace(turns=(Turn(brightness, method.turns[0].optimizer),))
+    state = types.SimpleNamespace(params={}, extra={})
 
-        turn = types.SimpleNamespace(loss=brightness)
-        method = types.SimpleNamespace(turns=(turn,), extras=())
-        state = types.SimpleNamespace(params={}, extra={})
-        return probe.validation_loss(method, batches, jax.random.key(0))(state)
+    def measure(source):
+        probed = probe.Probed(config, Plan(1, 1), source, source, True)
+        key = jax.random.key(0)
+        return probe.validation_loss(probed, method, key, lambda line: None)(state)
 
     assert measure(source_of(8, broken=range(4, 8))) == measure(source_of(4))
     with pytest.raises(InputError, match="none of the images"):
