@@ -6,10 +6,13 @@ WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
 ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow test-long test-faults test-peer test-tpu speed-tpu bench lint clean
+.PHONY: quickstart docs test test-slow test-long test-faults test-peer test-tpu speed-tpu bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
+
+docs: $(VENV)/.train
+	$(BIN)/python -m dppmask_jax.config_table > docs/configuration.md
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES)

@@ -22,6 +22,9 @@ _CHECKPOINT = flags.DEFINE_string(
     "(a comma in the name of a folder that exists separates nothing).",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: the checkpoint's.")
+_SHOW = flags.DEFINE_boolean(
+    "show_config", False, "Print every field of the config: value, default, meaning; nothing else."
+)
 _PROCESSES = command.define_process_flags()
 
 
@@ -32,6 +35,11 @@ def main(argv):
         raise InputError(
             "--config is missing: name a config file, such as configs/eval.py:task=knn"
         )
+    if _SHOW.value:
+        from dppmask_jax import config_table
+        from dppmask_jax.evals import checks
+
+        return config_table.show(_CONFIG.value, checks.fields_for(_CONFIG.value))
     checkpoints = paths.split(_CHECKPOINT.value)
     if not checkpoints:
         raise InputError("--checkpoint is missing: name the workdir of a run, such as runs/mine")

@@ -19,6 +19,9 @@ _PROFILE = flags.DEFINE_integer(
 _ALLOW = flags.DEFINE_boolean(
     "allow_change", False, "Go on in a workdir with another config; config.json keeps the history."
 )
+_SHOW = flags.DEFINE_boolean(
+    "show_config", False, "Print every field of the config: value, default, meaning; nothing else."
+)
 _PROCESSES = command.define_process_flags()
 
 
@@ -27,6 +30,10 @@ def main(argv):
         raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
     if _CONFIG.value is None:
         raise InputError("--config is missing: name a config file, such as configs/mae.py")
+    if _SHOW.value:
+        from dppmask_jax import config, config_table
+
+        return config_table.show(_CONFIG.value, config.fields_for(_CONFIG.value))
     if not _WORKDIR.value:
         raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
 

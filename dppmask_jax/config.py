@@ -76,26 +76,35 @@ def shorten(config, epochs: float) -> None:
     config_dicts.shorten(config, epochs, fields_of(config.method))
 
 
-def check(config) -> None:
-    """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+def fields_for(config) -> dict[str, Field]:
+    """`fields_of` the method of a config.
+
+    Raises:
+      InputError: it is no config, or one of another kind, or its method is unknown.
+    """
     if not hasattr(config, "items"):
         raise InputError(f"the config is {shown(config)}; get_config must return a ConfigDict")
-    values = flatten(config)
-    if "task" in values:
+    if "task" in config:
         raise InputError(
-            f"config.task={values['task']} is for eval.py, which also goes on training a "
-            f"classifier: python eval.py --config=configs/eval.py:task={values['task']} "
+            f"config.task={config['task']} is for eval.py, which also goes on training a "
+            f"classifier: python eval.py --config=configs/eval.py:task={config['task']} "
             "--checkpoint=RUN; train.py takes configs/mae.py and configs/ibot.py"
         )
-    method = values.get("method")
+    method = config.get("method")
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"config.method={shown(method)} is not allowed: {' | '.join(METHODS)}")
+    return fields_of(method)
+
+
+def check(config) -> None:
+    """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+    fields = fields_for(config)
+    values = flatten(config)
     if isinstance(source := values.get("data.source"), str) and not source:
         raise InputError(
             "config.data.source is empty; say where the images are: "
             "--config.data.source=folder:PATH (or shapes, or tfds:NAME)"
         )
-    fields = fields_of(method)
     check_fields(values, fields)
     if config.batch_size % config.optim.accum_steps:
         raise InputError(
@@ -106,9 +115,9 @@ def check(config) -> None:
     check_lengths(
         config.epochs,
         {name: values[name] for name, field in fields.items() if field.in_epochs},
-        scaled_by=f"configs/{method}.py:epochs=N",
+        scaled_by=f"configs/{config.method}.py:epochs=N",
     )
-    kind = METHODS[method]
+    kind = METHODS[config.method]
     kind.check(config)
     if kind.targets:
         TARGETS[config.loss.target].check(config)

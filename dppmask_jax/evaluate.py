@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppmask_jax import config as training_config
-from dppmask_jax import fields, parallel, whole_files
+from dppmask_jax import config_table, fields, parallel, whole_files
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
@@ -180,9 +179,7 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
 
 def free_of(config, *groups: str) -> dict[str, str]:
     """`fields.free` of the config of a pre-training or an evaluation, also as JSON."""
-    if "method" in config:
-        return fields.free(training_config.fields_of(config["method"]), *groups)
-    return fields.free(checks.fields_of(config["task"], config.get("train", "")), *groups)
+    return fields.free(config_table.fields_of(config), *groups)
 
 
 def completed(config, run_config):

@@ -20,6 +20,7 @@ ROWS = (
     {"figures"},
     {"evals"},
     {"announcement", "config"},
+    {"config_table"},
     {"pretrain", "evaluate"},
     {"results", "sweeps", "weights"},
     {"sweep"},

@@ -33,21 +33,31 @@ def shorten(config, epochs: float) -> None:
     config_dicts.shorten(config, epochs, fields_of(config.task, config.get("train", "")))
 
 
-def check(config) -> None:
-    """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+def fields_for(config) -> dict[str, Field]:
+    """`fields_of` the task of a config.
+
+    Raises:
+      InputError: it is no config, or its task is unknown.
+    """
     if not hasattr(config, "items"):
         raise InputError(
             f"the config is {fields.shown(config)}; get_config must return a ConfigDict"
         )
-    values = fields.flatten(config)
-    task = values.get("task")
+    task = config.get("task")
     if not isinstance(task, str) or task not in TASKS:
         raise InputError(f"config.task={fields.shown(task)} is not allowed: {' | '.join(TASKS)}")
-    allowed = fields_of(task)
-    if TASKS[task].by_train:  # config.train says which other fields there are
-        fields.check_fields({"train": values.get("train")}, {"train": allowed["train"]})
-        _check_train(task, values)
-        allowed = fields_of(task, values["train"])
+    if not TASKS[task].by_train:
+        return fields_of(task)
+    # config.train says which other fields there are.
+    fields.check_fields({"train": config.get("train")}, {"train": fields_of(task)["train"]})
+    return fields_of(task, config["train"])
+
+
+def check(config) -> None:
+    """Raises InputError, in one line, for the first field that is wrong or does not fit."""
+    allowed = fields_for(config)
+    values, task = fields.flatten(config), config.task
+    _check_train(task, values)
     fields.check_fields(values, allowed)
     if values.get("epochs"):  # 0: a classifier as it is
         fields.check_lengths(

@@ -30,7 +30,9 @@ FIELDS = {
     "model.size": Field("B", one_of(*SIZES), "width, depth and heads of the encoder", fixed=True),
     "model.patch_size": Field(16, whole(1), "height and width of a patch, in pixels", fixed=True),
     "model.drop_path": Field(
-        0.0, fraction_below_1, "probability that an image passes by the last block"
+        0.0,
+        fraction_below_1,
+        "probability of skipping the last block in training; less for those before",
     ),
     "model.dtype": Field(
         "bfloat16",
