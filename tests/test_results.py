@@ -174,13 +174,13 @@ def test_a_measured_row_stands_next_to_the_papers(written):
         "*measured here* (1)",
         "imagenette128",
         "MAE Pi/4, 16×16, 1 epoch",
-        "DPP, τ 0.8, 75 % masked",
+        "DPP (τ = 0.8), 75 % masked",
         "mine, step 1,200",
         "43.21 ± 22.15, σ 1.23",
         "–",
         "44.00 ± 22.20, σ 1.23",
     ]
-    assert ["*paper*, table 1", "ImageNet-100", "MAE ViT-B/16", "DPP, τ 0.9", "–", "63.22"] in [
+    assert ["*paper*, table 1", "ImageNet-100", "MAE ViT-B/16", "DPP (τ = 0.9)", "–", "63.22"] in [
         row[:6] for row in rows(page, "Linear probing", "| *paper*")
     ]
     assert "1. tested on folder:imagenette128" in section(page, "Linear probing")
@@ -263,16 +263,20 @@ def test_the_page_does_not_depend_on_the_order_and_shows_a_result_once(written):
     page = page_of([first, second, third])
     assert page == page_of([third, first, second, first])
     masks = [row[3] for row in rows(page, "Linear probing")]
-    assert masks == ["DPP, τ 0.85, 75 % masked", "DPP, τ 0.9, 75 % masked", "random, 75 % masked"]
+    assert masks == [
+        "DPP (τ = 0.85), 75 % masked",
+        "DPP (τ = 0.9), 75 % masked",
+        "random, 75 % masked",
+    ]
 
 
 def test_a_sweep_shows_its_points_and_its_grid(written):
     page = page_of([load(written(sweep_record()))])
     assert len(rows(page, "Linear probing")) == 3
     assert [row[3] for row in rows(page, "Loss of pre-training")] == [
-        "DPP, τ 0.9, 50 % masked",
-        "DPP, τ 0.9, 75 % masked",
-        "DPP, τ 1 (random), 50 % masked",
+        "DPP (τ = 0.9), 50 % masked",
+        "DPP (τ = 0.9), 75 % masked",
+        "DPP (τ = 1), 50 % masked",
     ]
     assert rows(page, "Loss of pre-training")[1][5:] == ["1.250", "0.600", "25.00 ± 12.50"]
     sweeps = section(page, "Sweeps")

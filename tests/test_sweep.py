@@ -249,6 +249,7 @@ def _points(*rows):
             "values": values,
             "evaluation": {
                 "config": {"task": "linear"},
+                "checkpoint": {"config": values},
                 "score": {"name": "x", "value": value, "std": std},
             },
         }
@@ -286,6 +287,23 @@ def test_lines_are_the_other_fields_and_points_of_several_seeds_are_averaged():
     assert summary.lines(points)["dpp masks"][1] == (0.75, 0.5, 0.05)
     note = f"1 to 2 runs a point; 1,000 validation images; {over_seeds}, or standard error over "
     assert summary.note(points) == f"{note}the images"
+
+
+def test_a_line_is_named_by_what_its_masks_depend_on():
+    def values(strategy, tau, seed=0):
+        return {"mask.ratio": 0.5, "mask.strategy": strategy, "mask.tau": tau, "seed": seed}
+
+    points = _points(
+        (values("random", 0.8), 0.2, None),
+        (values("random", 0.9), 0.2, None),  # the same training again
+        (values("dpp", 0.8), 0.3, None),
+        (values("dpp", 0.9), 0.4, None),
+    )
+    assert summary.lines(points) == {
+        "random masks": [(0.5, 0.2, None)],
+        "dpp masks, τ = 0.8": [(0.5, 0.3, None)],
+        "dpp masks, τ = 0.9": [(0.5, 0.4, None)],
+    }
 
 
 def test_baselines_are_those_of_the_same_measure():

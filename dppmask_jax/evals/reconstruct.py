@@ -7,7 +7,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation, Result, Task
 from dppmask_jax.fields import FLAG, TEXT, Field, grey_range, number, optional, whole
-from dppmask_jax.figures import masks, run_masks
+from dppmask_jax.figures import masks
 from dppmask_jax.figures.images import read_images
 
 _NAME = "reconstruct.png"
@@ -47,19 +47,16 @@ def run(evaluation: Evaluation) -> Result:
     config, run = evaluation.config, evaluation.run
     images = _images(evaluation)
     path = evaluation.folder / "figures" / _NAME
-    tau = run_masks.tau_of(run) if config.tau is None else config.tau
     figure = masks.mask_figure(
-        run, images, config.seed, tau=tau, borrow_statistics=config.borrow_statistics
+        run, images, config.seed, tau=config.tau, borrow_statistics=config.borrow_statistics
     )
-    own = run.config.mask.strategy
+    labels = [way.masker.label for way in masks.compared(run, config.tau)]
     how = masks.brightness(run, config.borrow_statistics)
     return Result(
         {"figure": str(path), "images": len(images)},
         [("figure", "images"), (str(path), str(len(images)))],
-        f"random and DPP masks (tau {tau:g})"
-        + (f" and those of the run ({own})" if own not in ("random", "dpp") else "")
-        + f" from the same noise, seed {config.seed}; hidden patches are predicted"
-        + (f", {how}" if how else ""),
+        f"masks: {', '.join(labels)}, from the same noise, seed {config.seed}; hidden patches are "
+        "predicted" + (f", {how}" if how else ""),
         figures={_NAME: figure},
     )
 

@@ -20,6 +20,7 @@ from dppmask_jax.figures.panels import (
     mask_panel,
     panel_scale,
 )
+from dppmask_jax.masking import MASKERS
 
 MAX_HEADS = 6  # whose attention is drawn
 
@@ -99,29 +100,36 @@ def draw_attention(
 
 
 def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
-    """Where the teacher's class token looks, and masks of every strategy.
+    """Where the class token looks, and masks of each strategy that the method has a recipe of, and
+    the run's own.
 
-    Each strategy hides as much as its recipe says, see `hidden_by`; AttMask's hint shows some of
-    that, half of the patches that its hints may come from. Its weights are the mean over heads.
+    Each strategy hides as much as its recipe says, see `run_masks.hidden_by`; AttMask's hint shows
+    some of that, half of the patches that its hints may come from. Its weights are the mean over
+    heads.
 
     Args:
       run, images, seed: see `of_run.write_run_figures`; the run's method has attention.
     """
-    kinds = {
-        "Random": ("random", ""),
-        "Block": ("block", ""),
-        **{f"AttMask\n({variant})": ("attention", variant) for variant in ("high", "low", "hint")},
-        f"DPP\n(τ = {run_masks.tau_of(run):g})": ("dpp", ""),
-    }
+    ways = _shown(run) if run.has_masks else []
     masks = {}
-    for name, (strategy, variant) in kinds.items():
-        num_hidden = run_masks.hidden_by(run, strategy)
-        mask = run_masks.masks_by(run, images, seed, strategy, num_hidden, attention=variant).mask
-        masks[f"{name}\n{np.mean(mask):.0%}"] = mask
+    for way, (mask, _) in zip(ways, run_masks.draw(run, images, seed, ways), strict=True):
+        label = way.masker.label.replace(" (", "\n(")
+        masks[f"{label[:1].upper()}{label[1:]}\n{np.mean(mask.mask):.0%}"] = mask.mask
     return draw_attention(
         images,
         np.asarray(run.attention(images)),
         masks,
         run.config.model.patch_size,
-        "percentages above masks: the share that is hidden",
+        "percentages above masks: the share that is hidden" if masks else "",
     )
+
+
+def _shown(run) -> list[run_masks.Way]:
+    strategies = dict.fromkeys((*run.shares, run.config.mask.strategy))
+    ways = [
+        run_masks.way(run, strategy, run_masks.hidden_by(run, strategy), **settings)
+        for strategy in strategies
+        if strategy in MASKERS
+        for settings in MASKERS[strategy].variants
+    ]
+    return [way for way in ways if run_masks.can_draw(run, way)]

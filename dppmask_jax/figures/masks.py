@@ -30,6 +30,8 @@ COLORS = {  # of what is visible under one of several masks
     "DPP": DPP_ONLY,
 }
 OTHER_ONLY = (52, 199, 89)
+COMPARED = ("random", "dpp")  # strategies that every run's masks are shown beside
+_CAPTIONS = {"random": "{} random"}  # of how many are visible, by the strategy
 
 
 class Shown(NamedTuple):
@@ -120,10 +122,8 @@ def mask_figure(
     tau: float | None = None,
     borrow_statistics: bool = False,
 ) -> Figure:
-    """Random and DPP masks of some images and, where the run was trained with others, those; then
-    what the run makes of each, if it reconstructs.
-
-    All hide as many patches as the run's own masks do, see `hidden_by`.
+    """Random and DPP masks of some images and, where the run was trained with others, those, see
+    `compared`; then what the run makes of each, if it reconstructs.
 
     Args:
       run, images, seed, borrow_statistics: see `of_run.write_run_figures`.
@@ -137,32 +137,37 @@ def mask_figure(
         pixels = np.nan_to_num(np.asarray(pixels, np.float32))
         return np.round(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
 
-    own = run.config.mask.strategy
-    of_run = run_masks.tau_of(run)
-    tau = of_run if tau is None else tau
-    num_hidden = run_masks.hidden_by(run, own)
-    (random_order, random_mask, _), (dpp_order, dpp_mask, greedy) = run_masks.masks_at(
-        (1.0, tau), run, images, seed, num_hidden
-    )
-
-    def shown(kind, title, is_own, order, mask, captions):
-        return Shown(kind, title + "\n(this run)" * is_own, mask, captions, rebuild(order))
-
-    count = random_mask.shape[1] - num_hidden
-    columns = [
-        shown("random", "Random mask", own == "random", random_order, random_mask,
-              [f"{count} random"] * len(images)),
-        shown("DPP", f"DPP mask, τ = {tau:g}", own == "dpp" and tau == of_run, dpp_order, dpp_mask,
-              [pick_caption(int(picks), count) for picks in greedy.sum(axis=1)]),
-    ]  # fmt: skip
-    if own not in ("random", "dpp"):
-        drawn = run_masks.masks_by(run, images, seed, own, num_hidden)
-        captions = [f"{visible} visible" for visible in drawn.count]
-        columns.append(shown(own, _title(run), True, drawn.order, drawn.mask, captions))
-    note = run_masks.hidden_note(num_hidden, random_mask.shape[1])
+    ways = compared(run, tau)
+    columns = []
+    for way, (mask, metrics) in zip(ways, run_masks.draw(run, images, seed, ways), strict=True):
+        visible = (~mask.mask).sum(axis=1)
+        if "num_greedy" in metrics:
+            captions = list(map(pick_caption, metrics["num_greedy"], visible))
+        else:
+            captions = [_CAPTIONS.get(way.strategy, "{} visible").format(n) for n in visible]
+        name, _, _ = way.masker.label.partition(" (")
+        columns.append(Shown(name, _title(run, way), mask.mask, captions, rebuild(mask.order)))
+    note = run_masks.hidden_note(ways[0].num_hidden, run_masks.num_patches(run))
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"
     return draw_masks(images, columns, run.config.model.patch_size, note)
+
+
+def compared(run, tau: float | None = None) -> list[run_masks.Way]:
+    """The masks that are shown beside one another: those of COMPARED that the run's method can
+    draw, and the run's own where they are others. All hide as many patches as the run's own do.
+
+    Args:
+      tau: of the DPP masks; None is the run's.
+    """
+    own = run.config.mask.strategy
+    num_hidden = run_masks.hidden_by(run, own)
+    settings = {} if tau is None else {"tau": tau}
+    ways = [
+        run_masks.way(run, strategy, num_hidden, **settings)
+        for strategy in dict.fromkeys((*COMPARED, own))
+    ]
+    return [way for way in ways if way.strategy == own or run_masks.can_draw(run, way)]
 
 
 def brightness(run, borrow_statistics: bool) -> str:
@@ -178,9 +183,13 @@ def brightness(run, borrow_statistics: bool) -> str:
     return f"their brightness and contrast are {how}"
 
 
-def _title(run) -> str:
-    """The run's own strategy in words."""
-    mask = run.config.mask
-    if mask.strategy == "attention":
-        return f"AttMask ({mask.attention})"
-    return f"{mask.strategy.title()} mask"
+def _title(run, way: run_masks.Way) -> str:
+    """The label of a masker as that of masks, and whether they are the run's."""
+    name, _, settings = way.masker.label.removesuffix(")").partition(" (")
+    if "mask" in name.lower():
+        title = way.masker.label
+    else:
+        title = f"{name[:1].upper()}{name[1:]} mask" + (f", {settings}" if settings else "")
+    own = run_masks.way(run, run.config.mask.strategy, 0)
+    is_own = (own.strategy, own.masker.label) == (way.strategy, way.masker.label)
+    return title + "\n(this run)" * is_own

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.attention import attention_figure
 from dppmask_jax.figures.masks import mask_figure
 from dppmask_jax.figures.panels import save
@@ -32,10 +33,11 @@ def write_run_figures(
     Returns:
       The paths of the figures, in this order.
     """
-    figures = {
-        "masks.png": mask_figure(run, images, seed, borrow_statistics=borrow_statistics),
-        "tau.png": tau_figure(run, images, seed),
-    }
+    figures = {}
+    if run.has_masks:
+        figures["masks.png"] = mask_figure(run, images, seed, borrow_statistics=borrow_statistics)
+        if run_masks.has_tau(run):
+            figures["tau.png"] = tau_figure(run, images, seed)
     if run.has_attention:
         figures["attention.png"] = attention_figure(run, images, seed)
     return [save(figure, out_dir, name) for name, figure in figures.items()]

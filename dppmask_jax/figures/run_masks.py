@@ -1,90 +1,130 @@
 """The masks that figures of a run draw.
 
 All masks of an image are drawn from the same noise, so random and DPP mask differ only by what the
-determinantal point process did.
+determinantal point process did. They are those of the end of the run and, where a step would draw
+something for all of its images, outside of any.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import dpp, masking, patches
-from dppmask_jax.methods.ibot_masks import RECIPE_SHARE
+from dppmask_jax import masking, patches
+from dppmask_jax.masking import MASKERS, Mask, Masker
 
 
-def tau_of(run) -> float:
-    """The purge ratio that the run ends with."""
-    mask = run.config.mask
-    return mask.tau if mask.tau_end is None else mask.tau_end
+class Way(NamedTuple):
+    """One way of masking: a strategy's name in MASKERS, what draws it, and how many patches of an
+    image it hides."""
+
+    strategy: str
+    masker: Masker
+    num_hidden: int
+
+
+def way(run, strategy: str, num_hidden: int, **settings) -> Way:
+    """A strategy with the run's settings, as they end, but for some."""
+    mask = at_end(run.config.mask) | settings | {"strategy": strategy}
+    return Way(strategy, masking.masker_of(SimpleNamespace(**mask)), num_hidden)
+
+
+def at_end(mask: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.mask` at the end of a run: NAME_end, where it is set, takes the place of NAME."""
+    settings = dict(mask)
+    for name in mask:
+        if settings.get(f"{name}_end") is not None:
+            settings |= {name: settings[f"{name}_end"], f"{name}_end": None}
+    return settings
+
+
+def has_tau(run) -> bool:
+    """Whether the run's masks depend on a tau."""
+    kind = MASKERS.get(run.config.mask.strategy)
+    return kind is not None and "mask.tau" in kind.fields
+
+
+def can_draw(run, way: Way) -> bool:
+    """Whether the run's method can show what a strategy draws from."""
+    return way.masker.needs <= run.gives
 
 
 def hidden_by(run, strategy: str) -> int:
-    """How many patches of an image figures hide with a strategy: as many as the run's own masks
-    do or, where every strategy of the method has its own share, as its recipe does. Of shares that
+    """How many patches of an image figures hide with a strategy: as its recipe does, where every
+    strategy of the method has its own share, else as many as the run's own masks do. Of shares that
     are drawn, the middle of the largest."""
-    ratio = run.config.mask.ratio
-    if not isinstance(ratio, Sequence):
+    ratio = run.config.mask.get("ratio")
+    if strategy != run.config.mask.strategy and strategy in run.shares:
+        share = run.shares[strategy]
+    elif isinstance(ratio, Sequence):
+        share = max(ratio)
+    else:
         return run.num_masked[1]
-    share = max(ratio) if strategy == run.config.mask.strategy else RECIPE_SHARE[strategy]
-    return max(1, int(masking.num_masked(_num_patches(run), share)))
+    return max(1, int(masking.num_masked(num_patches(run), share)))
 
 
-def masks_by(run, images, seed: int, strategy: str, num_hidden: int, **settings) -> masking.Mask:
-    """The masks of some images by a strategy, with the run's settings but for some; NumPy arrays.
+def draw(run, images, seed: int, ways: Sequence[Way]) -> list[tuple[Mask, dict[str, Any]]]:
+    """(Mask of (R, ...), {metric: (R,)}) of some images, for each way; NumPy arrays."""
 
-    They are those of the end of the run and, where a step would draw something for all of its
-    images, outside of any.
+    def all_ways(keys, count, seen, most):
+        counts = [num_patches(run) - each.num_hidden for each in ways]
+        seen = _computed_once(seen)
+        return [each.masker.draw(keys, n, seen, n) for each, n in zip(ways, counts, strict=True)]
+
+    return _drawn(run, images, seed, all_ways) if ways else []
+
+
+def draw_taus(run, images, seed: int, taus: Sequence[float]) -> tuple[Mask, dict[str, Any]]:
+    """As `draw`, by the run's strategy at each of T taus: (Mask of (T, R, ...), {metric: (T, R)}).
+
+    They are compiled once.
     """
-    mask = SimpleNamespace(**{**run.config.mask, **settings, "strategy": strategy})
-    masker = masking.masker_of(mask)
-    drawn, _ = run.masks(images, keys_of(seed, images), masker, _num_patches(run) - num_hidden)
-    return jax.device_get(drawn)
+    own = run.config.mask.strategy
+    count = num_patches(run) - hidden_by(run, own)
+
+    def all_taus(keys, _, seen, most):
+        tokens = seen.features()  # outside of the loop
+        seen = seen._replace(features=lambda: tokens)
+
+        def at(tau):
+            return way(run, own, 0, tau=tau).masker.draw(keys, count, seen, count)
+
+        return jax.lax.map(at, jnp.asarray(taus, jnp.float32))
+
+    return _drawn(run, images, seed, all_taus)
+
+
+def _drawn(run, images, seed: int, draw):
+    keys = jax.random.split(jax.random.key(seed), len(images))
+    together = Masker(draw, frozenset(), "")
+    return jax.device_get(run.masks(images, keys, together, num_patches(run)))
+
+
+def _computed_once(seen: masking.Seen) -> masking.Seen:
+    lazy = {name: value for name, value in seen._asdict().items() if callable(value)}
+    return seen._replace(**{name: functools.cache(value) for name, value in lazy.items()})
+
+
+def greedy_picks(mask: Mask, num_greedy) -> np.ndarray:
+    """(..., N) bool: the patches that were picked greedily, the first of the order."""
+    greedy = np.zeros(mask.order.shape, bool)
+    picked = np.arange(mask.order.shape[-1]) < num_greedy[..., None]
+    np.put_along_axis(greedy, mask.order, picked, axis=-1)
+    return greedy
 
 
 def hidden_note(num_hidden: int, num_patches: int) -> str:
+    """What to know of masks that all hide as much, in words."""
     return f"{num_hidden} of {num_patches} patches are hidden"
 
 
-def _num_patches(run) -> int:
+def num_patches(run) -> int:
+    """The number of patches of an image."""
     rows, columns = patches.grid_shape(run.image_size, run.config.model.patch_size)
     return rows * columns
-
-
-def keys_of(seed: int, images):
-    return jax.random.split(jax.random.key(seed), len(images))
-
-
-def masks_at(taus: Sequence[float], run, images, seed: int, num_hidden: int) -> list[tuple]:
-    """For each tau (order (R, N) int32, mask (R, N) bool, greedy picks (R, N) bool)."""
-    tokens = run.features(images)
-    num_keep = tokens.shape[1] - num_hidden
-    drawn = []
-    for tau in taus:
-        order, num_greedy = jax.device_get(
-            _select(
-                keys_of(seed, images),
-                tokens,
-                np.float32(tau),
-                num_keep=num_keep,
-                **run.selection_settings,
-            )
-        )
-        mask = np.ones(order.shape, bool)
-        np.put_along_axis(mask, order[:, :num_keep], False, axis=1)
-        greedy = np.zeros(order.shape, bool)
-        picked = np.arange(order.shape[1]) < num_greedy[:, None]
-        np.put_along_axis(greedy, order, picked, axis=1)
-        drawn.append((order, mask, greedy))
-    return drawn
-
-
-@functools.partial(
-    jax.jit, static_argnames=("num_keep", "kernel", "bandwidth", "normalize", "threshold_on")
-)  # here, so that two figures compile it once
-def _select(keys, tokens, tau, **settings):
-    return jax.vmap(lambda key, image: dpp.select(key, image, tau=tau, **settings))(keys, tokens)

@@ -61,18 +61,18 @@ def draw_tau(
 
 
 def tau_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
-    """The DPP masks of some images at each of TAUS.
+    """The masks of some images at each of TAUS, by the run's strategy.
 
     Args:
-      run, images, seed: see `of_run.write_run_figures`.
+      run, images, seed: see `of_run.write_run_figures`; the run's masks have a tau.
     """
+    drawn, metrics = run_masks.draw_taus(run, images, seed, TAUS)
+    greedy = run_masks.greedy_picks(drawn, metrics["num_greedy"])
     num_hidden = run_masks.hidden_by(run, run.config.mask.strategy)
-    drawn = dict(zip(TAUS, run_masks.masks_at(TAUS, run, images, seed, num_hidden), strict=True))
-    masks = {tau: mask for tau, (_, mask, _) in drawn.items()}
     return draw_tau(
         images,
-        masks,
-        {tau: greedy for tau, (_, _, greedy) in drawn.items()},
+        dict(zip(TAUS, drawn.mask, strict=True)),
+        dict(zip(TAUS, greedy, strict=True)),
         run.config.model.patch_size,
-        run_masks.hidden_note(num_hidden, masks[1.0].shape[1]),
+        run_masks.hidden_note(num_hidden, drawn.mask.shape[-1]),
     )

@@ -96,7 +96,7 @@ def _build(mask) -> Masker:
 
         return per_image(hide, keys, count, seen.attention()), {}
 
-    return Masker(draw, frozenset({"attention"}), f"attention ({variant})", shared_ratio=True)
+    return Masker(draw, frozenset({"attention"}), f"AttMask ({variant})", shared_ratio=True)
 
 
 def _num_shown(mask, key, num_patches: int):
@@ -106,4 +106,8 @@ def _num_shown(mask, key, num_patches: int):
     return draw_num_masked(key, num_patches, ratios, tuple(variations), SHOWN_SHARE)[0]
 
 
-KIND = MaskerKind(_build, FIELDS)
+KIND = MaskerKind(
+    _build,
+    FIELDS,
+    variants=({"attention": "high"}, {"attention": "low"}, {"attention": "hint"}),
+)

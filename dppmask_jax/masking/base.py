@@ -62,7 +62,7 @@ class Masker(NamedTuple):
         the number of visible patches, an int or (B,) int32 that may be traced; `most` is a static
         bound of it, which images without any masked patch (count N) may exceed.
       needs: names of the fields of `Seen` that it cannot do without.
-      label: what it is, in a few words.
+      label: what it is, in a few words: its name, and what it depends on in brackets.
       shared_ratio: whether all images of a step hide the same share.
       schedules: {name: progress -> value}, what of it depends on `Seen.progress`. A run may grow
         where these were the same at every step so far.
@@ -84,12 +84,14 @@ class MaskerKind(NamedTuple):
       check: config.mask -> None; raises InputError where the fields do not fit what they name.
       traced: names of fields that `build` takes as traced numbers too, so that another value needs
         no other compilation.
+      variants: settings of it that are shown beside one another where strategies are.
     """
 
     build: Callable[[Any], Masker]
     fields: Mapping[str, Field] = MappingProxyType({})
     check: Callable[[Any], None] = lambda mask: None
     traced: frozenset[str] = frozenset()
+    variants: tuple[Mapping[str, Any], ...] = (MappingProxyType({}),)
 
 
 def per_image(draw: Callable, keys, count, *more):

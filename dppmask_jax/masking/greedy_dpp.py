@@ -114,10 +114,11 @@ def _build(mask) -> Masker:
         return masks, {"num_greedy": num_greedy}
 
     tau = f"{mask.tau:g}" if isinstance(mask.tau, (int, float)) else "traced"
+    end = "" if mask.tau_end is None else f" to {mask.tau_end:g}"
     return Masker(
         draw,
         needs=frozenset({"features"}),
-        label=f"dpp (tau {tau})",
+        label=f"DPP (τ = {tau}{end})",
         schedules={"mask.tau": lambda progress: tau_at(mask, progress)},
     )
 

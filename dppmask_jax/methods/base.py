@@ -163,6 +163,10 @@ class MethodKind(NamedTuple):
     targets: bool = False
     """Whether it predicts one of `TARGETS`: `config.loss` then names it and has their fields."""
 
+    shares: Mapping[str, float] = MappingProxyType({})
+    """Of the patches of an image, what its recipe for each strategy of masks hides, where they
+    differ."""
+
 
 class TrainState(NamedTuple):
     """Everything that training changes; a plain pytree. `opt_state` has one entry a turn.

@@ -520,4 +520,5 @@ KIND = MethodKind(
     check,
     gives=frozenset({"features", "attention"}),
     recipes=("configs/ibot.py",),
+    shares=ibot_masks.RECIPE_SHARE,
 )

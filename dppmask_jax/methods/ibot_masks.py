@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dppmask_jax import masking, patches
 
 # Of the patches that a masked view hides, in the middle: what configs/ibot.py gives each strategy.
-RECIPE_SHARE = {"dpp": 0.7, "random": 0.7, "block": 0.3, "attention": 0.3}
+RECIPE_SHARE = {"random": 0.7, "block": 0.3, "attention": 0.3, "dpp": 0.7}
 
 
 def masked_range(config) -> tuple[int, int]:

@@ -31,25 +31,25 @@ def _rows(table: int, data: str, names: str, *lines: tuple[str, str, str]) -> tu
 
 
 _MAE, _IBOT = "MAE ViT-B/16", "iBOT ViT-S/16"
-_OWN, _DPP = "iBOT's own", "DPP, τ not stated"
+_OWN, _DPP = "iBOT's own", "DPP (τ not stated)"
 
 ROWS = (
     *_rows(
         1,
         "ImageNet-100",
         "loss linear finetune",
-        (_MAE, "DPP, τ 0.6", "0.417 - 89.67"),
-        (_MAE, "DPP, τ 0.8", "0.434 62.58 89.67"),
-        (_MAE, "DPP, τ 0.9", "0.440 63.22 89.56"),
+        (_MAE, "DPP (τ = 0.6)", "0.417 - 89.67"),
+        (_MAE, "DPP (τ = 0.8)", "0.434 62.58 89.67"),
+        (_MAE, "DPP (τ = 0.9)", "0.440 63.22 89.56"),
         (_MAE, "random", "0.444 67.08 89.45"),
     ),
     *_rows(
         2,
         "ImageNet-100",
         "nmi acc linear finetune",
-        (_IBOT, "DPP, τ 0.6", "0.518 67.88 72.84 87.58"),
-        (_IBOT, "DPP, τ 0.8", "0.522 68.04 73.56 87.64"),
-        (_IBOT, "DPP, τ 0.9", "0.525 68.68 73.60 87.84"),
+        (_IBOT, "DPP (τ = 0.6)", "0.518 67.88 72.84 87.58"),
+        (_IBOT, "DPP (τ = 0.8)", "0.522 68.04 73.56 87.64"),
+        (_IBOT, "DPP (τ = 0.9)", "0.525 68.68 73.60 87.84"),
         (_IBOT, _OWN, "0.522 68.28 73.30 87.44"),
         (_IBOT, "AttMask", "0.512 67.32 72.30 87.44"),
     ),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from dppmask_jax.evals.sections import NONE
+from dppmask_jax.masking import masker_of
+from dppmask_jax.methods import METHODS
 from dppmask_jax.results.portable import last_part
 from dppmask_jax.runs import history
-
-_METHODS = {"mae": "MAE", "ibot": "iBOT"}
 
 
 def of(record) -> tuple[str, str, str, str]:
@@ -59,8 +61,8 @@ def model(record) -> str:
     """Method, size, image size and epochs."""
     config = record["checkpoint"]["config"]
     size, (height, width) = config["model"], config["image_size"]
-    method = config.get("method", "classifier")
-    name, epochs = _METHODS.get(method, method), config["epochs"]
+    method, epochs = config.get("method", "classifier"), config["epochs"]
+    name = METHODS[method].label if method in METHODS else method
     tested = record["config"].get("image_size", [height, width])
     other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
     return (
@@ -76,17 +78,11 @@ def masks(record) -> str:
         config = config["pretrained"]["config"]
     if "mask" not in config:
         return NONE
-    mask = config["mask"]
-    ratio = mask["ratio"]
+    label = masker_of(SimpleNamespace(**config["mask"])).label
+    ratio = config["mask"].get("ratio", [])
     several = ratio if isinstance(ratio, list) else [ratio]
-    masked = " or ".join(f"{100 * share:g}" for share in several) + " % masked"
-    if mask["strategy"] == "attention":
-        return f"AttMask ({mask['attention']}), {masked}"
-    if mask["strategy"] != "dpp":
-        return f"{mask['strategy']}, {masked}"
-    end = "" if mask["tau_end"] is None else f" to {mask['tau_end']:g}"
-    random = " (random)" if mask["tau"] >= 1 and not end else ""
-    return f"DPP, τ {mask['tau']:g}{end}{random}, {masked}"
+    masked = " or ".join(f"{100 * share:g}" for share in several)
+    return f"{label}, {masked} % masked" if masked else label
 
 
 def checkpoint(record) -> str:

@@ -34,7 +34,7 @@ def warnings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _is_read(field: str, config: dict[str, Any]) -> bool:
+def is_read(field: str, config: dict[str, Any]) -> bool:
     """Whether a run's masks depend on a field, if it is one of maskers; those of a masker that is
     not known here may depend on any."""
     if field == "mask.defined_in":  # the same masks may lie elsewhere
@@ -54,7 +54,7 @@ def _differences(configs: list[dict[str, Any]], prefixes: tuple[str, ...]) -> li
     differ = []
     for field in sorted(set().union(*configs)):
         values = [
-            str(config[field]) for config in configs if field in config and _is_read(field, config)
+            str(config[field]) for config in configs if field in config and is_read(field, config)
         ]
         if field.startswith(prefixes) and len(set(values)) > 1:
             differ.append(f"{field} {' | '.join(dict.fromkeys(values))}")

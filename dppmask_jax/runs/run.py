@@ -70,8 +70,9 @@ class Run:
       knn_feature: which tokens the run trains, "patches" or "cls".
       selection_settings: the keyword arguments of `dpp.select` that go with `features`.
       num_masked: (fewest, most) patches that a masked view has masked.
-      has_masks, can_reconstruct, has_attention: whether the method answers to `features` (and so
-        has the two above), to `reconstruct` and to `attention`.
+      has_masks, can_reconstruct, has_attention: whether the method answers to `masks` (and so has
+        the two above), to `reconstruct` and to `attention`.
+      gives, shares: see `methods.base.MethodKind`.
     """
 
     def __init__(
@@ -109,15 +110,18 @@ class Run:
             method = _method(config, step)
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
+        kind = METHODS.get(self.kind)
         self.selection_settings = method.selection
         self.num_masked = method.num_masked
-        self.has_masks = method.features is not None
+        self.gives = kind.gives if kind else frozenset()
+        self.shares = kind.shares if kind else {}
+        self.has_masks = method.masks is not None
         self.can_reconstruct = method.reconstruct is not None
         self.has_attention = method.attention is not None
         self.encoder = method.encoder_of(params, extra)
         encode = method.encoder.encode
         self._encode = jax.jit(lambda p, x: encoders.as_dict(encode(p, augment.normalize(x))))
-        self._features = jax.jit(method.features) if self.has_masks else None
+        self._features = jax.jit(method.features) if method.features else None
         self._reconstruct = (
             jax.jit(method.reconstruct, static_argnames="borrow_statistics")
             if self.can_reconstruct

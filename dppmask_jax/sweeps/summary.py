@@ -10,6 +10,7 @@ from typing import Any
 from dppmask_jax import evaluate
 from dppmask_jax.evals.base import percent
 from dppmask_jax.evals.tasks import TASKS
+from dppmask_jax.fields import flatten
 from dppmask_jax.figures.sweep import write_sweep_figure
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.scores.uncertainty import standard_error
@@ -73,12 +74,25 @@ def _knn(trained: dict[str, Any]) -> str:
 
 
 def _groups(records: Sequence[dict]) -> dict[tuple, list[dict]]:
-    """The records of each point of the figure: those that differ in `seed` alone are one."""
-    groups: dict[tuple, list[dict]] = {}
+    """The records of each point of the figure, by their x and the words for its line: those that
+    differ in `seed` alone are one.
+
+    Where the masks of a run do not depend on a field, the words leave it out; of runs that are then
+    one training done twice, the first stands for both.
+    """
+    first, *others = _shown_fields(records)
+    groups: dict[tuple, dict[Any, dict]] = {}
     for record in records:
-        values = (_hashable(record["values"][field]) for field in _shown_fields(records))
-        groups.setdefault(tuple(values), []).append(record)
-    return groups
+        values = record["values"]
+        config = flatten(record["evaluation"]["checkpoint"]["config"])
+        label = ", ".join(
+            _LEGENDS.get(field, field.split(".")[-1] + " {}").format(plain(values[field]))
+            for field in others
+            if not field.startswith("mask.") or comparable.is_read(field, config)
+        )
+        point = (_hashable(values[first]), label)
+        groups.setdefault(point, {}).setdefault(values.get("seed"), record)
+    return {point: list(of_seeds.values()) for point, of_seeds in groups.items()}
 
 
 def _mean_and_error(records: Sequence[dict]) -> tuple[float, float | None, str]:
@@ -113,13 +127,8 @@ def lines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float, float | N
     Args:
       records: "points" of a sweep.json.
     """
-    _, *others = _shown_fields(records)
     found: dict[str, list] = {}
-    for (x, *rest), group in _groups(records).items():
-        label = ", ".join(
-            _LEGENDS.get(field, field.split(".")[-1] + " {}").format(plain(value))
-            for field, value in zip(others, rest, strict=True)
-        )
+    for (x, label), group in _groups(records).items():
         found.setdefault(label, []).append((x, *_mean_and_error(group)[:2]))
     return found
 
