@@ -57,8 +57,22 @@ def masked_square_error(
     The error of a patch is averaged over its P values, summed over the masked patches and divided
     by their number (1 where no patch is masked, so the loss is then 0).
     """
+    return _masked_mean(jnp.square(_error(pred, target, mask)), mask)
+
+
+def masked_absolute_error(
+    pred: Float[Array, "B N P"], target: Float[Array, "B N P"], mask: Bool[Array, "B N"]
+) -> Float[Array, ""]:
+    """As `masked_square_error`, of the absolute error (SimMIM, arXiv 2111.09886, equation 1)."""
+    return _masked_mean(jnp.abs(_error(pred, target, mask)), mask)
+
+
+def _error(pred, target, mask):
     chex.assert_equal_shape([pred, target])
     chex.assert_equal_shape_prefix([pred, mask], 2)
-    error = jnp.mean(jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)), axis=-1)
+    return pred.astype(jnp.float32) - target.astype(jnp.float32)
+
+
+def _masked_mean(values, mask):
     masked = mask.astype(jnp.float32)
-    return jnp.sum(error * masked) / jnp.maximum(jnp.sum(masked), 1.0)
+    return jnp.sum(jnp.mean(values, axis=-1) * masked) / jnp.maximum(jnp.sum(masked), 1.0)

@@ -1,4 +1,4 @@
-"""The pixels of a patch, raw or standardised (MAE, arXiv 2111.06377, section 3)."""
+"""The pixels of a patch, raw (SimMIM, arXiv 2111.09886) or standardised (MAE, arXiv 2111.06377)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ import jax.numpy as jnp
 
 from dppmask_jax import patches
 from dppmask_jax.data.images import augment
-from dppmask_jax.fields import FLAG, Field
-from dppmask_jax.targets.base import Target, TargetKind, masked_square_error
+from dppmask_jax.fields import FLAG, Field, one_of
+from dppmask_jax.targets.base import (
+    Target,
+    TargetKind,
+    masked_absolute_error,
+    masked_square_error,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 FIELDS = {
     "loss.norm_pix": Field(True, FLAG, "target patches standardised one by one (paper unclear)"),
+    "loss.distance": Field(
+        "squared", one_of("squared", "absolute"), "what is averaged over pixels (MAE; SimMIM)"
+    ),
 }
+_LOSSES = {"squared": masked_square_error, "absolute": masked_absolute_error}
 
 
 def build(config) -> Target:
@@ -37,7 +46,7 @@ def build(config) -> Target:
             pred = pred * statistics[..., 1:] + statistics[..., :1]
         return augment.denormalize(pred.reshape(*pred.shape[:2], -1, 3)).reshape(pred.shape)
 
-    return Target(3 * patch_size**2, of, masked_square_error, pixels)
+    return Target(3 * patch_size**2, of, _LOSSES[config.loss.distance], pixels)
 
 
 KIND = TargetKind(build, FIELDS)
