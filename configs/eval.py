@@ -28,8 +28,8 @@ the same command goes on where a training was interrupted.
 
 Sources: MAE (arXiv 2111.06377, tables 9 and 10 and code) for finetune and linear; iBOT (arXiv
 2111.07832) for knn and cluster; ASL (arXiv 2009.14119); ImageNet-9 (arXiv 2006.09994); DPPMask
-(arXiv 2303.12736). What DPPMask does not state is marked below. The recipes of `shapes` and `small`
-are this project's own.
+(arXiv 2303.12736). --show_config prints all fields, and says what the paper leaves open. The
+recipes of `shapes` and `small` are this project's own.
 """
 
 from ml_collections import config_dict

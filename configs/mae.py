@@ -15,7 +15,7 @@ Arguments after the colon:
 
 imagenet100 and small want --config.data.source=folder:PATH; --config.data.classes=imagenet100
 takes the 100 classes out of a whole ImageNet. imagenet1k reads tfds:imagenet2012 unless told
-otherwise. What the paper does not state is marked below. On a CPU add
+otherwise. --show_config prints all fields, and says what the paper leaves open. On a CPU add
 --config.model.dtype=float32.
 
 What to expect:

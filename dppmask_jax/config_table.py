@@ -23,9 +23,22 @@ _ORDER = ("", "data", "model", "mask", "loss", "teacher", "optim", "checkpoint",
 _DOCS = """\
 # Fields of the configs
 
-Each is set with `--config.NAME=VALUE`, or in a config file. `python train.py --config=FILE
---show_config` prints those of a config with their values, as does `eval.py`. Recipes in `configs/`
-set what differs from the defaults. This page is made by `make docs`.
+`--config.NAME=VALUE` sets a field. `python train.py --config=FILE --show_config` prints those of a
+config with their values, as does `eval.py`. The recipes in `configs/` set what differs from the
+defaults. A recipe of your own is a Python file:
+
+```python
+from dppmask_jax import config as pretraining
+
+
+def get_config():
+    config = pretraining.defaults("mae")
+    config.data.source = "folder:/path/to/images"
+    config.mask.tau = 0.6
+    return config
+```
+
+This page is made by `make docs`.
 """
 
 

@@ -137,34 +137,6 @@ fraction_below_1 = Rule(
 )
 
 
-def grey_range(text: str) -> tuple[float, float] | None:
-    """The (black, white) that `data.range` names, None for "auto".
-
-    Raises:
-      ValueError: it is neither.
-    """
-    if text == "auto":
-        return None
-    black, white = map(float, text.strip(" ()[]").split(","))
-    if not (is_number(black) and is_number(white) and black < white):
-        raise ValueError(f"{text} is no range")
-    return black, white
-
-
-def _is_grey_range(value) -> bool:
-    try:
-        grey_range(value if is_text(value) else "")
-    except ValueError:
-        return False
-    return True
-
-
-GREY_RANGE = Rule(
-    _is_grey_range,
-    "auto, or the values of black and white in greyscale of more than 8 bits, such as '0,4095'",
-)
-
-
 # Why a field may change while a run goes on: the values of `Field.free`.
 FREE = ("carried out", "spaced", "measured", "regrouped")
 

@@ -27,8 +27,11 @@ from dppmask_jax.training.build import plan_from
 from dppmask_jax.words import count
 
 FIELDS = seeds.FIELDS_OF["finetune"]
-# No epochs: a classifier as it is.
-FIELDS = FIELDS | {"epochs": FIELDS["epochs"]._replace(rule=number(0))}
+FIELDS = FIELDS | {
+    "epochs": FIELDS["epochs"]._replace(
+        rule=number(0), note="times that all images are seen; 0 tests a classifier as it is"
+    )
+}
 
 
 def check(evaluation: Evaluation) -> None:

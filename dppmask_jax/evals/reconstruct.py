@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dppmask_jax import paths
+from dppmask_jax.data.images import greys
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation, Result, Task
-from dppmask_jax.fields import FLAG, TEXT, Field, grey_range, number, optional, whole
+from dppmask_jax.fields import FLAG, TEXT, Field, number, optional, whole
 from dppmask_jax.figures import masks
 from dppmask_jax.figures.images import read_images
 
@@ -70,7 +71,7 @@ def _images(evaluation: Evaluation):
             raise InputError(
                 f"the run's own images: {error}; or name others: --config.images=PATH"
             ) from error
-    range_of_run = grey_range(evaluation.run.config.data.range)
+    range_of_run = greys.named(evaluation.run.config.data.range)
     return read_images(
         paths.split(config.images), tuple(config.image_size), config.num, range_of_run
     )

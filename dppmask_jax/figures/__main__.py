@@ -17,7 +17,8 @@ from dppmask_jax import extras
 if __name__ == "__main__":  # before what is missing is imported
     extras.require()
 
-from dppmask_jax import command, fields
+from dppmask_jax import command
+from dppmask_jax.data.images import greys
 from dppmask_jax.errors import InputError
 from dppmask_jax.figures import untrained
 from dppmask_jax.figures.curves import write_curves
@@ -125,7 +126,7 @@ def _of_run(args) -> list[Path]:
             f"--workdir={workdir} is {run.name} run, which masks nothing: name another"
         )
     if args.images:
-        grey_range = fields.grey_range(run.config.data.range)
+        grey_range = greys.named(run.config.data.range)
         images = read_images(args.images, run.image_size, args.num, grey_range)
     else:
         try:

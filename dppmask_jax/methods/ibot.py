@@ -74,7 +74,8 @@ FIELDS = {
     "model.norm_last_layer": Field(
         False, FLAG, "whether the length of each prototype is fixed", fixed=True
     ),
-    **with_defaults(crops.FIELDS, {"data.crop_scale": (0.25, 1.0)}),
+    **crops.FIELDS,
+    "data.crop_scale": Field((0.25, 1.0), crops.SCALE, "area of the crops of the global views"),
     **augment.FIELDS,
     "data.local_views": Field(10, whole(0, 64), "small views of each image"),
     "data.local_size": Field(
@@ -87,7 +88,7 @@ FIELDS = {
     "mask.ratio": Field(
         (0.0, 0.7),
         several(fraction_below_1, "a list such as (0.0, 0.7), each from 0 to below 1"),
-        "shares of the patches that are masked, of which one is drawn a view",
+        "shares of the patches that are masked; one is drawn a view, and (0.7,) masks every view",
     ),
     "mask.ratio_var": Field(
         (0.0, 0.05),

@@ -13,12 +13,11 @@ import numpy as np
 
 from dppmask_jax import masking, patches
 from dppmask_jax.data import loader
-from dppmask_jax.data.images import augment
+from dppmask_jax.data.images import augment, greys
 from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import only_classes
 from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.errors import InputError
-from dppmask_jax.fields import grey_range
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Method, Plan
 from dppmask_jax.models import encoders
@@ -377,7 +376,7 @@ def open_data(config):
         data.source,
         data_dir=data.dir or None,
         val_fraction=data.val_fraction,
-        grey_range=grey_range(data.range),
+        grey_range=greys.named(data.range),
     )
     if not names:
         return splits

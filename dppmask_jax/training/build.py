@@ -14,7 +14,10 @@ FIELDS = {
     "batch_size": Field(256, whole(1, 2**20), "images in an optimiser step, over all devices"),
     "epochs": Field(100.0, above(0), "times that all training images are seen"),
     "evaluate.every_epochs": Field(
-        10.0, number(0), "epochs from one measuring to the next; 0 is off", free="spaced"
+        10.0,
+        number(0),
+        "epochs between measures, at the start and the end too; 0 is off",
+        free="spaced",
     ),
 }
 

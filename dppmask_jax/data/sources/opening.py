@@ -33,7 +33,7 @@ from dppmask_jax.data.sources import classes, clevr, coco, csv_table, folder, id
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.errors import InputError
-from dppmask_jax.fields import GREY_RANGE, TEXT, Field, Rule, fraction_below_1, is_text
+from dppmask_jax.fields import TEXT, Field, Rule, fraction_below_1, is_text
 
 _GREY_SAMPLE = 64  # files of a split that say what black and white are
 _LOOKED_AT = 4096  # names among which these are chosen
@@ -55,9 +55,7 @@ SOURCE = Rule(
 FIELDS = {
     "data.source": Field("shapes", SOURCE, "where the images are, see docs/data.md"),
     **classes.FIELDS,
-    "data.range": Field(
-        "auto", GREY_RANGE, "black and white of greyscale files with more than 8 bits"
-    ),
+    **greys.FIELDS,
     "data.dir": Field("", TEXT, "where tfds: and shapes keep their files; '' is the usual place"),
     "data.val_fraction": Field(
         0.1, fraction_below_1, "share held out where the source has no validation split"
