@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dppmask_jax.errors import InputError
-from dppmask_jax.masking import attmask, blocks, exact_dpp, greedy_dpp, random_patches
+from dppmask_jax.masking import (
+    attmask,
+    blocks,
+    exact_dpp,
+    from_file,
+    greedy_dpp,
+    random_patches,
+)
 from dppmask_jax.masking.base import Masker, MaskerKind
 
 MASKERS: dict[str, MaskerKind] = {
@@ -12,6 +19,7 @@ MASKERS: dict[str, MaskerKind] = {
     "random": random_patches.KIND,
     "block": blocks.KIND,
     "attention": attmask.KIND,
+    "file": from_file.KIND,
 }
 
 

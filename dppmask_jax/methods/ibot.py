@@ -217,6 +217,9 @@ def build(config, plan: Plan) -> Method:
                 step,
                 features=lambda: kernel_features(teacher, global_images, tokens.patches),
                 attention=lambda: jnp.mean(weights, axis=1),
+                proposed=(lambda: jnp.concatenate([batch["proposed"]] * GLOBAL_VIEWS))
+                if "proposed" in batch
+                else None,
             )
         # Every masked patch of a view and, where it has fewer than the most, some visible ones.
         chosen = masks.order[:, num_patches - most :]
@@ -433,6 +436,7 @@ def build(config, plan: Plan) -> Method:
         after_step=after_step,
         encoder=encoder,
         features=features,
+        extras=tuple(masker.needs & {"proposed"}),
         masker=masker,
         masks=masks,
         selection=greedy_dpp.settings(config.mask),
@@ -519,7 +523,7 @@ KIND = MethodKind(
     "iBOT",
     FIELDS,
     check,
-    gives=frozenset({"features", "attention"}),
+    gives=frozenset({"features", "attention", "proposed"}),
     recipes=("configs/ibot.py",),
     shares=ibot_masks.RECIPE_SHARE,
 )

@@ -107,6 +107,7 @@ def build(config, plan: Plan) -> Method:
             step,
             jax.random.fold_in(key, 2**31),  # no example of the stream has this number
             features=lambda: kernel_features(images, tokens),
+            proposed=(lambda: batch["proposed"]) if "proposed" in batch else None,
         )
         with jax.named_scope("selection"):
             mask, found = masker.draw(mask_keys, num_keep, seen, num_keep)
@@ -156,6 +157,7 @@ def build(config, plan: Plan) -> Method:
         encoder=encoder,
         with_positions=with_positions,
         features=features,
+        extras=tuple(masker.needs & {"proposed"}),
         masker=masker,
         masks=masks,
         selection=greedy_dpp.settings(config.mask),
@@ -198,7 +200,7 @@ KIND = MethodKind(
     "MAE",
     FIELDS,
     check,
-    gives=frozenset({"features"}),
+    gives=frozenset({"features", "proposed"}),
     recipes=("configs/mae.py",),
     targets=True,
 )

@@ -21,7 +21,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Method, Plan
 from dppmask_jax.models import encoders
-from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs import checkpoint, proposed
 from dppmask_jax.runs import workdir as workdir_files
 
 CLASSIFIER = "classifier"
@@ -365,10 +365,12 @@ def load_run(
 
 
 def open_data(config):
-    """(training source, validation source or None) of a config's data, of `data.classes` only.
+    """(training source, validation source or None) of a config's data, of `data.classes` only, with
+    the masks that its masker takes from a file.
 
     Raises:
-      InputError: a missing, empty or unprepared source, or classes that it lacks.
+      InputError: a missing, empty or unprepared source, classes that it lacks, or masks that do not
+        fit it.
     """
     data = config.data
     names = class_list(data.classes) if data.classes else ()
@@ -378,10 +380,10 @@ def open_data(config):
         val_fraction=data.val_fraction,
         grey_range=greys.named(data.range),
     )
-    if not names:
-        return splits
-    where = f"config.data.classes={data.classes}"
-    return tuple(split and only_classes(split, names, where) for split in splits)
+    if names:
+        where = f"config.data.classes={data.classes}"
+        splits = (split and only_classes(split, names, where) for split in splits)
+    return proposed.with_masks(config, *splits)
 
 
 class Encoder:

@@ -1,0 +1,52 @@
+"""The images of a run with masks that come with them, from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from dppmask_jax import masking
+from dppmask_jax.data.sources.base import Source
+from dppmask_jax.masking import from_file
+from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan
+from dppmask_jax.patches import grid_shape
+
+NAME = "proposed"  # of the extra
+
+
+def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Source | None]:
+    """The splits of a pre-training config, whose images know the masks that are proposed for them,
+    where its masks are such.
+
+    Validation images, which the file has no masks for, have random ones of as many patches.
+
+    Raises:
+      InputError: see `from_file.check_rows`.
+    """
+    mask = config.get("mask")
+    if not mask or NAME not in masking.masker_of(mask).needs:
+        return train, val
+    rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
+    method = METHODS[config.method].build(config, Plan(1, 1))
+    fewest, most = method.num_masked
+    from_file.check_rows(mask.path, len(train), rows * columns, fewest, most)
+    train = dataclasses.replace(train, extras=functools.partial(_row, mask.path, train.extras))
+    if val is not None:
+        at_random = functools.partial(_random_row, rows * columns, most, val.extras)
+        val = dataclasses.replace(val, extras=at_random)
+    return train, val
+
+
+_opened = functools.lru_cache(maxsize=4)(from_file.read)  # once in each loading process
+
+
+def _row(path: str, extras, i: int) -> dict:
+    return {**extras(i), NAME: np.array(_opened(path)[i], bool)}
+
+
+def _random_row(num_patches: int, num_masked: int, extras, i: int) -> dict:
+    order = np.random.default_rng(i).permutation(num_patches)
+    return {**extras(i), NAME: order < num_masked}
