@@ -25,6 +25,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: t
 _SHOW = flags.DEFINE_boolean(
     "show_config", False, "Print every field of the config: value, default, meaning; nothing else."
 )
+_MASKER = flags.DEFINE_string(
+    "masker", "", "The config file that defines masks of your own, for task=reconstruct."
+)
 _PROCESSES = command.define_process_flags()
 
 
@@ -47,8 +50,11 @@ def main(argv):
         raise InputError("--workdir takes the result of one --checkpoint; leave it out for several")
 
     from dppmask_jax import evaluate, parallel
+    from dppmask_jax.masking import own
 
     parallel.initialize(*_PROCESSES())
+    if _MASKER.value:
+        own.load(_MASKER.value)
     command_line = shlex.join(sys.argv)
     if len(checkpoints) > 1:
         evaluate.evaluate_all(_CONFIG.value, checkpoints, command_line)

@@ -140,9 +140,8 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
     seen = set()
     for point in points:
         completed = evaluate.completed(eval_config, point.config)
-        asked = json.dumps(
-            [workdir.to_json(config)["data"] for config in (point.config, completed)]
-        )
+        asked = [workdir.to_json(config)["data"] for config in (point.config, completed)]
+        asked = json.dumps([*asked, point.config.get("mask", {}).get("path", "")])
         if asked in seen:
             continue
         seen.add(asked)

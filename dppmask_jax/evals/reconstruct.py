@@ -10,6 +10,7 @@ from dppmask_jax.evals.base import Evaluation, Result, Task
 from dppmask_jax.fields import FLAG, TEXT, Field, number, optional, whole
 from dppmask_jax.figures import masks
 from dppmask_jax.figures.images import read_images
+from dppmask_jax.masking import own
 
 _NAME = "reconstruct.png"
 
@@ -40,6 +41,7 @@ def check(evaluation: Evaluation) -> None:
     run = evaluation.run
     if not run.can_reconstruct:
         raise InputError(f"{run.name} run reconstructs no pixels; give --checkpoint an MAE run")
+    own.check(run.config.mask)
     _images(evaluation)
 
 

@@ -24,6 +24,7 @@ from dppmask_jax.figures import untrained
 from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.images import read_images
 from dppmask_jax.figures.of_run import write_run_figures
+from dppmask_jax.masking import own
 from dppmask_jax.runs import comparable
 from dppmask_jax.runs.run import checked_image_size, load_run
 
@@ -69,6 +70,9 @@ def _arguments(argv):
         help="reconstructions with the true brightness and contrast of each hidden patch, which no "
         "model could know; without it they are estimated from visible patches",
     )
+    parser.add_argument(
+        "--masker", metavar="FILE", help="the config file that defines masks of your own"
+    )
     parser.add_argument("--out", help="folder for the figures; default: WORKDIR/figures")
     args = parser.parse_args(argv)
     if args.num < 1:
@@ -77,7 +81,7 @@ def _arguments(argv):
         raise InputError(f"--seed must be in 0..2**31 - 1, got {args.seed}")
     if args.patch_size is not None and args.patch_size < 1:
         raise InputError(f"--patch_size must be at least 1, got {args.patch_size}")
-    of_run = ("compare", "borrow_statistics")
+    of_run = ("compare", "borrow_statistics", "masker")
     of_images = ("patch_size", "ratio", "tau")
     if not args.workdir and not args.images:
         raise InputError("name a run with --workdir, or images to mask with --images")
@@ -118,6 +122,8 @@ def _of_run(args) -> list[Path]:
     """Draws what a run can show, and its curves."""
     workdir = Path(args.workdir)
     out_dir = Path(args.out) if args.out else workdir / "figures"
+    if args.masker:
+        own.load(args.masker)
     run = load_run(workdir, image_size=args.image_size)
     if run.resized:
         print(run.resized)
@@ -125,6 +131,8 @@ def _of_run(args) -> list[Path]:
         raise InputError(
             f"--workdir={workdir} is {run.name} run, which masks nothing: name another"
         )
+    if "mask" in run.config:
+        own.check(run.config.mask)
     if args.images:
         grey_range = greys.named(run.config.data.range)
         images = read_images(args.images, run.image_size, args.num, grey_range)

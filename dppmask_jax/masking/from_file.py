@@ -89,4 +89,8 @@ def _in_order(key, mask) -> Mask:
     return Mask(order, mask, jnp.sum(~mask, dtype=jnp.int32))
 
 
-KIND = MaskerKind(_build, FIELDS, check=lambda mask: read(mask.path) and None)
+def _check(mask) -> None:
+    read(mask.path)
+
+
+KIND = MaskerKind(_build, FIELDS, _check)

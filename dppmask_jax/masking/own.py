@@ -17,7 +17,7 @@ from pathlib import Path
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import TEXT, Field
 from dppmask_jax.masking.base import MaskerKind
-from dppmask_jax.masking.kinds import MASKERS
+from dppmask_jax.masking.kinds import MASKERS, check_known
 
 _PACKAGE = Path(__file__).absolute().parents[1]
 
@@ -53,14 +53,13 @@ def load(file: str) -> None:
         raise InputError(f"--masker={file}: {type(error).__name__}: {words}") from error
 
 
-def warnings(mask) -> list[str]:
-    """What to say where the masks of a run are no longer defined as they were; or []."""
-    then = getattr(mask, "defined_as", "")
-    kind = MASKERS.get(mask.strategy)
-    file = kind and _file_of(kind)
-    if not then or not file or _sha256(file) in then:
-        return []
-    return [f"{file} is not what it was when the run was made: its masks may be others"]
+def check(mask) -> None:
+    """Raises InputError where the masks of a run are not known; says so where their definition has
+    changed since."""
+    check_known(mask)
+    file = _file_of(MASKERS[mask.strategy])
+    if file and _sha256(file) not in getattr(mask, "defined_as", ""):
+        print(f"note: {file} is not what it was when the run was made; its masks may be others")
 
 
 def _file_of(kind: MaskerKind) -> Path | None:
