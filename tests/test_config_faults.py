@@ -189,6 +189,7 @@ BOUNDS = {
     "epochs": _POSITIVE,
     "log_every": _WHOLE_FROM_1,
     "init_from": _TEXT,
+    "mask.path": _TEXT,
     "memory_gb": _POSITIVE,
     "data.dir": _TEXT,
     "data.classes": (["", "imagenet100", "a/b.txt"], ["imagenet", "a\n.txt", None]),
