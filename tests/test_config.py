@@ -194,7 +194,7 @@ def test_wrong_values_of_ibot_are_one_line_that_names_the_field(fields, words):
 
 
 def test_mae_refuses_attention_masks():
-    words = r"MAE has no teacher: config\.mask\.strategy='attention' needs one; use dpp \| .*random \| block"
+    words = r"MAE has no teacher: config\.mask\.strategy='attention' needs one; use dpp \| .*random"
     with pytest.raises(InputError, match=words):
         config_checks.check(changed(mask__strategy="attention"))
     config_checks.check(ibot.get_config("mask=attention"))

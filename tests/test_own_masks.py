@@ -64,7 +64,8 @@ def test_a_run_with_own_masks_is_encoded_without_them_and_names_their_file(own_f
     masking.MASKERS["checkerboard"] = build
     run = load_run(folder)
     own.check(run.config.mask)
-    assert run_masks.masks_by(run, images, 0, "checkerboard", 8).mask.sum() == 8
+    ((mask, _),) = run_masks.draw(run, images, 0, [run_masks.way(run, "checkerboard", 8)])
+    assert mask.mask.sum() == 8
     assert not capsys.readouterr().out
     # Another file is another config, and figures say so.
     old = to_json(run.config)
