@@ -55,6 +55,9 @@ LARGE = 1 << 20  # bytes; smaller exchanges are means of metrics, counts and cen
 # After how many trips the loops of the selection have done their work for a batch: greedy picks at
 # tau 0.9 on photographs, tries of rectangles. Measured by benchmarks/trips.py.
 TRIPS = {"dpp": 6, "block": 44}
+# The most trips there can be, for N patches: each rectangle covers a patch more, and has ten tries.
+# Loops of other masks have bounds of their own.
+MOST_TRIPS = {"block": lambda num_patches: 10 * num_patches}
 
 
 class Chip(NamedTuple):
@@ -216,10 +219,10 @@ def read(text: str, case: Case, trips: int | None = None) -> dict[str, Any]:
     strategy = case.config.mask.strategy
     trips = TRIPS.get(strategy) if trips is None else trips
     rows, columns = (side // case.config.model.patch_size for side in case.config.image_size)
-    most = 10 * rows * columns  # each rectangle covers a patch more, and has ten tries
+    most = MOST_TRIPS.get(strategy, lambda num_patches: None)(rows * columns)
 
     def worst(op):
-        return most if strategy == "block" and "selection" in op.op_name else None
+        return most if "selection" in op.op_name else None
 
     def measured(op):
         return trips if "selection" in op.op_name else None
