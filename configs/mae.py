@@ -50,7 +50,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config = pretraining.defaults("mae")
     config.epochs = float(EPOCHS_OF[dataset])
     config.model.size = chosen["size"] or SIZE_OF[dataset]
-    config.model.patch_size = 14 if config.model.size == "H" else 16
+    if config.model.size == "H":
+        config.model.patch_size = 14
     config.mask.strategy = chosen["mask"]
 
     RECIPES[dataset](config)

@@ -174,6 +174,7 @@ _CHOICE = {
     "mask.attention": ("high", "low", "hint"),
     "model.pool": ("mean", "cls"),
     "loss.kind": ("softmax", "bce", "asl"),
+    "loss.distance": ("squared", "absolute"),
     "solver": ("lars", "ridge"),
     "train": ("finetune", "linear"),
     "classifier": ("ridge", "finetune", "linear", "own"),

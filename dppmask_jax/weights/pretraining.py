@@ -56,9 +56,9 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
         config.model.patch_size = found.patch_size
         config.image_size = new_size
         if found.decoder and config.method == "mae":
-            config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads = (
-                found.decoder
-            )
+            model, decoder = config.model, found.decoder
+            model.decoder_width, model.decoder_depth = decoder.width, decoder.depth
+            model.decoder_heads = decoder.heads
             _carry_over(config, file.stated, options.asked)
         if found.head and config.method == "ibot":
             model = config.model
