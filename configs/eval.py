@@ -38,7 +38,7 @@ from configs import common
 from dppmask_jax.evals import checks
 
 ARGUMENTS = {
-    "task": ("knn", "finetune", "linear", "cluster", "multilabel", "backgrounds", "reconstruct"),
+    "task": tuple(dict.fromkeys(("knn", *checks.TASKS))),
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
     "train": ("finetune", "linear"),
     "epochs": (0,),

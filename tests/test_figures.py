@@ -38,7 +38,7 @@ def _noise(*shape):
 class _Run:
     """A run as the figures need it: one head looks at bright patches, the other at red ones."""
 
-    kind, has_masks = "mae", True
+    kind, name, has_masks = "mae", "an MAE", True
     num_masked = (6, 24)  # of 32
     image_size, resized = (32, 64), "resized"
     gives, shares = frozenset({"features", "attention"}), ibot_masks.RECIPE_SHARE
@@ -116,18 +116,32 @@ def _spy(monkeypatch, module, name, draws=False):
 
 
 @pytest.mark.parametrize(
-    "can_reconstruct, has_attention, names",
+    "can, names",
     [
-        (True, False, ["masks.png", "tau.png"]),
-        (False, True, ["masks.png", "tau.png", "attention.png"]),
-        (False, False, ["masks.png", "tau.png"]),
+        ({"can_reconstruct": True}, ["masks.png", "tau.png"]),
+        ({"has_attention": True}, ["masks.png", "tau.png", "attention.png"]),
+        ({}, ["masks.png", "tau.png"]),
+        ({"strategy": "block"}, ["masks.png"]),  # which have no tau
+        ({"has_attention": True, "has_masks": False}, ["attention.png"]),
+        ({"has_masks": False}, []),
     ],
 )
-def test_a_run_is_drawn_as_far_as_its_method_goes(tmp_path, can_reconstruct, has_attention, names):
-    run = _Run(can_reconstruct, has_attention)
+def test_a_run_is_drawn_as_far_as_its_method_goes(tmp_path, can, names):
+    can = {"can_reconstruct": False, **can}
+    has_masks = can.pop("has_masks", True)
+    run = _Run(**can)
+    run.has_masks = has_masks
+    (tmp_path / "new").mkdir()
     paths = of_run.write_run_figures(tmp_path / "new", run, _noise(1, 32, 64, 3))
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
+
+
+def test_only_what_the_method_can_show_is_drawn_beside_its_masks(monkeypatch):
+    drawn, run = _spy(monkeypatch, masks_figure, "draw_masks"), _Run(strategy="block")
+    run.gives = frozenset()  # no features: no DPP
+    masks_figure.mask_figure(run, _noise(1, 32, 64, 3))
+    assert [one.title for one in drawn[1]] == ["Random mask", "Block mask\n(this run)"]
 
 
 def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):
@@ -347,6 +361,18 @@ def test_a_run_that_was_not_trained_here_is_drawn_without_curves(tmp_path, monke
         f"no curves: {tmp_path} has no metrics.jsonl, it was not trained here",
         "drawn",
     ]
+
+    monkeypatch.setattr(_Run, "has_masks", False)
+    with pytest.raises(InputError, match="masks nothing"):
+        command.main(["--workdir", str(tmp_path)])
+    lines = "".join(json.dumps(record) + "\n" for record in _records())
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    command.main(["--workdir", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "curves alone: this is an MAE run, which masks nothing",
+        str(tmp_path / "figures" / "curves.png"),
+    ]
+    monkeypatch.setattr(_Run, "has_masks", True)
 
     def no_images(self, num):
         raise InputError("not prepared")

@@ -177,7 +177,7 @@ def batches(evaluation: Evaluation, source: Source, what: str):
     """This process's share of the padded batches of a split, with a progress bar."""
     config = evaluation.config
     shard, num_shards = parallel.process_shard()
-    batch_size = parallel.round_up(min(config.batch_size, 256))
+    batch_size = features.batch_size(config)
     stream = loader.eval_batches(
         source,
         image_size=tuple(config.image_size),

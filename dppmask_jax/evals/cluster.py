@@ -139,7 +139,7 @@ def _view_scores(evaluation):
     clusters = parallel.data_parallel_map(
         lambda state, batch: run.method.view_clusters(*state, batch, jax.random.key(0))
     )
-    batch_size = parallel.round_up(min(config.batch_size, 256))
+    batch_size = features.batch_size(config)
     shard, num_shards = parallel.process_shard()
     parts = []
     with loader.train_stream(

@@ -13,12 +13,19 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
 
+_MOST_AT_ONCE = 256  # images
 Batch = dict[str, np.ndarray]
 
 NONE_READABLE = (
     "none of the images that are to be evaluated can be read; the lines above name them and say "
     "why: mend the files of data.source"
 )
+
+
+def batch_size(config) -> int:
+    """How many images are encoded at once: `config.batch_size`, which may be thousands, but at most
+    _MOST_AT_ONCE; rounded up to a multiple of the devices."""
+    return parallel.round_up(min(config.batch_size, _MOST_AT_ONCE))
 
 
 def extractor(encode: Callable) -> Callable:

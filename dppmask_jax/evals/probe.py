@@ -124,7 +124,7 @@ def with_error(record, name: str) -> str:
 
 def knn_batches(config, source: Source, say) -> Batches:
     """Reads up to `evaluate.knn_images` images, spread evenly over a source, in order."""
-    batch_size = parallel.round_up(min(config.batch_size, 256))
+    batch_size = features.batch_size(config)
     indices = _spread(min(config.evaluate.knn_images, len(source)), source)
 
     def read(shard: int = 0, num_shards: int = 1):

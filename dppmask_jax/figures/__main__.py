@@ -127,25 +127,33 @@ def _of_run(args) -> list[Path]:
     run = load_run(workdir, image_size=args.image_size)
     if run.resized:
         print(run.resized)
-    if not run.has_masks:
-        raise InputError(
-            f"--workdir={workdir} is {run.name} run, which masks nothing: name another"
-        )
-    if "mask" in run.config:
+    runs = [workdir, *map(Path, args.compare)]
+    if not (run.has_masks or run.has_attention):
+        if not (workdir / "metrics.jsonl").exists():
+            raise InputError(
+                f"--workdir={workdir} is {run.name} run, which masks nothing: name another"
+            )
+        print(f"curves alone: this is {run.name} run, which masks nothing")
+        return _write_curves_of(runs, out_dir)
+    if run.has_masks:
         own.check(run.config.mask)
-    if args.images:
-        grey_range = greys.named(run.config.data.range)
-        images = read_images(args.images, run.image_size, args.num, grey_range)
-    else:
-        try:
-            images = run.example_images(args.num)
-        except InputError as error:
-            raise InputError(f"the run's own images: {error}; or name others: --images") from error
-    curves = _write_curves_of([workdir, *map(Path, args.compare)], out_dir)
+    images = _images_for(run, args)
+    curves = _write_curves_of(runs, out_dir)
     paths = write_run_figures(
         out_dir, run, images, args.seed, borrow_statistics=args.borrow_statistics
     )
     return [*paths, *curves]
+
+
+def _images_for(run, args):
+    """(R, H, W, 3) uint8: those of --images, or the run's own."""
+    if args.images:
+        grey_range = greys.named(run.config.data.range)
+        return read_images(args.images, run.image_size, args.num, grey_range)
+    try:
+        return run.example_images(args.num)
+    except InputError as error:
+        raise InputError(f"the run's own images: {error}; or name others: --images") from error
 
 
 def _write_curves_of(runs: list[Path], out_dir: Path) -> list[Path]:
