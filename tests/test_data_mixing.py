@@ -90,7 +90,7 @@ def test_cutmix_shares_are_those_of_boxes_drawn_by_numpy():
     area = np.ones(20_000)
     for _ in range(2):
         centre = rng.integers(16, size=20_000)
-        area *= np.minimum(centre + side // 2, 16) - np.maximum(centre - side // 2, 0)
+        area *= np.minimum(centre - side // 2 + side, 16) - np.maximum(centre - side // 2, 0)
     expected = 1 - area / 256
     assert share.mean() == pytest.approx(expected.mean(), abs=0.015)
     for q in (0.05, 0.25, 0.5, 0.75, 0.95):

@@ -85,9 +85,9 @@ def _box(key, lam, height: int, width: int):
     row_key, column_key = jax.random.split(key)
     inside = []
     for key, length in ((row_key, height), (column_key, width)):
-        half = (side * length).astype(jnp.int32) // 2
-        centre = jax.random.randint(key, (), 0, length)
+        size = (side * length).astype(jnp.int32)
+        start = jax.random.randint(key, (), 0, length) - size // 2
         place = jnp.arange(length)
-        inside.append((place >= centre - half) & (place < centre + half))
+        inside.append((place >= start) & (place < start + size))
     rows, columns = inside
     return rows[:, None] & columns
