@@ -42,7 +42,7 @@ def announce(training: Training, state, val_source) -> None:
         lines += [("changed", words) for words in start.notes]
     if past := history.describe(start.record.get("history", ())):
         lines.append(("history", past))
-    if idle := parallel.idle_dtype(config.model.dtype):
+    if "model" in config and (idle := parallel.idle_dtype(config.model.dtype)):
         lines.append(("warning", idle))
     print("\n".join(f"{name:<12}{words}" for name, words in lines), flush=True)
 
@@ -60,11 +60,12 @@ def _data(training: Training, val_source) -> list[tuple[str, str]]:
 
 def _model(config, state) -> str:
     size = sum(x.size for x in jax.tree.leaves(state.params))
-    return (
-        f"{config.method} {config.model.size}/{config.model.patch_size}, "
-        f"{config.image_size[0]}x{config.image_size[1]} px, {size:,} parameters, "
-        f"{config.model.dtype}"
-    )
+    height, width = config.image_size
+    words = f"{height}x{width} px, {size:,} parameters"
+    if "model" not in config:
+        return f"{config.method}, {words}"
+    model = config.model
+    return f"{config.method} {model.size}/{model.patch_size}, {words}, {model.dtype}"
 
 
 def _where(start: Start, plan: Plan) -> str:
@@ -73,8 +74,14 @@ def _where(start: Start, plan: Plan) -> str:
     return f"resuming at step {start.step:,}" if start.step else "starting at step 0"
 
 
-def finish(config, folder, step: int, drawn, train_source, val_source) -> None:
-    """Prints what the k-NN probes found, what was written, and what to do next."""
+def finish(training: Training, config, step: int, drawn, val_source) -> None:
+    """Prints what the k-NN probes found, what was written, and what to do next.
+
+    Args:
+      config: what the last steps were made with.
+      drawn: paths of the figures.
+    """
+    folder, train_source = training.folder, training.source
     records = metrics.read_metrics(folder / "metrics.jsonl")
     probed = [record for record in records if record.get("knn") is not None]
     print()
@@ -84,24 +91,28 @@ def finish(config, folder, step: int, drawn, train_source, val_source) -> None:
     for path in drawn:
         print(f"figure      {path}")
     labelled = val_source is not None and train_source.labelled and val_source.labelled
-    print("\n".join(next_steps(config, folder, labelled)))
+    encodes = training.method.encoder is not None
+    print("\n".join(next_steps(config, folder, labelled and encodes)))
 
 
-def next_steps(config, folder, labelled: bool) -> list[str]:
-    """What to do with this run now."""
-    folder, recipes = shlex.quote(str(folder)), METHODS[config.method].recipes
-    ideas = [f"python -m dppmask_jax.figures --workdir={folder} --images YOUR.jpg"]
-    if labelled:
+def next_steps(config, folder, probed: bool) -> list[str]:
+    """What to do with this run now. `probed`: whether its encoder can be."""
+    folder, kind = shlex.quote(str(folder)), METHODS[config.method]
+    ideas = []
+    if kind.masks:
+        ideas.append(f"python -m dppmask_jax.figures --workdir={folder} --images YOUR.jpg")
+    if probed:
         ideas.append(f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}")
-    if "mask" in config:
+    if kind.masks:
         other = "random" if config.mask.strategy != "random" else "dpp"
         ideas.append(
             f"train with mask={other} after the colon of --config, in another --workdir, and "
             f"compare: python -m dppmask_jax.figures --workdir={folder} --compare OTHER"
         )
-    if config.data.source.startswith("shapes") and recipes:
+    if config.data.source.startswith("shapes") and kind.recipes:
         ideas.append(
-            f"your own images: --config={recipes[0]}:dataset=small --config.data.source=folder:PATH"
+            f"your own images: --config={kind.recipes[0]}:dataset=small "
+            "--config.data.source=folder:PATH"
         )
     return [f"{'next' if not n else '':<12}{idea}" for n, idea in enumerate(ideas)]
 

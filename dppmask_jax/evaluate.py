@@ -156,6 +156,7 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
     run = load_run(
         checkpoint, image_size=config.image_size, dtype=config.get("model", {}).get("dtype") or None
     )
+    run.check_encodes()
     config = completed(config, run.config)
     if "data" in config and not config.data.source:
         raise InputError(

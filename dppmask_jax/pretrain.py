@@ -79,9 +79,10 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
     for source in filter(None, (train_source, val_source)):
         first_extras(source, method.extras, f"config.method={config.method}")
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
+    begins = config.init_from and not start.restored
+    encoder = _encoder_of(config, method) if begins else None
     state = init_state(method, init_key)
-    if config.init_from and not start.restored:
-        encoder = _encoder_of(config, method)
+    if begins:
         params, extra = method.with_encoder(state.params, state.extra, encoder)
         state = state._replace(params=params, extra=extra)
     untrained = not start.restored and not config.init_from
@@ -100,12 +101,18 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
         drawn = [] if start.step >= plan.total_steps else _draw(config, folder, state)
         # Of a finished run, what was found was found with the config that it has.
         config = config if start.step < plan.total_steps else start.config
-        announcement.finish(config, folder, int(state.step), drawn, train_source, val_source)
+        announcement.finish(training, config, int(state.step), drawn, val_source)
 
 
 def _encoder_of(config, method):
     """The encoder of `config.init_from`, checked to fit."""
+    if method.with_encoder is None:
+        raise InputError(
+            f"config.init_from={config.init_from}: {config.method} starts from no encoder; leave "
+            "it out"
+        )
     run = load_run(config.init_from)
+    run.check_encodes()
     wanted = method.encoder_of(*jax.eval_shape(method.init, jax.random.key(0)))
     fits = jax.tree.map(jnp.shape, run.encoder) == jax.tree.map(jnp.shape, wanted)
     # Learned positions belong to one grid, even where another has as many patches.

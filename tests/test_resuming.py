@@ -187,12 +187,12 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
 
 
 def test_what_is_proposed_after_a_run_fits_it():
-    def words(labelled=True, **fields):
-        return "\n".join(announcement.next_steps(changed(**fields), "a run", labelled))
+    def words(probed=True, **fields):
+        return "\n".join(announcement.next_steps(changed(**fields), "a run", probed))
 
     assert words().count("'a run'") == words().count("a run") == 3
     assert "mask=random" in words() and "dataset=small" in words() and "eval.py" in words()
-    of_random = words(**{"mask.strategy": "random", "data.source": "folder:x"}, labelled=False)
+    of_random = words(**{"mask.strategy": "random", "data.source": "folder:x"}, probed=False)
     assert "mask=dpp" in of_random and "mask=random" not in of_random
     assert "dataset=small" not in of_random and "eval.py" not in of_random
 

@@ -98,7 +98,7 @@ def _still(config):
     """The config without drop-path and flips, which belong to training."""
     still = config.copy_and_resolve_references()
     for section, field, value in (("model", "drop_path", 0.0), ("data", "flip", False)):
-        if field in still[section]:
+        if field in still.get(section, ()):
             still[section][field] = value
     return still
 
@@ -111,7 +111,7 @@ def no_knn_because(config, method: Method, train: Source, val: Source | None) ->
         return "evaluate.knn_images is 0"
     if val is None:
         return "there is no validation split"
-    if method.encoder_of is None:
+    if method.encoder is None:
         return f"{config.method} trains no encoder"
     return train.unlabelled_because or val.unlabelled_because
 

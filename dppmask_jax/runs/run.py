@@ -23,9 +23,9 @@ from dppmask_jax.methods.base import Method, Plan
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import checkpoint, proposed
 from dppmask_jax.runs import workdir as workdir_files
+from dppmask_jax.words import with_article
 
 CLASSIFIER = "classifier"
-_NAMES = {"mae": "an MAE", "ibot": "an iBOT", CLASSIFIER: "a classifier"}
 DTYPES = ("float32", "bfloat16")
 _TRIED = 64  # images, in search of an example that can be read
 
@@ -64,8 +64,9 @@ class Run:
       data_identity: of the images that it was trained on, see `data.identity`; None if unknown.
       method: the functions of the method, see `methods.base.Method`.
       params, extra: what they take.
-      encoder: the parameters of the encoder that `encode` runs. That of a classifier which pools
-        patch tokens has no final layer norm; one with scale 1 and shift 0 stands there.
+      encoder: the parameters of the encoder that `encode` runs; None where the method trains none.
+        That of a classifier which pools patch tokens has no final layer norm; one with scale 1 and
+        shift 0 stands there.
       knn_feature: which tokens the run trains, "patches" or "cls".
       selection_settings: the keyword arguments of `dpp.select` that go with `features`.
       num_masked: (fewest, most) patches that a masked view has masked.
@@ -90,7 +91,8 @@ class Run:
         self.history = list(history)
         self.data_identity = data_identity
         self.kind = kind_of(config)
-        self.name = _NAMES[self.kind]
+        kind = METHODS.get(self.kind)
+        self.name = with_article(kind.label if kind else self.kind)
         self.step = step
         config, self.resized = _as_used(config, image_size, dtype), ""
         self.image_size = tuple(config.image_size)
@@ -109,7 +111,6 @@ class Run:
             method = _method(config, step)
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
-        kind = METHODS.get(self.kind)
         self.selection_settings = method.selection
         self.num_masked = method.num_masked
         self.gives = kind.gives if kind else frozenset()
@@ -117,9 +118,10 @@ class Run:
         self.has_masks = method.masks is not None
         self.can_reconstruct = method.reconstruct is not None
         self.has_attention = method.attention is not None
-        self.encoder = method.encoder_of(params, extra)
-        encode = method.encoder.encode
-        self._encode = jax.jit(lambda p, x: encoders.as_dict(encode(p, augment.normalize(x))))
+        self.encoder = self._encode = None
+        if method.encoder is not None:
+            self.encoder, encode = method.encoder_of(params, extra), method.encoder.encode
+            self._encode = jax.jit(lambda p, x: encoders.as_dict(encode(p, augment.normalize(x))))
         self._features = jax.jit(method.features) if method.features else None
         self._reconstruct = (
             jax.jit(method.reconstruct, static_argnames="borrow_statistics")
@@ -130,7 +132,12 @@ class Run:
 
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
+        self.check_encodes()
         return self._encode(self.encoder, self._checked(images))
+
+    def check_encodes(self) -> None:
+        """Raises InputError where the method trains no encoder."""
+        self._able(self._encode, "trains no encoder")
 
     def features(self, images):
         """(B, N, D): what the selection kernel sees of each patch."""
@@ -163,6 +170,7 @@ class Run:
         Raises:
           InputError: images as `encode` refuses them, or an order of another shape or type.
         """
+        reconstruct = self._able(self._reconstruct, "reconstructs nothing")
         images, order = self._checked(images), jnp.asarray(order)
         rows, columns = patches.grid_shape(self.image_size, self.config.model.patch_size)
         wanted = (len(images), rows * columns)
@@ -171,7 +179,6 @@ class Run:
                 f"order is {order.dtype} {order.shape}; it is int32 {wanted}, the patches of each "
                 "image with the visible ones first"
             )
-        reconstruct = self._able(self._reconstruct, "reconstructs nothing")
         return reconstruct(
             self.params, self.extra, images, order, borrow_statistics=bool(borrow_statistics)
         )
@@ -433,6 +440,9 @@ def load_encoder(
         are float32.
 
     Raises:
-      InputError: there is no checkpoint in `workdir`, or another size or dtype.
+      InputError: there is no checkpoint in `workdir`, one without an encoder, or another size or
+        dtype.
     """
-    return Encoder(load_run(workdir, image_size=image_size, dtype=dtype))
+    run = load_run(workdir, image_size=image_size, dtype=dtype)
+    run.check_encodes()
+    return Encoder(run)

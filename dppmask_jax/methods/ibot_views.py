@@ -1,0 +1,61 @@
+"""The augmented views of iBOT, and the keys of all that is random in them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dppmask_jax.data.images import views
+
+GLOBAL_VIEWS = 2
+
+
+def keys_of_views(data, key, index):
+    """(V B, 3) keys: of the views, of their masks, of drop-path.
+
+    Views stand one after the other, each with all examples, the two global ones first.
+
+    Args:
+      data: `config.data`.
+      key: of the step.
+      index: (B,) int32, the positions of the examples in the stream.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    num_views = GLOBAL_VIEWS + data.local_views
+    keys = jnp.concatenate(
+        [jax.vmap(jax.random.fold_in, (0, None))(keys, view) for view in range(num_views)]
+    )
+    return jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+
+
+def augmented(data, batch, keys):
+    """Images (2B, H, W, 3) and (n B, h, w, 3), or None without local views."""
+    globals_ = jnp.concatenate(augmented_globals(data, batch, keys))
+    if not data.local_views:
+        return globals_, None
+    local = jnp.moveaxis(batch["local_views"], 1, 0)
+    local = local.reshape(-1, *local.shape[2:])
+    return globals_, _augment(data, local, keys[len(globals_) :], data.blur_prob[2], 0.0)
+
+
+def augmented_globals(data, batch, keys):
+    """The two global views, each (B, H, W, 3)."""
+    num = len(batch["index"])
+    first, second = batch["global_views"][:, 0], batch["global_views"][:, 1]
+    return (
+        _augment(data, first, keys[:num], data.blur_prob[0], 0.0),
+        _augment(data, second, keys[num : 2 * num], data.blur_prob[1], data.solarize_prob),
+    )
+
+
+def _augment(data, images, keys, blur_prob, solarize_prob):
+    return views.augment_view(
+        images,
+        keys,
+        jitter=tuple(data.jitter),
+        jitter_prob=data.jitter_prob,
+        grey_prob=data.grey_prob,
+        blur_prob=blur_prob,
+        blur_sigma=tuple(data.blur_sigma),
+        solarize_prob=solarize_prob,
+    )
