@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import re
 import tomllib
@@ -17,7 +18,7 @@ from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import mae
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.models import vit
+from dppmask_jax.models import encoders, vit
 from dppmask_jax.runs import workdir
 from dppmask_jax.runs.checkpoint import FOLDER, Checkpoints
 from dppmask_jax.runs.run import Encoder, load_run
@@ -162,7 +163,7 @@ def test_an_mae_takes_images_of_another_size(run_folder, monkeypatch):
     assert "positions" not in own.encoder, "at its own size a run has its own table"
     expected, pixels = jax.jit(
         lambda params: (
-            method.encode(params, {}, images),
+            encoded(method, params, images),
             method.reconstruct(params, {}, images, order),
         )
     )(own.params)
@@ -173,14 +174,19 @@ def test_an_mae_takes_images_of_another_size(run_folder, monkeypatch):
         encoder(PIXELS)
 
 
+def encoded(method, params, images):
+    tokens = method.encoder.encode(params["encoder"], normalize(images))
+    return encoders.as_dict(tokens)
+
+
 def test_encoder_equals_the_method_it_was_saved_from(run_folder):
     run = load_run(run_folder)
     assert run.step == 7 and run.config.image_size == (16, 16)
     config = tiny.config()
     method = mae.build(config, Plan(1, 1))
-    params, extra = jax.jit(method.init)(jax.random.key(0))
+    params, _ = jax.jit(method.init)(jax.random.key(0))
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    expected = jax.jit(method.encode)(params, extra, images)
+    expected = jax.jit(functools.partial(encoded, method))(params, images)
     out = dppmask_jax.load_encoder(run_folder)(images)
     for name in ("cls", "patches"):
         np.testing.assert_allclose(out[name], expected[name], atol=1e-6)
