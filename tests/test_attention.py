@@ -75,6 +75,27 @@ def test_rounded_logits_cost_little_precision(scale, times):
         assert distance(got, want) < 1e-2
 
 
+def test_a_bias_is_added_to_the_logits_and_gets_its_gradient():
+    arrays, slope = inputs()
+    bias = np.random.default_rng(1).normal(size=(3, 13, 13))
+    # The same as logits of queries and keys with more channels.
+    apart = np.broadcast_to(np.eye(13), (2, 3, 13, 13))
+    wider = [
+        np.concatenate([arrays[0], np.broadcast_to(bias.swapaxes(1, 2), apart.shape)], axis=2),
+        np.concatenate([arrays[1], apart], axis=2),
+    ]
+    expected, weights, gradients = reference(*wider, arrays[2], slope)
+    floats = [jnp.asarray(a, jnp.float32) for a in (*arrays, bias)]
+    out, backward = jax.vjp(attend, *floats)
+    found = backward(jnp.asarray(slope, jnp.float32))
+    assert distance(out, expected) < 1e-6
+    assert distance(attention_weights(floats[0], floats[1], floats[3]), weights) < 1e-6
+    wanted = (gradients[0][:, :, :8], gradients[1][:, :, :8], gradients[2])
+    for got, want in zip(found[:3], wanted, strict=True):
+        assert distance(got, want) < 2e-6
+    assert distance(found[3], gradients[0][:, :, 8:].sum(axis=0).swapaxes(1, 2)) < 2e-6
+
+
 def test_large_logits_stay_finite():
     arrays, slope = inputs(scale=40.0)
     expected, _, gradients = reference(*arrays, slope)

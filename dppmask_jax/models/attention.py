@@ -15,31 +15,36 @@ import jax
 import jax.numpy as jnp
 
 
-def attention_logits(query, key):
-    """(B, H, C, L) twice -> (B, H, key, query), summed in float32, of the inputs' type."""
-    return _over_channels(key, query).astype(query.dtype)
+def attention_logits(query, key, bias=None):
+    """(B, H, C, L) twice -> (B, H, key, query), summed in float32, of the inputs' type; `bias`
+    (H, query, key) is added."""
+    logits = _over_channels(key, query)
+    if bias is not None:
+        logits = logits + bias.mT.astype(jnp.float32)
+    return logits.astype(query.dtype)
 
 
-def attention_weights(query, key):
+def attention_weights(query, key, bias=None):
     """(B, H, query, key) float32: how much each token attends to each, for `attend`'s inputs."""
-    return jax.nn.softmax(attention_logits(query, key).astype(jnp.float32), axis=-2).mT
+    return jax.nn.softmax(attention_logits(query, key, bias).astype(jnp.float32), axis=-2).mT
 
 
 @jax.custom_vjp
-def attend(query, key, value):
-    """Weighted means of the values, with softmax(query . key) for weights.
+def attend(query, key, value, bias=None):
+    """Weighted means of the values, with softmax(query . key + bias) for weights.
 
     Args:
       query, key, value: (B, H, C, L), C channels of L tokens in H heads; queries already scaled.
+      bias: (H, query, key), of all examples alike; None is 0.
 
     Returns:
       (B, H, C, L) of the same type. Softmax is computed in float32.
     """
-    return _attend(query, key, value)[0]
+    return _attend(query, key, value, bias)[0]
 
 
-def _attend(query, key, value):
-    logits = attention_logits(query, key)
+def _attend(query, key, value, bias=None):
+    logits = attention_logits(query, key, bias)
     largest = jnp.max(logits, axis=-2, keepdims=True).astype(jnp.float32)
     weights = jnp.exp(logits.astype(jnp.float32) - largest).astype(value.dtype)
     # One more channel, of ones, makes the matrix unit add up the weights as well.
@@ -47,19 +52,22 @@ def _attend(query, key, value):
     sums = _over_keys(weights, jnp.concatenate([value, ones], axis=2))
     out, total = sums[:, :, :-1], sums[:, :, -1:]
     out = (out / total).astype(value.dtype)
-    return out, (query, key, value, out, logits, largest + jnp.log(total))
+    return out, (query, key, value, bias, out, logits, largest + jnp.log(total))
 
 
 def _attend_backward(kept, slope):
-    query, key, value, out, logits, log_total = kept
+    query, key, value, bias, out, logits, log_total = kept
     weights = jnp.exp(logits.astype(jnp.float32) - log_total)
     # What a query's weights have in common: the sum over keys of weight times its slope.
     common = jnp.sum(slope.astype(jnp.float32) * out.astype(jnp.float32), axis=-2, keepdims=True)
-    of_logits = (weights * (_over_channels(value, slope) - common)).astype(query.dtype)
+    of_logits = weights * (_over_channels(value, slope) - common)
+    of_bias = None if bias is None else jnp.sum(of_logits, axis=0).mT.astype(bias.dtype)
+    of_logits = of_logits.astype(query.dtype)
     return (
         _over_keys(of_logits, key).astype(query.dtype),
         _over_queries(of_logits, query).astype(key.dtype),
         _over_queries(weights.astype(value.dtype), slope).astype(value.dtype),
+        of_bias,
     )
 
 

@@ -5,7 +5,7 @@ Parameters are float32; matrix products run in `dtype`; softmax and layer norms 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dppmask_jax import patches
 from dppmask_jax.models.attention import attend, attention_weights
 from dppmask_jax.models.fences import fence
+from dppmask_jax.models.relative import RelativeBias
 from dppmask_jax.models.sizes import Size
 
 NORM_EPSILON = 1e-6
@@ -32,9 +33,14 @@ def normal(std: float):
     return nn.initializers.normal(std)
 
 
-def dense(features: int, dtype, name: str, kernel_init=XAVIER) -> nn.Dense:
+def dense(features: int, dtype, name: str, kernel_init=XAVIER, use_bias=True) -> nn.Dense:
     return nn.Dense(
-        features, dtype=dtype, param_dtype=jnp.float32, kernel_init=kernel_init, name=name
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=kernel_init,
+        name=name,
     )
 
 
@@ -96,14 +102,15 @@ def _scaled(branch, scale):
 class PatchEmbed(nn.Module):
     """Linear projection of patches: the convolution with kernel and stride `patch_size`.
 
-    The kernel is (P, D) with P in the order of `patches.patchify`. The bias, and the kernel where
-    `kernel_init` is None, have a convolution's usual U(±1/sqrt(P)).
+    The kernel is (P, D) with P in the order of `patches.patchify`. Kernel and bias start from a
+    convolution's usual U(±1/sqrt(P)) where their initialiser is None.
     """
 
     width: int
     patch_size: int
     dtype: Any = jnp.float32
     kernel_init: Any = XAVIER
+    bias_init: Any = None
 
     @nn.compact
     def __call__(self, images):
@@ -113,9 +120,27 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             param_dtype=jnp.float32,
             kernel_init=self.kernel_init or uniform(values**-0.5),
-            bias_init=uniform(values**-0.5),
+            bias_init=self.bias_init or uniform(values**-0.5),
             name="proj",
         )(patches.patchify(images, self.patch_size))
+
+
+class BlockOptions(NamedTuple):
+    """What a block may have beside the plain one.
+
+    Attributes:
+      layer_scale: where the trained scale of each branch's channels starts (CaiT, arXiv
+        2103.17239); 0: there is none.
+      qv_bias: queries and values have biases, keys have none (BEiT, arXiv 2106.08254).
+      relative: (rows, columns) of patches whose relative positions the block has biases for, see
+        `relative.RelativeBias`; None: it has none of its own.
+      divided: the kernels that end the branches of block i start divided by sqrt(2 (i + 1)).
+    """
+
+    layer_scale: float = 0.0
+    qv_bias: bool = False
+    relative: tuple[int, int] | None = None
+    divided: bool = False
 
 
 class Attention(nn.Module):
@@ -128,26 +153,41 @@ class Attention(nn.Module):
     heads: int
     dtype: Any = jnp.float32
     kernel_init: Any = XAVIER
+    out_init: Any = XAVIER
+    options: BlockOptions = BlockOptions()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, bias=None):
+        """(B, L, D) -> (B, L, D); `bias` (heads, L, L) is added to the logits."""
         batch, length, width = x.shape
         head_width = width // self.heads
-        qkv = jnp.swapaxes(dense(3 * width, self.dtype, "qkv", self.kernel_init)(x), 1, 2)
+        if self.options.relative:
+            bias = RelativeBias(self.options.relative, self.heads, name="relative")()
+        if self.options.qv_bias:
+            query_bias, value_bias = (
+                self.param(name, nn.initializers.zeros, (width,), jnp.float32)
+                for name in ("q_bias", "v_bias")
+            )
+            qkv = dense(3 * width, self.dtype, "qkv", self.kernel_init, use_bias=False)(x)
+            biases = jnp.concatenate([query_bias, jnp.zeros_like(query_bias), value_bias])
+            qkv = qkv + biases.astype(qkv.dtype)
+        else:
+            qkv = dense(3 * width, self.dtype, "qkv", self.kernel_init)(x)
+        qkv = jnp.swapaxes(qkv, 1, 2)
         query, key, value = (
             part.reshape(batch, self.heads, head_width, length)
             for part in jnp.split(qkv, 3, axis=1)
         )
         query = query * jnp.asarray(head_width**-0.5, query.dtype)
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(query, key))
-        mixed = attend(query, key, value)
+            self.sow("intermediates", "weights", attention_weights(query, key, bias))
+        mixed = attend(query, key, value, bias)
         if self.is_mutable_collection("trace"):
-            self.sow("trace", "attention", attention_weights(query, key))
+            self.sow("trace", "attention", attention_weights(query, key, bias))
             self.sow("trace", "keys", key.mT)
             self.sow("trace", "mixed", mixed.mT)
         mixed = jnp.swapaxes(mixed.reshape(batch, width, length), 1, 2)
-        return dense(width, self.dtype, "proj", self.kernel_init)(mixed)
+        return dense(width, self.dtype, "proj", self.out_init)(mixed)
 
 
 class Mlp(nn.Module):
@@ -156,12 +196,13 @@ class Mlp(nn.Module):
     hidden: int
     dtype: Any = jnp.float32
     kernel_init: Any = XAVIER
+    out_init: Any = XAVIER
 
     @nn.compact
     def __call__(self, x):
         hidden = dense(self.hidden, self.dtype, "fc1", self.kernel_init)(x)
         hidden = gelu(hidden)
-        return dense(x.shape[-1], self.dtype, "fc2", self.kernel_init)(hidden)
+        return dense(x.shape[-1], self.dtype, "fc2", self.out_init)(hidden)
 
 
 class Block(nn.Module):
@@ -171,18 +212,29 @@ class Block(nn.Module):
     hidden: int
     dtype: Any = jnp.float32
     kernel_init: Any = XAVIER
+    out_init: Any = XAVIER
+    options: BlockOptions = BlockOptions()
 
     @nn.compact
-    def __call__(self, x, scales=None):
+    def __call__(self, x, scales=None, bias=None):
         of_attention, of_mlp = (None, None) if scales is None else scales.T
-        attention = Attention(self.heads, self.dtype, self.kernel_init, name="attn")
-        x = fence(x + _scaled(attention(layer_norm("norm1")(x)), of_attention))
+        inits = (self.dtype, self.kernel_init, self.out_init)
+        attention = Attention(self.heads, *inits, self.options, name="attn")
+        branch = self._layer_scaled(attention(layer_norm("norm1")(x), bias), "scale1")
+        x = fence(x + _scaled(branch, of_attention))
         self.sow("trace", "after_attention", x)
-        mlp = Mlp(self.hidden, self.dtype, self.kernel_init, name="mlp")
-        branch = mlp(layer_norm("norm2")(x))
+        mlp = Mlp(self.hidden, *inits, name="mlp")
+        branch = self._layer_scaled(mlp(layer_norm("norm2")(x)), "scale2")
         x = fence(x + _scaled(branch, of_mlp))
         self.sow("trace", "after_mlp", x)
         return x
+
+    def _layer_scaled(self, branch, name: str):
+        if not self.options.layer_scale:
+            return branch
+        start = nn.initializers.constant(self.options.layer_scale)
+        scale = self.param(name, start, branch.shape[-1:], jnp.float32)
+        return branch * scale.astype(branch.dtype)
 
 
 class Blocks(nn.Module):
@@ -193,16 +245,30 @@ class Blocks(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     kernel_init: Any = XAVIER
+    options: BlockOptions = BlockOptions()
 
     @nn.compact
-    def __call__(self, x, keys=None):
+    def __call__(self, x, keys=None, bias=None):
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+          keys: (B,) keys for drop-path; None keeps every branch.
+          bias: (heads, L, L) that all blocks add to their logits.
+        """
         self.sow("trace", "embedding", x)
         block = nn.remat(Block) if self.remat else Block
         _, depth, heads, _ = self.size
         rates = [self.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         scales = branch_scales(keys, rates) if keys is not None and any(rates) else None
         for i in range(depth):
-            x = block(heads, self.size.hidden, self.dtype, self.kernel_init, name=f"block_{i}")(
-                x, None if scales is None else scales[:, i]
+            inits = (self.kernel_init, self._out_init(i))
+            x = block(heads, self.size.hidden, self.dtype, *inits, self.options, name=f"block_{i}")(
+                x, None if scales is None else scales[:, i], bias
             )
         return x
+
+    def _out_init(self, i: int):
+        """Of the kernels that end the branches of block i."""
+        if not self.options.divided:
+            return self.kernel_init
+        return lambda *args: self.kernel_init(*args) / (2.0 * (i + 1)) ** 0.5
