@@ -16,7 +16,7 @@ import optax
 
 from dppmask_jax.fields import FLAG, Field, above, above_to, fraction_below_1, number, optional
 
-TOKENS = ("cls_token", "positions")
+TOKENS = ("cls_token", "positions", "registers")
 LARS_FIELDS = {
     "optim.base_lr": Field(1.5e-4, above(0), "peak of the learning rate, for 256 images a step"),
     "optim.final_lr": Field(0.0, number(0), "learning rate at the end"),

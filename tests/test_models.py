@@ -10,8 +10,9 @@ from tiny import filled
 
 from dppmask_jax.models.decoders import MAE, Decoder
 from dppmask_jax.models.layers import branch_scales, gelu
+from dppmask_jax.models.relative import relative_index
 from dppmask_jax.models.sizes import SIZES, Size
-from dppmask_jax.models.vit import MAE_START, ViT
+from dppmask_jax.models.vit import MAE_START, ViT, cut_start, encoder
 
 TINY = {"encoder_size": Size(32, 3, 4), "decoder_size": Size(16, 2, 2)}
 
@@ -251,3 +252,69 @@ def test_wrong_image_size_is_named():
     model = ViT(Size(16, 1, 1), (16, 16), 4, "fixed")
     with pytest.raises(ValueError, match="16x16"):
         model.init(jax.random.key(0), jnp.zeros((1, 16, 20, 3)), method="embed")
+
+
+OPTIONS = {
+    "position": "none",
+    "registers": 2,
+    "layer_scale": 0.5,
+    "qv_bias": True,
+    "start": cut_start(0.02),
+}
+
+
+def test_an_encoder_with_options_starts_as_simmims():
+    vit = encoder(ViT(Size(64, 2, 2), (16, 16), 4, **OPTIONS))
+    params = jax.jit(vit.init)(jax.random.key(0))
+    blocks = params["blocks"]
+    for kernel, std in (
+        (params["patch_embed"]["proj"]["kernel"], 0.0108),
+        (blocks["block_0"]["mlp"]["fc1"]["kernel"], 0.0108),
+        (blocks["block_0"]["mlp"]["fc2"]["kernel"], 0.0108 / 2**0.5),
+        (blocks["block_1"]["attn"]["proj"]["kernel"], 0.0108 / 4**0.5),
+    ):
+        np.testing.assert_allclose(np.std(kernel), std, rtol=0.05)
+        assert np.abs(kernel).max() <= 0.02 * std / 0.0108 * 1.001
+    assert not np.any(params["patch_embed"]["proj"]["bias"])
+    assert set(np.unique(blocks["block_0"]["scale1"])) == {0.5}
+    assert blocks["block_0"]["attn"].keys() == {"qkv", "proj", "q_bias", "v_bias"}
+    assert blocks["block_0"]["attn"]["qkv"].keys() == {"kernel"}
+    assert params["registers"].shape == (1, 2, 64) and "positions" not in params
+
+
+def test_registers_are_tokens_of_their_own_and_without_positions_order_is_no_matter():
+    module = ViT(Size(16, 2, 2), (8, 12), 4, **OPTIONS)
+    vit = encoder(module)
+    params = filled(jax.eval_shape(vit.init, jax.random.key(0)), seed=1)
+    images = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
+    run = jax.jit(lambda params, images: (vit.encode(params, images), vit.attended(params, images)))
+    tokens, (_, weights) = run(params, images)
+    assert tokens.patches.shape == (2, 6, 16) and tokens.prenorm.shape == (2, 9, 16)
+    assert weights.shape == (2, 2, 6)
+    turned, _ = run(
+        params, images[:, ::-1].copy().reshape(2, 2, 4, 12, 3)[:, :, ::-1].reshape(images.shape)
+    )
+    swapped = np.asarray(tokens.patches).reshape(2, 2, 3, 16)[:, ::-1].reshape(2, 6, 16)
+    np.testing.assert_allclose(turned.patches, swapped, atol=1e-5)
+    other = {**params, "registers": params["registers"] + 1}
+    assert not np.allclose(run(other, images)[0].cls, tokens.cls)
+    assert vit.layer_of(("registers",)) == 0
+
+
+def test_relative_biases_of_each_block_and_of_all():
+    images = np.random.default_rng(0).normal(size=(1, 8, 12, 3)).astype(np.float32)
+    shapes = {}
+    for relative in ("shared", "each"):
+        vit = encoder(ViT(Size(16, 2, 2), (8, 12), 4, relative=relative))
+        assert vit.embed is None and vit.blocks is None
+        params = jax.eval_shape(vit.init, jax.random.key(0))
+        shapes[relative] = params
+        with pytest.raises(ValueError, match="8x12"):
+            jax.eval_shape(vit.encode, params, images[:, :, :8])
+    table = (3 * 5 + 3, 2)
+    assert shapes["shared"]["relative_bias"]["table"].shape == table
+    assert shapes["each"]["blocks"]["block_1"]["attn"]["relative"]["table"].shape == table
+    index = relative_index((2, 3))
+    assert index[1, 1] == index[6, 6] == 7  # (2 - 1) * 5 + 3 - 1: no difference
+    assert index[1, 6] == 0 and index[6, 1] == 14  # the farthest both ways
+    assert (index[0, 1:] == 15).all() and (index[1:, 0] == 16).all() and index[0, 0] == 17

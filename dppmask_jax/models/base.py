@@ -56,7 +56,8 @@ class Encoder(NamedTuple):
     normalised."""
 
     module: Any
-    """The flax module, to be a part of others: `__call__` and `prenorm` as `vit.ViT` has them."""
+    """The flax module, to be a part of others: `__call__`, `prenorm` and `prefix` as `vit.ViT`
+    has them."""
 
     init: Callable[[Any], Any]
     """key -> params."""

@@ -39,6 +39,6 @@ class Classifier(nn.Module):
             latent, _ = self.encoder(images, keys)
             return self.head(latent[:, 0])
         if self.pool == "mean":
-            tokens = self.encoder.prenorm(images, keys)[:, 1:]
+            tokens = self.encoder.prenorm(images, keys)[:, self.encoder.prefix :]
             return self.head(self.fc_norm(jnp.mean(tokens.astype(jnp.float32), axis=1)))
         raise ValueError(f"no such pool: {self.pool!r}")

@@ -17,7 +17,15 @@ from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, pair, whole
 from dppmask_jax.models.base import BlockTrace, Encoder, EncoderKind, Tokens, Trace
-from dppmask_jax.models.layers import XAVIER, Blocks, PatchEmbed, layer_norm, normal
+from dppmask_jax.models.layers import (
+    XAVIER,
+    BlockOptions,
+    Blocks,
+    PatchEmbed,
+    layer_norm,
+    normal,
+)
+from dppmask_jax.models.relative import RelativeBias
 from dppmask_jax.models.sizes import SIZES, Size
 
 FIELDS = {
@@ -69,14 +77,18 @@ class Start(NamedTuple):
     """How parameters start.
 
     Attributes:
-      tokens: class token and learned positions.
+      tokens: class token, registers and learned positions.
       kernels: of the blocks.
-      patch_kernel: of the patch embedding; None is a convolution's usual U(±1/sqrt(P)).
+      patch_kernel, patch_bias: of the patch embedding; None is a convolution's usual
+        U(±1/sqrt(P)).
+      divided: see `layers.BlockOptions`.
     """
 
     tokens: Callable
     kernels: Callable
     patch_kernel: Callable | None = None
+    patch_bias: Callable | None = None
+    divided: bool = False
 
 
 MAE_START = Start(normal(0.02), XAVIER, XAVIER)
@@ -85,6 +97,12 @@ MAE_START = Start(normal(0.02), XAVIER, XAVIER)
 def normal_start(std: float) -> Start:
     """That of iBOT's code."""
     return Start(normal(std), normal(std))
+
+
+def cut_start(std: float) -> Start:
+    """That of SimMIM's code: a normal distribution cut at ±1 of its standard deviations."""
+    cut = nn.initializers.truncated_normal(std, lower=-1.0, upper=1.0)
+    return Start(cut, cut, cut, nn.initializers.zeros, divided=True)
 
 
 def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int):
@@ -108,6 +126,11 @@ class ViT(nn.Module):
     Attributes:
       position: "fixed", see `given_or_fixed`; "learned", which are interpolated for images of
         another size than `image_size`; or "none".
+      registers: further tokens that are no patches, between the class token and the patches, and
+        have no positions (arXiv 2309.16588).
+      relative: "" or relative position biases, "shared" by all blocks or of "each" block; see
+        `relative.RelativeBias`. Such an encoder takes whole images of `image_size`.
+      layer_scale, qv_bias: see `layers.BlockOptions`.
     """
 
     size: Size
@@ -118,6 +141,15 @@ class ViT(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     start: Start = normal_start(0.02)
+    registers: int = 0
+    relative: str = ""
+    layer_scale: float = 0.0
+    qv_bias: bool = False
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand in front of the patches: the class token and the registers."""
+        return 1 + self.registers
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -125,12 +157,27 @@ class ViT(nn.Module):
 
     def setup(self):
         width, (rows, columns), start = self.size.width, self.grid, self.start
-        self.patch_embed = PatchEmbed(width, self.patch_size, self.dtype, start.patch_kernel)
+        self.patch_embed = PatchEmbed(
+            width, self.patch_size, self.dtype, start.patch_kernel, start.patch_bias
+        )
         self.cls_token = self.param("cls_token", start.tokens, (1, 1, width), jnp.float32)
         if self.position == "learned":
             shape = (1, 1 + rows * columns, width)
             self.learned = self.param("positions", start.tokens, shape, jnp.float32)
-        self.blocks = Blocks(self.size, self.drop_path_rate, self.remat, self.dtype, start.kernels)
+        if self.registers:
+            shape = (1, self.registers, width)
+            self.register_tokens = self.param("registers", start.tokens, shape, jnp.float32)
+        if self.relative == "shared":
+            self.relative_bias = RelativeBias(self.grid, self.size.heads)
+        options = BlockOptions(
+            self.layer_scale,
+            self.qv_bias,
+            self.grid if self.relative == "each" else None,
+            start.divided,
+        )
+        self.blocks = Blocks(
+            self.size, self.drop_path_rate, self.remat, self.dtype, start.kernels, options
+        )
         self.norm = layer_norm(None)
 
     def __call__(self, images, keys=None, *, mask=None, mask_token=None):
@@ -143,8 +190,8 @@ class ViT(nn.Module):
           mask_token: (1, D).
 
         Returns:
-          (latent, prenorm): both (B, 1 + N, D), class token first, after and before the final
-          layer norm; latent is float32.
+          (latent, prenorm): both (B, prefix + N, D), class token first and patches last, after and
+          before the final layer norm; latent is float32.
         """
         prenorm = self.prenorm(images, keys, mask=mask, mask_token=mask_token)
         return self.norm(prenorm), prenorm
@@ -157,7 +204,11 @@ class ViT(nn.Module):
         x = jnp.concatenate([self._class_token(tokens), tokens], axis=1)
         if self.position != "none":
             x = x + self._positions(images).astype(tokens.dtype)
-        return self.blocks(x, keys)
+        if not self.relative:
+            return self.blocks(self._with_registers(x), keys)
+        self._check_grid(images)
+        bias = self.relative_bias() if self.relative == "shared" else None
+        return self.blocks(x, keys, bias)
 
     def embed(self, images):
         """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions."""
@@ -179,8 +230,16 @@ class ViT(nn.Module):
         cls = self._class_token(tokens)
         if self.position == "learned":
             cls = cls + self.learned[:, :1].astype(tokens.dtype)
-        prenorm = self.blocks(jnp.concatenate([cls, tokens], axis=1), keys)
+        x = self._with_registers(jnp.concatenate([cls, tokens], axis=1))
+        prenorm = self.blocks(x, keys)
         return self.norm(prenorm), prenorm
+
+    def _with_registers(self, x):
+        if not self.registers:
+            return x
+        shape = (len(x), self.registers, self.size.width)
+        registers = jnp.broadcast_to(self.register_tokens.astype(x.dtype), shape)
+        return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
 
     def _class_token(self, tokens):
         return jnp.broadcast_to(
@@ -189,15 +248,18 @@ class ViT(nn.Module):
 
     def _positions(self, images):
         """(1, 1 + N, D)."""
-        grid = patches.grid_shape(images.shape[1:3], self.patch_size)
         if self.position == "learned":
+            grid = patches.grid_shape(images.shape[1:3], self.patch_size)
             return patches.resize_positions(self.learned, self.grid, grid)
-        if grid != self.grid:
+        self._check_grid(images)
+        return given_or_fixed(self, self.grid, self.size.width)
+
+    def _check_grid(self, images):
+        if patches.grid_shape(images.shape[1:3], self.patch_size) != self.grid:
             raise ValueError(
                 f"the encoder was built for images of {self.image_size[0]}x{self.image_size[1]}, "
                 f"got {images.shape[1]}x{images.shape[2]}"
             )
-        return given_or_fixed(self, grid, self.size.width)
 
 
 def build(config, **options) -> Encoder:
@@ -220,7 +282,7 @@ def encoder(module: ViT) -> Encoder:
     """A ViT as what methods and evaluations know of an encoder."""
 
     def tokens(latent, prenorm) -> Tokens:
-        return Tokens(latent[:, 0], latent[:, 1:], prenorm)
+        return Tokens(latent[:, 0], latent[:, module.prefix :], prenorm)
 
     def init(key):
         images = jnp.zeros((1, *module.image_size, 3), jnp.float32)
@@ -240,7 +302,7 @@ def encoder(module: ViT) -> Encoder:
         found, sown = module.apply({"params": params}, images, mutable=["intermediates"])
         last = sown["intermediates"]["blocks"][f"block_{module.size.depth - 1}"]
         (weights,) = last["attn"]["weights"]
-        return tokens(*found), weights[:, :, 0, 1:]
+        return tokens(*found), weights[:, :, 0, module.prefix :]
 
     def trace(params, images) -> Trace:
         found, sown = module.apply({"params": params}, images, mutable=["trace"])
@@ -266,11 +328,11 @@ def encoder(module: ViT) -> Encoder:
         module.size.depth,
         module.grid,
         layer_of=functools.partial(layer_of, depth=module.size.depth),
-        options={"position": module.position},
+        options={name: getattr(module, name) for name in _OPTIONS},
         tuned=lambda: encoder(module.clone(position=_TUNED.get(module.position, module.position))),
         trainable=functools.partial(_with_positions, module),
-        embed=embed,
-        blocks=blocks,
+        embed=None if module.relative else embed,
+        blocks=None if module.relative else blocks,
         attended=attended,
         trace=trace,
     )
@@ -279,15 +341,15 @@ def encoder(module: ViT) -> Encoder:
 def layer_of(path: tuple[str, ...], depth: int) -> int:
     """The layer of a parameter, as MAE's fine-tuning counts them (arXiv 2111.06377, appendix A.1):
     tokens, positions and the patch embedding are layer 0, "blocks/block_b" is layer b + 1, the norm
-    is layer depth + 1."""
-    if path[0] in ("patch_embed", "cls_token", "positions"):
+    and biases that all blocks share are layer depth + 1."""
+    if path[0] in ("patch_embed", "cls_token", "positions", "registers"):
         return 0
     if path[0] == "blocks":
         block = int(path[1].removeprefix("block_"))
         if block >= depth:
             raise ValueError(f"{path[1]}, which an encoder of {depth} blocks has not")
         return 1 + block
-    if path[0] == "norm":
+    if path[0] in ("norm", "relative_bias"):
         return depth + 1
     raise ValueError(f"no layer is known for the parameter {'.'.join(path)}")
 
@@ -300,5 +362,6 @@ def _with_positions(module: ViT, params):
     return {**params, "positions": jnp.asarray(table)}
 
 
+_OPTIONS = ("position", "registers", "relative", "layer_scale", "qv_bias")
 _TUNED = {"fixed": "learned"}
 KIND = EncoderKind(build, FIELDS)
