@@ -85,10 +85,11 @@ def fields_for(config) -> dict[str, Field]:
     if not hasattr(config, "items"):
         raise InputError(f"the config is {shown(config)}; get_config must return a ConfigDict")
     if "task" in config:
+        recipes = (recipe for kind in METHODS.values() for recipe in kind.recipes)
         raise InputError(
             f"config.task={config['task']} is for eval.py, which also goes on training a "
             f"classifier: python eval.py --config=configs/eval.py:task={config['task']} "
-            "--checkpoint=RUN; train.py takes configs/mae.py and configs/ibot.py"
+            f"--checkpoint=RUN; train.py takes {' and '.join(recipes)}"
         )
     method = config.get("method")
     if not isinstance(method, str) or method not in METHODS:
@@ -112,12 +113,12 @@ def check(config) -> None:
             f"config.optim.accum_steps={config.optim.accum_steps}"
         )
     probe.check_fields(config)
+    kind = METHODS[config.method]
     check_lengths(
         config.epochs,
         {name: values[name] for name, field in fields.items() if field.in_epochs},
-        scaled_by=f"configs/{config.method}.py:epochs=N",
+        scaled_by=f"{kind.recipes[0]}:epochs=N" if kind.recipes else "",
     )
-    kind = METHODS[config.method]
     kind.check(config)
     if kind.targets:
         TARGETS[config.loss.target].check(config)

@@ -34,12 +34,15 @@ _SHOWN = 3  # scores that are printed after an epoch, unless they are those of t
 # have their own message.
 _FREE = {"seeds": "carried out", "class_names": "carried out"}
 
-
 SEEDS = several(whole(0), "a list of different whole numbers such as (0, 1, 2)", different=True)
 FIELDS = {
     **base.FIELDS,
     "seeds": Field((0,), SEEDS, "a training for each; mean and standard deviation are reported"),
-    **with_defaults(build.FIELDS | fit.FIELDS, {"log_every": 20, "evaluate.every_epochs": 1.0}),
+    **build.FIELDS,
+    **with_defaults(fit.FIELDS, {"log_every": 20}),
+    "evaluate.every_epochs": build.FIELDS["evaluate.every_epochs"]._replace(
+        default=1.0, note="epochs between tests; 0: at the end alone"
+    ),
     **with_defaults(saves.FIELDS, {"checkpoint.every": 500, "checkpoint.keep": 1}),
 }
 # What a training adds to these, with MAE's length and batch, by what it trains.
