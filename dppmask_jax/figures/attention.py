@@ -64,29 +64,15 @@ def draw_attention(
     for row, image in enumerate(images):
         maps = [attention[row].mean(axis=0), *attention[row, :shown]]
         hidden = [np.asarray(mask[row], bool) for mask in masks.values()]
-        panels.append(
-            [
-                enlarge(image, scale),
-                *(attention_panel(weights, grid, patch_size * scale) for weights in maps),
-                *(
-                    border(mask_panel(image, mask, patch_size, scale=scale), mask, grid)
-                    for mask in hidden
-                ),
-            ]
-        )
-        captions.append(
-            [
-                "",
-                *(f"max {weights.max():.1%}" for weights in maps),
-                *(f"{mask.sum()} masked" for mask in hidden),
-            ]
-        )
-    titles = [
-        "Original",
-        "Mean of\nheads",
-        *(f"Head {head}" for head in range(1, shown + 1)),
-        *masks,
-    ]
+        of_maps = [attention_panel(weights, grid, patch_size * scale) for weights in maps]
+        of_masks = [
+            border(mask_panel(image, mask, patch_size, scale=scale), mask, grid) for mask in hidden
+        ]
+        panels.append([enlarge(image, scale), *of_maps, *of_masks])
+        shares = [f"max {weights.max():.1%}" for weights in maps]
+        captions.append(["", *shares, *(f"{mask.sum()} masked" for mask in hidden)])
+    heads = [f"Head {head}" for head in range(1, shown + 1)]
+    titles = ["Original", "Mean of\nheads", *heads, *masks]
     dark, middle, light = (tuple(map(int, color)) for color in heat(np.array([0.0, 0.5, 1.0])))
     legend = [
         (dark, "no attention"),
@@ -94,8 +80,8 @@ def draw_attention(
         (light, "the map's maximum"),
     ]
     if shown < num_heads:
-        heads = f"heads 1 to {shown} of {num_heads}; the mean is over all {num_heads}"
-        note = f"{heads}; {note}" if note else heads
+        left_out = f"heads 1 to {shown} of {num_heads}; the mean is over all {num_heads}"
+        note = f"{left_out}; {note}" if note else left_out
     return compose(panels, titles, captions, legend, fill=True, note=note)
 
 

@@ -112,41 +112,45 @@ def draw_curves(
     FigureCanvasAgg(figure)
     all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, panel in zip(all_axes, panels, strict=True):
-        title, lines = panel
-        for number, (label, run) in enumerate(runs.items()):
-            for name, what, dash in lines:
-                if _has_many(panel):
-                    words = label if name == lines[0][0] else ""
-                else:
-                    words = ", ".join(part for part in (label, what) if part)
-                _plot(axes, run, name, dash, LINES[number % len(LINES)], words)
-        axes.set_title(title, fontsize=11, color=INK)
-        axes.set_xlabel("step", fontsize=10, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=True))
-        plain_axes(axes)
-        if title == KNN:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        elif title == PICKS:
-            axes.set_ylim(0, 1.12 * axes.dataLim.ymax or 1)
-        labelled = bool(axes.get_legend_handles_labels()[1])
-        if labelled:
-            axes.legend(fontsize=9, frameon=False)
-        below = []
-        if _has_many(panel):
-            color = FAINT if labelled else LINES[0]
-            below = [
-                _handle(dash, color, "total" if name == "loss" else what)
-                for name, what, dash in lines
-            ]
-        elif title == KNN:
-            below = _compare_shares(axes, runs)
-        if below:
-            if labelled:
-                axes.add_artist(axes.get_legend())  # or the second legend takes its place
-            _legend_below(axes, below)
+        _draw_panel(axes, panel, runs)
     if note:
         figure.supxlabel(note, fontsize=9, color=INK)
     return figure
+
+
+def _draw_panel(axes, panel, runs: Mapping[str, Sequence[Mapping]]) -> None:
+    """One quantity of all runs, with what its lines stand for."""
+    title, lines = panel
+    for number, (label, run) in enumerate(runs.items()):
+        for name, what, dash in lines:
+            if _has_many(panel):
+                words = label if name == lines[0][0] else ""
+            else:
+                words = ", ".join(part for part in (label, what) if part)
+            _plot(axes, run, name, dash, LINES[number % len(LINES)], words)
+    axes.set_title(title, fontsize=11, color=INK)
+    axes.set_xlabel("step", fontsize=10, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=True))
+    plain_axes(axes)
+    if title == KNN:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    elif title == PICKS:
+        axes.set_ylim(0, 1.12 * axes.dataLim.ymax or 1)
+    labelled = bool(axes.get_legend_handles_labels()[1])
+    if labelled:
+        axes.legend(fontsize=9, frameon=False)
+    below = []
+    if _has_many(panel):
+        color = FAINT if labelled else LINES[0]
+        below = [
+            _handle(dash, color, "total" if name == "loss" else what) for name, what, dash in lines
+        ]
+    elif title == KNN:
+        below = _compare_shares(axes, runs)
+    if below:
+        if labelled:
+            axes.add_artist(axes.get_legend())  # or the second legend takes its place
+        _legend_below(axes, below)
 
 
 def _levels(run: Sequence[Mapping]) -> dict[str, float]:

@@ -161,16 +161,7 @@ def compose(
         for x, panel in zip(lefts, row, strict=True):
             canvas[y : y + height, x : x + width] = panel
 
-    figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.imshow(
-        canvas,
-        interpolation="nearest",
-        aspect="auto",
-        extent=(0, total_width, total_height, 0),
-    )
-    axes.set_axis_off()
+    axes = _axes_over(canvas)
     points = unit * 72 / DPI
 
     def write(x, y, text, size, color=INK, **kwargs):
@@ -186,29 +177,45 @@ def compose(
                 y_text = y + height + 4 * unit
                 write(x + width / 2, y_text, caption, 11, FAINT, ha="center", va="top")
     if legend:
-        swatch, line = 15 * unit, 2.5 * unit
         y = total_height - last - bottom / 2 - 4 * unit
         texts = [write(0, y, text, 12, va="center_baseline") for _, text in legend]
-        renderer = figure.canvas.get_renderer()
-        lengths = [text.get_window_extent(renderer).width for text in texts]
-        step = swatch + (6 + 26) * unit
-        x = (total_width - sum(lengths) - step * len(legend) + 26 * unit) / 2
-        for (color, _), text, length in zip(legend, texts, lengths, strict=True):
-            faces = ["#3c3c3c", np.array(color) / 255, *([] if fill else ["#3c3c3c"])]
-            for number, face in enumerate(faces):
-                inset = number * line
-                side = swatch - 2 * inset
-                axes.add_patch(
-                    Rectangle((x + inset, y - swatch / 2 + inset), side, side, facecolor=face)
-                )
-            text.set_x(x + swatch + 6 * unit)
-            x += length + step
+        _place_legend(axes, texts, [color for color, _ in legend], unit, fill)
     if note:
         y = total_height - 9 * unit
         write(total_width / 2, y, note, 11, FAINT, ha="center", va="bottom")
     axes.set_xlim(0, total_width)
     axes.set_ylim(total_height, 0)
-    return figure
+    return axes.figure
+
+
+def _axes_over(canvas: np.ndarray):
+    """Axes over a whole figure of which each pixel is one of the canvas."""
+    height, width = canvas.shape[:2]
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
+    axes.set_axis_off()
+    return axes
+
+
+def _place_legend(axes, texts, colors, unit: float, fill: bool) -> None:
+    """Sets the texts of a legend in the middle of their line, each behind its colour."""
+    swatch, line = 15 * unit, 2.5 * unit
+    renderer = axes.figure.canvas.get_renderer()
+    lengths = [text.get_window_extent(renderer).width for text in texts]
+    step = swatch + (6 + 26) * unit
+    total_width = axes.figure.bbox.width
+    x = (total_width - sum(lengths) - step * len(texts) + 26 * unit) / 2
+    for color, text, length in zip(colors, texts, lengths, strict=True):
+        top = text.get_position()[1] - swatch / 2
+        faces = ["#3c3c3c", np.array(color) / 255, *([] if fill else ["#3c3c3c"])]
+        for number, face in enumerate(faces):
+            inset = number * line
+            side = swatch - 2 * inset
+            axes.add_patch(Rectangle((x + inset, top + inset), side, side, facecolor=face))
+        text.set_x(x + swatch + 6 * unit)
+        x += length + step
 
 
 def save(figure: Figure, out_dir: str | Path, name: str) -> Path:

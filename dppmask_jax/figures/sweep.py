@@ -55,18 +55,11 @@ def draw_sweep(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, (label, points) in enumerate(lines.items()):
-        points = sorted(points, key=lambda point: place[point[0]])
-        axes.errorbar(
-            [place[x] for x, _, _ in points],
-            [share for _, share, _ in points],
-            # No bar, rather than one of no length, where the spread is not known.
-            yerr=[math.nan if std is None else std for _, _, std in points],
-            color=LINES[number % len(LINES)],
-            marker="os^Dv"[number // len(LINES) % 5],
-            markersize=4.5,
-            linewidth=1.6,
-            capsize=3,
-            label=label or None,
+        _draw_line(
+            axes,
+            sorted(((place[x], *rest) for x, *rest in points), key=lambda point: point[0]),
+            number,
+            label,
         )
     levels = baselines or {}
     for dash, (label, points) in zip(itertools.cycle(_DASHES), levels.items(), strict=False):
@@ -88,6 +81,22 @@ def draw_sweep(
     if note:
         figure.supxlabel(textwrap.fill(note, 66), fontsize=9, color=FAINT)
     return figure
+
+
+def _draw_line(axes, points: Sequence[tuple], number: int, label: str) -> None:
+    """The line of this number through points (x, share, error or None)."""
+    axes.errorbar(
+        [x for x, _, _ in points],
+        [share for _, share, _ in points],
+        # No bar, rather than one of no length, where the spread is not known.
+        yerr=[math.nan if error is None else error for _, _, error in points],
+        color=LINES[number % len(LINES)],
+        marker="os^Dv"[number // len(LINES) % 5],
+        markersize=4.5,
+        linewidth=1.6,
+        capsize=3,
+        label=label or None,
+    )
 
 
 def _draw_level(axes, points: Sequence[tuple[float, float]], dash: str, label: str) -> None:

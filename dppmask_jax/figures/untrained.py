@@ -11,6 +11,7 @@ from dppmask_jax import masking
 from dppmask_jax.errors import InputError
 from dppmask_jax.figures import panels
 from dppmask_jax.figures.masks import Shown, draw_masks, pick_caption
+from dppmask_jax.figures.run_masks import greedy_picks, hidden_note
 from dppmask_jax.figures.tau import TAUS, draw_tau
 
 
@@ -51,10 +52,8 @@ def write_figures(
         raise InputError(str(error)) from error
     of_random, of_dpp = masks[1.0], masks[tau]
     num_patches, count = of_dpp.mask.shape[1], int(of_dpp.count[0])
-    note = (
-        f"{num_patches - count} of {num_patches} patches are hidden; "
-        "the DPP compares patches by an untrained embedding"
-    )
+    note = hidden_note(num_patches - count, num_patches)
+    note += "; the DPP compares patches by an untrained embedding"
     shown = [
         Shown("random", "Random mask", of_random.mask, [f"{count} random"] * len(images)),
         Shown(
@@ -70,17 +69,9 @@ def write_figures(
         "tau.png": draw_tau(
             images,
             {each: mask.mask for each, mask in of_taus.items()},
-            {each: _greedy(mask) for each, mask in of_taus.items()},
+            {each: greedy_picks(mask, mask.num_greedy) for each, mask in of_taus.items()},
             patch_size,
             note,
         ),
     }
     return [panels.save(figure, out_dir, name) for name, figure in figures.items()]
-
-
-def _greedy(mask: masking.Mask) -> np.ndarray:
-    """(R, N) bool: which patches the DPP picked."""
-    greedy = np.zeros(mask.mask.shape, bool)
-    picked = np.arange(greedy.shape[1]) < mask.num_greedy[:, None]
-    np.put_along_axis(greedy, mask.order, picked, axis=1)
-    return greedy

@@ -78,7 +78,7 @@ def _build(mask) -> Masker:
         return jax.vmap(_in_order)(keys, seen.proposed().astype(bool) & is_masked[:, None]), {}
 
     name = Path(mask.path).name
-    return Masker(draw, frozenset({"proposed"}), f"of {name}; for other images at random")
+    return Masker(draw, frozenset({"proposed"}), f"file ({name})")
 
 
 def _in_order(key, mask) -> Mask:
