@@ -10,6 +10,7 @@ from dppmask_jax.masking import (
     from_file,
     greedy_dpp,
     random_patches,
+    regular_grid,
 )
 from dppmask_jax.masking.base import Masker, MaskerKind
 
@@ -20,6 +21,7 @@ MASKERS: dict[str, MaskerKind] = {
     "block": blocks.KIND,
     "attention": attmask.KIND,
     "file": from_file.KIND,
+    "grid": regular_grid.KIND,
 }
 
 
