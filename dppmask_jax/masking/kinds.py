@@ -11,6 +11,7 @@ from dppmask_jax.masking import (
     greedy_dpp,
     random_patches,
     regular_grid,
+    uniform_cells,
 )
 from dppmask_jax.masking.base import Masker, MaskerKind
 
@@ -22,6 +23,7 @@ MASKERS: dict[str, MaskerKind] = {
     "attention": attmask.KIND,
     "file": from_file.KIND,
     "grid": regular_grid.KIND,
+    "uniform": uniform_cells.KIND,
 }
 
 
