@@ -191,6 +191,7 @@ BOUNDS = {
     "log_every": _WHOLE_FROM_1,
     "init_from": _TEXT,
     "mask.path": _TEXT,
+    "mask.cell": _WHOLE_FROM_1,
     "memory_gb": _POSITIVE,
     "data.dir": _TEXT,
     "data.classes": (["", "imagenet100", "a/b.txt"], ["imagenet", "a\n.txt", None]),

@@ -12,6 +12,7 @@ from dppmask_jax.masking import (
     random_patches,
     regular_grid,
     uniform_cells,
+    whole_cells,
 )
 from dppmask_jax.masking.base import Masker, MaskerKind
 
@@ -24,6 +25,7 @@ MASKERS: dict[str, MaskerKind] = {
     "file": from_file.KIND,
     "grid": regular_grid.KIND,
     "uniform": uniform_cells.KIND,
+    "cells": whole_cells.KIND,
 }
 
 
