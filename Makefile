@@ -2,11 +2,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TPU_VENV := .venv-tpu
+NEWEST_VENV := .venv-newest
+# The newest Python on this machine that is 3.12 or later, and can make environments.
+NEWEST_PYTHON ?= $(shell for folder in $$(echo "$$PATH" | tr : ' ') ~/.pyenv/versions/*/bin; do \
+	for python in "$$folder"/python3.1[2-9]; do \
+	"$$python" -c 'import ensurepip, sys; print(sys.version_info[1], sys.executable)' 2>/dev/null; \
+	done; done | sort -n | tail -n 1 | cut -d ' ' -f 2-)
 WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
 ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart docs test test-slow test-long test-faults test-peer test-tpu speed-tpu bench lint clean
+.PHONY: quickstart docs test test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -28,6 +34,9 @@ test-faults: $(VENV)/.dev
 
 test-peer: $(VENV)/.peer
 	$(BIN)/python -m pytest -n auto -m peer
+
+test-newest: $(NEWEST_VENV)/.newest
+	@test ! -e $< || $(NEWEST_VENV)/bin/python -m pytest $(ALL_CORES)
 
 test-tpu: $(TPU_VENV)/.tpu
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -n 2 -m 'tpu and not slow'
@@ -59,6 +68,17 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[peer]'
 	touch $@
 
+# The newest versions in the ranges of pyproject.toml; those of jax want Python 3.12.
+$(NEWEST_VENV)/.newest: pyproject.toml
+	@python="$(NEWEST_PYTHON)"; if [ -z "$$python" ]; then \
+		echo "no Python 3.12 or later on this machine: the newest jax was not tested"; \
+	else set -ex; \
+		"$$python" -m venv $(NEWEST_VENV); \
+		$(NEWEST_VENV)/bin/python -m pip install -q --disable-pip-version-check -U \
+			--upgrade-strategy eager -e '.[dev]'; \
+		touch $@; \
+	fi
+
 # The TPU compiler, apart: with libtpu installed, JAX looks for a TPU wherever it starts.
 $(TPU_VENV)/.tpu: pyproject.toml
 	$(PYTHON) -m venv $(TPU_VENV)
@@ -66,4 +86,4 @@ $(TPU_VENV)/.tpu: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TPU_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU_VENV) $(NEWEST_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

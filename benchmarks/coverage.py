@@ -40,14 +40,13 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import hypergeom
 
-from dppmask_jax import command, dpp, patches
+from dppmask_jax import command, dpp, imagenet, patches
 from dppmask_jax.data.sources import shapes
 from dppmask_jax.errors import InputError
 from dppmask_jax.models import vit
 from dppmask_jax.models.sizes import SIZES
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+MEAN, STD = np.float32(imagenet.MEAN), np.float32(imagenet.STD)
 TAUS = (0.0, 0.6, 0.8, 0.85, 0.9, 0.95)
 STATISTICS = ("none", "almost", "kept", "on_object", "num_greedy", "log_det")
 

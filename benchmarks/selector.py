@@ -29,13 +29,13 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 import hardware  # noqa: E402
 import reference_dpp as reference  # noqa: E402
 
-from dppmask_jax import dpp, patches  # noqa: E402
+from dppmask_jax import dpp, imagenet, patches  # noqa: E402
 
 SIZE, PATCH, WIDTH, NUM_KEEP = 224, 16, 768, 49
 TAUS = (0.0, 0.6, 0.8, 0.9)
 SETTLE = 0.05  # s
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN, STD = np.float32(imagenet.MEAN), np.float32(imagenet.STD)
 
 
 def find_images(folder):

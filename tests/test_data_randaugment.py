@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from dppmask_jax.data.images import augment, randaugment
+from dppmask_jax import imagenet
+from dppmask_jax.data.images import randaugment
 
 FILL = (124, 116, 104)
 
@@ -37,7 +38,7 @@ def noise(seed=0, size=(12, 10)):
 
 
 def test_fill_is_the_mean_colour():
-    assert randaugment.FILL == FILL == tuple(round(255 * value) for value in augment.MEAN)
+    assert randaugment.FILL == FILL == tuple(round(255 * value) for value in imagenet.MEAN)
 
 
 def test_there_are_the_fifteen():

@@ -9,7 +9,7 @@ ROOT = Path(dppmask_jax.__file__).parent
 
 # A file imports only from rooms of earlier rows, or from its own room; "" is the package itself.
 ROWS = (
-    {"errors", "words", "paths", "whole_files", "terminal", "extras"},
+    {"errors", "words", "paths", "whole_files", "imagenet", "terminal", "extras"},
     {"config_faults"},
     {"dpp", "patches", "losses", "command", "parallel", "scores", "fields"},
     {"masking", "models", "data", "optim", "config_dicts"},

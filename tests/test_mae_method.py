@@ -8,6 +8,7 @@ from reference_mae import predict
 
 from dppmask_jax import dpp, masking, optim, parallel, patches
 from dppmask_jax.data.images import augment
+from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.methods import mae
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import encoders
@@ -57,7 +58,7 @@ def written_out_loss(config, params, batch, key):
     for image, index in zip(batch["image"], batch["index"], strict=True):
         flipped, mask_key = _drawn(key, index)
         image = image[:, ::-1] if config.data.flip and flipped else image
-        image = (image / 255.0 - np.array(augment.MEAN)) / np.array(augment.STD)
+        image = (image / 255.0 - np.array(MEAN)) / np.array(STD)
         cut = np.asarray(patches.patchify(image[None], config.model.patch_size)[0])
         projection = reference["encoder"]["patch_embed"]["proj"]
         tokens = cut @ projection["kernel"] + projection["bias"]

@@ -98,13 +98,14 @@ def test_all_right_all_wrong_and_nothing_predicted():
 
 
 def test_average_precision_of_a_constant_is_the_share_of_positives():
-    positive = np.array([True, False, False, True, False])
-    assert multilabel.average_precision(np.full(5, 0.3), positive) == pytest.approx(2 / 5)
-    # Logits, and any strictly rising function of them, rank alike.
+    positive = np.array([[1], [0], [0], [1], [0]])
+
+    def average_precision(probabilities):
+        return multilabel.multilabel_scores(probabilities[:, None], positive, ["a"], 0.5)["mAP"]
+
+    assert average_precision(np.full(5, 0.3)) == pytest.approx(2 / 5)
     logits = np.array([3.0, -1.0, 4.0, 1.0, -5.0])
-    expected = (1 / 2 + 2 / 3) / 2
-    for scores in (logits, 1 / (1 + np.exp(-logits))):
-        assert multilabel.average_precision(scores, positive) == pytest.approx(expected)
+    assert average_precision(1 / (1 + np.exp(-logits))) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 @pytest.mark.parametrize(

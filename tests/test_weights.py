@@ -18,8 +18,8 @@ from reference_ibot import resize_positions
 
 import dppmask_jax
 from dppmask_jax import patches
-from dppmask_jax.data.images.augment import MEAN, STD
 from dppmask_jax.errors import InputError
+from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.runs.metrics import read_metrics
 from dppmask_jax.runs.run import load_run
 from dppmask_jax.weights import files, names, opened, positions, pretraining, sizes

@@ -14,11 +14,10 @@ from jax import lax
 
 from dppmask_jax import patches
 from dppmask_jax.dpp import has_finite_patch
+from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.masking.base import Mask, MaskerKind, Seen, num_visible
 from dppmask_jax.masking.kinds import MASKERS
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _WIDTH = 768  # of the untrained embedding: ViT-B
 _CHUNK = 64  # images on the device at a time
 
@@ -201,7 +200,7 @@ def _draw(seed, index, inputs, scale, traced, *, grid, count, patch_size, build,
     def features_of(image):
         if source == "given":
             return image
-        mean, deviation = np.float32([[_IMAGENET_MEAN]]), np.float32([[_IMAGENET_STD]])
+        mean, deviation = np.float32([[MEAN]]), np.float32([[STD]])
         image = (image.astype(jnp.float32) * scale - mean) / deviation
         pixels = patches.patchify(image[None], patch_size)[0]
         if source == "pixels":

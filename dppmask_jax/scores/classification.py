@@ -23,6 +23,7 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     _check(scores, labels)
+    # scikit-learn's top_k_accuracy_score ranks the higher number first.
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     earlier = np.arange(scores.shape[1]) < labels[:, None]
     rank = np.sum((scores > own) | ((scores == own) & earlier), axis=1)

@@ -14,6 +14,7 @@ import scipy.optimize
 import scipy.special
 import sklearn.cluster
 import sklearn.metrics
+import sklearn.metrics.cluster
 
 from dppmask_jax.errors import InputError
 
@@ -53,10 +54,7 @@ def cluster_scores(assignment: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 
 def _matched_accuracy(assignment, labels):
-    clusters, rows = np.unique(assignment, return_inverse=True)
-    classes, columns = np.unique(labels, return_inverse=True)
-    confusion = np.zeros((len(clusters), len(classes)), np.int64)
-    np.add.at(confusion, (rows, columns), 1)
+    confusion = sklearn.metrics.cluster.contingency_matrix(labels, assignment)
     matched = scipy.optimize.linear_sum_assignment(confusion, maximize=True)
     return float(confusion[matched].sum() / len(labels))
 

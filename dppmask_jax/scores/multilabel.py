@@ -11,26 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import average_precision_score
 
 from dppmask_jax.errors import InputError
-
-
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Mean, over the positives, of the precision at their rank; scores in descending order.
-
-    Images with equal scores share the rank of the last of them, so their order does not matter.
-
-    Args:
-      scores: (M,) finite.
-      positive: (M,) bool, True at least once.
-
-    Returns:
-      Above 0, up to 1.
-    """
-    _, group, size = np.unique(-np.asarray(scores), return_inverse=True, return_counts=True)
-    hits = np.bincount(group, weights=np.asarray(positive, np.float64))
-    precision = np.cumsum(hits) / np.cumsum(size)
-    return float(np.sum(hits * precision) / np.sum(hits))
 
 
 def multilabel_scores(
@@ -72,10 +55,12 @@ def multilabel_scores(
     positives, claims = np.sum(actual, axis=0), np.sum(predicted, axis=0)
     present = np.flatnonzero(positives)
 
+    # By hand: scikit-learn takes a single column for the decisions between two classes.
     precision = _ratio(hits, claims)[present]
     recall = _ratio(hits, positives)[present]
     f1 = _ratio(2 * hits, positives + claims)[present]
-    ap = np.array([average_precision(probabilities[:, c], actual[:, c]) for c in present])
+    # Images of equal probability share the rank of the last of them.
+    ap = np.array([average_precision_score(actual[:, c], probabilities[:, c]) for c in present])
     columns = {"ap": ap, "f1": f1, "precision": precision, "recall": recall}
     per_class = {
         names[c]: {name: float(column[row]) for name, column in columns.items()}

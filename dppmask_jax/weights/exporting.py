@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dppmask_jax.data.images.augment import MEAN, STD
 from dppmask_jax.errors import InputError
+from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.layers import NORM_EPSILON
 from dppmask_jax.models.sizes import SIZES

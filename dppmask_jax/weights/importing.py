@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dppmask_jax import parallel
-from dppmask_jax.data.images.augment import MEAN, STD
 from dppmask_jax.errors import InputError
+from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.runs import checkpoint, workdir
 from dppmask_jax.weights import classifiers, names, opened, pretraining, sizes
 from dppmask_jax.weights.opened import Options

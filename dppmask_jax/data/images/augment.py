@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax.fields import FLAG, Field
-
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, pixels from 0 to 1
-STD = (0.229, 0.224, 0.225)
+from dppmask_jax.imagenet import MEAN, STD
 
 _ERASED_AREA = (0.02, 1 / 3)  # share of the image's
 _ERASED_ASPECT = (0.3, 1 / 0.3)  # height to width

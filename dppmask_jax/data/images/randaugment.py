@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-FILL = (124, 116, 104)  # augment.MEAN in grey levels
+FILL = (124, 116, 104)  # imagenet.MEAN in grey levels
 MAX_MAGNITUDE = 10.0
 _PROB = 0.5
 _BICUBIC = Image.Resampling.BICUBIC
