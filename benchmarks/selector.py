@@ -34,6 +34,7 @@ from dppmask_jax import dpp, imagenet, patches  # noqa: E402
 SIZE, PATCH, WIDTH, NUM_KEEP = 224, 16, 768, 49
 TAUS = (0.0, 0.6, 0.8, 0.9)
 SETTLE = 0.05  # s
+SLOW = ("exact", "sample_exact", "kernel and eigenvectors")  # timed less often
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MEAN, STD = np.float32(imagenet.MEAN), np.float32(imagenet.STD)
 
@@ -85,7 +86,7 @@ def features_of(images, seed=0):
     return pixels @ weights + patches.sincos_positions(grid, WIDTH)
 
 
-def contestants(features):
+def contestants(features, num_keep):
     """{name: callable of a whole batch}; each returns what it chose as (B, >= k) and the picks."""
     keys = jax.random.split(jax.random.key(0), len(features))
     on_device = jnp.asarray(features)
@@ -94,8 +95,10 @@ def contestants(features):
 
     # What a user would write, with tau as an argument: one compilation for all of them.
     choose = jax.jit(
-        jax.vmap(lambda key, x, tau: dpp.select(key, x, NUM_KEEP, tau), in_axes=(0, 0, None))
+        jax.vmap(lambda key, x, tau: dpp.select(key, x, num_keep, tau), in_axes=(0, 0, None))
     )
+    draw = jax.jit(jax.vmap(lambda key, x: dpp.sample_exact(key, dpp.gaussian_kernel(x), num_keep)))
+    decompose = jax.jit(jax.vmap(lambda x: jnp.linalg.eigh(dpp.gaussian_kernel(x))[0]))
     gram = jax.jit(
         lambda x: jax.lax.map(lambda x: jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST), x)
     )
@@ -104,20 +107,20 @@ def contestants(features):
         chosen = []
         for image, u in zip(features, noise, strict=True):
             kernel = reference.fast_kernel(image)
-            chosen.append(reference.incremental_order(kernel, u, NUM_KEEP, tau, stop=stop))
+            chosen.append(reference.incremental_order(kernel, u, num_keep, tau, stop=stop))
         return np.stack([order for order, _ in chosen]), np.array([num for _, num in chosen])
 
     def exact():
         chosen = []
         for image in features:
             decomposition = reference.eigendecompose(reference.fast_kernel(image))
-            chosen.append(reference.sample_k_dpp(*decomposition, NUM_KEEP, rng))
+            chosen.append(reference.sample_k_dpp(*decomposition, num_keep, rng))
         return np.stack(chosen), None
 
     decompositions = [reference.eigendecompose(reference.fast_kernel(x)) for x in features]
 
     def exact_sampling_alone():
-        chosen = [reference.sample_k_dpp(*pair, NUM_KEEP, rng) for pair in decompositions]
+        chosen = [reference.sample_k_dpp(*pair, num_keep, rng) for pair in decompositions]
         return np.stack(chosen), None
 
     random = jax.jit(
@@ -135,6 +138,11 @@ def contestants(features):
     table["Gram matrix alone (NumPy)"] = lambda: ([x @ x.T for x in features], None)
     table["exact k-DPP, all"] = exact
     table["exact k-DPP, sampling alone"] = exact_sampling_alone
+    table["sample_exact"] = lambda: (jax.block_until_ready(draw(keys, on_device)), None)
+    table["kernel and eigenvectors (XLA)"] = lambda: (
+        jax.block_until_ready(decompose(on_device)),
+        None,
+    )
     table["random"] = lambda: (jax.block_until_ready(random(keys)), None)
     return table
 
@@ -171,12 +179,12 @@ def measure(table, repetitions, slow_repetitions):
     """
     answers = {name: run() for name, run in table.items()}  # warm-up, and compilation
     for name, run in table.items():
-        if not name.startswith("exact"):
+        if not name.startswith(SLOW):
             run()
     times = {name: [] for name in table}
     for repetition in range(repetitions):
         for name, run in table.items():
-            if name.startswith("exact") and repetition >= slow_repetitions:
+            if name.startswith(SLOW) and repetition >= slow_repetitions:
                 continue
             time.sleep(SETTLE)
             run()
@@ -191,6 +199,7 @@ def main():
     parser.add_argument("--images", help="folder of photographs; default $DPPMASK_TEST_DATA/photos")
     parser.add_argument("--json", help="also write the results there")
     parser.add_argument("--batch", type=int, default=64, help="images (default 64)")
+    parser.add_argument("--keep", type=int, default=NUM_KEEP, help="patches kept (default 49)")
     parser.add_argument("--repetitions", type=int, default=15, help="timed batches (default 15)")
     args = parser.parse_args()
     if args.batch < 1 or args.repetitions < 1:
@@ -206,7 +215,7 @@ def main():
         images, files = load_photographs(folder, args.batch)
         source = f"{files} photographs" + (" and mirror images" if files < args.batch else "")
     features = features_of(images)
-    table = contestants(features)
+    table = contestants(features, args.keep)
     blas_threads = limit_blas_threads(table["NumPy, tau 0"])
     times, answers = measure(table, args.repetitions, min(7, args.repetitions))
 
@@ -222,7 +231,7 @@ def main():
         "repetitions": args.repetitions,
         "ms_per_image": {},
     }
-    print(f"{source}; batch {args.batch}, N {features.shape[1]}, D {WIDTH}, k {NUM_KEEP}")
+    print(f"{source}; batch {args.batch}, N {features.shape[1]}, D {WIDTH}, k {args.keep}")
     print(f"{result['cpu']}, {result['cores']} cores, load average ", end="")
     print(f"{result['load_average']:.1f}; BLAS threads {blas_threads or 'not limited'}")
     print(f"device {result['device']}; ", end="")
@@ -236,12 +245,14 @@ def main():
 
     print("\nhow many times faster select is: by the median (by the fastest batch)")
     print(
-        f"{'than NumPy':>22}{'NumPy that stops':>20}{'exact k-DPP':>18}{'picks mean':>13}{'max':>5}"
+        f"{'than NumPy':>22}{'NumPy that stops':>20}{'exact k-DPP':>18}{'sample_exact':>18}"
+        f"{'picks mean':>13}{'max':>5}"
     )
     result["times_faster"], result["greedy_picks"] = {}, {}
     for tau in TAUS:
         picks = np.asarray(answers[f"select, tau {tau:g}"][1])
         rivals = {"numpy": f"NumPy, tau {tau:g}", "exact_k_dpp": "exact k-DPP, all"}
+        rivals["sample_exact"] = "sample_exact"
         rivals["numpy_that_stops"] = f"NumPy that stops, tau {tau:g}" if tau else rivals["numpy"]
         ratios = {
             by: {
@@ -254,7 +265,12 @@ def main():
         result["times_faster"][f"{tau:g}"] = ratios
         result["greedy_picks"][f"{tau:g}"] = {"mean": float(picks.mean()), "max": int(picks.max())}
         print(f"  tau {tau:<3g}", end="")
-        for rival, width in [("numpy", 14), ("numpy_that_stops", 20), ("exact_k_dpp", 18)]:
+        for rival, width in [
+            ("numpy", 14),
+            ("numpy_that_stops", 20),
+            ("exact_k_dpp", 18),
+            ("sample_exact", 18),
+        ]:
             cell = f"{ratios['median'][rival]:.1f} ({ratios['min'][rival]:.1f})"
             print(f"{cell:>{width}}", end="")
         print(f"{picks.mean():13.1f}{picks.max():5}")
@@ -268,10 +284,14 @@ def main():
 
     kernels = [reference.fast_kernel(image.astype(np.float64)) for image in features]
     result["mean_log_det"] = {}
-    names = [f"select, tau {tau:g}" for tau in TAUS] + ["exact k-DPP, all", "random"]
+    names = [f"select, tau {tau:g}" for tau in TAUS] + [
+        "exact k-DPP, all",
+        "sample_exact",
+        "random",
+    ]
     print("\nmean log det of the kept set's kernel")
     for name in names:
-        kept = np.asarray(answers[name][0])[:, :NUM_KEEP]
+        kept = np.asarray(answers[name][0])[:, : args.keep]
         log_dets = [reference.log_det(k, chosen) for k, chosen in zip(kernels, kept, strict=True)]
         result["mean_log_det"][name] = float(np.mean(log_dets))
         print(f"  {name:30}{np.mean(log_dets):8.1f}")
