@@ -13,10 +13,12 @@ import tiny
 from dppmask_jax import config as configs
 from dppmask_jax import evaluate, pretrain
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import probe
 from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import metrics
-from dppmask_jax.runs.run import load_encoder, load_run
+from dppmask_jax.runs.run import load_encoder, load_run, open_data
 from dppmask_jax.weights.exporting import export_weights
 
 # What a file of its own would hold: the mean colour of an image, told by two numbers a channel.
@@ -129,8 +131,11 @@ def test_it_trains_is_measured_and_says_what_it_is(trained):
     assert json.loads((folder / "config.json").read_text())["method"] == "colour"
 
 
-def test_a_finished_run_of_it_goes_on_to_say_so(trained, capsys):
+def test_a_finished_run_of_it_says_so_and_has_curves_alone(trained, capsys, tmp_path):
     folder, _ = trained
+    figures.main([f"--workdir={folder}", f"--out={tmp_path}"])
+    assert "masks nothing" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     pretrain.train(config_of_mine(), folder)
     assert "finished at step 3" in capsys.readouterr().out
 
@@ -151,7 +156,6 @@ def test_what_it_cannot_do_is_said_in_one_line(trained, tmp_path):
         (lambda: run.attention(images), "has no attention to show"),
         (lambda: load_encoder(folder), "trains no encoder"),
         (lambda: evaluate.evaluate(tiny.evaluation("task=knn"), folder), "trains no encoder"),
-        (lambda: figures.main([f"--workdir={folder}"]), "masks nothing"),
         (lambda: export_weights(folder, file, "mae"), "there is no format for it"),
         (lambda: pretrain.train(from_it, tmp_path / "mae"), "trains no encoder"),
         (lambda: pretrain.train(as_encoder, tmp_path / "new"), "starts from no encoder"),
@@ -159,3 +163,32 @@ def test_what_it_cannot_do_is_said_in_one_line(trained, tmp_path):
         with pytest.raises(InputError, match=words) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_the_validation_loss_of_several_views_is_the_same_at_every_call():
+    config = tiny.config("ibot", evaluate__loss_images=16)
+    train, val = open_data(config)
+    plan = Plan(12, 24)
+    method, steps = METHODS["ibot"].build(config, plan), []
+
+    def loss(params, extra, batch, key, step):
+        steps.append(step)
+        assert batch["global_views"].shape[1:] == (2, 16, 16, 3)
+        value = jnp.mean(batch["local_views"] / 255.0) + jax.random.uniform(key)
+        return params["w"] * value + extra["teacher"], ({}, {})
+
+    turn = method.turns[0]._replace(loss=loss)
+    probed = probe.Probed(config, plan, train, val, True)
+    measure = probe.validation_loss(
+        probed, method._replace(turns=(turn,)), jax.random.key(1), print
+    )
+    of = {
+        (w, teacher): measure(
+            types.SimpleNamespace(params={"w": jnp.float32(w)}, extra={"teacher": teacher})
+        )
+        for w in (1, 2)
+        for teacher in (0, 5)
+    }
+    assert of[1, 0] > 0 and of[2, 0] == pytest.approx(2 * of[1, 0], rel=1e-6)
+    assert of[1, 5] == pytest.approx(of[1, 0] + 5, rel=1e-6)
+    assert set(steps) == {23}  # where schedules end

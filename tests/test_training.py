@@ -131,10 +131,15 @@ def kill_and_resume(command, victim):
     assert "resuming at step" in resumed.stdout and "starting" not in resumed.stdout
 
 
+IBOT = {
+    "method": "ibot", "evaluate__figure_images": 2, "evaluate__loss_images": 24, "epochs": 2.0,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished_ibot(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("ibot") / "run"
-    done = tiny.run(tiny.command(workdir, method="ibot", evaluate__figure_images=2, epochs=2.0))
+    done = tiny.run(tiny.command(workdir, **IBOT))
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -151,7 +156,10 @@ def test_an_ibot_run_writes_what_it_promises(finished_ibot):
         "prototypes_used", "class_center_norm", "patch_center_norm", "num_greedy",
     ):  # fmt: skip
         assert all(np.isfinite(record[name]) for record in records), name
-    assert [r["step"] for r in curve(workdir) if "knn" in r] == [0, 6, 12, 18, 24]
+    probed = [r for r in curve(workdir) if "knn" in r]
+    assert [r["step"] for r in probed] == [0, 6, 12, 18, 24]
+    assert all(0 < r["val_loss"] < 2 * np.log(24) for r in probed)
+    assert len({r["val_loss"] for r in probed}) == len(probed)
     names = sorted(path.name for path in (workdir / "figures").iterdir())
     assert names == ["attention.png", "curves.png", "masks.png", "tau.png"]
     encoder = dppmask_jax.load_encoder(workdir)
@@ -163,8 +171,7 @@ def test_an_ibot_run_writes_what_it_promises(finished_ibot):
 def test_a_killed_ibot_run_goes_on_with_the_same_numbers(finished_ibot, tmp_path):
     workdir, _ = finished_ibot
     victim = tmp_path / "run"
-    command = tiny.command(victim, method="ibot", evaluate__figure_images=2, epochs=2.0)
-    kill_and_resume(command, victim)
+    kill_and_resume(tiny.command(victim, **IBOT), victim)
     assert curve(victim) == curve(workdir)
     for one, other in zip(checkpoint.read_newest(victim)[1].values(),
                           checkpoint.read_newest(workdir)[1].values(), strict=True):  # fmt: skip
