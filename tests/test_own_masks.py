@@ -161,7 +161,8 @@ def test_masks_of_a_file_reach_their_images(tmp_path, method, dtype):
         np.take_along_axis(np.asarray(mask.mask), np.asarray(mask.order), axis=1),
         np.arange(16) >= np.asarray(mask.count)[:, None],
     )
-    # Validation images have none in the file: random ones of as many patches.
+    # Validation images have none in the file: random ones of as many patches, which is said.
+    assert "validation images have no mask in" in val.notes[-1]
     assert {int(val.extras(i)["proposed"].sum()) for i in range(9)} == {built.num_masked[1]}
     assert built.masker.draw(keys, 4, masking.Seen((4, 4)), 4)[0].mask.sum() == 8 * 12
 

@@ -36,7 +36,8 @@ def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Sourc
     train = dataclasses.replace(train, extras=functools.partial(_row, mask.path, train.extras))
     if val is not None:
         at_random = functools.partial(_random_row, rows * columns, most, val.extras)
-        val = dataclasses.replace(val, extras=at_random)
+        note = f"validation images have no mask in {mask.path}: random ones of {most} patches"
+        val = dataclasses.replace(val, extras=at_random, notes=(*val.notes, note))
     return train, val
 
 
