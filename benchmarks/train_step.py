@@ -36,7 +36,7 @@ import hardware
 from configs import mae as preset
 from dppmask_jax import parallel
 from dppmask_jax.data.images import augment
-from dppmask_jax.models.sizes import SIZES
+from dppmask_jax.models.sizes import size_of
 from dppmask_jax.training.build import method_from, plan_from
 from dppmask_jax.training.step import init_state, make_step
 
@@ -92,7 +92,7 @@ def their_steps(config, images):
         return {}
     torch.set_num_threads(hardware.cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size, model = SIZES[config.model.size], config.model
+    size, model = size_of(config.model), config.model
     module = transformers.ViTMAEForPreTraining(
         transformers.ViTMAEConfig(
             hidden_size=size.width,
@@ -154,7 +154,7 @@ def matmul_rate(dtype: str) -> float:
 def matmul_flop(config) -> float:
     """FLOP of the matrix products of one step, counted by hand: a backward pass is twice a forward
     one, except that the images get no gradient. Norms, softmax and optimiser are left out."""
-    model, size = config.model, SIZES[config.model.size]
+    model, size = config.model, size_of(config.model)
     patches = (config.image_size[0] // model.patch_size) * (
         config.image_size[1] // model.patch_size
     )

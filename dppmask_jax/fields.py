@@ -64,7 +64,7 @@ def _as_float32(value: float) -> float:
 
 def whole(low: int, high: int = 2**31 - 1) -> Rule:
     words = f"a whole number from {low}" + (f" to {high}" if high < 2**31 - 1 else " up")
-    return Rule(lambda value: is_whole(value) and low <= value <= high, words)
+    return Rule(lambda value: is_whole(value) and low <= value <= high, words, int)
 
 
 def number(low: float, high: float = math.inf) -> Rule:

@@ -587,6 +587,16 @@ def test_files_of_other_precisions_are_read_as_float32(tmp_path):
         np.testing.assert_array_equal(found, values.astype(dtype).astype(np.float32))
 
 
+def test_an_encoder_of_no_usual_size_goes_out_and_comes_back(tmp_path):
+    sizes = {"model__depth": 2, "model__heads": 4, "model__mlp": 100}
+    run = tiny.save_run(tmp_path / "run", image_size=(16, 24), **sizes)
+    path = export_weights(run, tmp_path / "a.safetensors", "mae-full")
+    options = Options(KNOWN._replace(heads=4))
+    config = tiny.config(image_size=(16, 24))
+    made = import_weights(path, "mae-full", tmp_path / "back", config, options).config.model
+    assert (made.size, made.width, made.depth, made.heads, made.mlp) == ("Pi", None, 2, 4, 100)
+
+
 def test_what_tensors_do_not_say_has_to_be_said(mae, tmp_path):
     path = export_weights(mae, tmp_path / "a.safetensors", "mae-full")
     run = tmp_path / "run"
@@ -596,8 +606,8 @@ def test_what_tensors_do_not_say_has_to_be_said(mae, tmp_path):
             options=Options(Known(decoder_heads=2)))  # fmt: skip
     refused(path, "mae-full", run, "positions for 24 patches", "16x16",
             options=Options(Known(image_size=(16, 16), decoder_heads=2)))  # fmt: skip
-    refused(path, "mae-full", run, "width 96, 4 blocks and 4 heads", "Pi 96/4/3",
-            options=Options(KNOWN._replace(heads=4)))  # fmt: skip
+    refused(path, "mae-full", run, "width 96 has not 5 heads", "--heads",
+            options=Options(KNOWN._replace(heads=5)))  # fmt: skip
     refused(path, "mae-full", run, "decoder_width=32", "decoder_heads=3",
             options=Options(KNOWN._replace(decoder_heads=3)))  # fmt: skip
     (tmp_path / "config.json").write_text('{"layer_norm_eps": 0.001}')

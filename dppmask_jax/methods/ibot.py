@@ -137,6 +137,7 @@ FIELDS = {
 
 def check(config) -> None:
     """Raises InputError where fields of a config do not fit each other."""
+    vit.check(config)
     num_patches = vit.checked_patches("image_size", config.image_size, config.model.patch_size)
     if config.data.local_views:
         vit.checked_patches("data.local_size", config.data.local_size, config.model.patch_size)

@@ -52,6 +52,7 @@ FIELDS = {
 
 def check(config) -> None:
     """Raises InputError where a config's ratio masks none or all, or its decoder cannot be made."""
+    vit.check(config)
     num_patches = vit.checked_patches("image_size", config.image_size, config.model.patch_size)
     try:
         num_keep = masking.num_visible(num_patches, config.mask.ratio)

@@ -29,3 +29,30 @@ SIZES = {
     "L": Size(1024, 24, 16),
     "H": Size(1280, 32, 16),
 }
+
+_PARTS = ("width", "depth", "heads", "mlp")
+
+
+def size_of(model) -> Size:
+    """The size that `config.model` asks for: the usual one, with what is set beside it."""
+    given = {part: model.get(part) for part in _PARTS}
+    return SIZES[model.size]._replace(**{k: v for k, v in given.items() if v is not None})
+
+
+def set_size(model, size: Size) -> None:
+    """Lets `config.model` ask for a size, by the name of the usual one that is nearest to it."""
+    near = [name for name, usual in SIZES.items() if usual.width == size.width]
+    model.size = next((name for name in near if SIZES[name] == size), (near or ["B"])[0])
+    usual = SIZES[model.size]
+    for part in _PARTS:
+        value = getattr(size, part)
+        model[part] = None if value == getattr(usual, part) else value
+
+
+def name_of(model) -> str:
+    """The name of a size, "B", or where it has none what it is: "768x6x12", blocks and heads
+    behind the width, and "h1024" behind them for another hidden layer."""
+    size = size_of(model)
+    name = next((name for name, usual in SIZES.items() if usual == size), None)
+    hidden = "" if size.mlp in (None, 4 * size.width) else f"h{size.mlp}"
+    return name or f"{size.width}x{size.depth}x{size.heads}{hidden}"

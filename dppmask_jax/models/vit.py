@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
-from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, pair, whole
+from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, optional, pair, whole
 from dppmask_jax.models.base import BlockTrace, Encoder, EncoderKind, Tokens, Trace
 from dppmask_jax.models.layers import (
     XAVIER,
@@ -26,7 +26,7 @@ from dppmask_jax.models.layers import (
     normal,
 )
 from dppmask_jax.models.relative import RelativeBias
-from dppmask_jax.models.sizes import SIZES, Size
+from dppmask_jax.models.sizes import SIZES, Size, size_of
 
 FIELDS = {
     "image_size": Field(
@@ -36,6 +36,15 @@ FIELDS = {
         fixed=True,
     ),
     "model.size": Field("B", one_of(*SIZES), "width, depth and heads of the encoder", fixed=True),
+    "model.width": Field(None, optional(whole(1, 2**14)), "instead of the size's", fixed=True),
+    "model.depth": Field(None, optional(whole(1, 256)), "instead of the size's", fixed=True),
+    "model.heads": Field(None, optional(whole(1, 2**14)), "instead of the size's", fixed=True),
+    "model.mlp": Field(
+        None,
+        optional(whole(1, 2**16)),
+        "hidden width of the MLPs; None: 4 times the width",
+        fixed=True,
+    ),
     "model.patch_size": Field(16, whole(1), "height and width of a patch, in pixels", fixed=True),
     "model.drop_path": Field(
         0.0,
@@ -71,6 +80,16 @@ def checked_patches(field: str, size, patch_size: int) -> int:
             f"{MOST_PATCHES}; take larger patches or smaller images"
         )
     return rows * columns
+
+
+def check(config) -> None:
+    """Raises InputError where the sizes of a config make no encoder."""
+    size = size_of(config.model)
+    if size.width % size.heads or size.width % 4:
+        raise InputError(
+            f"an encoder of width {size.width} with {size.heads} heads cannot be made: the width "
+            "is a multiple of 4 and of the heads; change config.model.width or config.model.heads"
+        )
 
 
 class Start(NamedTuple):
@@ -267,7 +286,7 @@ def build(config, **options) -> Encoder:
     model = config.model
     return encoder(
         ViT(
-            SIZES[model.size],
+            size_of(model),
             tuple(config.image_size),
             model.patch_size,
             drop_path_rate=model.get("drop_path", 0.0),
@@ -364,4 +383,4 @@ def _with_positions(module: ViT, params):
 
 _OPTIONS = ("position", "registers", "relative", "layer_scale", "qv_bias")
 _TUNED = {"fixed": "learned"}
-KIND = EncoderKind(build, FIELDS)
+KIND = EncoderKind(build, FIELDS, check)

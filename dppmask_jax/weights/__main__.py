@@ -74,6 +74,7 @@ def main(argv):
 
 
 def _import(path: str) -> None:
+    from dppmask_jax.models.sizes import name_of
     from dppmask_jax.weights.importing import Options, import_weights
     from dppmask_jax.weights.sizes import Known
 
@@ -99,7 +100,7 @@ def _import(path: str) -> None:
     new, (height, width) = made.config, made.config.image_size
     what = f"classifier of {made.classes:,} classes," if made.classes else new.method
     lines = [
-        f"run         {_WORKDIR.value}: {what} {new.model.size}/{new.model.patch_size}, "
+        f"run         {_WORKDIR.value}: {what} {name_of(new.model)}/{new.model.patch_size}, "
         f"{height}x{width} px, step 0",
         f"fresh       {', '.join(made.fresh)}",
     ]
@@ -161,6 +162,8 @@ def _classifier_commands(base: str, old, new) -> list[str]:
     recipe.model.patch_size, recipe.image_size = model.patch_size, tuple(new.image_size)
     pretraining = [
         "python", "train.py", f"--config=configs/ibot.py:dataset=imagenet1k,size={model.size}",
+        *(f"--config.model.{part}={model[part]}" for part in ("width", "depth", "heads", "mlp")
+          if model.get(part) is not None),
         f"--config.model.patch_size={model.patch_size}",
         f"--config.image_size={tuple(new.image_size)}",
         f"--config.data.local_size={local_size(recipe)}", f"--config.init_from={_WORKDIR.value}",

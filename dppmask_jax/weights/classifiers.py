@@ -9,6 +9,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Method, Plan
+from dppmask_jax.models.sizes import set_size
 from dppmask_jax.weights import names, positions, sizes
 from dppmask_jax.weights.opened import File, Options
 
@@ -43,7 +44,8 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.image_size = image_size
-        config.model.size, config.model.patch_size = found.size, found.patch_size
+        set_size(config.model, found.size)
+        config.model.patch_size = found.patch_size
         config.model.dtype = config.model.dtype or "float32"
         for pool, norm in (("mean", "fc_norm"), ("cls", "norm")):
             if file.name_of(f"{norm}.weight") in file.entries:

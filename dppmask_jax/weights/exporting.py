@@ -16,7 +16,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.layers import NORM_EPSILON
-from dppmask_jax.models.sizes import SIZES
+from dppmask_jax.models.sizes import name_of, size_of
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.run import CLASSIFIER, kind_of
@@ -107,8 +107,9 @@ def loaded_by(
         return f"transformers.{name}.from_pretrained({str(path)!r})"
     if format_name not in ("timm", "mae-finetuned"):
         return ""
-    size, patch_size = SIZES[config.model.size], config.model.patch_size
-    name = _TIMM.get(config.model.size, _TIMM["B"])
+    size, patch_size = size_of(config.model), config.model.patch_size
+    usual = name_of(config.model)
+    name = _TIMM.get(usual, _TIMM["B"])
     arguments: dict[str, Any] = {"num_classes": 0}
     if format_name == "mae-finetuned":
         arguments = {"num_classes": len(state["params"]["head"]["bias"])}
@@ -117,7 +118,7 @@ def loaded_by(
         arguments["img_size"] = image_size
     if f"patch{patch_size}_" not in name:
         arguments["patch_size"] = patch_size
-    if config.model.size not in _TIMM:
+    if usual not in _TIMM:
         arguments |= {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
     # timm's own expect pixels from -1 to 1.
     arguments["pretrained_cfg_overlay"] = {
@@ -160,7 +161,7 @@ def _tree(folder, config, state, holds: str, format_name: str) -> dict[str, Any]
 
 def _encoder(config, encoder):
     table = positions.fixed(
-        tuple(config.image_size), config.model.patch_size, SIZES[config.model.size].width
+        tuple(config.image_size), config.model.patch_size, size_of(config.model).width
     )
     return {**encoder, "positions": table}
 
@@ -227,7 +228,7 @@ def _huggingface_pixels(image_size) -> dict[str, Any]:
 
 def _huggingface_config(config, image_size, with_decoder: bool) -> dict[str, Any]:
     """config.json of transformers' ViTMAE."""
-    size = SIZES[config.model.size]
+    size = size_of(config.model)
     width, depth, heads = size.width, size.depth, size.heads
     height, wide = image_size
     described = {
@@ -236,7 +237,7 @@ def _huggingface_config(config, image_size, with_decoder: bool) -> dict[str, Any
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
+        "intermediate_size": size.hidden,
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

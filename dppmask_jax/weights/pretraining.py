@@ -11,6 +11,7 @@ from dppmask_jax import config as config_rules
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS
+from dppmask_jax.models import sizes as model_sizes
 from dppmask_jax.training.build import method_from, plan_from
 from dppmask_jax.training.step import init_state
 from dppmask_jax.weights import names, positions, sizes
@@ -52,7 +53,7 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.size = found.size
+        model_sizes.set_size(config.model, found.size)
         config.model.patch_size = found.patch_size
         config.image_size = new_size
         if found.decoder and config.method == "mae":

@@ -37,11 +37,11 @@ class Known(NamedTuple):
 class Sizes(NamedTuple):
     """The sizes of a file's model; `decoder`, `head` and `classes` are None where it has none.
 
-    `size` is the name in `SIZES`; `head` is (hidden, bottleneck, prototypes) of iBOT's, `classes`
+    `head` is (hidden, bottleneck, prototypes) of iBOT's, `classes`
     how many a classifier tells apart.
     """
 
-    size: str
+    size: Size
     patch_size: int
     image_size: tuple[int, int]
     decoder: Size | None
@@ -117,7 +117,7 @@ def read(
     if name_of("head.weight") in shapes:
         classes = shape("head.weight", None, width)[0]
     return Sizes(
-        _name(Size(width, _depth(shapes, name_of, "blocks"), heads)),
+        _size(width, heads, shapes, name_of),
         patch_size,
         image_size,
         decoder,
@@ -143,15 +143,15 @@ def _depth(shapes, name_of, blocks: str) -> int:
     return depth
 
 
-def _name(size: Size) -> str:
-    for name, known in SIZES.items():
-        if known == size:
-            return name
-    have = ", ".join(f"{name} {s.width}/{s.depth}/{s.heads}" for name, s in SIZES.items())
-    raise InputError(
-        f"no model here has width {size.width}, {size.depth} blocks and {size.heads} heads "
-        f"(there are {have})"
-    )
+def _size(width: int, heads: int, shapes, name_of) -> Size:
+    if width % heads or width % 4:
+        raise InputError(
+            f"an encoder of width {width} has not {heads} heads here: the width is a multiple of 4 "
+            "and of the heads; say with --heads how many there are"
+        )
+    depth = _depth(shapes, name_of, "blocks")
+    hidden = shapes.get(name_of("blocks.0.mlp.fc1.weight"), (4 * width,))[0]
+    return Size(width, depth, heads, None if hidden == 4 * width else hidden)
 
 
 def _image_size(num_patches: int, patch_size: int, stated, known: Known) -> tuple[int, int]:
