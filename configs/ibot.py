@@ -20,8 +20,8 @@ Arguments after the colon:
 
 imagenet100 and small want --config.data.source=folder:PATH; --config.data.classes=imagenet100
 takes the 100 classes out of a whole ImageNet. imagenet1k reads tfds:imagenet2012 unless told
-otherwise. Each mask brings its own ratios (see MASKS). --show_config prints all fields, and says
-what the paper leaves open. On a CPU add --config.model.dtype=float32.
+otherwise. Each mask brings its own ratios (ibot_masks.RECIPES). --show_config prints all fields,
+and says what the paper leaves open. On a CPU add --config.model.dtype=float32.
 
 What to expect:
 
@@ -48,14 +48,6 @@ ARGUMENTS = {
 SIZE_OF = {"shapes": "Pi", "small": "S", "imagenet100": "S", "imagenet1k": "S"}
 EPOCHS_OF = {"shapes": 12, "small": 200, "imagenet100": 100, "imagenet1k": 100}
 
-# (ratios, variations, share of the views that are masked at all)
-MASKS = {
-    "dpp": ((0.0, 0.7), (0.0, 0.05), 1.0),  # paper: 0.7 ± 0.05; on half of the views: not stated
-    "random": ((0.0, 0.7), (0.0, 0.05), 1.0),
-    "block": ((0.0, 0.3), (0.0, 0.2), 1.0),  # iBOT
-    "attention": ((0.3,), (0.2,), 0.5),  # AttMask
-}
-
 
 def get_config(argument: str = "") -> config_dict.ConfigDict:
     chosen = common.parse(argument, ARGUMENTS)
@@ -68,7 +60,8 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
         config.model.patch_size = 14
         config.data.local_size = (98, 98)
     config.mask.strategy = chosen["mask"]
-    config.mask.ratio, config.mask.ratio_var, config.mask.prob = MASKS[chosen["mask"]]
+    for name, value in pretraining.METHODS["ibot"].mask_recipes[chosen["mask"]].items():
+        config.mask[name] = value
     config.evaluate.knn_feature = "cls"
 
     RECIPES[dataset](config)

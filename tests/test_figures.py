@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from ml_collections import config_dict
 from PIL import Image
 
-from configs import ibot as ibot_recipes
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import reconstruct
@@ -41,7 +40,7 @@ class _Run:
     kind, name, has_masks = "mae", "an MAE", True
     num_masked = (6, 24)  # of 32
     image_size, resized = (32, 64), "resized"
-    gives, shares = frozenset({"features", "attention"}), ibot_masks.RECIPE_SHARE
+    gives, mask_recipes = frozenset({"features", "attention"}), ibot_masks.RECIPES
 
     def __init__(
         self,
@@ -263,11 +262,6 @@ def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypa
     # the same noise as in the other figures: what 0.7 hides, 0.75 hides as well
     assert (masks["Random\n69%"] <= by_tau[1][1.0]).all()
     np.testing.assert_array_equal(masks["DPP\n(τ = 0.8)\n75%"], by_tau[1][0.8])
-
-
-def test_the_shares_are_those_of_the_recipes():
-    of_recipes = {name: max(ratios) for name, (ratios, _, _) in ibot_recipes.MASKS.items()}
-    assert of_recipes == ibot_masks.RECIPE_SHARE
 
 
 def test_the_tau_at_the_end_is_drawn(tmp_path, monkeypatch):

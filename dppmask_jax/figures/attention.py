@@ -111,7 +111,7 @@ def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
 
 
 def _shown(run) -> list[run_masks.Way]:
-    strategies = dict.fromkeys((*run.shares, run.config.mask.strategy))
+    strategies = dict.fromkeys((*run.mask_recipes, run.config.mask.strategy))
     ways = [
         run_masks.way(run, strategy, run_masks.hidden_by(run, strategy), **settings)
         for strategy in strategies

@@ -60,13 +60,11 @@ def hidden_by(run, strategy: str) -> int:
     strategy of the method has its own share, else as many as the run's own masks do. Of shares that
     are drawn, the middle of the largest."""
     ratio = run.config.mask.get("ratio")
-    if strategy != run.config.mask.strategy and strategy in run.shares:
-        share = run.shares[strategy]
-    elif isinstance(ratio, Sequence):
-        share = max(ratio)
-    else:
+    if strategy != run.config.mask.strategy:
+        ratio = run.mask_recipes.get(strategy, {"ratio": ratio})["ratio"]
+    if not isinstance(ratio, Sequence):
         return run.num_masked[1]
-    return max(1, int(masking.num_masked(num_patches(run), share)))
+    return max(1, int(masking.num_masked(num_patches(run), max(ratio))))
 
 
 def draw(run, images, seed: int, ways: Sequence[Way]) -> list[tuple[Mask, dict[str, Any]]]:

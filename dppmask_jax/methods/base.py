@@ -163,9 +163,8 @@ class MethodKind(NamedTuple):
     targets: bool = False
     """Whether it predicts one of `TARGETS`: `config.loss` then names it and has their fields."""
 
-    shares: Mapping[str, float] = MappingProxyType({})
-    """Of the patches of an image, what its recipe for each strategy of masks hides, where they
-    differ."""
+    mask_recipes: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """{strategy of masks: the fields of config.mask that go with it}, where they differ."""
 
 
 class TrainState(NamedTuple):

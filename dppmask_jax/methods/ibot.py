@@ -424,5 +424,5 @@ KIND = MethodKind(
     check,
     gives=frozenset({"features", "attention", "proposed"}),
     recipes=("configs/ibot.py",),
-    shares=ibot_masks.RECIPE_SHARE,
+    mask_recipes=ibot_masks.RECIPES,
 )

@@ -13,8 +13,14 @@ import jax.numpy as jnp
 
 from dppmask_jax import masking, patches
 
-# Of the patches that a masked view hides, in the middle: what configs/ibot.py gives each strategy.
-RECIPE_SHARE = {"random": 0.7, "block": 0.3, "attention": 0.3, "dpp": 0.7}
+# What goes with each strategy. prob: the share of the views that are masked at all.
+RECIPES = {
+    "random": {"ratio": (0.0, 0.7), "ratio_var": (0.0, 0.05), "prob": 1.0},
+    "block": {"ratio": (0.0, 0.3), "ratio_var": (0.0, 0.2), "prob": 1.0},  # iBOT
+    "attention": {"ratio": (0.3,), "ratio_var": (0.2,), "prob": 0.5},  # AttMask
+    # paper: 0.7 ± 0.05; on half of the views: not stated
+    "dpp": {"ratio": (0.0, 0.7), "ratio_var": (0.0, 0.05), "prob": 1.0},
+}
 
 
 def masked_range(config) -> tuple[int, int]:

@@ -72,7 +72,7 @@ class Run:
       num_masked: (fewest, most) patches that a masked view has masked.
       has_masks, can_reconstruct, has_attention: whether the method answers to `masks` (and so has
         the two above), to `reconstruct` and to `attention`.
-      gives, shares: see `methods.base.MethodKind`.
+      gives, mask_recipes: see `methods.base.MethodKind`.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Run:
         self.selection_settings = method.selection
         self.num_masked = method.num_masked
         self.gives = kind.gives if kind else frozenset()
-        self.shares = kind.shares if kind else {}
+        self.mask_recipes = kind.mask_recipes if kind else {}
         self.has_masks = method.masks is not None
         self.can_reconstruct = method.reconstruct is not None
         self.has_attention = method.attention is not None
