@@ -23,9 +23,7 @@ from jax import lax  # noqa: E402
 
 from benchmarks.selector import load_photographs  # noqa: E402
 from configs import ibot, mae  # noqa: E402
-from dppmask_jax import dpp, masking, patches  # noqa: E402
-from dppmask_jax.methods.ibot_masks import masked_range  # noqa: E402
-from dppmask_jax.methods.mae import visible_count  # noqa: E402
+from dppmask_jax import masking, patches  # noqa: E402
 from dppmask_jax.training.build import method_from, plan_from  # noqa: E402
 
 
@@ -36,19 +34,11 @@ def picks(preset, images) -> np.ndarray:
     method = method_from(config, plan_from(config, 1_281_167))
     params, extra = jax.jit(method.init)(jax.random.key(0))
     patch_count = (config.image_size[0] // config.model.patch_size) ** 2
-    if config.method == "mae":
-        num_keep = visible_count(config)
-    else:
-        num_keep = patch_count - masked_range(config)[0]
-    choose = jax.jit(
-        jax.vmap(
-            lambda key, x: dpp.select(key, x, num_keep, config.mask.tau, **method.selection)[1]
-        )
-    )
-    features = jax.jit(method.features)
+    count = patch_count - method.num_masked[0]
+    draw = jax.jit(lambda images, keys: method.masks(params, extra, images, keys, count=count)[1])
     keys = jax.random.split(jax.random.key(1), len(images))
     found = [
-        np.asarray(choose(keys[i : i + 32], features(params, extra, images[i : i + 32])))
+        np.asarray(draw(images[i : i + 32], keys[i : i + 32])["num_greedy"])
         for i in range(0, len(images), 32)
     ]
     return np.concatenate(found)
@@ -58,10 +48,8 @@ def rectangles(preset, batch: int) -> np.ndarray:
     """Tries of each image until its block mask is done, at the recipe's largest share of masks."""
     config = preset.get_config("dataset=imagenet1k,mask=block")
     grid = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
-    if config.method == "mae":
-        visible = visible_count(config)
-    else:
-        visible = grid[0] * grid[1] - masked_range(config)[1]
+    method = method_from(config, plan_from(config, 1_281_167))
+    visible = grid[0] * grid[1] - method.num_masked[1]
     tries = []
     loop = lax.while_loop
 

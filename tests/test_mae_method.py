@@ -9,7 +9,7 @@ from reference_mae import predict
 from dppmask_jax import dpp, masking, optim, parallel, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.imagenet import MEAN, STD
-from dppmask_jax.methods import mae
+from dppmask_jax.methods import mae, single_view
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import encoders
 from dppmask_jax.models.sizes import SIZES
@@ -45,7 +45,7 @@ def _drawn(key, index):
 
 def written_out_loss(config, params, batch, key):
     """The loss as the paper has it, image by image in float64, with the masks drawn anew."""
-    count = mae.visible_count(config)
+    count = single_view.visible_count(config)
     reference = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     size = SIZES[config.model.size]
     decoder = (config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads)
@@ -143,10 +143,10 @@ def test_tau_can_be_scheduled():
 
 
 def test_standardised_features_are_the_kernel_of_standardised_patches():
-    _, method, params, extra = built(mask__normalize="standardize", mask__features="pixels")
+    config, method, params, extra = built(mask__normalize="standardize", mask__features="pixels")
     images = batch_of(1)["image"]
     features = method.features(params, extra, images)[0]
-    given = {name: method.selection[name] for name in ("bandwidth", "normalize")}
+    given = {name: config.mask[name] for name in ("bandwidth", "normalize")}
     ours = dpp.gaussian_kernel(features, **given)
     cut = np.asarray(patches.patchify(np.asarray(augment.normalize(images)), 4))[0]
     cut = (cut - cut.mean(1, keepdims=True)) / cut.std(1, keepdims=True)

@@ -22,6 +22,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.losses import distillation
 from dppmask_jax.methods import ibot as ibot_method
 from dppmask_jax.methods import mae as mae_method
+from dppmask_jax.methods import single_view
 from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.runs import run
 from dppmask_jax.targets.base import masked_square_error
@@ -106,7 +107,7 @@ def test_mae_is_transformers_vit_mae(autoencoder, norm_pix):
     grid = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     noise = rng.uniform(size=(2, grid[0] * grid[1])).astype(np.float32)
     order = np.argsort(noise, axis=1).astype(np.int32)
-    num_keep = mae_method.visible_count(config)
+    num_keep = single_view.visible_count(config)
     model, encoder = mae_method.model_from(config), mae_method.encoder_from(config)
     mask = np.argsort(order, axis=1) >= num_keep
 

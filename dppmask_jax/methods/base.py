@@ -117,9 +117,6 @@ class Method(NamedTuple):
     features: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
 
-    selection: dict[str, Any] | None = None
-    """The keyword arguments of `dpp.select` that go with `features`."""
-
     num_masked: tuple[int, int] | None = None
     """The fewest and the most patches that a masked view has masked."""
 

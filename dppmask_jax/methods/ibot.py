@@ -33,7 +33,7 @@ from dppmask_jax.fields import (
     with_defaults,
 )
 from dppmask_jax.losses import distillation
-from dppmask_jax.masking import greedy_dpp, num_masked, ratio_range
+from dppmask_jax.masking import num_masked, ratio_range
 from dppmask_jax.methods import collapse, ibot_masks, ibot_views
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.methods.describing import described_masks
@@ -209,7 +209,6 @@ def build(config, plan: Plan) -> Method:
         extras=tuple(masker.needs & {"proposed"}),
         masker=masker,
         masks=functools.partial(_masks, parts),
-        selection=greedy_dpp.settings(config.mask),
         num_masked=parts.num_masked,
         encoder_of=lambda params, extra: extra["teacher"]["encoder"],
         with_encoder=_with_encoder,

@@ -68,7 +68,6 @@ class Run:
         That of a classifier which pools patch tokens has no final layer norm; one with scale 1 and
         shift 0 stands there.
       knn_feature: which tokens the run trains, "patches" or "cls".
-      selection_settings: the keyword arguments of `dpp.select` that go with `features`.
       num_masked: (fewest, most) patches that a masked view has masked.
       has_masks, can_reconstruct, has_attention: whether the method answers to `masks` (and so has
         the two above), to `reconstruct` and to `attention`.
@@ -111,7 +110,6 @@ class Run:
             method = _method(config, step)
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
-        self.selection_settings = method.selection
         self.num_masked = method.num_masked
         self.gives = kind.gives if kind else frozenset()
         self.mask_recipes = kind.mask_recipes if kind else {}

@@ -1,0 +1,156 @@
+"""What the methods share that mask one view of an image and predict what is hidden: MAE, SimMIM."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dppmask_jax import masking, patches
+from dppmask_jax.data.images import augment, crops
+from dppmask_jax.errors import InputError
+from dppmask_jax.fields import Field, Rule, is_number, one_of
+from dppmask_jax.methods.base import Plan
+from dppmask_jax.methods.describing import described_masks
+from dppmask_jax.models import vit
+from dppmask_jax.targets import Target
+
+FIELDS = {
+    **crops.FIELDS,
+    **augment.FIELDS,
+    "mask.ratio": Field(
+        0.75,
+        Rule(
+            lambda value: is_number(value) and 0 < value < 1,
+            "a number above 0 and below 1 (share masked)",
+            float,
+        ),
+        "share of the patches that are masked; paper: 0.75",
+    ),
+    "mask.features": Field(
+        "embedding",
+        one_of("embedding", "pixels"),
+        "what the masks are drawn from: the patch embedding with positions (paper), or pixels",
+    ),
+}
+
+
+def check(config) -> None:
+    """Raises InputError where a config's ratio masks none or all of the patches, or its encoder cannot be
+    made."""
+    vit.check(config)
+    num_patches = vit.checked_patches("image_size", config.image_size, config.model.patch_size)
+    try:
+        num_keep = masking.num_visible(num_patches, config.mask.ratio)
+    except ValueError as error:
+        raise InputError(f"config.mask.ratio={config.mask.ratio}: {error}") from error
+    if num_keep == num_patches:
+        raise InputError(
+            f"config.mask.ratio={config.mask.ratio} masks none of the {num_patches} patches; "
+            "raise it"
+        )
+
+
+def visible_count(config) -> int:
+    """Number of visible patches of every image."""
+    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    return masking.num_visible(rows * columns, config.mask.ratio)
+
+
+def method_parts(config, plan: Plan, features: Callable) -> dict[str, Any]:
+    """The members of `Method` that follow from one crop an image and its masks.
+
+    Args:
+      features: (params, extra, images as they are loaded) -> (B, N, D), see `kernel_features`.
+    """
+    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    masker, num_keep = masking.masker_of(config.mask), visible_count(config)
+    num_masked = (rows * columns - num_keep,) * 2
+
+    def masks(params, extra, images, keys, masker=masker, count=num_keep):
+        seen = masking.Seen((rows, columns), features=lambda: features(params, extra, images))
+        return masker.draw(keys, count, seen, count)
+
+    return {
+        "example": functools.partial(
+            crops.single_view,
+            image_size=tuple(config.image_size),
+            scale=tuple(config.data.crop_scale),
+        ),
+        "extras": tuple(masker.needs & {"proposed"}),
+        "features": features,
+        "masker": masker,
+        "masks": masks,
+        "num_masked": num_masked,
+        "describe": (described_masks(masker, num_masked, rows * columns),),
+        "schedules": masking.over_steps(masker, plan.total_steps),
+    }
+
+
+class Views(NamedTuple):
+    """A batch as a step sees it: `raw` (B, H, W, 3) flipped, `images` normalised as well, and
+    keys (B,)."""
+
+    raw: Any
+    images: Any
+    mask_keys: Any
+    drop_keys: Any
+
+
+def views_of(config, batch, key) -> Views:
+    """The views of a batch; `key` is the step's."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+    split = jax.vmap(lambda example_key: jax.random.split(example_key, 3))(keys)
+    flip_keys, mask_keys, drop_keys = split[:, 0], split[:, 1], split[:, 2]
+    raw = augment.flip(batch["image"], flip_keys) if config.data.flip else batch["image"]
+    return Views(raw, augment.normalize(raw), mask_keys, drop_keys)
+
+
+def drawn(masker: masking.Masker, num_keep: int, views: Views, seen, batch, key):
+    """(Mask of (B, ...), {metric: ()}): the masks of a step, of which `seen` tells the rest.
+
+    Args:
+      key: the step's.
+    """
+    seen = seen._replace(
+        step_key=jax.random.fold_in(key, 2**31),  # no example of the stream has this number
+        proposed=(lambda: batch["proposed"]) if "proposed" in batch else None,
+    )
+    with jax.named_scope("selection"):
+        mask, found = masker.draw(views.mask_keys, num_keep, seen, num_keep)
+    return mask, {name: jnp.mean(value.astype(jnp.float32)) for name, value in found.items()}
+
+
+def kernel_features(config, images, tokens):
+    """(B, N, D): what `mask.features` says that masks are drawn from.
+
+    Args:
+      images: normalised.
+      tokens: () -> (B, N, D), their embedding.
+    """
+    if config.mask.features == "pixels":
+        return patches.patchify(images, config.model.patch_size)
+    return tokens()
+
+
+def painted(
+    target: Target, pred, images, order, num_keep: int, patch_size, borrow_statistics: bool
+):
+    """(B, H, W, 3) from 0 to 1: the images with what was predicted at their hidden patches.
+
+    Args:
+      pred: (B, N, P) predictions.
+      images: as they are loaded.
+      order: (B, N) int32, visible patches first.
+      borrow_statistics: whether hidden pixels may enter, see `run.Run.reconstruct`.
+    """
+    known = None if borrow_statistics else order[:, :num_keep]
+    hidden = target.pixels(pred, images, known)
+    original = patches.patchify(augment.denormalize(augment.normalize(images)), patch_size)
+    rank = jnp.argsort(order, axis=1)
+    shown = jnp.where((rank < num_keep)[..., None], original, hidden)
+    grid = patches.grid_shape(images.shape[1:3], patch_size)
+    return jnp.clip(patches.unpatchify(shown, grid, patch_size), 0.0, 1.0)
