@@ -39,8 +39,7 @@ FIELDS = {
 
 
 def check(config) -> None:
-    """Raises InputError where a config's ratio masks none or all of the patches, or its encoder cannot be
-    made."""
+    """Raises InputError where an encoder cannot be made, or the ratio masks no patch or all."""
     vit.check(config)
     num_patches = vit.checked_patches("image_size", config.image_size, config.model.patch_size)
     try:

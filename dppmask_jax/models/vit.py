@@ -350,7 +350,7 @@ def encoder(module: ViT) -> Encoder:
         options={name: getattr(module, name) for name in _OPTIONS},
         tuned=lambda: encoder(module.clone(position=_TUNED.get(module.position, module.position))),
         trainable=functools.partial(_with_positions, module),
-        embed=None if module.relative else embed,
+        embed=embed,
         blocks=None if module.relative else blocks,
         attended=attended,
         trace=trace,
