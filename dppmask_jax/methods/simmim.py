@@ -1,0 +1,171 @@
+"""SimMIM (arXiv 2111.09886): masked patches enter the encoder as one learned token, and a linear
+layer predicts them. With HOG for a target and block masks it is MaskFeat (arXiv 2112.09133).
+
+The fields' defaults are SimMIM's recipe for ViT-B.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dppmask_jax import masking, optim
+from dppmask_jax.data.images import augment
+from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional
+from dppmask_jax.methods import single_view
+from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
+from dppmask_jax.models import encoders, vit
+from dppmask_jax.models.layers import uniform
+from dppmask_jax.targets import TARGETS, pixels
+
+_START_STD = 0.02  # of the normal distribution that is cut
+_FIRST_RATE = 0.005  # of the peak, at step 0: 5e-7 to 1e-4 in the authors' recipe
+
+FIELDS = {
+    **vit.FIELDS,
+    "model.drop_path": vit.FIELDS["model.drop_path"]._replace(default=0.1),
+    "model.position": Field(
+        "none", one_of("none", "fixed", "learned"), "absolute positions", fixed=True
+    ),
+    "model.relative": Field(
+        "shared",
+        one_of("none", "shared", "each"),
+        "biases by relative position: shared by all blocks, or of each",
+        fixed=True,
+    ),
+    "model.layer_scale": Field(
+        0.1, number(0), "start of the trained scale of each branch; 0: none", fixed=True
+    ),
+    "model.qv_bias": Field(
+        True, FLAG, "biases of queries and values alone; False: of keys as well", fixed=True
+    ),
+    **single_view.FIELDS,
+    "data.crop_scale": single_view.FIELDS["data.crop_scale"]._replace(default=(0.67, 1.0)),
+    "mask.ratio": single_view.FIELDS["mask.ratio"]._replace(
+        default=0.6122, note="share of the patches that are masked; of 196, 30 cells of four"
+    ),
+    "loss.norm_pix": pixels.FIELDS["loss.norm_pix"]._replace(default=False),
+    "loss.distance": pixels.FIELDS["loss.distance"]._replace(default="absolute"),
+    **optim.FIELDS,
+    "optim.base_lr": optim.FIELDS["optim.base_lr"]._replace(default=5e-5),
+    "optim.warmup_epochs": optim.FIELDS["optim.warmup_epochs"]._replace(default=10.0),
+    "optim.b2": optim.FIELDS["optim.b2"]._replace(default=0.999),
+    "optim.clip_norm": optim.FIELDS["optim.clip_norm"]._replace(default=5.0),
+    "optim.drop_at": Field(
+        None,
+        optional(above_to(0, 1)),
+        "share of the run after which the learning rate is final_lr; None: a cosine leads there",
+    ),
+}
+
+
+def build(config, plan: Plan) -> Method:
+    """The SimMIM of a checked config.
+
+    Args:
+      config: see configs/simmim.py; already through `config.check`.
+      plan: the length of the run, for the schedules.
+    """
+    encoder = encoder_from(config)
+    target = TARGETS[config.loss.target].build(config)
+    start = uniform(encoder.width**-0.5)
+    head = nn.Dense(
+        target.width, dtype=config.model.dtype, kernel_init=start, bias_init=start, name="head"
+    )
+    num_keep, masker = single_view.visible_count(config), masking.masker_of(config.mask)
+
+    def init(key):
+        encoder_key, head_key, token_key = jax.random.split(key, 3)
+        token = vit.cut_start(_START_STD).tokens(token_key, (1, encoder.width), jnp.float32)
+        tokens = jnp.zeros((1, encoder.width), jnp.float32)
+        return {
+            "encoder": encoder.init(encoder_key),
+            "mask_token": token,
+            "head": head.init(head_key, tokens)["params"],
+        }, {}
+
+    def predict(params, images, mask, keys=None):
+        """(B, N, P) float32 of normalised images."""
+        token = params["mask_token"]
+        tokens = encoder.encode(params["encoder"], images, keys, mask=mask, mask_token=token)
+        return head.apply({"params": params["head"]}, tokens.patches).astype(jnp.float32)
+
+    def features_of(params, images):
+        embed = functools.partial(encoder.embed, params["encoder"], images)
+        return single_view.kernel_features(config, images, embed)
+
+    def loss(params, extra, batch, key, step):
+        views = single_view.views_of(config, batch, key)
+        seen = masking.Seen(
+            encoder.grid,
+            masking.progress_at(step, plan.total_steps),
+            step,
+            features=lambda: features_of(params, views.images),
+        )
+        mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
+        pred = predict(params, views.images, mask.mask, views.drop_keys)
+        return target.loss(pred, target.of(views.raw), mask.mask), (metrics, {})
+
+    def reconstruct(params, extra, images, order, borrow_statistics=False):
+        hidden = jnp.argsort(order, axis=1) >= num_keep
+        pred = predict(params, augment.normalize(images), hidden)
+        return single_view.painted(
+            target, pred, images, order, num_keep, config.model.patch_size, borrow_statistics
+        )
+
+    def features(params, extra, images):
+        return features_of(params, augment.normalize(images))
+
+    schedule = functools.partial(_schedule, config.optim.drop_at)
+    optimizer = optim.from_settings(config.optim, plan, schedule, decays=optim.decay_weights)
+    return Method(
+        **single_view.method_parts(config, plan, features),
+        init=init,
+        turns=(Turn(loss, optimizer),),
+        after_step=lambda params, extra, aux, step: extra,
+        encoder=encoder,
+        encoder_of=lambda params, extra: params["encoder"],
+        with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
+        with_positions=lambda params: {**params, "encoder": encoder.trainable(params["encoder"])},
+        reconstruct=reconstruct if target.pixels else None,
+    )
+
+
+def encoder_from(config):
+    """The encoder of a checked config."""
+    model = config.model
+    return encoders.build(
+        config,
+        position=model.position,
+        relative="" if model.relative == "none" else model.relative,
+        layer_scale=model.layer_scale,
+        qv_bias=model.qv_bias,
+        start=vit.cut_start(_START_STD),
+    )
+
+
+def _schedule(drop_at, peak: float, final: float, warmup_steps: int, total_steps: int):
+    """Linear to `peak`, constant until `drop_at` of the run and `final` from there on, as SimMIM's
+    code has it; without `drop_at` half a cosine."""
+    if drop_at is None:
+        return optim.warmup_cosine(peak, final, warmup_steps, total_steps)
+
+    def schedule(step):
+        rise = _FIRST_RATE + (1 - _FIRST_RATE) * jnp.minimum(step / max(warmup_steps, 1), 1.0)
+        return jnp.where(step < drop_at * total_steps, peak * rise, final)
+
+    return schedule
+
+
+KIND = MethodKind(
+    build,
+    "SimMIM",
+    FIELDS,
+    single_view.check,
+    gives=frozenset({"features", "proposed"}),
+    recipes=("configs/simmim.py",),
+    targets=True,
+)
