@@ -106,9 +106,15 @@ def next_steps(config, folder, probed: bool) -> list[str]:
         ideas.append(f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}")
     if kind.masks:
         other = "random" if config.mask.strategy != "random" else "dpp"
+        # A method whose masks have recipes of their own takes them by its config's argument.
+        how = (
+            f"mask={other} after the colon of --config"
+            if kind.mask_recipes
+            else (f"--config.mask.strategy={other}")
+        )
         ideas.append(
-            f"train with mask={other} after the colon of --config, in another --workdir, and "
-            f"compare: python -m dppmask_jax.figures --workdir={folder} --compare OTHER"
+            f"train with {how}, in another --workdir, and compare: "
+            f"python -m dppmask_jax.figures --workdir={folder} --compare OTHER"
         )
     if config.data.source.startswith("shapes") and kind.recipes:
         ideas.append(
