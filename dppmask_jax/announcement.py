@@ -12,7 +12,7 @@ from dppmask_jax.errors import one_line
 from dppmask_jax.evals.probe import no_knn_because, with_error
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.models.sizes import name_of
+from dppmask_jax.models.encoders import name_of
 from dppmask_jax.runs import checkpoint, history, metrics
 from dppmask_jax.training.fit import Training
 from dppmask_jax.training.resuming import Start
@@ -65,8 +65,7 @@ def _model(config, state) -> str:
     words = f"{height}x{width} px, {size:,} parameters"
     if "model" not in config:
         return f"{config.method}, {words}"
-    model = config.model
-    return f"{config.method} {name_of(model)}/{model.patch_size}, {words}, {model.dtype}"
+    return f"{config.method} {name_of(config.model)}, {words}, {config.model.dtype}"
 
 
 def _where(start: Start, plan: Plan) -> str:

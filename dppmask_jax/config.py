@@ -29,6 +29,8 @@ from dppmask_jax.fields import (
 from dppmask_jax.masking import own
 from dppmask_jax.masking.kinds import MASKERS
 from dppmask_jax.methods import METHODS
+from dppmask_jax.models import encoders
+from dppmask_jax.models.encoders import ENCODERS
 from dppmask_jax.targets import TARGETS
 from dppmask_jax.training import build, fit, saves
 
@@ -44,6 +46,7 @@ def fields_of(method: str) -> dict[str, Field]:
         **fit.FIELDS,
         **opening.FIELDS,
         **loader.FIELDS,
+        **(encoders.fields() if kind.encoder is not None else {}),
         **(_mask_fields() if kind.masks else {}),
         **(_named("loss.target", TARGETS, "what is predicted") if kind.targets else {}),
         **kind.fields,
@@ -119,7 +122,11 @@ def check(config) -> None:
         {name: values[name] for name, field in fields.items() if field.in_epochs},
         scaled_by=f"{kind.recipes[0]}:epochs=N" if kind.recipes else "",
     )
+    if kind.encoder is not None:
+        encoders.check(config)
     kind.check(config)
+    if kind.encoder is not None:
+        _check_encoder(config)
     if kind.targets:
         TARGETS[config.loss.target].check(config)
     if kind.masks:
@@ -136,17 +143,55 @@ _NOTHING = {
 }
 
 
-def _check_needs(config) -> None:
-    """Raises InputError where the masks want to see what the method cannot show."""
-    method, strategy = METHODS[config.method], config.mask.strategy
+# What a method does that cannot do without this part of an encoder.
+_DOES = {
+    "attended": "looks at the attention of the class token",
+    "blocks": "encodes visible patches alone",
+    "trace": "looks into the blocks",
+}
 
-    def lacks(name) -> list[str]:
-        return sorted(MASKERS[name].build(config.mask).needs - method.gives)
 
-    if missing := lacks(strategy):
-        others = [name for name in MASKERS if name != strategy and not lacks(name)]
-        words = " and ".join(_NOTHING[need] for need in missing)
+def _check_encoder(config) -> None:
+    """Raises InputError where the encoder lacks what the method cannot do without."""
+    method, encoder = METHODS[config.method], encoders.build(config)
+    missing = [part for part in method.encoder if getattr(encoder, part) is None]
+    if missing:
         raise InputError(
-            f"{method.label} has {words}: config.mask.strategy={strategy!r} needs "
+            f"{method.label} {' and '.join(_DOES[part] for part in missing)}, which "
+            f"config.model.encoder={config.model.encoder!r} cannot: use {next(iter(ENCODERS))!r}"
+        )
+
+
+def _check_needs(config) -> None:
+    """Raises InputError where the masks want to see what the method or its encoder cannot show."""
+    method, strategy = METHODS[config.method], config.mask.strategy
+    hidden = _not_shown(config)
+
+    def lacks(name, gives) -> list[str]:
+        return sorted(MASKERS[name].build(config.mask).needs - gives)
+
+    if missing := lacks(strategy, method.gives):
+        words = f"{method.label} has {' and '.join(_NOTHING[need] for need in missing)}"
+    elif missing := lacks(strategy, method.gives - hidden):
+        nothing = " and ".join(f"no {need}" for need in missing)
+        words = f"config.model.encoder={config.model.encoder!r} shows {nothing}"
+    if missing:
+        others = [name for name in MASKERS if not lacks(name, method.gives - hidden)]
+        raise InputError(
+            f"{words}: config.mask.strategy={strategy!r} needs "
             f"{'one' if len(missing) == 1 else 'them'}; use {' | '.join(others)}"
         )
+
+
+def _not_shown(config) -> frozenset[str]:
+    """What the method would show of its encoder, which lacks the part that shows it."""
+    kind = METHODS[config.method]
+    if kind.encoder is None:
+        return frozenset()
+    encoder = encoders.build(config)
+    return frozenset(
+        what
+        for what, part in kind.shown_by.items()
+        if getattr(encoder, part) is None
+        and not (what == "features" and config.mask.features == "pixels")
+    )

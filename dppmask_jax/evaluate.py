@@ -13,7 +13,7 @@ from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation, Result
 from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.figures.panels import save
-from dppmask_jax.models.sizes import name_of, set_size, size_of
+from dppmask_jax.models import encoders
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.run import Run, checked_image_size, encoder_options, load_run, open_data
@@ -193,8 +193,7 @@ def completed(config, run_config):
         )
         if "model" in config:
             config.model.options = encoder_options(run_config)
-            set_size(config.model, size_of(run_config.model))
-            config.model.patch_size = run_config.model.patch_size
+            encoders.copy_shape(config.model, run_config.model)
             config.model.dtype = config.model.dtype or run_config.model.dtype
         if "data" in config and not config.data.source:
             data = run_config.data
@@ -222,8 +221,7 @@ def _name(config) -> str:
 
 
 def _named(run: Run) -> str:
-    model = run.config.model
-    return f"{run.kind} {name_of(model)}/{model.patch_size}"
+    return f"{run.kind} {encoders.name_of(run.config.model)}"
 
 
 def _record(

@@ -17,7 +17,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
 from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.of_run import write_run_figures
-from dppmask_jax.models.sizes import name_of
+from dppmask_jax.models.encoders import name_of
 from dppmask_jax.runs import metrics, workdir
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.training import resuming
@@ -124,11 +124,11 @@ def _encoder_of(config, method):
             f"positions; those of {config.method} are fixed: use --config=configs/ibot.py"
         )
     if not fits or (learned and tuple(run.config.image_size) != tuple(config.image_size)):
-        model, (height, width) = run.config.model, run.config.image_size
+        height, width = run.config.image_size
         raise InputError(
-            f"config.init_from={config.init_from} has {run.name} encoder of size "
-            f"{name_of(model)} with {model.patch_size} px patches for images of {height}x{width}, "
-            "which does not fit this config; set config.method, model.size, model.patch_size"
+            f"config.init_from={config.init_from} has {run.name} encoder, "
+            f"{name_of(run.config.model)} for images of {height}x{width}, which does not fit this "
+            "config; set config.method, model.encoder, model.size, model.patch_size"
             + (" and image_size" if learned else "")
             + " to match"
         )

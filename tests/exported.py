@@ -6,6 +6,7 @@ import tiny
 
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
+from dppmask_jax.models import encoders
 from dppmask_jax.runs import checkpoint, workdir
 from dppmask_jax.training.build import method_from, plan_from
 
@@ -57,8 +58,7 @@ def finetuned(folder, num_outputs=5, seed=0, **changes):
     pretraining = tiny.config("mae")
     with config.unlocked():
         config.image_size = (16, 24)
-        config.model.size = pretraining.model.size
-        config.model.patch_size = pretraining.model.patch_size
+        encoders.copy_shape(config.model, pretraining.model)
         config.model.dtype = "float32"
     method = supervised.finetune(config, Plan(1, 1), num_outputs=num_outputs, several=False)
     drawn = random_like(jax.eval_shape(method.init, jax.random.key(0)), seed)

@@ -1,9 +1,9 @@
 """A new evaluation is one file and one line: config check, run, figure and page take it."""
 
-import importlib.util
 import json
 
 import pytest
+import templates
 import tiny
 
 from dppmask_jax import evaluate
@@ -53,11 +53,7 @@ TASK = Task(
 
 @pytest.fixture
 def brightness(tmp_path, monkeypatch):
-    file = tmp_path / "brightness.py"
-    file.write_text(TEMPLATE)
-    spec = importlib.util.spec_from_file_location("brightness", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = templates.added(tmp_path, "brightness", TEMPLATE)
     monkeypatch.setitem(TASKS, "brightness", module.TASK)
 
 

@@ -151,11 +151,19 @@ class MethodKind(NamedTuple):
     gives: frozenset[str] = frozenset()
     """What its masks can be drawn from, see `masking.Masker.needs`."""
 
+    shown_by: Mapping[str, str] = MappingProxyType({})
+    """{what of `gives` only some encoders show: the part of `Encoder` that shows it}. Features that
+    are pixels need none."""
+
     recipes: tuple[str, ...] = ()
     """Config files that train it."""
 
     masks: bool = True
     """Whether it draws masks: `config.mask` then has the strategy and the fields of `MASKERS`."""
+
+    encoder: tuple[str, ...] | None = ()
+    """The parts of `Encoder` that others may lack and it cannot do without, such as "blocks".
+    `config.model` has the fields of `ENCODERS`; None: it trains none."""
 
     targets: bool = False
     """Whether it predicts one of `TARGETS`: `config.loss` then names it and has their fields."""

@@ -41,6 +41,7 @@ from dppmask_jax.methods.ibot_network import (
     Network,
     kernel_features,
     model_from,
+    seen_by_teacher,
     student_logits,
     teacher_logits,
 )
@@ -64,7 +65,7 @@ def _temperature(which: str) -> dict[str, Field]:
 
 
 FIELDS = {
-    **with_defaults(vit.FIELDS, {"model.drop_path": 0.1}),
+    "model.drop_path": vit.FIELDS["model.drop_path"]._replace(default=0.1),
     "model.init_std": Field(
         0.02, above(0), "spread that every linear layer, token and position starts with"
     ),
@@ -137,7 +138,6 @@ FIELDS = {
 
 def check(config) -> None:
     """Raises InputError where fields of a config do not fit each other."""
-    vit.check(config)
     num_patches = vit.checked_patches("image_size", config.image_size, config.model.patch_size)
     if config.data.local_views:
         vit.checked_patches("data.local_size", config.data.local_size, config.model.patch_size)
@@ -222,7 +222,7 @@ def build(config, plan: Plan) -> Method:
         },
         report=_report,
         watch=functools.partial(collapse.watch, math.log(config.model.prototypes)),
-        attention=functools.partial(_attention, net),
+        attention=functools.partial(_attention, net) if net.encoder.attended else None,
     )
 
 
@@ -247,14 +247,14 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
     with jax.named_scope("augment"):
         images = ibot_views.augmented(config.data, batch, view_keys)
 
-    tokens, weights = net.encoder.attended(teacher["encoder"], images[0])
+    tokens, attention = seen_by_teacher(net, teacher, images[0])
     with jax.named_scope("selection"):
         masks, of_masks = draw_masks(
             mask_keys,
             key,
             step,
             features=lambda: kernel_features(net, config, teacher, images[0], tokens.patches),
-            attention=lambda: jnp.mean(weights, axis=1),
+            attention=attention,
             proposed=(lambda: jnp.concatenate([batch["proposed"]] * GLOBAL_VIEWS))
             if "proposed" in batch
             else None,
@@ -394,7 +394,7 @@ def _masks(parts: _Parts, params, extra, images, keys, masker=None, count: int |
     seen = masking.Seen(
         parts.net.encoder.grid,
         features=lambda: _features(parts, params, extra, images),
-        attention=lambda: jnp.mean(_attention(parts.net, params, extra, images), axis=1),
+        attention=seen_by_teacher(parts.net, extra["teacher"], normalize(images))[1],
     )
     return (masker or parts.masker).draw(keys, count, seen, count)
 
@@ -422,6 +422,7 @@ KIND = MethodKind(
     FIELDS,
     check,
     gives=frozenset({"features", "attention", "proposed"}),
+    shown_by={"attention": "attended"},
     recipes=("configs/ibot.py",),
     mask_recipes=ibot_masks.RECIPES,
 )

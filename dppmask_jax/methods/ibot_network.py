@@ -62,6 +62,15 @@ def model_from(config) -> Network:
     return Network(encoders.build(config, start=vit.normal_start(model.init_std)), head)
 
 
+def seen_by_teacher(net: Network, teacher, images):
+    """(Tokens, () -> (B, N): the mean over heads of the class token's attention; None where the
+    encoder has none) of normalised images."""
+    if net.encoder.attended is None:
+        return net.encoder.encode(teacher["encoder"], images), None
+    tokens, weights = net.encoder.attended(teacher["encoder"], images)
+    return tokens, lambda: jnp.mean(weights, axis=1)
+
+
 def kernel_features(net: Network, config, teacher, images, tokens):
     """(B, N, D): what `config.mask.features` shows a masker of the teacher's patch tokens."""
     return {

@@ -22,7 +22,6 @@ from dppmask_jax.models.sizes import Size
 from dppmask_jax.targets import TARGETS
 
 FIELDS = {
-    **vit.FIELDS,
     "model.decoder_width": Field(512, whole(4, 2**14), "width of the decoder", fixed=True),
     "model.decoder_depth": Field(8, whole(1, 128), "blocks of the decoder", fixed=True),
     "model.decoder_heads": Field(16, whole(1, 2**14), "attention heads of the decoder", fixed=True),
@@ -135,5 +134,6 @@ KIND = MethodKind(
     check,
     gives=frozenset({"features", "proposed"}),
     recipes=("configs/mae.py",),
+    encoder=("blocks",),
     targets=True,
 )

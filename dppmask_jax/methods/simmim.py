@@ -25,7 +25,6 @@ _START_STD = 0.02  # of the normal distribution that is cut
 _FIRST_RATE = 0.005  # of the peak, at step 0: 5e-7 to 1e-4 in the authors' recipe
 
 FIELDS = {
-    **vit.FIELDS,
     "model.drop_path": vit.FIELDS["model.drop_path"]._replace(default=0.1),
     "model.position": Field(
         "none", one_of("none", "fixed", "learned"), "absolute positions", fixed=True
@@ -119,10 +118,11 @@ def build(config, plan: Plan) -> Method:
     def features(params, extra, images):
         return features_of(params, augment.normalize(images))
 
+    shown = encoder.embed or config.mask.features == "pixels"
     schedule = functools.partial(_schedule, config.optim.drop_at)
     optimizer = optim.from_settings(config.optim, plan, schedule, decays=optim.decay_weights)
     return Method(
-        **single_view.method_parts(config, plan, features),
+        **single_view.method_parts(config, plan, features if shown else None),
         init=init,
         turns=(Turn(loss, optimizer),),
         after_step=lambda params, extra, aux, step: extra,
@@ -166,6 +166,7 @@ KIND = MethodKind(
     FIELDS,
     single_view.check,
     gives=frozenset({"features", "proposed"}),
+    shown_by={"features": "embed"},
     recipes=("configs/simmim.py",),
     targets=True,
 )

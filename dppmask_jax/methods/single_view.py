@@ -39,8 +39,7 @@ FIELDS = {
 
 
 def check(config) -> None:
-    """Raises InputError where an encoder cannot be made, or the ratio masks no patch or all."""
-    vit.check(config)
+    """Raises InputError where the ratio masks no patch or all."""
     num_patches = vit.checked_patches("image_size", config.image_size, config.model.patch_size)
     try:
         num_keep = masking.num_visible(num_patches, config.mask.ratio)
@@ -59,18 +58,21 @@ def visible_count(config) -> int:
     return masking.num_visible(rows * columns, config.mask.ratio)
 
 
-def method_parts(config, plan: Plan, features: Callable) -> dict[str, Any]:
+def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any]:
     """The members of `Method` that follow from one crop an image and its masks.
 
     Args:
-      features: (params, extra, images as they are loaded) -> (B, N, D), see `kernel_features`.
+      features: (params, extra, images as they are loaded) -> (B, N, D), see `kernel_features`;
+        None: the encoder embeds no patches.
     """
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     masker, num_keep = masking.masker_of(config.mask), visible_count(config)
     num_masked = (rows * columns - num_keep,) * 2
 
     def masks(params, extra, images, keys, masker=masker, count=num_keep):
-        seen = masking.Seen((rows, columns), features=lambda: features(params, extra, images))
+        seen = masking.Seen((rows, columns))
+        if features:
+            seen = seen._replace(features=lambda: features(params, extra, images))
         return masker.draw(keys, count, seen, count)
 
     return {

@@ -85,7 +85,7 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
 
     Args:
       config: a checked config of an evaluation, see configs/eval.py, with the run's `image_size`,
-        `model.size` and `model.patch_size`.
+        encoder, see `encoders.copy_shape`.
       plan: the length of the training, for the schedules.
       num_outputs: classes C, or labels C.
       several: whether an image has any number of labels; "label" is then (B, C) of 0 and 1.
@@ -230,7 +230,8 @@ def encoder_from(config) -> Encoder:
 
     `model.options` are those of the encoder that it starts from, see `evaluate.completed`.
     """
-    return encoders.build(config, **config.model.get("options", {})).tuned()
+    encoder = encoders.build(config, **config.model.get("options", {}))
+    return encoder.tuned() if encoder.tuned else encoder
 
 
 def encoder_features(encoder: Encoder):

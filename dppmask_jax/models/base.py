@@ -7,7 +7,8 @@ class token and any registers, are no patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -57,7 +58,7 @@ class Encoder(NamedTuple):
 
     module: Any
     """The flax module, to be a part of others: `__call__`, `prenorm` and `prefix` as `vit.ViT`
-    has them."""
+    has them, and its `embed` and `encode` where there are `embed` and `blocks`."""
 
     init: Callable[[Any], Any]
     """key -> params."""
@@ -76,14 +77,15 @@ class Encoder(NamedTuple):
     layer_of: Callable[[tuple[str, ...]], int]
     """The path of a parameter -> its layer, 0 to depth + 1, for layer-wise decay."""
 
-    options: dict[str, Any]
+    options: Mapping[str, Any] = MappingProxyType({})
     """What is settled of it beside the config, plain values: `build(config, **options)` makes it
     again."""
 
-    tuned: Callable[[], Encoder]
-    """() -> the encoder as a supervised training has it: positions that were fixed are learned."""
+    tuned: Callable[[], Encoder] | None = None
+    """() -> the encoder as a supervised training has it: positions that were fixed are learned.
+    None: it stays as it is."""
 
-    trainable: Callable[[Any], Any]
+    trainable: Callable[[Any], Any] = lambda params: params
     """params -> the parameters that `tuned` has: positions that were fixed are among them."""
 
     embed: Callable[..., Any] | None = None
@@ -104,11 +106,15 @@ class EncoderKind(NamedTuple):
     """A kind of encoder.
 
     Attributes:
-      build: (config, **options) -> Encoder; options are what a method settles, not its user.
-      fields: of the config.
+      build: (config, **options) -> Encoder; options are what a method settles, not its user, such
+        as `vit.ViT.position`: a kind takes those that it has. An evaluation's config has the
+        fields under `model` that are `fixed`, and may lack others.
+      fields: {name: Field} that it reads; image_size, model.patch_size and model.dtype are there.
       check: (config) -> None; raises InputError where fields do not fit.
+      size: config.model -> its size in a word or two; "": it has one size alone.
     """
 
     build: Callable[..., Encoder]
-    fields: dict[str, Any]
+    fields: Mapping[str, Any] = MappingProxyType({})
     check: Callable[[Any], None] = lambda config: None
+    size: Callable[[Any], str] = lambda model: ""

@@ -1,4 +1,4 @@
-"""The encoders that there are."""
+"""The encoders by name. A config file may add to them before it builds its config."""
 
 from __future__ import annotations
 
@@ -6,21 +6,63 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dppmask_jax.errors import InputError
+from dppmask_jax.fields import Field, one_of
 from dppmask_jax.models import vit
 from dppmask_jax.models.base import Encoder, EncoderKind, Tokens
 
 ENCODERS: dict[str, EncoderKind] = {"vit": vit.KIND}
 
 
-def kind_of(config) -> EncoderKind:
-    """The kind that a config asks for; there is one so far."""
-    del config
-    return ENCODERS["vit"]
+def fields() -> dict[str, Field]:
+    """The field that chooses an encoder, and those of all kinds."""
+    choice = Field(
+        next(iter(ENCODERS)), one_of(*ENCODERS), "architecture of the encoder", fixed=True
+    )
+    of_kinds = {name: f for kind in ENCODERS.values() for name, f in kind.fields.items()}
+    return {"model.encoder": choice, **of_kinds}
+
+
+def kind_of(model) -> EncoderKind:
+    """The kind that `config.model` asks for.
+
+    Raises:
+      InputError: it is not known here, as one of a user's own may be.
+    """
+    if model.encoder not in ENCODERS:
+        raise InputError(
+            f"config.model.encoder={model.encoder!r} is not known here: {' | '.join(ENCODERS)}"
+        )
+    return ENCODERS[model.encoder]
 
 
 def build(config, **options) -> Encoder:
-    """The encoder of a checked config; `options` are the kind's, see `vit.build`."""
-    return kind_of(config).build(config, **options)
+    """The encoder of a checked config; `options` are what a method settles of it, see
+    `EncoderKind`."""
+    return kind_of(config.model).build(config, **options)
+
+
+def check(config) -> None:
+    """Raises InputError where fields of a config make no encoder."""
+    kind_of(config.model).check(config)
+
+
+def copy_shape(model, of) -> None:
+    """Lets a `config.model` ask for the encoder of another."""
+    for name, field in fields().items():
+        leaf = name.removeprefix("model.")
+        if field.fixed and leaf != name and leaf in of:
+            model[leaf] = of[leaf]
+
+
+def name_of(model) -> str:
+    """What `config.model` asks for, in a word or two: "B/16", "mixer 64/16"; of a kind that is not
+    known here, its name."""
+    name, size = model["encoder"], ""
+    if name in ENCODERS:
+        size = ENCODERS[name].size(model)
+    words = size if name == "vit" else f"{name} {size}".strip()
+    return f"{words}/{model['patch_size']}"
 
 
 def as_dict(tokens: Tokens) -> dict[str, Any]:

@@ -36,7 +36,7 @@ _PARTS = ("width", "depth", "heads", "mlp")
 def size_of(model) -> Size:
     """The size that `config.model` asks for: the usual one, with what is set beside it."""
     given = {part: model.get(part) for part in _PARTS}
-    return SIZES[model.size]._replace(**{k: v for k, v in given.items() if v is not None})
+    return SIZES[model["size"]]._replace(**{k: v for k, v in given.items() if v is not None})
 
 
 def set_size(model, size: Size) -> None:

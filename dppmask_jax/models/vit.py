@@ -26,7 +26,7 @@ from dppmask_jax.models.layers import (
     normal,
 )
 from dppmask_jax.models.relative import RelativeBias
-from dppmask_jax.models.sizes import SIZES, Size, size_of
+from dppmask_jax.models.sizes import SIZES, Size, name_of, size_of
 
 FIELDS = {
     "image_size": Field(
@@ -383,4 +383,4 @@ def _with_positions(module: ViT, params):
 
 _OPTIONS = ("position", "registers", "relative", "layer_scale", "qv_bias")
 _TUNED = {"fixed": "learned"}
-KIND = EncoderKind(build, FIELDS, check)
+KIND = EncoderKind(build, FIELDS, check, name_of)

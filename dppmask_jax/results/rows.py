@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from dppmask_jax.evals.sections import NONE
 from dppmask_jax.masking import masker_of
 from dppmask_jax.methods import METHODS
+from dppmask_jax.models.encoders import name_of
 from dppmask_jax.results.portable import last_part
 from dppmask_jax.runs import history
 
@@ -60,13 +61,13 @@ def data(record) -> str:
 def model(record) -> str:
     """Method, size, image size and epochs."""
     config = record["checkpoint"]["config"]
-    size, (height, width) = config["model"], config["image_size"]
+    height, width = config["image_size"]
     method, epochs = config.get("method", "classifier"), config["epochs"]
     name = METHODS[method].label if method in METHODS else method
     tested = record["config"].get("image_size", [height, width])
     other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
     return (
-        f"{name} {size['size']}/{size['patch_size']}, {height}×{width}, "
+        f"{name} {name_of(config['model'])}, {height}×{width}, "
         f"{epochs:g} epoch{'s' * (epochs != 1)}{other}"
     )
 

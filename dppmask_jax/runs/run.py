@@ -71,7 +71,8 @@ class Run:
       num_masked: (fewest, most) patches that a masked view has masked.
       has_masks, can_reconstruct, has_attention: whether the method answers to `masks` (and so has
         the two above), to `reconstruct` and to `attention`.
-      gives, mask_recipes: see `methods.base.MethodKind`.
+      gives: what its masks can be drawn from, of `methods.base.MethodKind.gives`.
+      mask_recipes: see `methods.base.MethodKind`.
     """
 
     def __init__(
@@ -111,7 +112,8 @@ class Run:
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
         self.num_masked = method.num_masked
-        self.gives = kind.gives if kind else frozenset()
+        hidden = {name for name in ("attention", "features") if getattr(method, name) is None}
+        self.gives = (kind.gives if kind else frozenset()) - hidden
         self.mask_recipes = kind.mask_recipes if kind else {}
         self.has_masks = method.masks is not None
         self.can_reconstruct = method.reconstruct is not None
@@ -256,7 +258,7 @@ def encoder_options(config) -> dict[str, Any]:
     """What `encoders.build` needs beside the config of a run to make its encoder again."""
     if kind_of(config) == CLASSIFIER:
         return dict(config.model.get("options", {}))
-    return _method(config).encoder.options
+    return dict(_method(config).encoder.options)
 
 
 def _as_used(config, image_size, dtype: str | None):

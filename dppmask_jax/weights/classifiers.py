@@ -44,6 +44,7 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.image_size = image_size
+        config.model.encoder = "vit"
         set_size(config.model, found.size)
         config.model.patch_size = found.patch_size
         config.model.dtype = config.model.dtype or "float32"

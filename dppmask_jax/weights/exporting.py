@@ -133,6 +133,12 @@ def _tree(folder, config, state, holds: str, format_name: str) -> dict[str, Any]
     """What a format holds, out of a training state."""
     params, extra = state["params"], state.get("extra", {})
     kind = kind_of(config)
+    encoder = config.get("model", {}).get("encoder", "vit")
+    if encoder != "vit":
+        raise InputError(
+            f"{folder} has an encoder {encoder!r}, and the formats are those of ViTs; use it "
+            "through dppmask_jax.load_encoder"
+        )
     makers = {
         ("mae", "encoder"): lambda: {"encoder": _encoder(config, params["encoder"])},
         ("mae", "autoencoder"): lambda: _autoencoder(config, params),

@@ -53,6 +53,7 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
+        config.model.encoder = "vit"
         model_sizes.set_size(config.model, found.size)
         config.model.patch_size = found.patch_size
         config.image_size = new_size

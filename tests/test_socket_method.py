@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+import templates
 import tiny
 
 from dppmask_jax import config as configs
@@ -66,15 +67,14 @@ def check(config):
         raise InputError(f"config.loss.weight={config.loss.weight} is heavier than 9")
 
 
-KIND = MethodKind(build, "Mean colour", FIELDS, check, masks=False)
+KIND = MethodKind(build, "Mean colour", FIELDS, check, encoder=None, masks=False)
 """
 
 
 @pytest.fixture(scope="module")
-def mine():
+def mine(tmp_path_factory):
     """The method "colour" among the others."""
-    module = types.ModuleType("colour")
-    exec(compile(FILE, "colour.py", "exec"), module.__dict__)
+    module = templates.added(tmp_path_factory.mktemp("added"), "colour", FILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, "colour", module.KIND)
         yield module
