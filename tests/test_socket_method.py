@@ -150,7 +150,7 @@ def test_what_it_cannot_do_is_said_in_one_line(trained, tmp_path):
     images = run.example_images(1)
     for call, words in (
         (lambda: run.encode(images), "trains no encoder"),
-        (lambda: run.features(images), "masks nothing"),
+        (lambda: run.features(images), "shows no features"),
         (lambda: run.masks(images, jax.random.split(jax.random.key(0), 1)), "masks nothing"),
         (lambda: run.reconstruct(images, jnp.arange(16)[None]), "reconstructs nothing"),
         (lambda: run.attention(images), "has no attention to show"),

@@ -1,6 +1,7 @@
 """A new mask, target or encoder is one file and one line: config check, steps, figures, evaluation
 and results take it."""
 
+import functools
 import json
 
 import jax
@@ -251,22 +252,27 @@ def test_a_new_target_is_what_is_predicted(mae_run, mean_colour, capsys):
 # An encoder.
 
 
-def ibot_config(**changes):
-    changes = {"model__encoder": "convolved", "data__local_views": 0} | changes
-    return tiny.config("ibot", **QUICK | {"evaluate__knn_images": 24} | changes)
+def simmim_config(**changes):
+    config = configs.defaults("simmim")
+    given = {name.replace(".", "__"): value for name, value in tiny.COMMON.items()} | QUICK
+    given |= {"model__encoder": "convolved", "mask__strategy": "block"}
+    for name, value in (given | {"evaluate__knn_images": 24} | changes).items():
+        *path, leaf = name.split("__")
+        functools.reduce(lambda node, part: node[part], path, config)[leaf] = value
+    return config
 
 
 @pytest.fixture(scope="module")
-def ibot_run(convolved, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ibot")
-    pretrain.train(ibot_config(model__channels=12, mask__strategy="block"), folder)
+def simmim_run(convolved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simmim")
+    pretrain.train(simmim_config(model__channels=12), folder)
     return folder
 
 
 def test_the_config_has_the_fields_of_a_new_encoder(convolved):
     assert tiny.config("ibot").model.channels == 8 and tiny.config("mae").model.encoder == "vit"
-    assert_checked(ibot_config(), "model.channels", 65)
-    assert_checked(ibot_config(), "model.encoder", "convoluted")
+    assert_checked(simmim_config(), "model.channels", 65)
+    assert_checked(simmim_config(), "model.encoder", "convoluted")
 
 
 def test_what_a_new_encoder_lacks_is_said_in_one_line(convolved):
@@ -276,41 +282,47 @@ def test_what_a_new_encoder_lacks_is_said_in_one_line(convolved):
             r"MAE encodes visible patches alone, which config\.model\.encoder='convolved' cannot",
         ),
         (
-            ibot_config(mask__strategy="attention"),
-            r"config\.model\.encoder='convolved' shows no attention: config\.mask\.strategy=",
+            tiny.config("ibot", model__encoder="convolved", mask__strategy="attention"),
+            r"config\.model\.encoder='convolved' shows no attention: config\.mask\.strategy='att",
+        ),
+        (
+            simmim_config(mask__strategy="dpp"),
+            r"config\.model\.encoder='convolved' shows no features: config\.mask\.strategy='dpp'",
         ),
     ):
         with pytest.raises(InputError, match=words) as error:
             configs.check(config)
         assert "\n" not in str(error.value)
+    configs.check(tiny.config("ibot", model__encoder="convolved", mask__strategy="dpp"))
+    configs.check(simmim_config(mask__strategy="dpp", mask__features="pixels"))
 
 
-def test_a_new_encoder_trains_and_is_drawn(ibot_run, tmp_path):
-    run = load_run(ibot_run)
+def test_a_new_encoder_trains_and_is_drawn(simmim_run, tmp_path):
+    run = load_run(simmim_run)
     assert run.encoder["mix"]["kernel"].shape == (3, 3, 12, 12)
-    assert len(losses(ibot_run)) == 3 and np.isfinite(losses(ibot_run)).all()
-    assert [r for r in metrics.read_metrics(ibot_run / "metrics.jsonl") if "knn" in r]
+    assert len(losses(simmim_run)) == 3 and np.isfinite(losses(simmim_run)).all()
+    assert [r for r in metrics.read_metrics(simmim_run / "metrics.jsonl") if "knn" in r]
     assert not run.has_attention and "attention" not in run.gives
-    figures.main([f"--workdir={ibot_run}", f"--out={tmp_path}"])
+    figures.main([f"--workdir={simmim_run}", f"--out={tmp_path}"])
     assert {path.name for path in tmp_path.iterdir()} == {"masks.png", "curves.png"}
 
 
-def test_a_new_encoder_is_evaluated_and_loaded_and_not_exported(ibot_run, capsys, tmp_path):
-    words = shown(ibot_run, tiny.evaluation("task=knn", k=(5,)))
-    assert "iBOT convolved 12/4, 16×16" in words
-    assert "ibot convolved 12/4" in capsys.readouterr().out
-    encode = load_encoder(ibot_run, image_size=(8, 16))
+def test_a_new_encoder_is_evaluated_and_loaded_and_not_exported(simmim_run, capsys, tmp_path):
+    words = shown(simmim_run, tiny.evaluation("task=knn", k=(5,)))
+    assert "SimMIM convolved 12/4, 16×16" in words
+    assert "simmim convolved 12/4" in capsys.readouterr().out
+    encode = load_encoder(simmim_run, image_size=(8, 16))
     assert encode(np.zeros((1, 8, 16, 3), np.uint8))["patches"].shape == (1, 8, 12)
     with pytest.raises(InputError, match="has an encoder 'convolved', and the formats are"):
-        export_weights(ibot_run, tmp_path / "file.safetensors", "ibot")
+        export_weights(simmim_run, tmp_path / "file.safetensors", "mae")
 
 
-def test_a_new_encoder_is_fine_tuned(ibot_run):
+def test_a_new_encoder_is_fine_tuned(simmim_run):
     config = tiny.evaluation(
         "task=finetune", epochs=1, seeds=(0,), batch_size=8, data__workers=0,
         optim__warmup_epochs=0.0, data__mixup=0.0, data__cutmix=0.0,
     )  # fmt: skip
-    path = evaluate.evaluate(config, ibot_run)
+    path = evaluate.evaluate(config, simmim_run)
     assert json.loads(path.read_text())["config"]["model"]["channels"] == 12
-    classifier = load_run(ibot_run / "eval_finetune" / "seed-0")
+    classifier = load_run(simmim_run / "eval_finetune" / "seed-0")
     assert classifier.encoder["mix"]["kernel"].shape == (3, 3, 12, 12)

@@ -142,7 +142,7 @@ class Run:
     def features(self, images):
         """(B, N, D): what the selection kernel sees of each patch."""
         images = self._checked(images)
-        return self._able(self._features, "masks nothing")(self.params, self.extra, images)
+        return self._able(self._features, "shows no features")(self.params, self.extra, images)
 
     def masks(self, images, keys, masker=None, count: int | None = None):
         """(Mask of (B, ...) arrays, {metric: (B,)}) as at the end of the run and outside of
