@@ -167,6 +167,7 @@ _TEXT = (["", "a b", "é"], ["a\nb", "\0", 1, None])
 _SEEDS = ([(0,), [INT32, 3]], [(), 0, (-1,), (1, 1), (0.0,)])
 _CHOICE = {
     "evaluate.knn_feature": ("patches", "cls"),
+    "model.encoder": ("vit",),
     "model.size": ("Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "mask.threshold_on": ("d2", "d"),
     "mask.kernel": ("gaussian", "cosine"),
