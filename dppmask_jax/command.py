@@ -78,7 +78,6 @@ def _answering_bad_input(main):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(_is_news)
-            sys.unraisablehook = _print_news
         return _answering(lambda: main(argv))
 
     return answered
@@ -88,12 +87,6 @@ def _is_news(record) -> bool:
     """False where orbax logs an exception that it then raises, or waiting that was meant."""
     known = record.exc_info or "Waiting for previous save" in str(record.msg)
     return not (known and "/orbax/" in record.pathname)
-
-
-def _print_news(fault) -> None:
-    # When a write of a save fails, the others under way find the loop closed that they report to.
-    if str(fault.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(fault)
 
 
 def _answering(main):
