@@ -299,7 +299,7 @@ def _load_listed(source, indices, view, image_size, blank, share: _Share, local:
             data, known = source.read(index)
             found = view(data, image_size=image_size)
             if blank:
-                extras = crops.evaluation_extras(_extras_of(source, blank, index), image_size)
+                extras = crops.evaluation_extras(data, _extras_of(source, blank, index), image_size)
             image, label = found, known
         except (OSError, decode.DecodeError) as error:
             valid, bad, reason = False, True, image_files.why(error)

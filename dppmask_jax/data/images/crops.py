@@ -372,9 +372,15 @@ def evaluation_crop(
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def evaluation_extras(extras: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
-    """The extras of an image that is cut by `center_crop`: its maps, see single_view, are too."""
-    maps = {name: value for name, value in extras.items() if np.ndim(value) == 2}
+def evaluation_extras(
+    data: bytes, extras: Mapping[str, Any], image_size: tuple[int, int]
+) -> dict[str, Any]:
+    """The extras of an encoded image that `center_crop` cuts, with its maps cut alike.
+
+    Raises:
+      decode.DecodeError: a map has another size than the image.
+    """
+    maps = maps_in(extras, decode.upright_size(decode.open_image(data)))
     nearest = Image.Resampling.NEAREST
     return dict(extras) | {
         name: evaluation_crop(Image.fromarray(pixels), image_size, nearest)

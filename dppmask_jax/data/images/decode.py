@@ -190,6 +190,11 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image once it is upright; the pixels stay encoded."""
+    return image.size if orientation(image) < 5 else image.size[::-1]
+
+
 def is_wide(image: Image.Image) -> bool:
     """Whether the pixels are grey values that 8 bits do not hold: 16 or 32 bits, or floats."""
     return image.mode == "F" or image.mode.startswith("I")

@@ -67,7 +67,7 @@ def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
     def source(rows):
         extras = {}
         if masks is not None:
-            extras["extras"] = functools.partial(_mask, files, masks, rows)
+            extras["extras"] = functools.partial(_mask, masks, rows)
             given = [name for name in map(columns["mask"].__getitem__, rows) if name]
             extras["check_extras"] = functools.partial(check_present, from_paths(root, given), path)
         return file_source(
@@ -202,16 +202,8 @@ def _rows(chosen: np.ndarray) -> np.ndarray:
     return np.flatnonzero(chosen).astype(np.int32)
 
 
-def _mask(files: Files, masks: Files, rows, i: int) -> dict[str, np.ndarray]:
+def _mask(masks: Files, rows, i: int) -> dict[str, np.ndarray]:
     row = int(rows[i])
     if not masks.base_name(row):
         return {}
-    mask = decode.decode(read_file(masks.path(row)))[..., 0]
-    image = decode.open_image(read_file(files.path(row)))
-    width, height = image.size if decode.orientation(image) < 5 else image.size[::-1]
-    if mask.shape != (height, width):
-        raise InputError(
-            f"the mask {masks.path(row)} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-            f"{width} x {height}; they must have one size"
-        )
-    return {"mask": mask}
+    return {"mask": decode.decode(read_file(masks.path(row)))[..., 0]}
