@@ -32,14 +32,8 @@ def of_section(
     ]
     measured = []
     for record in records:
-        common = (
-            rows.data(record),
-            rows.model(record),
-            rows.masks(record),
-            rows.checkpoint(record),
-        )
         note = (footnote(record), rows.command(record))
-        measured += [(*common, cells, note) for cells in section.cells(record)]
+        measured += [(*rows.of(record), cells, note) for cells in section.cells(record)]
     notes: list[tuple[str, str]] = []
     seen = []
     for *common, cells, note in sorted(measured, key=_sort_key):
