@@ -311,10 +311,17 @@ def test_a_new_encoder_is_evaluated_and_loaded_and_not_exported(simmim_run, caps
     words = shown(simmim_run, tiny.evaluation("task=knn", k=(5,)))
     assert "SimMIM convolved 12/4, 16×16" in words
     assert "simmim convolved 12/4" in capsys.readouterr().out
+    assert "no positions to resize" in load_run(simmim_run, image_size=(8, 16)).resized
     encode = load_encoder(simmim_run, image_size=(8, 16))
     assert encode(np.zeros((1, 8, 16, 3), np.uint8))["patches"].shape == (1, 8, 12)
     with pytest.raises(InputError, match="has an encoder 'convolved', and the formats are"):
         export_weights(simmim_run, tmp_path / "file.safetensors", "mae")
+
+
+def test_a_run_with_an_encoder_that_is_not_known_says_so(simmim_run, monkeypatch):
+    monkeypatch.delitem(ENCODERS, "convolved")
+    with pytest.raises(InputError, match=r"encoder='convolved' is not known here: vit"):
+        load_run(simmim_run)
 
 
 def test_a_new_encoder_is_fine_tuned(simmim_run):

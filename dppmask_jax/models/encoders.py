@@ -1,4 +1,8 @@
-"""The encoders by name. A config file may add to them before it builds its config."""
+"""The encoders by name.
+
+A new encoder is a file that sets `KIND`, and a line in `ENCODERS`; its name is then a value of
+`model.encoder`. A config file may add to them before it builds its config.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,8 @@ def kind_of(model) -> EncoderKind:
     """
     if model.encoder not in ENCODERS:
         raise InputError(
-            f"config.model.encoder={model.encoder!r} is not known here: {' | '.join(ENCODERS)}"
+            f"config.model.encoder={model.encoder!r} is not known here: {' | '.join(ENCODERS)}; "
+            "import the file that adds it to dppmask_jax.models.encoders.ENCODERS first"
         )
     return ENCODERS[model.encoder]
 

@@ -319,9 +319,12 @@ def _resized(params, extra, config, image_size: tuple[int, int]):
         learned, params = params, _method(config).with_positions(params)
         if params is not learned:
             how = "fixed positions resized, the decoder's as well"
+    flat, _ = jax.tree_util.tree_flatten_with_path((params, extra))
+    if not any(_is_positions(path) for path, _ in flat):
+        how = "it has no positions to resize"
 
     def resize(path, leaf):
-        if getattr(path[-1], "key", None) != "positions":
+        if not _is_positions(path):
             return leaf
         return np.asarray(patches.resize_positions(jnp.asarray(leaf), old, new, 0.0))
 
@@ -334,6 +337,10 @@ def _resized(params, extra, config, image_size: tuple[int, int]):
             f"{config.image_size[0]}x{config.image_size[1]}: {how}"
         ),
     )
+
+
+def _is_positions(path) -> bool:
+    return getattr(path[-1], "key", None) == "positions"
 
 
 def load_run(
