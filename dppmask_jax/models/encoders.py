@@ -63,7 +63,7 @@ def copy_shape(model, of) -> None:
 def name_of(model) -> str:
     """What `config.model` asks for, in a word or two: "B/16", "mixer 64/16"; of a kind that is not
     known here, its name."""
-    name = model.get("encoder", "vit")  # records of the docs are older than the field
+    name = model["encoder"]
     size = ENCODERS[name].size(model) if name in ENCODERS else ""
     words = size if name == "vit" else f"{name} {size}".strip()
     return f"{words}/{model['patch_size']}"
