@@ -6,12 +6,9 @@ builds its config.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ml_collections import config_dict
 
-from dppmask_jax import config_dicts
+from dppmask_jax import config_dicts, methods
 from dppmask_jax.data import loader
 from dppmask_jax.data.sources import opening
 from dppmask_jax.errors import InputError
@@ -37,7 +34,6 @@ from dppmask_jax.training import build, fit, saves
 
 def fields_of(method: str) -> dict[str, Field]:
     """The fields of a method's config by their full names, in the order in which they are shown."""
-    kind = METHODS[method]
     return {
         "method": Field(method, one_of(method), "what is trained", fixed=True),
         "seed": Field(0, whole(0), "of everything that is drawn"),
@@ -46,26 +42,14 @@ def fields_of(method: str) -> dict[str, Field]:
         **fit.FIELDS,
         **opening.FIELDS,
         **loader.FIELDS,
-        **(encoders.fields() if kind.encoder is not None else {}),
-        **(_mask_fields() if kind.masks else {}),
-        **(_named("loss.target", TARGETS, "what is predicted") if kind.targets else {}),
-        **kind.fields,
+        **methods.fields_of(method),
+        **(own.fields() if METHODS[method].masks else {}),
         **probe.FIELDS,
         "evaluate.figure_images": Field(
             6, whole(0, 64), "images in the figures at the end; 0 draws none", free="carried out"
         ),
         **saves.FIELDS,
     }
-
-
-def _mask_fields() -> dict[str, Field]:
-    return {**_named("mask.strategy", MASKERS, "how the masks are drawn"), **own.fields()}
-
-
-def _named(name: str, kinds: Mapping[str, Any], note: str) -> dict[str, Field]:
-    """The field that chooses one of some kinds, the first by default, and the fields of all."""
-    choice = Field(next(iter(kinds)), one_of(*kinds), note)
-    return {name: choice} | {n: f for kind in kinds.values() for n, f in kind.fields.items()}
 
 
 def defaults(method: str) -> config_dict.ConfigDict:

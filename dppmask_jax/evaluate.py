@@ -172,7 +172,7 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
         train,
         val,
         _say,
-        free_of(config, "carried out"),
+        config_table.fields_of(config),
         free_of(run.config, *fields.FREE),
     )
     TASKS[config.task].check(evaluation)

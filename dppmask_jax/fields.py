@@ -7,6 +7,7 @@ them. This file needs the standard library alone, as `masking` has fields too.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -30,7 +31,8 @@ class Field(NamedTuple):
     """A field of a config; its full dotted name is its key in the dict of its owner.
 
     Attributes:
-      default: the value where no recipe and no flag says otherwise.
+      default: the value where no recipe and no flag says otherwise. That of a field that comes
+        later does what was done without it, as configs that were kept before do not have it.
       rule: the values that are allowed.
       note: the meaning, in one short line.
       fixed: whether it is part of the model's shape, and so never changes in a run.
@@ -165,6 +167,18 @@ def flatten(config) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def with_later(kept: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+    """A config that was kept, as JSON, with the fields that came later at their defaults."""
+    full = json.loads(json.dumps(kept))
+    for name, field in fields.items():
+        *groups, leaf = name.split(".")
+        node = full
+        for group in groups:
+            node = node.setdefault(group, {})
+        node.setdefault(leaf, json.loads(json.dumps(field.default)))
+    return full
 
 
 def check_fields(values: dict[str, Any], fields: dict[str, Field]) -> None:

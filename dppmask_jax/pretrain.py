@@ -66,6 +66,7 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
     plan = plan_from(config, len(train_source))
     known = fields_of(config.method)
     terms = resuming.Terms(
+        known=known,
         free=fields.free(known, *fields.FREE),
         fixed=fields.fixed(known).__contains__,
         schedules=lambda config: schedules(config, len(train_source)),

@@ -35,7 +35,7 @@ from ml_collections import config_flags
 
 from dppmask_jax import command as command_line
 from dppmask_jax import config as training_config
-from dppmask_jax import evaluate, parallel, pretrain, whole_files
+from dppmask_jax import evaluate, fields, parallel, pretrain, whole_files
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import checks
@@ -153,7 +153,8 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
     for point in points:
         if (folder / point.name).exists():
             images = functools.partial(_images, point.config)
-            terms = resuming.Terms(evaluate.free_of(point.config, records.FREE))
+            known = training_config.fields_of(point.config.method)
+            terms = resuming.Terms(known, fields.free(known, records.FREE))
             resuming.start_in(folder / point.name, point.config, images, terms)
 
 

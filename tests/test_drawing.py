@@ -1,5 +1,7 @@
 """Figures are probed pixel by pixel, curves value by value."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -319,6 +321,20 @@ def _records():
         for step in range(1, 9)
     ]
     return [*records, {"step": 8, "val_loss": 0.3, "knn": 0.5}]
+
+
+@pytest.mark.parametrize("columns", [5, 7, 9])
+def test_titles_stay_over_their_columns(columns):
+    long = ["Cells mask, 2 x 2 patches\n(this run)", "DPP mask, τ = 0.9", "Masks from my_masks.npy"]
+    titles = [*long, *["Reconstruction\nfrom random"] * (columns - 3)]
+    panel = np.zeros((360, 360, 3), np.uint8)
+    figure = panels.compose([[panel] * columns], titles, [], [])
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    assert len(boxes) == columns and boxes[0].y1 <= figure.bbox.height
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 < right.x0
+    assert boxes[-1].x1 <= figure.bbox.width
 
 
 def _titles(figure):

@@ -13,7 +13,7 @@ from dppmask_jax import config as config_checks
 from dppmask_jax.data.sources import identity, opening
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
-from dppmask_jax.runs import checkpoint, history
+from dppmask_jax.runs import checkpoint, history, workdir
 from dppmask_jax.runs.workdir import to_json
 from dppmask_jax.training import build, resuming
 
@@ -33,12 +33,13 @@ def write(folder, config, step=STEP, images=IMAGES, **meta):
 
 
 def start(folder, config, images=IMAGES, **terms):
+    known = config_checks.fields_of(config.method)
     terms = {"total_steps": 99, "ways": "or go back"} | terms
     return resuming.start_in(
         folder,
         config,
         lambda: images,
-        resuming.Terms(FREE, fixed=fields.fixed(FIELDS).__contains__, **terms),
+        resuming.Terms(known, FREE, fixed=fields.fixed(FIELDS).__contains__, **terms),
     )
 
 
@@ -55,7 +56,7 @@ def other(value):
     if isinstance(value, bool):
         return not value
     if value is None:
-        return 0.5
+        return 1
     if isinstance(value, str):
         return value + "x"
     return tuple(value) * 2 if isinstance(value, tuple) else value + 1
@@ -167,6 +168,17 @@ def test_a_run_gets_longer_where_all_its_steps_would_have_been_the_same(
         start(tmp_path, changed(method, epochs=1.75, **fields), **schedules)
 
 
+def test_a_field_that_came_after_a_run_is_at_its_default_there(tmp_path):
+    early = tiny.config()
+    del early.mask.cell, early.seed
+    write(tmp_path, early)
+    assert not start(tmp_path, tiny.config()).notes
+    kept = workdir.from_json(to_json(early))  # as what loads a run reads it
+    assert kept.mask.cell == tiny.config().mask.cell and "seed" not in kept
+    with pytest.raises(InputError, match=r"\(mask\.cell: 2 -> 3\)"):
+        start(tmp_path, changed(**{"mask.cell": 3}))
+
+
 def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
     def run(source="folder:/a", digest="a", step=3, history="", **fields):
         config = to_json(changed(**{"data.source": source, **fields}))
@@ -178,6 +190,9 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
         return set(resuming.differences(run(), other, (), FREE)[0])
 
     assert names(run("folder:/b", log_every=9)) == set()
+    early = run()
+    del early["pretrained"]["config"]["mask"]["cell"]  # a field that came later
+    assert names(early) == set()
     assert names(run("folder:/b", "b")) == {
         "pretrained.config.data", "pretrained.config.data.source",
     }  # fmt: skip
@@ -191,9 +206,9 @@ def test_what_is_proposed_after_a_run_fits_it():
         return "\n".join(announcement.next_steps(changed(**fields), "a run", probed))
 
     assert words().count("'a run'") == words().count("a run") == 3
-    assert "mask=random" in words() and "dataset=small" in words() and "eval.py" in words()
+    assert "mask.strategy=random" in words() and "dataset=small" in words() and "eval.py" in words()
     of_random = words(**{"mask.strategy": "random", "data.source": "folder:x"}, probed=False)
-    assert "mask=dpp" in of_random and "mask=random" not in of_random
+    assert "mask.strategy=dpp" in of_random and "strategy=random" not in of_random
     assert "dataset=small" not in of_random and "eval.py" not in of_random
 
 

@@ -210,6 +210,12 @@ def test_more_values_are_added_to_a_sweep_and_another_sweep_is_refused(tmp_path,
     calls.clear()
     sweep.sweep(tiny.config(), evaluation(), "mask.tau=0.7,0.8", folder)
     assert calls == both("tau-0.7")
+    record = json.loads(path.read_text())
+    del record["config"]["mask"]["cell"], record["eval"]["memory_gb"]  # fields that came later
+    path.write_text(json.dumps(record))
+    calls.clear()
+    sweep.sweep(tiny.config(), evaluation(), "mask.tau=0.7,0.8", folder)
+    assert not calls
     before = path.read_text()
     calls.clear()
     for config, other, grid, words in (

@@ -34,8 +34,8 @@ class Evaluation(NamedTuple):
 
     `config` is checked and has the pre-trained model's fields as well; `run` is None while a sweep
     only checks what it is yet to pre-train; `folder` receives what the task writes; `train` and
-    `val` are the splits of `config.data`, None where there is none. `free` and `free_of_run` are
-    the fields of the config, and of the run's, that no number depends on, see `fields.free`.
+    `val` are the splits of `config.data`, None where there is none. `fields` are those of the
+    config, `free_of_run` those of the run's that no step depends on.
     """
 
     config: Any
@@ -44,7 +44,7 @@ class Evaluation(NamedTuple):
     train: Source | None
     val: Source | None
     say: Callable[[str], None]
-    free: Mapping[str, str] = MappingProxyType({})
+    fields: Mapping[str, Field] = MappingProxyType({})
     free_of_run: Collection[str] = ()
 
 

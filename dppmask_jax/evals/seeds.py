@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dppmask_jax import parallel
+from dppmask_jax import fields, parallel
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base, features
@@ -120,7 +120,8 @@ def _runs(evaluation, names) -> list[tuple]:
     images = functools.cache(
         functools.partial(identity.of_splits, evaluation.train, evaluation.val)
     )
-    runs = []
+    known, runs = evaluation.fields, []
+    free = {**fields.free(known, "carried out"), **_FREE}
     for seed in evaluation.config.seeds:
         config = evaluation.config.copy_and_resolve_references()
         with config.unlocked():
@@ -129,7 +130,7 @@ def _runs(evaluation, names) -> list[tuple]:
             config.class_names = tuple(names)
         folder = folder_of(evaluation.folder, config.task, seed)
         refuse = functools.partial(_refuse_other_names, folder, names)
-        terms = resuming.Terms({**evaluation.free, **_FREE}, evaluation.free_of_run, refuse=refuse)
+        terms = resuming.Terms(known, free, evaluation.free_of_run, refuse=refuse)
         start = resuming.start_in(folder, config, images, terms)
         runs.append((config, folder, start))
     return runs

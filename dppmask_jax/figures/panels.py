@@ -5,6 +5,8 @@ Outlines fall exactly on the borders of patches. Nothing is global here (no pypl
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +25,8 @@ DPI = 150
 PANEL = 360  # pixels, about: small images are enlarged by a whole factor to come near it
 SMALL_PANEL = 224  # the same where there are many columns
 _README = 900  # text is sized to be read when the picture is shown this many pixels wide, ...
-_COLUMN = 85  # ... or wider, where a column would be narrower than this
+_COLUMN = 105  # ... or wider, where a column would be narrower than this
+_LETTER = 7.1  # width of one of a title, about
 INK = "#222222"
 FAINT = "#666666"
 
@@ -147,6 +150,7 @@ def compose(
     gap = max(4, round(0.045 * width))
     total_width = len(titles) * width + (len(titles) + 1) * gap
     unit = total_width / max(_README, _COLUMN * len(titles))
+    titles = [_wrapped(title, width / unit) for title in titles]
     top = round((10 + 17 * max(title.count("\n") + 1 for title in titles)) * unit)
     below = round(17 * unit) if captions else 0
     pitch = height + below + gap
@@ -186,6 +190,16 @@ def compose(
     axes.set_xlim(0, total_width)
     axes.set_ylim(total_height, 0)
     return axes.figure
+
+
+def _wrapped(title: str, width: float) -> str:
+    """A title in lines that fit over their column, `width` units wide, first cut after commas."""
+    letters = max(1, int(width / _LETTER))
+    lines = []
+    for line in title.split("\n"):
+        parts = [line] if len(line) <= letters else line.replace(", ", ",\n").split("\n")
+        lines += itertools.chain(*(textwrap.wrap(part, letters) for part in parts))
+    return "\n".join(lines)
 
 
 def _axes_over(canvas: np.ndarray):

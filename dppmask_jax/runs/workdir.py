@@ -11,8 +11,10 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from dppmask_jax import parallel, whole_files
+from dppmask_jax import methods, parallel, whole_files
 from dppmask_jax.errors import InputError
+from dppmask_jax.fields import with_later
+from dppmask_jax.methods import METHODS
 from dppmask_jax.runs import lock
 
 
@@ -85,7 +87,10 @@ def to_json(config) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> config_dict.ConfigDict:
-    """A config from `to_json`, with JSON's lists back as tuples."""
+    """A config from `to_json`, with JSON's lists back as tuples; what a method came to read after
+    the config was kept is at its default."""
+    if values.get("method") in list(METHODS):
+        values = with_later(values, methods.fields_of(values["method"]))
 
     def tuples(value):
         if isinstance(value, dict):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from dppmask_jax import evaluate
+from dppmask_jax import config_table, evaluate, fields
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import history, workdir
 from dppmask_jax.sweeps.grid import Point
@@ -96,5 +96,7 @@ def _is_done(record, point: Point, eval_config, folder: Path) -> bool:
 
 def _changes(old, new, prefix: str = "", free: Collection[str] = ()) -> list[str]:
     """How a config that was kept differs from one of now, both as JSON, but for what may change."""
-    changed, _ = resuming.differences(old, new, {*evaluate.free_of(new, FREE), *free})
+    known = config_table.fields_of(new)
+    old = fields.with_later(old, known)
+    changed, _ = resuming.differences(old, new, {*fields.free(known, FREE), *free})
     return [f"{prefix}{history.words(field, *values)}" for field, values in changed.items()]

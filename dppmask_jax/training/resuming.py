@@ -17,7 +17,7 @@ import numpy as np
 
 from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
-from dppmask_jax.fields import flatten
+from dppmask_jax.fields import Field, flatten, with_later
 from dppmask_jax.runs import checkpoint, history, metrics, workdir
 from dppmask_jax.words import count
 
@@ -47,6 +47,7 @@ class Terms(NamedTuple):
     """What may change in a run that goes on.
 
     Attributes:
+      known: the fields of the config. What the run's lacks came later, see `fields.with_later`.
       free: fields that may, see `fields.free`. What a measure means goes into the history.
       free_of_start: those of the run that a fine-tuning started from.
       fixed: whether a field may not, whatever is allowed.
@@ -58,6 +59,7 @@ class Terms(NamedTuple):
       refuse: called first with the config of the steps so far; may raise InputError.
     """
 
+    known: Mapping[str, Field] = MappingProxyType({})
     free: Mapping[str, str] = MappingProxyType({})
     free_of_start: Collection[str] = ()
     fixed: Callable[[str], bool] = lambda field: True
@@ -102,7 +104,7 @@ def _start(folder: Path, config, images: dict, terms: Terms) -> Start:
         return Start(record=record)
     if "history" in newest.meta:
         record["history"] = newest.meta["history"]
-    old = workdir.from_json(newest.meta["config"])
+    old = workdir.from_json(with_later(newest.meta["config"], terms.known))
     terms.refuse(old)
     changed, moved = differences(
         {**workdir.to_json(old), _IMAGES: newest.meta.get(_IMAGES)},
@@ -199,7 +201,10 @@ def differences(
 
 def _other_encoder(old: Mapping, new: Mapping, free: Collection[str]) -> dict:
     """How two runs, as a fine-tuning keeps that which it started from, differ."""
-    configs = [{**run["config"], _IMAGES: run.get(_IMAGES)} for run in (old, new)]
+    configs = [
+        {**workdir.to_json(workdir.from_json(run["config"])), _IMAGES: run.get(_IMAGES)}
+        for run in (old, new)
+    ]
     changed, _ = differences(*configs, free)
     changed = {f"config.{field}": values for field, values in changed.items()}
     for name in ("step", "history"):
