@@ -65,6 +65,7 @@ def _maskfeat(config, dataset):
     config.model.qv_bias = False
     if dataset == "imagenet1k":
         config.epochs = 300.0
+        config.mask.ratio = 0.3979  # 78 of 196 patches
         config.model.drop_path = 0.0
         config.data.crop_scale = (0.5, 1.0)
         config.optim.base_lr = 2e-4

@@ -10,6 +10,7 @@ from dppmask_jax import parallel
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import one_line
 from dppmask_jax.evals.probe import no_knn_because, with_error
+from dppmask_jax.masking import own
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.encoders import name_of
@@ -100,7 +101,8 @@ def next_steps(config, folder, probed: bool) -> list[str]:
     folder, kind = shlex.quote(str(folder)), METHODS[config.method]
     ideas = []
     if kind.masks:
-        ideas.append(f"python -m dppmask_jax.figures --workdir={folder} --images YOUR.jpg")
+        masker = own.flag(config.mask)
+        ideas.append(f"python -m dppmask_jax.figures --workdir={folder}{masker} --images YOUR.jpg")
     if probed:
         ideas.append(f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}")
     if kind.masks:

@@ -539,6 +539,33 @@ def test_gradients_reach_the_student_and_never_the_teacher(strategy):
         assert np.any(gradient != 0), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
+def test_a_thrown_patch_is_hidden_from_the_student_and_not_predicted(monkeypatch):
+    def build(mask):
+        def draw(keys, count, seen, most):
+            order = jnp.broadcast_to(jnp.arange(16), (len(keys), 16))
+            thrown = order >= count[:, None]
+            return masking.Mask(order, jnp.zeros_like(thrown), count, thrown), {}
+
+        return masking.Masker(draw, frozenset(), "thrown")
+
+    monkeypatch.setitem(masking.MASKERS, "thrown", masking.MaskerKind(build))
+    config = tiny.config(
+        "ibot", **PLAIN, data__local_views=0, model__size="nano", mask__strategy="thrown",
+        mask__ratio=(0.5,), mask__ratio_var=(0.0,),
+    )  # fmt: skip
+    _, _, params, extra = built()
+    loss = ibot.build(config, Plan(4, 20)).turns[0].loss
+
+    def of_embed(embed):
+        value, (metrics, _) = loss({**params, "mask_embed": embed}, extra, batch, KEY, 0)
+        return value, metrics["loss_patch"]
+
+    batch = batch_of(num_local=0)
+    gradient, of_patches = jax.jit(jax.grad(of_embed, has_aux=True))(params["mask_embed"])
+    assert np.any(gradient != 0) and of_patches == 0
+
+
 def adamw(**changes):
     arguments = {
         "learning_rate": optim.linspace_cosine(1e-3, 1e-6, 2, 20),

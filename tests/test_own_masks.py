@@ -12,7 +12,7 @@ import tiny
 
 import dppmask_jax
 from dppmask_jax import config as config_checks
-from dppmask_jax import masking
+from dppmask_jax import announcement, masking
 from dppmask_jax.data import loader
 from dppmask_jax.data.sources import opening
 from dppmask_jax.errors import InputError
@@ -67,6 +67,7 @@ def test_a_run_with_own_masks_is_encoded_without_them_and_names_their_file(own_f
     ((mask, _),) = run_masks.draw(run, images, 0, [run_masks.way(run, "checkerboard", 8)])
     assert mask.mask.sum() == 8
     assert not capsys.readouterr().out
+    assert f"--masker={own_file} --images" in announcement.next_steps(run.config, folder, False)[0]
     # Another file is another config, and figures say so.
     old = to_json(run.config)
     own_file.write_text(own_file.read_text() + "\n")
@@ -143,7 +144,7 @@ def test_masks_of_a_file_reach_their_images(tmp_path, method, dtype):
         method, mask__strategy="file", mask__path=str(tmp_path / "masks.npy"), **ratio
     )
     config_checks.check(config)
-    train, val = proposed.with_masks(config, train, val)
+    images, (train, val) = train, proposed.with_masks(config, train, val)
     built = config_checks.METHODS[method].build(config, Plan(1, 1))
     stream = loader.train_stream(
         train, example=built.example, extras=built.extras, batch_size=8, seed=0
@@ -161,6 +162,10 @@ def test_masks_of_a_file_reach_their_images(tmp_path, method, dtype):
         np.take_along_axis(np.asarray(mask.mask), np.asarray(mask.order), axis=1),
         np.arange(16) >= np.asarray(mask.count)[:, None],
     )
+    # Another file is other data, where a run goes on.
+    identity = train.identity()
+    np.save(tmp_path / "masks.npy", rows[::-1].astype(dtype))
+    assert len({identity, train.identity(), images.identity()}) == 3
     # Validation images have none in the file: random ones of as many patches, which is said.
     assert "validation images have no mask in" in val.notes[-1]
     assert {int(val.extras(i)["proposed"].sum()) for i in range(9)} == {built.num_masked[1]}

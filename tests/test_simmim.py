@@ -1,10 +1,12 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import simmim as recipe
 from dppmask_jax import config as pretraining
-from dppmask_jax.methods import simmim
+from dppmask_jax import masking
+from dppmask_jax.methods import simmim, single_view
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.training import build
 
@@ -38,6 +40,7 @@ def test_maskfeats_rate_is_a_cosine():
     built, plan, rate = rates("dataset=imagenet1k,target=hog")
     assert plan.peak_lr == pytest.approx(2e-4 * built.batch_size / 256) and rate(0) == 0
     assert rate(plan.warmup_steps) == pytest.approx(plan.peak_lr)
+    assert single_view.visible_count(built) == 196 - 78
     middle = (plan.warmup_steps + plan.total_steps) // 2
     assert rate(middle) == pytest.approx(plan.peak_lr / 2, rel=1e-4)
 
@@ -66,3 +69,28 @@ def test_what_is_hidden_does_not_enter_the_loss_of_what_is_predicted():
     np.testing.assert_array_equal(first[0, 8:], second[0, 8:])
     np.testing.assert_array_equal(first[1, :8], second[1, :8])
     np.testing.assert_allclose(first[0, :8], images[0, :8] / 255.0, atol=1e-6)
+
+
+def test_a_thrown_patch_is_neither_seen_nor_predicted(monkeypatch):
+    def build(mask):
+        def draw(keys, count, seen, most):
+            order = jnp.tile(jnp.arange(4, dtype=jnp.int32), (len(keys), 1))
+            return masking.Mask(order, order == 2, jnp.full(len(keys), 2), order == 3), {}
+
+        return masking.Masker(draw, frozenset(), "thrown")
+
+    monkeypatch.setitem(masking.MASKERS, "thrown", masking.MaskerKind(build))
+    built = config(data__flip=False, mask__strategy="thrown")
+    method = simmim.build(built, Plan(5, 10))
+    params, _ = jax.jit(method.init)(jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    loss = jax.jit(
+        lambda x: method.turns[0].loss(
+            params, {}, {"image": x, "index": np.arange(2)}, jax.random.key(1), 0
+        )[0]
+    )
+    others = [images.copy() for _ in range(3)]
+    others[0][:, 8:, 8:] //= 2  # patch 3, thrown
+    others[1][:, 8:, :8] //= 2  # patch 2, predicted
+    others[2][:, :8, :8] //= 2  # patch 0, seen
+    assert [bool(loss(x) == loss(images)) for x in others] == [True, False, False]

@@ -100,7 +100,7 @@ def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
     masks = {}
     for way, (mask, _) in zip(ways, run_masks.draw(run, images, seed, ways), strict=True):
         label = way.masker.label.replace(" (", "\n(")
-        masks[f"{label[:1].upper()}{label[1:]}\n{np.mean(mask.mask):.0%}"] = mask.mask
+        masks[f"{label[:1].upper()}{label[1:]}\n{np.mean(mask.hidden):.0%}"] = mask.hidden
     return draw_attention(
         images,
         np.asarray(run.attention(images)),

@@ -37,7 +37,7 @@ _CAPTIONS = {"random": "{} random"}  # of how many are visible, by the strategy
 class Shown(NamedTuple):
     """One way of masking some images, as `draw_masks` shows it.
 
-    `name` is a key of COLORS, or another, which has OTHER_ONLY; `mask` (R, N) bool, True = masked;
+    `name` is a key of COLORS, or another, which has OTHER_ONLY; `mask` (R, N) bool, True = hidden;
     `captions` stand below the masks, one an image; `reconstruction` (R, H, W, 3) uint8 is what a
     model makes of the visible patches.
     """
@@ -140,13 +140,13 @@ def mask_figure(
     ways = compared(run, tau)
     columns = []
     for way, (mask, metrics) in zip(ways, run_masks.draw(run, images, seed, ways), strict=True):
-        visible = (~mask.mask).sum(axis=1)
+        visible = (~mask.hidden).sum(axis=1)
         if "num_greedy" in metrics:
             captions = list(map(pick_caption, metrics["num_greedy"], visible))
         else:
             captions = [_CAPTIONS.get(way.strategy, "{} visible").format(n) for n in visible]
         name, _, _ = way.masker.label.partition(" (")
-        columns.append(Shown(name, _title(run, way), mask.mask, captions, rebuild(mask.order)))
+        columns.append(Shown(name, _title(run, way), mask.hidden, captions, rebuild(mask.order)))
     note = run_masks.hidden_note(ways[0].num_hidden, run_masks.num_patches(run))
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"

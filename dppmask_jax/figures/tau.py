@@ -71,7 +71,7 @@ def tau_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
     num_hidden = run_masks.hidden_by(run, run.config.mask.strategy)
     return draw_tau(
         images,
-        dict(zip(TAUS, drawn.mask, strict=True)),
+        dict(zip(TAUS, drawn.hidden, strict=True)),
         dict(zip(TAUS, greedy, strict=True)),
         run.config.model.patch_size,
         run_masks.hidden_note(num_hidden, drawn.mask.shape[-1]),

@@ -34,6 +34,11 @@ class Mask(NamedTuple):
     thrown: Bool[Array, " N"] | None = None  # True = neither seen nor predicted; None: none is
     num_greedy: Int[Array, ""] | None = None  # greedy picks among them, from `export_masks`
 
+    @property
+    def hidden(self) -> Bool[Array, " N"]:
+        """True = not seen: masked or thrown."""
+        return self.mask if self.thrown is None else self.mask | self.thrown
+
 
 class Seen(NamedTuple):
     """What a method shows a masker of a batch. None: it has no such thing.

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import os
 import runpy
+import shlex
 from pathlib import Path
 
 from dppmask_jax.errors import InputError
@@ -51,6 +52,13 @@ def load(file: str) -> None:
     except Exception as error:  # whatever the user's file does
         words = " ".join(str(error).split())
         raise InputError(f"--masker={file}: {type(error).__name__}: {words}") from error
+
+
+def flag(mask) -> str:
+    """What names the file of a run's masks on a command line, after a space; "" where the package
+    has them."""
+    own = mask.strategy in MASKERS and _file_of(MASKERS[mask.strategy])
+    return f" --masker={shlex.quote(str(own))}" if own else ""
 
 
 def check(mask) -> None:

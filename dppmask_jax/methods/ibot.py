@@ -259,10 +259,10 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
             if "proposed" in batch
             else None,
         )
-    # Every masked patch of a view and, where it has fewer than the most, some visible ones.
+    # Every masked or thrown patch of a view and, where they are fewer than the most, visible ones.
     chosen = masks.order[:, parts.num_patches - parts.num_masked[1] :]
     of_teacher = teacher_logits(net, teacher, tokens, chosen)
-    of_student = student_logits(net, params, images, masks.mask, chosen, drop_keys)
+    of_student = student_logits(net, params, images, masks.hidden, chosen, drop_keys)
     # (views, B, C)
     of_teacher["class"], of_student["class"] = (
         logits["class"].reshape(-1, num, logits["class"].shape[-1])

@@ -94,18 +94,18 @@ def teacher_logits(net: Network, teacher, tokens, chosen):
     }
 
 
-def student_logits(net: Network, params, images, mask, chosen, drop_keys):
+def student_logits(net: Network, params, images, hidden, chosen, drop_keys):
     """Of the class tokens of all views (V B, C), and of the chosen patches (2B, M, C).
 
     Args:
       images: the global views, and the local ones or None.
-      mask: (2B, N) bool, of the global views.
+      hidden: (2B, N) bool, of the global views.
       drop_keys: (V B,).
     """
     global_images, local_images = images
     num_global = len(global_images)
     tokens = net.encoder.encode(
-        params["encoder"], global_images, drop_keys[:num_global], mask, params["mask_embed"]
+        params["encoder"], global_images, drop_keys[:num_global], hidden, params["mask_embed"]
     )
     class_tokens = tokens.cls
     if local_images is not None:

@@ -105,7 +105,7 @@ def build(config, plan: Plan) -> Method:
             features=lambda: features_of(params, views.images),
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
-        pred = predict(params, views.images, mask.mask, views.drop_keys)
+        pred = predict(params, views.images, mask.hidden, views.drop_keys)
         return target.loss(pred, target.of(views.raw), mask.mask), (metrics, {})
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 
 import numpy as np
 
 from dppmask_jax import masking
+from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.masking import from_file
 from dppmask_jax.methods import METHODS
@@ -33,7 +35,11 @@ def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Sourc
     method = METHODS[config.method].build(config, Plan(1, 1))
     fewest, most = method.num_masked
     from_file.check_rows(mask.path, len(train), rows * columns, fewest, most)
-    train = dataclasses.replace(train, extras=functools.partial(_row, mask.path, train.extras))
+    train = dataclasses.replace(
+        train,
+        extras=functools.partial(_row, mask.path, train.extras),
+        identity=functools.partial(_identity, mask.path, train.identity),
+    )
     if val is not None:
         at_random = functools.partial(_random_row, rows * columns, most, val.extras)
         note = f"validation images have no mask in {mask.path}: random ones of {most} patches"
@@ -42,6 +48,11 @@ def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Sourc
 
 
 _opened = functools.lru_cache(maxsize=4)(from_file.read)  # once in each loading process
+
+
+def _identity(path: str, of_images) -> str:
+    with open(path, "rb") as file:
+        return identity.of_texts(of_images(), hashlib.file_digest(file, "blake2b").hexdigest())
 
 
 def _row(path: str, extras, i: int) -> dict:
