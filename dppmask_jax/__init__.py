@@ -5,7 +5,7 @@
 
 
 def load_encoder(workdir, *, image_size=None, dtype=None):
-    """The trained encoder of a run; see `dppmask_jax.pretrained.load_encoder`."""
+    """The trained encoder of a run; see `dppmask_jax.runs.run.load_encoder`."""
     from dppmask_jax import extras
 
     if absent := extras.missing():

@@ -20,7 +20,7 @@ def run(main) -> None:
     """Parses the flags and calls `main(argv)`. Does not return."""
     if str(config_faults.PROJECT) not in sys.path:
         sys.path.append(str(config_faults.PROJECT))  # config files import from configs/
-    # In place, because ml_collections looks here for the fields that are changed.
+    # In place, because ml_collections reads the overrides of fields from sys.argv.
     sys.argv[:] = config_faults.files_first(["--help" if w == "-h" else w for w in sys.argv])
     app.run(_answering_bad_input(main), flags_parser=_parse_flags)
 
@@ -67,7 +67,7 @@ def _parse_flags(argv):
         return rest
     except SystemExit:
         if any(word.lstrip("-") in _HELP for word in argv):
-            sys.exit(0)  # absl has 1
+            sys.exit(0)  # absl's status after a help is 1
         return fail("the config file calls sys.exit; get_config has to return a config")
     except Exception as error:
         return fail(config_faults.what_is_wrong(error, argv))
@@ -84,7 +84,7 @@ def _answering_bad_input(main):
 
 
 def _is_news(record) -> bool:
-    """False where orbax logs an exception that it then raises, or waiting that was meant."""
+    """False where orbax logs an exception that it then raises, or a wait that is intended."""
     known = record.exc_info or "Waiting for previous save" in str(record.msg)
     return not (known and "/orbax/" in record.pathname)
 
@@ -107,5 +107,5 @@ def _answering(main):
 
 def _end(message, status: int) -> None:
     terminal.show(one_line(str(message)), sys.stderr)
-    terminal.flush(sys.stdout)  # or Python, which fails to, changes the status
+    terminal.flush(sys.stdout)  # a failing flush at the exit would change the status
     sys.exit(status)

@@ -118,7 +118,7 @@ def check(config) -> None:
         _check_needs(config)
 
 
-# What a method has not that cannot show a masker this field of its `Seen`.
+# {field of `Seen`: what a method lacks that leaves it None, in words}.
 _NOTHING = {
     "features": "no features",
     "attention": "no teacher",
@@ -147,7 +147,7 @@ def _check_encoder(config) -> None:
 
 
 def _check_needs(config) -> None:
-    """Raises InputError where the masks want to see what the method or its encoder cannot show."""
+    """Raises InputError where the masker needs what the method or its encoder cannot show."""
     method, strategy = METHODS[config.method], config.mask.strategy
     hidden = _not_shown(config)
 

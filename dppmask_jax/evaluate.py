@@ -27,7 +27,7 @@ def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -
       What `evaluate` returns, of each run.
 
     Raises:
-      InputError: one of them will not do; none was evaluated.
+      InputError: as for `evaluate`, for any of the runs; none was evaluated.
     """
     checks.check(config)
     folders = [Path(checkpoint) for checkpoint in checkpoints]
@@ -52,8 +52,8 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
       The path of eval_TASK.json, see `result_name`.
 
     Raises:
-      InputError: the config, the checkpoint, the data or the workdir will not do, or another
-        process is at the same task there.
+      InputError: the config is wrong, the checkpoint, the data or the workdir does not fit it, or
+        another process is at the same task there.
       Stopped: a training was stopped by a signal, or could not save.
     """
     checks.check(config)
@@ -78,7 +78,7 @@ def _locked(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Outc
 def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Outcome]:
     evaluation = _opened(config, checkpoint, folder)
     config, run = evaluation.config, evaluation.run
-    # What one process writes from here on, another must not find while it looks at the input.
+    # Barrier: no process writes before all have checked their input.
     parallel.wait_for_all("the input was looked at")
     _say(f"{config.task}: {checkpoint} ({_named(run)}, step {run.step:,})")
     for note in notes_of(evaluation.train, evaluation.val):
@@ -152,7 +152,7 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
     """An evaluation that can run.
 
     Raises:
-      InputError: the checkpoint, the data or a training in the folder will not do.
+      InputError: the checkpoint, the data or a training in the folder does not fit the config.
     """
     run = load_run(
         checkpoint, image_size=config.image_size, dtype=config.get("model", {}).get("dtype") or None

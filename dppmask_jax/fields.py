@@ -52,6 +52,7 @@ class Field(NamedTuple):
 
 
 def is_whole(value) -> bool:
+    """Whether a value is an int, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -65,16 +66,19 @@ def _as_float32(value: float) -> float:
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Rule:
+    """An int from `low` to `high`."""
     words = f"a whole number from {low}" + (f" to {high}" if high < 2**31 - 1 else " up")
     return Rule(lambda value: is_whole(value) and low <= value <= high, words, int)
 
 
 def number(low: float, high: float = math.inf) -> Rule:
+    """An int or float from `low` to `high`."""
     words = f"a number from {low:g}" + (f" to {high:g}" if high < math.inf else " up")
     return Rule(lambda value: is_number(value) and low <= value <= high, words, float)
 
 
 def above(low: float, below: float = math.inf) -> Rule:
+    """An int or float above `low` and below `below`, also as float32."""
     words = f"a number above {low:g}" + (f" and below {below:g}" if below < math.inf else "")
     return Rule(
         lambda value: is_number(value) and low + _SMALLEST <= value < below,
@@ -84,6 +88,7 @@ def above(low: float, below: float = math.inf) -> Rule:
 
 
 def above_to(low: float, high: float) -> Rule:
+    """An int or float above `low`, also as float32, and at most `high`."""
     return Rule(
         lambda value: is_number(value) and low + _SMALLEST <= value <= high,
         f"a number above {low:g} to {high:g} (float32)",
@@ -92,10 +97,13 @@ def above_to(low: float, high: float) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
+    """One of some words."""
     return Rule(lambda value: isinstance(value, str) and value in choices, " | ".join(choices))
 
 
 def pair(each: Rule, words: str, ordered: bool = False) -> Rule:
+    """Two values of a rule, the first not above the second where they are `ordered`."""
+
     def holds(value):
         return (
             isinstance(value, (tuple, list))
@@ -108,6 +116,8 @@ def pair(each: Rule, words: str, ordered: bool = False) -> Rule:
 
 
 def several(each: Rule, words: str, different: bool = False) -> Rule:
+    """One or more values of a rule, each once where they are to be `different`."""
+
     def holds(value):
         return (
             isinstance(value, (tuple, list))
@@ -120,6 +130,7 @@ def several(each: Rule, words: str, different: bool = False) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
+    """What a rule allows, or None."""
     return rule._replace(
         holds=lambda value: value is None or rule.holds(value), allowed=f"{rule.allowed}, or None"
     )

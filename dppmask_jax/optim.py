@@ -31,7 +31,7 @@ ADAMW_FIELDS = LARS_FIELDS | {
     "optim.epsilon": Field(1e-8, above(0), "added to the root of that mean"),
     "optim.clip_norm": Field(0.0, number(0), "largest norm of the gradient; 0 is off"),
 }
-# Of AdamW in pre-training ...
+# The fields of AdamW in pre-training.
 FIELDS = ADAMW_FIELDS | {
     "optim.weight_decay_end": Field(
         None, optional(number(0)), "weight decay at the end of a cosine; None keeps it"
@@ -40,7 +40,7 @@ FIELDS = ADAMW_FIELDS | {
         False, FLAG, "clip each tensor by itself, instead of all by their global norm"
     ),
 }
-# ... and in fine-tuning.
+# The fields of AdamW in fine-tuning.
 FINETUNE_FIELDS = ADAMW_FIELDS | {
     "optim.layer_decay": Field(
         0.65, above_to(0, 1), "factor of the learning rate from a layer to the one below"
@@ -130,7 +130,7 @@ def cosine(start: float, end: float, total_steps: int):
 
 
 def clip_by_tensor_norm(limit: float) -> optax.GradientTransformation:
-    """Scales each tensor by limit / (norm + 1e-6) where that is below 1"""
+    """Scales each tensor by limit / (norm + 1e-6) where that is below 1 (iBOT's code)."""
 
     def clip(gradient):
         norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))

@@ -24,7 +24,7 @@ AXIS = "batch"
 LOST_AFTER_SECONDS = 60  # without a word from a process, the others end
 
 
-# Of JAX, by its own defaults: they decide what a seed draws, and in what precision.
+# JAX's defaults of the settings that decide what a seed draws, and in what precision.
 _SETTINGS = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -100,7 +100,7 @@ def _check_processes(coordinator: str, num_processes: int, process_id: int) -> N
 
 
 def _join(*who) -> None:
-    # It would take SIGTERM for itself; a run has its own answer to that.
+    # JAX's preemption service would take SIGTERM, which a run handles itself.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(*who, heartbeat_timeout_seconds=LOST_AFTER_SECONDS)
 
@@ -164,7 +164,7 @@ def describe() -> str:
 
 
 def idle_dtype(dtype: str) -> str:
-    """What a dtype costs here and does not bring, in words; "" where it brings something."""
+    """Why a dtype only costs precision on these devices, in words; "" where it saves time."""
     if dtype != "bfloat16" or jax.devices()[0].platform != "cpu":
         return ""
     return "on a CPU bfloat16 costs precision and saves no time: add --config.model.dtype=float32"
@@ -213,7 +213,7 @@ def split_batch(batch):
 def data_parallel_update(step, devices=None):
     """Compiles `step(state, batch, shared) -> (state, metrics)` for all devices.
 
-    Inside, use `mean` on everything that has to agree. The old state is given up.
+    Inside, use `mean` on everything that has to agree. The old state is donated.
 
     Args:
       devices: what to compile for, such as a topology that is not there; None is all there are.
@@ -262,7 +262,7 @@ def all_rows(tree):
 
 def mean(tree):
     """Mean of floats over all devices; only inside a function compiled here."""
-    # The mean over one device is a copy of everything, and CPUs make it.
+    # pmean over a single device copies everything on a CPU.
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
@@ -279,7 +279,7 @@ def largest(tree):
 def to_host(tree):
     """Replicated arrays as NumPy ones.
 
-    A CPU's are views, and as long as one lives, its buffer cannot be donated.
+    On a CPU they are views: as long as one lives, its buffer cannot be donated.
     """
     return jax.tree.map(
         lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree

@@ -48,8 +48,8 @@ def train(
         config.json and the checkpoints keep the history.
 
     Raises:
-      InputError: the config, the data or the workdir will not do, or the workdir holds steps that
-        were made with another config (see `resuming`); nothing was changed.
+      InputError: the config, the data or the workdir is wrong, or the workdir holds steps that were
+        made with another config (see `resuming`); nothing was changed.
       loop.TrainingDiverged: too many steps in a row were not finite.
       Stopped: by a signal, or because nothing could be saved.
     """
@@ -101,7 +101,7 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
     )
     if parallel.is_main():
         drawn = [] if start.step >= plan.total_steps else _draw(config, folder, state)
-        # Of a finished run, what was found was found with the config that it has.
+        # A finished run was measured with the config that it has kept.
         config = config if start.step < plan.total_steps else start.config
         announcement.finish(training, config, int(state.step), drawn, val_source)
 

@@ -47,7 +47,7 @@ from dppmask_jax.sweeps import records, summary
 from dppmask_jax.sweeps.grid import Point, grid_points, words
 from dppmask_jax.training import resuming
 
-# Of metrics.jsonl.
+# Fields of metrics.jsonl that are no results.
 _NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
 
 
@@ -66,8 +66,8 @@ def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "")
       "evaluation" (what eval_TASK.json holds) and "pretraining" (the last value of each metric).
 
     Raises:
-      InputError: the grid, a config of one of its points, the data or the folder will not do;
-        nothing was trained.
+      InputError: the grid, the config of a point, the data or the folder is wrong; nothing was
+        trained.
       loop.TrainingDiverged: too many steps of a pre-training in a row were not finite.
       Stopped: by a signal, or because nothing could be saved.
     """

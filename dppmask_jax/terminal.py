@@ -1,4 +1,4 @@
-"""Lines for whoever watches a run. A terminal that was closed, or a `tee` that ended, ends none."""
+"""Lines for whoever watches a run, which goes on where the terminal is closed or a `tee` ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GONE = (errno.EIO, errno.EPIPE)
 
 
 def show(line: str, file: TextIO) -> None:
-    """Prints a line at once; where nobody reads any more, it is lost, and so are all later ones.
+    """Prints a line at once. Where the reader is gone, this line and all later ones are dropped.
 
     Raises:
       OSError: it cannot be written for another reason, such as a full disk.

@@ -257,7 +257,7 @@ def test_an_interrupted_finetuning_gives_the_same(finetuned, mae_run, squares, t
             again()
     assert not (tmp_path / "eval_finetune.json").exists()
     backgrounds = {"data__source": squares, "classifier": "finetune"}
-    with pytest.raises(InputError, match=r"wants a finished training in .*; run task=finetune"):
+    with pytest.raises(InputError, match=r"needs a finished training in .*; run task=finetune"):
         found(mae_run, tmp_path, "task=backgrounds", **backgrounds)
     assert again()["metrics"] == out["metrics"]
     one, other = (
@@ -339,7 +339,7 @@ def test_the_background_challenge_with_a_trained_classifier(finetuned, mae_run, 
     assert out["ceiling"] == 1.0
     gap = out["variants"]["mixed_same"]["accuracy"] - out["variants"]["mixed_rand"]["accuracy"]
     assert out["bg_gap"] == gap
-    with pytest.raises(InputError, match=r"wants a finished training in .*seed-1; run"):
+    with pytest.raises(InputError, match=r"needs a finished training in .*seed-1; run"):
         found(mae_run, workdir, "task=backgrounds", classifier_seed=1, **settings)
 
 
@@ -482,7 +482,7 @@ def refused(mae_run, ibot_run, tmp_path, colours):
         "batch": (mae_run, "task=linear", {"batch_size": 6}, "is not a positive multiple of 4"),
         "no masks": (mae_run, "task=backgrounds", {"data__source": colours}, "foreground masks"),
         "not trained": (
-            mae_run, "task=backgrounds", {"classifier": "linear"}, "wants a finished training",
+            mae_run, "task=backgrounds", {"classifier": "linear"}, "needs a finished training",
         ),
         "no pixels": (ibot_run, "task=reconstruct", {}, "an iBOT run reconstructs no pixels"),
         "warm-up": (mae_run, "task=linear", {"epochs": 0.5}, "config.optim.warmup_epochs"),

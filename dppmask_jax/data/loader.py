@@ -119,8 +119,8 @@ def train_stream(
       int32, -1 where there is none, or (b, C) int32 where the source's labels are C numbers;
       "index" (b,) int32, the example's position in the stream (step * batch_size + place in the
       batch, modulo 2**31); "row" (b,) int32, the number of its image in the source; "bad" (b,)
-      bool, whether that is another one than was drawn, which is unreadable (the next readable one
-      in the source's order).
+      bool, True where the image that was drawn is unreadable, and the next readable one of the
+      source stands for it.
 
     Raises:
       InputError: while iterating, where a thousand images in a row (or all) are unreadable.
@@ -129,7 +129,7 @@ def train_stream(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     load = functools.partial(_load_drawn, source, order, example, extras, share, seed)
     first = start_step * share.size
-    # The length of a grain data set must fit into a word.
+    # The length of a grain data set must fit into 64 bits.
     positions = grain.MapDataset.range(first, sys.maxsize // 2)
     batches = _iterate(positions.map(load), share.size, workers)
     name = _Namer(source, log)
@@ -231,7 +231,7 @@ def _iterate(examples: grain.MapDataset, batch_size: int, workers: int) -> grain
 
 
 def _begin_worker(number: int, count: int) -> None:
-    """Leaves the signals that a whole job is sent to the process that trains, and ends with it."""
+    """Makes a worker ignore the signals that a whole job gets, and end with its parent."""
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -59,7 +59,7 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the data, the variants or the trained classifier will not do."""
+    """Raises InputError without labels, without variants or masks, or without the classifier."""
     require_labels(evaluation)
     config = evaluation.config
     if config.root:
@@ -162,7 +162,7 @@ def _trained(evaluation: Evaluation):
     finished = json.loads(result.read_text())["config"]["seeds"] if result.is_file() else []
     if config.classifier_seed not in finished:
         raise InputError(
-            f"config.classifier={config.classifier} wants a finished training in {folder}; run "
+            f"config.classifier={config.classifier} needs a finished training in {folder}; run "
             f"task={config.classifier} in this workdir first, or set config.classifier=ridge"
         )
     meta, state, step = checkpoint.read_newest(folder)
@@ -256,7 +256,7 @@ TASK = Task(
     unswept=lambda config: (
         ""
         if config.classifier == "ridge"
-        else f"config.classifier={config.classifier} wants a training that a sweep does not make; "
+        else f"config.classifier={config.classifier} needs a training that a sweep does not make; "
         "leave it at ridge"
     ),
 )

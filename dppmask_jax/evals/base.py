@@ -89,15 +89,15 @@ class Task(NamedTuple):
     """An evaluation, as `tasks.TASKS` has it.
 
     Attributes:
-      check: Evaluation -> None; raises InputError where the data, or what lies in the folder, will
-        not do.
+      check: Evaluation -> None; raises InputError where the data, or a training in the folder, does
+        not fit the task.
       run: Evaluation -> Result.
       fields: {name: Field}, what it reads of its config.
-      by_train: {value of `config.train`: fields}, of a task of which they depend on that.
-      check_fields: config -> None; raises InputError for what no single field tells.
+      by_train: {value of `config.train`: fields}, where the fields depend on what is trained.
+      check_fields: config -> None; raises InputError where fields do not fit one another.
       section: its part of the results page; None: it has no number to show.
       record: config -> the NAME of its eval_NAME.json, "" for that of the task.
-      unswept: config -> why no sweep can make it, in words; "": one can.
+      unswept: config -> why a sweep cannot run the task, in words; "" where it can.
       of_run: (record, logged values of the pre-training) -> baselines that the run measured.
     """
 
@@ -121,9 +121,9 @@ def _size_of_run() -> Field:
     )
 
 
-# Of every task ...
+# The fields of every task.
 COMMON_FIELDS = {"image_size": _size_of_run()}
-# ... and of those that encode the images of a data set.
+# The fields of tasks that encode the images of a data set.
 FIELDS = {
     **COMMON_FIELDS,
     "batch_size": build.FIELDS["batch_size"]._replace(note="images that are encoded at once"),

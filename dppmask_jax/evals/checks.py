@@ -14,7 +14,7 @@ def fields_of(task: str, train: str = "") -> dict[str, Field]:
     """The fields of a task's config by their full names, in the order in which they are shown.
 
     Args:
-      train: what is trained, of a task of which the fields depend on that; else of no consequence.
+      train: what is trained; only read where the fields of the task depend on it.
     """
     kind = TASKS[task]
     return {

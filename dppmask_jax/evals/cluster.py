@@ -1,4 +1,4 @@
-"""How far clusters agree with the classes, by the definitions that a paper's NMI and ACC may mean.
+"""Agreement of clusters and classes: NMI and ACC, by each definition that a paper may mean.
 
 iBOT (arXiv 2111.07832, section 4.1 and code): clusters are the prototypes that the teacher's class
 token is nearest to, on the evaluation crop or, as in its training log, on an augmented view; "acc"
@@ -45,7 +45,7 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the data will not do."""
+    """Raises InputError without labels, or with more clusters than images."""
     require_labels(evaluation)
     clusters, images = evaluation.config.num_clusters, len(evaluation.val)
     if clusters > images:
@@ -157,7 +157,7 @@ def _view_scores(evaluation):
             batch = next(stream)
             out = clusters((run.params, run.extra), batch)
             parts.append(parallel.all_rows({**out, "label": batch["label"], "bad": batch["bad"]}))
-    # The first pass over the images ends within the last batch; another stands for a bad one.
+    # The first pass over the images ends within the last batch. A bad row shows another image.
     found = jax.tree.map(lambda *rows: np.concatenate(rows)[: len(source)], *parts)
     teacher, student, labels = (found[n][~found["bad"]] for n in ("teacher", "student", "label"))
     return cluster_scores(teacher, labels), float(np.mean(teacher == student))

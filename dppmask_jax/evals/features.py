@@ -113,7 +113,7 @@ class _File:
         self._rows += len(rows)
 
     def array(self) -> np.ndarray:
-        with self._file as file:  # the map holds the file after that
+        with self._file as file:  # the map keeps the file open
             file.flush()
             return np.memmap(file, self._dtype, "r", shape=(self._rows, *self._shape))
 

@@ -35,8 +35,8 @@ FIELDS = FIELDS | {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the data, a training in the folder or, for no epochs, the
-    checkpoint's own head will not do."""
+    """Raises InputError without labels, where the folder holds another training or, for no epochs,
+    where the checkpoint's own head does not fit."""
     require_labels(evaluation)
     if evaluation.config.epochs:
         seeds.check(evaluation, evaluation.train.class_names)

@@ -40,15 +40,15 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the data will not do."""
+    """Raises InputError unless both splits have one label an image."""
     require_labels(evaluation)
 
 
 def run(evaluation: Evaluation) -> Result:
     """Accuracy for each feature and k, and that of the raw pixels.
 
-    It is what the probe of a run logs while it trains, of more features and k. Centred features
-    are another measure, beside it where `config.center` asks for them.
+    The probe of a run logs the same measure while it trains, for one feature and one k. Centred
+    features are another measure, shown beside it where `config.center` asks for them.
     """
     config = evaluation.config
     train, labels = frozen_features(evaluation, evaluation.train, _FEATURES, "training")

@@ -33,7 +33,7 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the data or a training in the folder will not do."""
+    """Raises InputError without labels, or where the folder holds another training."""
     require_labels(evaluation)
     if evaluation.config.solver == "lars":
         seeds.check(evaluation, evaluation.train.class_names)

@@ -65,7 +65,7 @@ FIELDS_BY_TRAIN = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the data or a training in the folder will not do."""
+    """Raises InputError without labels, or where the folder holds another training."""
     require_validation(evaluation)
     where = f"config.data.source={evaluation.config.data.source}"
     if evaluation.train.targets is None:

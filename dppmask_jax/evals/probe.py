@@ -232,7 +232,7 @@ def validation_loss(probed: Probed, method: Method, key, say) -> Callable[[Any],
 def neighbours(probed: Probed, method: Method, say):
     """A function of the training state: how well k nearest neighbours tell its images' classes.
 
-    It is the measure of task=knn (`scores.knn`, the protocol of DINO and iBOT), with the k, the
+    It is the measure of task=knn (`scores.nearest`, the protocol of DINO and iBOT), with the k, the
     temperature and the token of `config.evaluate`, on up to `evaluate.knn_images` of each split.
 
     Returns:

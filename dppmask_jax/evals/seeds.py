@@ -30,8 +30,8 @@ from dppmask_jax.words import count
 
 _SCORED = "images_scored"  # in the records of scores alone
 _SHOWN = 3  # scores that are printed after an epoch, unless they are those of the one before
-# These may change too while an evaluation goes on: each seed has a training of its own, and classes
-# have their own message.
+# Fields that may change too while an evaluation goes on: each seed is a training of its own, and
+# other classes are refused by `_refuse_other_names`.
 _FREE = {"seeds": "carried out", "class_names": "carried out"}
 
 SEEDS = several(whole(0), "a list of different whole numbers such as (0, 1, 2)", different=True)

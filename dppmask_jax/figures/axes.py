@@ -11,7 +11,7 @@ from dppmask_jax.figures.panels import FAINT, INK
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#56b4e9")
 
 
-_LEAST_SPAN = 0.1  # of an axis of shares: half a point must not fill it
+_LEAST_SPAN = 0.1  # of an axis of shares, so that half a point does not fill it
 
 
 def share_limits(shares: Sequence[float]) -> tuple[float, float]:

@@ -25,10 +25,10 @@ def write_run_figures(
 
     Args:
       out_dir: folder for the figures; made where it is missing.
-      run: a `run.Run`.
+      run: a `runs.run.Run`.
       images: (R, H, W, 3) uint8 of the run's image size.
       seed: of the masks; each image gets its own noise, the same in all figures.
-      borrow_statistics: see `run.Run.reconstruct`.
+      borrow_statistics: see `runs.run.Run.reconstruct`.
 
     Returns:
       The paths of the figures, in this order.

@@ -1,8 +1,8 @@
 """The masks that figures of a run draw.
 
 All masks of an image are drawn from the same noise, so random and DPP mask differ only by what the
-determinantal point process did. They are those of the end of the run and, where a step would draw
-something for all of its images, outside of any.
+determinantal point process did. They are those of the end of the run, outside of any step: what a
+step draws once for all of its images is left out.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from dppmask_jax.runs import integrity
 FOLDER = "checkpoints"
 _STATE, _META = "state", "meta"
 _PARTIAL = ".orbax-checkpoint-tmp"
-_LAST_WRITES_SECONDS = 60.0  # for each part of a checkpoint that failed
+_LAST_WRITES_SECONDS = 60.0  # to wait for each part of a failed checkpoint
 log = logging.getLogger(__name__)
 
 
@@ -36,10 +36,10 @@ class SaveFailed(OSError):
 
 
 class _AllWritten(ocp.type_handlers.NumpyHandler):
-    """Ends with the last of the arrays' writes, which run side by side, also if one of them failed.
+    """A handler that waits for the writes of all arrays, also where one of them fails.
 
-    Orbax ends with the first that fails, and closes the event loop that the others report to: they
-    make the folder anew that was removed, and complain on stderr with a traceback.
+    Orbax raises at the first failure, and closes the event loop that the other writes report to:
+    they make the removed folder anew, and print tracebacks on stderr.
     """
 
     async def _background_serialize(self, *args, **kwargs):
@@ -52,7 +52,7 @@ class _AllWritten(ocp.type_handlers.NumpyHandler):
 
 
 _WRITERS = ocp.type_handlers.create_type_handler_registry(
-    # Whose owner may change them, and cannot donate a CPU's buffers while views of them live.
+    # Copied: the caller may change the arrays, and a CPU's buffer with a view cannot be donated.
     (np.ndarray, _AllWritten(deepcopy_host_arrays=True)),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # never used; orbax warns where it is missing
 )
@@ -138,7 +138,7 @@ class Checkpoints:
             }
         )
         try:
-            self._remove_partial()  # of a save that timed out, and whose writes came later
+            self._remove_partial()  # left by a save that timed out and wrote on
             self._manager.save(step, args=args)
         except (OSError, ValueError) as error:
             self._give_up(error)
@@ -176,12 +176,12 @@ class Checkpoints:
         # checkpoints that this one was to replace.
         with contextlib.suppress(OSError, ValueError):
             self._manager.close()
-        # It raised the first error and left the rest to write on.
+        # The manager raised the first error, while other parts are still being written.
         for commit in [] if isinstance(error, TimeoutError) else self._commits:
             with contextlib.suppress(OSError, ValueError):
                 commit.result(_LAST_WRITES_SECONDS)
-        self._commits.clear()  # their errors hold the arrays
-        with contextlib.suppress(OSError):  # read-only by now: the next start removes it
+        self._commits.clear()  # their errors keep the arrays alive
+        with contextlib.suppress(OSError):  # the disk is read-only now: the next start removes it
             self._remove_partial()
         self._manager = self._open()
         raise SaveFailed(step, number) from error

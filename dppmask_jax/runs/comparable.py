@@ -14,12 +14,12 @@ from dppmask_jax.masking import MASKERS
 
 _DATA = ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size")
 _OF_LOSS = ("method", "mask.", "loss.", "model.patch_size", "model.prototypes", *_DATA)
-_NAMED = 4  # fields
+_NAMED = 4  # fields that a line lists
 _OF_KNN = ("evaluate.knn_", *_DATA)
 
 
 def warnings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines that say of which numbers the runs with these configs differ in what they measure.
+    """A line for each kind of number, losses or k-NN accuracies, that these runs cannot compare.
 
     Args:
       configs: of pre-training runs, as in config.json.
@@ -35,8 +35,10 @@ def warnings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def is_read(field: str, config: dict[str, Any]) -> bool:
-    """Whether a run's masks depend on a field, if it is one of maskers; those of a masker that is
-    not known here may depend on any."""
+    """Whether a run depends on a field of its config; False for fields of other maskers.
+
+    A masker that is not known here may read any field.
+    """
     if field == "mask.defined_in":  # the same masks may lie elsewhere
         return False
     strategy = config.get("mask.strategy")

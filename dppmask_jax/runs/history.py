@@ -2,7 +2,7 @@
 
 A history is a list of {"step": the last step before the change, "changed": {field: [old, new]}} in
 the order of the steps. The field "data" stands for the images; its values are those of
-`data.identity.of_splits`.
+`data.sources.identity.of_splits`.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 def held(folder: Path, name: str) -> Iterator[None]:
     """Holds `folder`/`name` while the context lasts; makes the folder if it is not there.
 
-    The lock is flock's: the kernel gives it up with the process, so that a file left by a killed
-    one is in nobody's way. On NFS it reaches as far as the server's locks do. Afterwards the file
-    is removed, and so is a folder made here that is still empty.
+    The lock is flock's: the kernel drops it when the process ends, so the file that a killed
+    process leaves blocks nobody. On NFS it keeps other hosts out where the server locks files.
+    Afterwards the file is removed, and so is a folder made here that is still empty.
 
     Raises:
       InputError: another process holds it; it is named, and nothing was changed.
@@ -32,7 +32,7 @@ def held(folder: Path, name: str) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    # Its own way without flock is a file that a killed process would leave locked.
+    # filelock's substitute for flock is a file that a killed process leaves behind, locked.
     lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         _take(lock, path)

@@ -24,8 +24,8 @@ from dppmask_jax import terminal, whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.words import count
 
-_FLUSH_SECONDS = 10  # of TensorBoard's file
-_SILENCE_SECONDS = 10.0
+_FLUSH_SECONDS = 10  # between flushes of TensorBoard's file
+_SILENCE_SECONDS = 10.0  # without a line, until one is printed
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -174,8 +174,11 @@ def show_figures(
 
 
 class _Events:
-    """TensorBoard's file of one process; from `first_step` on it hides earlier ones, unless that is
-    None. The writer of the library's front hides a full disk, and then waits for ever."""
+    """TensorBoard's file of one process.
+
+    Events of earlier files from `first_step` on are hidden, as their steps come again; None hides
+    none. tensorboardX's SummaryWriter is not used: on a full disk it stays silent, then hangs.
+    """
 
     def __init__(self, folder: Path, first_step: int | None):
         folder.mkdir(exist_ok=True)

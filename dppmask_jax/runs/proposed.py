@@ -20,10 +20,10 @@ NAME = "proposed"  # of the extra
 
 
 def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Source | None]:
-    """The splits of a pre-training config, whose images know the masks that are proposed for them,
-    where its masks are such.
+    """The splits with the masks of `mask.path` among their extras, under NAME.
 
-    Validation images, which the file has no masks for, have random ones of as many patches.
+    Where the config's masks come from elsewhere, the splits stay as they are. The file has no masks
+    for validation images, which get random ones of as many patches.
 
     Raises:
       InputError: see `from_file.check_rows`.

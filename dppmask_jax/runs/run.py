@@ -61,7 +61,7 @@ class Run:
       name: the kind with its article, as "an iBOT".
       step: the optimiser step of the checkpoint.
       history: what was changed in the run on the way, see `history`; empty for nearly all.
-      data_identity: of the images that it was trained on, see `data.identity`; None if unknown.
+      data_identity: of the training data, see `data.sources.identity`; None if unknown.
       method: the functions of the method, see `methods.base.Method`.
       params, extra: what they take.
       encoder: the parameters of the encoder that `encode` runs; None where the method trains none.
@@ -208,7 +208,7 @@ class Run:
             raise InputError("it does not know what it was trained on, as one that was imported")
         train_source, val_source = open_data(self.config)
         source = val_source or train_source
-        # Where none of so many can be read, one of more may.
+        # Where none of the first choice can be read, more are tried.
         for count in (min(num, len(source)), min(_TRIED, len(source))):
             indices = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
             (batch,) = loader.eval_batches(

@@ -73,7 +73,7 @@ def check_folder(workdir: Path) -> None:
 
 
 def write_config(config, workdir: Path, record: Mapping[str, Any] | None = None) -> None:
-    """Writes WORKDIR/config.json, replacing the old one at once.
+    """Writes WORKDIR/config.json in place of the old one, which is there until then.
 
     Args:
       record: what else it says, see `resuming.Start`.

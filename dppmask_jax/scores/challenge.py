@@ -29,8 +29,8 @@ def challenge(
       predict: (B, H, W, 3) uint8 -> (B,) int, the most likely of the model's C classes.
       variants: of each variant its batches of images and (B,) int labels; a row with label -1
         fills up a batch and does not count.
-      mapping: (C,) int, the class of the test of each of the model's classes, -1 for none (see
-        data/in9.py).
+      mapping: (C,) int, the class of the test of each of the model's classes, -1 for none; see
+        `data.sources.imagenet9.in9_of_model_class`.
       class_names: of the test, in order.
 
     Returns:

@@ -43,7 +43,7 @@ def accuracies(
       test_labels: (T,).
       ks: numbers of neighbours; all M of them where M < k.
       temperature: above 0.
-      mean: taken off all features first, such as the training mean (D,).
+      mean: subtracted from all features first, such as the training mean (D,).
     """
     nearest, labels = _nearest(train, train_labels, test, min(max(ks), len(train)), mean)
     right = dict.fromkeys(ks, 0)
@@ -62,7 +62,7 @@ def _nearest(train, train_labels, test, k: int, mean):
     """Similarities (T, k) and labels (T, k) of the nearest training images, nearest first."""
     nearest = [np.empty((0, 0))] * len(_chunks(len(test), _TEST_CHUNK))
     labels = list(nearest)
-    for rows in _chunks(len(train), _TRAIN_CHUNK):  # outermost: they may come from a file
+    for rows in _chunks(len(train), _TRAIN_CHUNK):  # outermost, so that a file is read once
         chunk = _unit_rows(train[rows] - mean)
         for part, test_rows in enumerate(_chunks(len(test), _TEST_CHUNK)):
             found, index = _top(chunk, _unit_rows(test[test_rows] - mean), k=min(k, len(chunk)))

@@ -1,4 +1,8 @@
-"""Ridge regression onto classes, in closed form."""
+"""Ridge regression onto classes, in closed form.
+
+Features are read in chunks: they may be a memory map of more than fits into memory, all of which
+scikit-learn's Ridge would load.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a measured mean may be from that of all images like those it was measured on.
+"""Standard errors of means over images.
 
 Each says how far another sample of images would move it, not how far another training would.
 """

@@ -118,8 +118,10 @@ def _folder_name(values: dict[str, Any]) -> str:
 
 
 def words(values: dict[str, Any]) -> str:
+    """The values of a point, such as "mask.ratio=0.5, mask.tau=0.9"."""
     return ", ".join(f"{field}={plain(value)}" for field, value in values.items())
 
 
 def plain(value) -> str:
+    """A value as tables and legends show it."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -95,7 +95,7 @@ def _is_done(record, point: Point, eval_config, folder: Path) -> bool:
 
 
 def _changes(old, new, prefix: str = "", free: Collection[str] = ()) -> list[str]:
-    """How a config that was kept differs from one of now, both as JSON, but for what may change."""
+    """How a kept config differs from the new one, both as JSON; fields that may change are free."""
     known = config_table.fields_of(new)
     old = fields.with_later(old, known)
     changed, _ = resuming.differences(old, new, {*fields.free(known, FREE), *free})

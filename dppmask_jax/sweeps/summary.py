@@ -109,7 +109,7 @@ def _mean_and_error(records: Sequence[dict]) -> tuple[float, float | None, str]:
 
 
 def histories(records: Sequence[dict]) -> list[str]:
-    """A line for each point that is not what the grid says of it from its first step on."""
+    """A line for each point whose config was changed while it trained."""
     pasts = {
         record["name"]: history.describe(record["evaluation"]["checkpoint"].get("history", ()))
         for record in records

@@ -31,7 +31,7 @@ class Start(NamedTuple):
 
     `step` is that of the checkpoint to go on from, where one is `restored`; `damaged` are the
     steps of newer ones, and `config` is what its steps were made with. `record` is what config.json
-    and the checkpoints say beside the config: "data_identity", see `data.identity`, and "history",
+    and the checkpoints say beside the config: "data_identity", see `identity`, and "history",
     see `history`. `notes` are lines on what changed.
     """
 
@@ -74,7 +74,7 @@ def start_in(folder: Path, config, images: Callable[[], dict], terms: Terms) -> 
     """Where a config starts in a folder; looked at by the main process, for all of them.
 
     Args:
-      images: () -> `data.identity.of_splits` of the data.
+      images: () -> `identity.of_splits` of the data.
 
     Returns:
       The start; in other processes than the main one with `step` and `restored` alone.

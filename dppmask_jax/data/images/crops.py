@@ -2,7 +2,7 @@
 
 Resampling is antialiased bicubic (a = -0.5) throughout: Pillow's, but for JPEGs while training that
 of cykooz.resizer, which is the same filter up to rounding, several times as fast. It copies the
-image, which the largest of the other formats, never shrunk as they are decoded, leave no room for.
+image: of the other formats, which are not shrunk while they are decoded, the largest leave no room.
 Flipping and normalising happen on the device, see augment.py.
 """
 
@@ -225,8 +225,8 @@ def _draw(rng, image: Image.Image, image_size, scale, ratio, box_of=random_box) 
 def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
     """Decodes an image once and resizes the views from it.
 
-    Of a JPEG no more than the views need is handed to the resizer, which copies it; where that
-    begins moves the rounding of its weights, and values by one grey level at most.
+    Of a JPEG the resizer, which copies its input, gets only the part that the views need. Where
+    that part begins changes the rounding of the weights, and values by one grey level at most.
 
     Args:
       data: the encoded image.
@@ -295,12 +295,11 @@ def _looked_at(start: int, length: int, wanted: int, shrink: int, side: int) -> 
 
 
 def _shrink(image: Image.Image, views: list[View]) -> int:
-    """What a JPEG's sides can be divided by on its way out of the decoder: 1, 2, 4 or 8.
+    """The factor by which the decoder shrinks a JPEG: 1, 2, 4 or 8.
 
-    That is much faster than resampling. Only down to twice the size wanted (by the view that needs
-    most): the rest is left to the bicubic filter, so that it still decides what the result looks
-    like. Nor are boxes in fractions of a pixel enlarged then, on some of which cykooz.resizer 4.0.1
-    crashes.
+    The decoder is much faster than the bicubic filter. It leaves at least twice the size wanted (by
+    the view that needs most), so that the filter still decides what the result looks like. Then no
+    box in fractions of a pixel is enlarged, either: on some, cykooz.resizer 4.0.1 crashes.
     """
     enlarge = 2 * max(max(v.width / v.box[2], v.height / v.box[3]) for v in views)
     room = min(side // math.ceil(side * enlarge) for side in image.size)

@@ -23,8 +23,8 @@ from PIL import Image, UnidentifiedImageError, features
 
 from dppmask_jax.data.images import greys
 
-# Of broken metadata and large images; what makes pixels unreadable is raised. A filter, because
-# warnings.catch_warnings is of no use in threads.
+# Pillow warns of broken metadata and large images; where pixels are unreadable, it raises. The
+# filter is global, because warnings.catch_warnings does not work in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 89_478_485  # refused beyond this, before decoding; where Pillow starts to warn
@@ -60,7 +60,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         sizes = [image.size]
-        if image.format == "TIFF":  # whatever the image's size, its decoder makes room for a tile
+        if image.format == "TIFF":  # its decoder allocates a whole tile, however small the image
             sizes.append([int(image.tag_v2.get(tag, 0)) for tag in _TILE])
     except UnidentifiedImageError as error:
         raise DecodeError(_instead(data)) from error
@@ -102,8 +102,8 @@ def jpeg_pixels(
     Args:
       data: the encoded image.
       image: what `open_image` made of it.
-      shrink: 1, or for what `can_be_shrunk` 2, 4 or 8, up to the shorter side; what both are
-        divided by, rounded up.
+      shrink: what both sides are divided by, rounded up: 1, or where `can_be_shrunk` 2, 4 or 8; at
+        most the shorter side.
       box: (left, top, right, bottom) of the part, in pixels of the shrunk image; not empty.
 
     Returns:
@@ -118,9 +118,9 @@ def jpeg_pixels(
             width, height = (-(-side // shrink) for side in image.size)
             whole = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
             return whole[top:bottom, left:right]
-        except ValueError:  # Pillow overlooks some faults, and is the judge of what is broken
+        except ValueError:  # Pillow decides below what is broken: it tolerates some faults
             pass
-    image = open_image(data)  # whose pixels nobody loaded yet
+    image = open_image(data)  # a fresh one: `draft` needs pixels that are not loaded
     image.draft(None, tuple(side // shrink for side in image.size))
     return np.asarray(to_rgb(image))[top:bottom, left:right]
 
@@ -262,7 +262,7 @@ def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-# How files begin that are often taken for images; what is read has another beginning.
+# (offset, bytes there, what it is) of files that are often taken for images and are not read.
 _OTHERS = (
     (4, b"ftypavi", "AVIF, which this Pillow does not read; install Pillow 11.3 or later"),
     (4, b"ftyphe", "HEIC; convert it to JPEG or PNG"),
@@ -274,7 +274,7 @@ _OTHERS = (
 
 
 def _instead(data: bytes) -> str:
-    """What bytes are of which Pillow knows no more than that it does not read them."""
+    """What bytes that Pillow does not recognise seem to be, in words."""
     if not data:
         return "the file is empty"
     for start, words, what in _OTHERS:

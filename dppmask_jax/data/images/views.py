@@ -97,11 +97,10 @@ def augment_view(
     """Changes colours, blurs, solarises and normalises one view of each image, at random.
 
     In this order, each with its own probability: brightness, contrast, saturation and hue changed
-    in random order; greyscale; Gaussian blur; values from
-    128 on inverted. These are the views of BYOL (arXiv 2006.07733) with the numbers of iBOT
-    (arXiv 2111.07832). There the first global view has blur_prob 1 and
-    solarize_prob 0, the second 0.1 and 0.2, the local ones 0.5 and 0. Meant to be called inside a
-    jitted step.
+    in random order; greyscale; Gaussian blur; values from 128 on inverted. These are the views of
+    BYOL (arXiv 2006.07733) with the numbers of iBOT (arXiv 2111.07832), whose first global view has
+    blur_prob 1 and solarize_prob 0, the second 0.1 and 0.2, the local ones 0.5 and 0. Meant to be
+    called inside a jitted step.
 
     Args:
       images: (B, H, W, 3) uint8.

@@ -20,7 +20,7 @@ def of_splits(train, val) -> dict[str, Any]:
     """{"training", "validation": numbers of images, "digest": text} of a data set.
 
     Args:
-      train, val: a `source.Source` each; `val` may be None.
+      train, val: a `base.Source` each; `val` may be None.
     """
     digest = _Digest()
     for split in (train, val):
@@ -36,7 +36,7 @@ def of_files(files, rows: np.ndarray, *about) -> str:
     """The identity of some files.
 
     Args:
-      files: a `files.Files`.
+      files: an `image_files.Files`.
       rows: (n,) int, which of them, in this order.
       about: what else there is to know of them: texts, arrays, tuples of texts, None.
     """
@@ -50,7 +50,7 @@ def of_files(files, rows: np.ndarray, *about) -> str:
 
 
 def of_texts(*texts: str) -> str:
-    """The identity of what a few texts say all of."""
+    """The identity of a data set that a few texts describe fully."""
     digest = _Digest()
     for text in texts:
         digest.add(text)

@@ -3,7 +3,7 @@
 The data set of the background challenge (Xiao et al., arXiv 2006.09994). A root holds one folder
 for each variant, ROOT/VARIANT/val/CLASS/*.JPEG; the classes are the class folders in sorted order
 (00_dog, 01_bird, 02_wheeled vehicle, 03_reptile, 04_carnivore, 05_insect, 06_musical instrument,
-07_primate, 08_fish). backgrounds.write makes the same layout of other data.
+07_primate, 08_fish). mixed_backgrounds.write makes the same layout of other data.
 """
 
 from __future__ import annotations

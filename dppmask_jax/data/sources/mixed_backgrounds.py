@@ -1,7 +1,7 @@
 """The background challenge, built from labelled images with foreground masks.
 
 The variants are those of Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object
-Recognition" (arXiv 2006.09994), whose own images are ImageNet's (in9.py reads them):
+Recognition" (arXiv 2006.09994), whose own images are ImageNet's (imagenet9.py reads them):
 
   original     the image as it is
   only_fg      the foreground on black

@@ -38,7 +38,7 @@ from dppmask_jax.fields import TEXT, Field, Rule, fraction_below_1, is_text
 _GREY_SAMPLE = 64  # files of a split that say what black and white are
 _LOOKED_AT = 4096  # names among which these are chosen
 _MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
-# Of each data set: its unreadable images that were named. A command opens some several times.
+# {data set: its unreadable images that were named}; a command opens some several times.
 _NAMED: dict[tuple[str, str | None], set[str]] = {}
 TFDS_VALIDATION = ("validation", "val", "test")
 _RECORDS_AT_ONCE = 256  # while all labels are read
