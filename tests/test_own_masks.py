@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 import dppmask_jax
-from dppmask_jax import config as config_checks
 from dppmask_jax import announcement, masking
+from dppmask_jax import config as config_checks
 from dppmask_jax.data import loader
 from dppmask_jax.data.sources import opening
 from dppmask_jax.errors import InputError
