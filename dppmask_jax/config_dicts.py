@@ -21,6 +21,8 @@ def built(fields: Mapping[str, Field]) -> config_dict.ConfigDict:
             node = node[group]
         if field.default is None:
             node[leaf] = config_dict.placeholder(field.rule.type)
+        elif field.rule.type is object:
+            node[leaf] = config_dict.FieldReference(field.default, field_type=object)
         else:
             node[leaf] = float(field.default) if field.rule.type is float else field.default
     return config

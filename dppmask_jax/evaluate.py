@@ -16,7 +16,9 @@ from dppmask_jax.figures.panels import save
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.runs import workdir as workdir_files
-from dppmask_jax.runs.run import Run, checked_image_size, encoder_options, load_run, open_data
+from dppmask_jax.runs.image_sizes import checked_image_size
+from dppmask_jax.runs.kinds import encoder_options
+from dppmask_jax.runs.run import Run, load_run, open_data
 
 
 def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:

@@ -115,6 +115,16 @@ def pair(each: Rule, words: str, ordered: bool = False) -> Rule:
     return Rule(holds, words, tuple)
 
 
+def sides(each: Rule) -> Rule:
+    """One value for both sides of an area, or (height, width)."""
+    both = pair(each, "")
+    return Rule(
+        lambda value: each.holds(value) or (isinstance(value, tuple) and both.holds(value)),
+        f"{each.allowed}, or two such as (16, 8)",
+        object,  # of flags: a number or a tuple
+    )
+
+
 def several(each: Rule, words: str, different: bool = False) -> Rule:
     """One or more values of a rule, each once where they are to be `different`."""
 

@@ -1,7 +1,9 @@
 """Images as sequences of patches, and where each patch is.
 
 Patches are numbered row by row: patch n of a grid with `columns` columns lies in row n // columns
-and column n % columns. Only jax and numpy are imported here.
+and column n % columns. A size of
+patches is one number of pixels for both sides, or (height, width). Only jax and numpy are imported
+here.
 """
 
 from __future__ import annotations
@@ -9,69 +11,91 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+PatchSize = int | tuple[int, int]
 
-def grid_shape(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+
+def sides(patch_size: PatchSize) -> tuple[int, int]:
+    """(height, width) of a patch in pixels.
+
+    Raises:
+      ValueError: it is neither a number nor two.
+    """
+    both = (patch_size, patch_size) if np.ndim(patch_size) == 0 else tuple(patch_size)
+    if len(both) != 2 or not all(isinstance(side, (int, np.integer)) for side in both):
+        raise ValueError(f"patch size {patch_size!r} must be an int or (height, width) in pixels")
+    return int(both[0]), int(both[1])
+
+
+def size_name(patch_size: PatchSize) -> str:
+    """A size of patches in words: "16", or "16x8" for patches 16 high and 8 wide."""
+    height, width = sides(patch_size)
+    return f"{height}" if height == width else f"{height}x{width}"
+
+
+def grid_shape(image_size: tuple[int, int], patch_size: PatchSize) -> tuple[int, int]:
     """The (rows, columns) of patches in an image of (height, width) pixels.
 
     Raises:
       ValueError: the patch size is not positive or does not divide both sides.
     """
-    height, width = image_size
-    if patch_size < 1 or height < 1 or width < 1 or height % patch_size or width % patch_size:
+    (height, width), (high, wide) = image_size, sides(patch_size)
+    if min(high, wide, height, width) < 1 or height % high or width % wide:
         raise ValueError(
-            f"image size {height}x{width} is not a multiple of the patch size {patch_size}; "
-            "choose a patch size that divides both sides"
+            f"image size {height}x{width} is not a multiple of the patch size "
+            f"{size_name(patch_size)}; choose a patch size that divides both sides"
         )
-    return height // patch_size, width // patch_size
+    return height // high, width // wide
 
 
-def patchify(images, patch_size: int):
+def patchify(images, patch_size: PatchSize):
     """Cuts images into patches.
 
     Args:
       images: (B, H, W, C) array of any dtype.
-      patch_size: side of a patch in pixels; divides H and W.
+      patch_size: of a patch in pixels; divides H and W.
 
     Returns:
-      (B, N, patch_size * patch_size * C). Within a patch the order is row, column, channel.
+      (B, N, height * width * C), with those of a patch. Within a patch the order is row, column,
+      channel.
 
     Raises:
       ValueError: `images` is not 4-D, or the patch size does not divide its sides.
     """
     if images.ndim != 4:
         raise ValueError(f"images must be (B, H, W, C), got shape {tuple(images.shape)}")
-    batch, height, width, channels = images.shape
-    rows, columns = grid_shape((height, width), patch_size)
-    blocks = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    batch, _, _, channels = images.shape
+    rows, columns = grid_shape(images.shape[1:3], patch_size)
+    height, width = sides(patch_size)
+    blocks = images.reshape(batch, rows, height, columns, width, channels)
     blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, rows * columns, patch_size * patch_size * channels)
+    return blocks.reshape(batch, rows * columns, height * width * channels)
 
 
-def unpatchify(patches, grid: tuple[int, int], patch_size: int):
+def unpatchify(patches, grid: tuple[int, int], patch_size: PatchSize):
     """The inverse of `patchify`.
 
     Args:
-      patches: (B, N, patch_size * patch_size * C).
+      patches: (B, N, height * width * C), with those of a patch.
       grid: (rows, columns) with rows * columns == N.
-      patch_size: side of a patch in pixels.
+      patch_size: of a patch in pixels.
 
     Returns:
-      (B, rows * patch_size, columns * patch_size, C).
+      (B, rows * height, columns * width, C).
 
     Raises:
       ValueError: the shape of `patches` does not fit the grid and the patch size.
     """
-    rows, columns = grid
+    (rows, columns), (height, width) = grid, sides(patch_size)
     batch, num_patches, values = patches.shape
-    if num_patches != rows * columns or values % (patch_size * patch_size):
+    if num_patches != rows * columns or values % (height * width):
         raise ValueError(
             f"patches of shape {tuple(patches.shape)} do not fit a {rows}x{columns} grid of "
-            f"{patch_size}x{patch_size} patches"
+            f"{height}x{width} patches"
         )
-    channels = values // (patch_size * patch_size)
-    blocks = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
+    channels = values // (height * width)
+    blocks = patches.reshape(batch, rows, columns, height, width, channels)
     blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, rows * patch_size, columns * patch_size, channels)
+    return blocks.reshape(batch, rows * height, columns * width, channels)
 
 
 def gather(tokens, indices):

@@ -18,6 +18,7 @@ from dppmask_jax.evals import probe
 from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.models.encoders import name_of
+from dppmask_jax.patches import sides
 from dppmask_jax.runs import metrics, workdir
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.training import resuming
@@ -117,6 +118,8 @@ def _encoder_of(config, method):
     run.check_encodes()
     wanted = method.encoder_of(*jax.eval_shape(method.init, jax.random.key(0)))
     fits = jax.tree.map(jnp.shape, run.encoder) == jax.tree.map(jnp.shape, wanted)
+    # Patches of 8x4 and 4x8 have as many pixels.
+    fits = fits and sides(run.config.model.patch_size) == sides(config.model.patch_size)
     # Learned positions belong to one grid, even where another has as many patches.
     learned = "positions" in wanted
     if "positions" in run.encoder and not learned:
@@ -124,13 +127,14 @@ def _encoder_of(config, method):
             f"config.init_from={config.init_from} has {run.name} encoder, which learned its "
             f"positions; those of {config.method} are fixed: use --config=configs/ibot.py"
         )
-    if not fits or (learned and tuple(run.config.image_size) != tuple(config.image_size)):
+    of_one_grid = learned or method.encoder.options.get("relative")
+    if not fits or (of_one_grid and tuple(run.config.image_size) != tuple(config.image_size)):
         height, width = run.config.image_size
         raise InputError(
             f"config.init_from={config.init_from} has {run.name} encoder, "
             f"{name_of(run.config.model)} for images of {height}x{width}, which does not fit this "
             "config; set config.method, model.encoder, model.size, model.patch_size"
-            + (" and image_size" if learned else "")
+            + (" and image_size" if of_one_grid else "")
             + " to match"
         )
     return run.encoder

@@ -57,10 +57,11 @@ def _positions(rows, columns, width):
 
 def predict(params, image, order, num_keep, *, patch_size, encoder, decoder):
     """One image (H, W, 3) -> (N, P) predictions; `encoder`, `decoder` are (width, depth, heads)."""
-    rows, columns = image.shape[0] // patch_size, image.shape[1] // patch_size
+    high, wide = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    rows, columns = image.shape[0] // high, image.shape[1] // wide
     cut = np.stack(
         [
-            image[r * patch_size :, c * patch_size :][:patch_size, :patch_size].ravel()
+            image[r * high :, c * wide :][:high, :wide].ravel()
             for r in range(rows)
             for c in range(columns)
         ]

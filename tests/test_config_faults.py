@@ -240,7 +240,7 @@ BOUNDS = {
     "evaluate.knn_temperature": _POSITIVE,
     "evaluate.figure_images": ([0, 64], [-1, 65, 6.0]),
     "evaluate.loss_images": _WHOLE_FROM_0,
-    "model.patch_size": _WHOLE_FROM_1,
+    "model.patch_size": ([1, INT32, (16, 8)], [0, 1.0, True, (0, 8), (8,), (8, 8, 8), (8, 4.0)]),
     "model.width": ([None, 4, 2**14], [0, 2**14 + 1, 64.0]),
     "model.depth": ([None, 1, 256], [0, 257]),
     "model.heads": ([None, 1, 2**14], [0, 2**14 + 1]),

@@ -45,27 +45,30 @@ def _drawn(key, index):
 
 def written_out_loss(config, params, batch, key):
     """The loss as the paper has it, image by image in float64, with the masks drawn anew."""
-    count = single_view.visible_count(config)
+    count, patch = single_view.visible_count(config), config.model.patch_size
+    grid = patches.grid_shape((16, 16), patch)
     reference = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     size = SIZES[config.model.size]
     decoder = (config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads)
     draw = {
         "dpp": jax.jit(lambda key, x: masking.dpp(key, x, count, config.mask.tau)[0]),
-        "random": jax.jit(lambda key, x: masking.random(key, 16, count)),
-        "block": jax.jit(lambda key, x: masking.block(key, (4, 4), count)),
+        "random": jax.jit(lambda key, x: masking.random(key, grid[0] * grid[1], count)),
+        "block": jax.jit(lambda key, x: masking.block(key, grid, count)),
     }
     errors, orders = [], []
     for image, index in zip(batch["image"], batch["index"], strict=True):
         flipped, mask_key = _drawn(key, index)
         image = image[:, ::-1] if config.data.flip and flipped else image
         image = (image / 255.0 - np.array(MEAN)) / np.array(STD)
-        cut = np.asarray(patches.patchify(image[None], config.model.patch_size)[0])
+        cut = np.asarray(patches.patchify(image[None], patch)[0])
         projection = reference["encoder"]["patch_embed"]["proj"]
         tokens = cut @ projection["kernel"] + projection["bias"]
-        tokens = tokens + patches.sincos_positions((4, 4), size.width)
+        tokens = tokens + patches.sincos_positions(grid, size.width)
         order = np.asarray(draw[config.mask.strategy](mask_key, np.float32(tokens)).order)
         orders.append(order)
-        pred = predict(reference, image, order, count, patch_size=4, encoder=size, decoder=decoder)
+        pred = predict(
+            reference, image, order, count, patch_size=patch, encoder=size, decoder=decoder
+        )
         target = cut
         if config.loss.norm_pix:
             variance = cut.var(axis=1, ddof=1, keepdims=True)
@@ -75,16 +78,18 @@ def written_out_loss(config, params, batch, key):
 
 
 @pytest.mark.parametrize(
-    "strategy,norm_pix",
+    "strategy,norm_pix,patch_size",
     [
-        ("dpp", True),
-        pytest.param("dpp", False, marks=pytest.mark.slow),
-        pytest.param("random", True, marks=pytest.mark.slow),
-        ("block", True),
+        ("dpp", True, 4),
+        pytest.param("dpp", False, 4, marks=pytest.mark.slow),
+        pytest.param("random", True, 4, marks=pytest.mark.slow),
+        ("block", True, (2, 8)),
     ],
 )
-def test_loss_equals_the_method_written_out(strategy, norm_pix):
-    config, method, params, extra = built(mask__strategy=strategy, loss__norm_pix=norm_pix)
+def test_loss_equals_the_method_written_out(strategy, norm_pix, patch_size):
+    config, method, params, extra = built(
+        mask__strategy=strategy, loss__norm_pix=norm_pix, model__patch_size=patch_size
+    )
     batch = batch_of(5, first=40)
     loss, (metrics, _) = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, 0)
     expected, orders = written_out_loss(config, params, batch, KEY)

@@ -306,7 +306,7 @@ def test_relative_biases_of_each_block_and_of_all():
     shapes = {}
     for relative in ("shared", "each"):
         vit = encoder(ViT(Size(16, 2, 2), (8, 12), 4, relative=relative))
-        assert vit.embed is None and vit.blocks is None
+        assert vit.blocks is None
         params = jax.eval_shape(vit.init, jax.random.key(0))
         shapes[relative] = params
         with pytest.raises(ValueError, match="8x12"):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dppmask_jax.evals.base import Evaluation
 from dppmask_jax.evals.seeds import other_names
 from dppmask_jax.methods.supervised import head_of
-from dppmask_jax.runs.run import CLASSIFIER, Run
+from dppmask_jax.runs.kinds import CLASSIFIER
+from dppmask_jax.runs.run import Run
 
 
 def head_for(

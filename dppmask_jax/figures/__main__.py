@@ -25,8 +25,10 @@ from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.images import read_images
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.masking import own
+from dppmask_jax.patches import PatchSize, sides, size_name
 from dppmask_jax.runs import comparable
-from dppmask_jax.runs.run import checked_image_size, load_run
+from dppmask_jax.runs.image_sizes import checked_image_size
+from dppmask_jax.runs.run import load_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +61,12 @@ def _arguments(argv):
         metavar="H,W",
         help="in pixels, multiples of the patches; default: the run's, or 224,224",
     )
-    parser.add_argument("--patch_size", type=int, help="without --workdir; default: 16")
+    parser.add_argument(
+        "--patch_size",
+        type=_patch_size,
+        metavar="SIDE or H,W",
+        help="in pixels, without --workdir; default: 16",
+    )
     parser.add_argument("--ratio", type=float, help="hidden, without --workdir; default: 0.75")
     parser.add_argument("--tau", type=float, help="of masks.png, without --workdir; default: 0.9")
     parser.add_argument("--num", type=int, default=6, help="at most this many images")
@@ -79,8 +86,8 @@ def _arguments(argv):
         raise InputError(f"--num must be at least 1, got {args.num}")
     if not 0 <= args.seed < 2**31:
         raise InputError(f"--seed must be in 0..2**31 - 1, got {args.seed}")
-    if args.patch_size is not None and args.patch_size < 1:
-        raise InputError(f"--patch_size must be at least 1, got {args.patch_size}")
+    if args.patch_size is not None and min(sides(args.patch_size)) < 1:
+        raise InputError(f"--patch_size must be at least 1, got {size_name(args.patch_size)}")
     of_run = ("compare", "borrow_statistics", "masker")
     of_images = ("patch_size", "ratio", "tau")
     if not args.workdir and not args.images:
@@ -101,6 +108,10 @@ def _pair(text: str) -> tuple[int, int]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHT,WIDTH in pixels") from error
     return height, width
+
+
+def _patch_size(text: str) -> PatchSize:
+    return _pair(text) if "," in text else int(text)
 
 
 def _of_images(args) -> list[Path]:

@@ -29,7 +29,7 @@ def draw_attention(
     images: np.ndarray,
     attention: np.ndarray,
     masks: Mapping[str, np.ndarray],
-    patch_size: int,
+    patch_size: patches.PatchSize,
     note: str = "",
 ) -> Figure:
     """One row an image: original, attention (mean over heads, then each head), masks.
@@ -41,7 +41,7 @@ def draw_attention(
       images: (R, H, W, 3) uint8.
       attention: (R, heads, N) float, the attention of the class token to each patch.
       masks: title -> (R, N) bool, True = masked.
-      patch_size: side of a patch in pixels.
+      patch_size: of a patch in pixels.
       note: stands below the picture.
 
     Returns:
@@ -60,11 +60,13 @@ def draw_attention(
     num_heads = attention.shape[1]
     shown = min(num_heads, MAX_HEADS)
     scale = panel_scale(images.shape[2], SMALL_PANEL)
+    height, width = patches.sides(patch_size)
+    enlarged = height * scale, width * scale
     panels, captions = [], []
     for row, image in enumerate(images):
         maps = [attention[row].mean(axis=0), *attention[row, :shown]]
         hidden = [np.asarray(mask[row], bool) for mask in masks.values()]
-        of_maps = [attention_panel(weights, grid, patch_size * scale) for weights in maps]
+        of_maps = [attention_panel(weights, grid, enlarged) for weights in maps]
         of_masks = [
             border(mask_panel(image, mask, patch_size, scale=scale), mask, grid) for mask in hidden
         ]

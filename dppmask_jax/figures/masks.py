@@ -22,6 +22,7 @@ from dppmask_jax.figures.panels import (
     mask_panel,
     panel_scale,
 )
+from dppmask_jax.patches import PatchSize
 
 RANDOM_ONLY = (255, 66, 54)
 DPP_ONLY = (72, 150, 255)
@@ -55,14 +56,14 @@ def color_of(shown: Shown) -> tuple[int, int, int]:
 
 
 def draw_masks(
-    images: np.ndarray, shown: Sequence[Shown], patch_size: int, note: str = ""
+    images: np.ndarray, shown: Sequence[Shown], patch_size: PatchSize, note: str = ""
 ) -> Figure:
     """One row an image: original, its masks, then the reconstructions that there are.
 
     Args:
       images: (R, H, W, 3) uint8.
       shown: the masks, at least two.
-      patch_size: side of a patch in pixels.
+      patch_size: of a patch in pixels.
       note: stands below the picture.
 
     Returns:

@@ -49,7 +49,7 @@ def outline_width(side: int) -> int:
 def mask_panel(
     image: np.ndarray,
     mask: np.ndarray,
-    patch_size: int,
+    patch_size: patches.PatchSize,
     outlines: Sequence[tuple[tuple[int, int, int], np.ndarray]] = (),
     scale: int = 1,
 ) -> np.ndarray:
@@ -58,7 +58,7 @@ def mask_panel(
     Args:
       image: (H, W, 3) uint8.
       mask: (N,) bool, True = masked.
-      patch_size: side of a patch in pixels of `image`.
+      patch_size: of a patch in pixels of `image`.
       outlines: pairs of a colour and the (N,) bool patches it outlines, inside their border.
       scale: whole factor of enlargement.
 
@@ -69,6 +69,7 @@ def mask_panel(
       ValueError: the patch size does not divide the image, or a mask has another length than N.
     """
     rows, columns = patches.grid_shape(image.shape[:2], patch_size)
+    height, width = patches.sides(patch_size)
     for flags in (mask, *(chosen for _, chosen in outlines)):
         if np.shape(flags) != (rows * columns,):
             raise ValueError(
@@ -78,32 +79,35 @@ def mask_panel(
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     dim = np.repeat((34.0 + 0.2 * grey).astype(np.uint8)[..., None], 3, axis=2)
     hidden = np.asarray(mask, bool).reshape(rows, columns)
-    hidden = hidden.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+    hidden = hidden.repeat(height, axis=0).repeat(width, axis=1)
     panel = enlarge(np.where(hidden[..., None], dim, image), scale)
-    side = patch_size * scale
-    line = outline_width(side)
+    height, width = height * scale, width * scale
+    line = outline_width(min(height, width))
     for color, chosen in outlines:
         for index in np.flatnonzero(chosen):
             row, column = divmod(int(index), columns)
-            box = panel[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            box = panel[row * height :, column * width :][:height, :width]
             box[:line], box[-line:], box[:, :line], box[:, -line:] = color, color, color, color
     return panel
 
 
-def attention_panel(weights: np.ndarray, grid: tuple[int, int], side: int) -> np.ndarray:
+def attention_panel(
+    weights: np.ndarray, grid: tuple[int, int], patch_size: patches.PatchSize
+) -> np.ndarray:
     """A map of attention, each patch in one colour: black is 0, light yellow the map's maximum.
 
     Args:
       weights: (N,) float, at least 0; what is not finite counts as 0.
       grid: (rows, columns) of patches.
-      side: of a patch in pixels of the panel.
+      patch_size: of a patch in pixels of the panel.
 
     Returns:
-      (rows * side, columns * side, 3) uint8.
+      (rows * height, columns * width, 3) uint8, with those of a patch.
     """
     weights = np.nan_to_num(np.asarray(weights, np.float32), posinf=0.0, neginf=0.0)
     colors = heat(weights.reshape(grid) / (weights.max() or 1.0))
-    return enlarge(colors, side)
+    height, width = patches.sides(patch_size)
+    return colors.repeat(height, axis=0).repeat(width, axis=1)
 
 
 def border(panel: np.ndarray, mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

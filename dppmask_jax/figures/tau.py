@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.masks import pick_caption
 from dppmask_jax.figures.panels import PANEL, check_rows, compose, enlarge, mask_panel, panel_scale
+from dppmask_jax.patches import PatchSize
 
 TAUS = (0.0, 0.6, 0.8, 0.9, 1.0)
 
@@ -21,7 +22,7 @@ def draw_tau(
     images: np.ndarray,
     masks_by_tau: Mapping[float, np.ndarray],
     greedy_by_tau: Mapping[float, np.ndarray],
-    patch_size: int,
+    patch_size: PatchSize,
     note: str = "",
 ) -> Figure:
     """One row an image: the original, then the mask at each tau.
@@ -30,7 +31,7 @@ def draw_tau(
       images: (R, H, W, 3) uint8.
       masks_by_tau: tau -> (R, N) bool, True = masked.
       greedy_by_tau: tau -> (R, N) bool, True = picked by the DPP (not by the random fill).
-      patch_size: side of a patch in pixels.
+      patch_size: of a patch in pixels.
       note: stands below the picture.
 
     Returns:

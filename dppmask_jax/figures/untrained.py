@@ -13,13 +13,14 @@ from dppmask_jax.figures import panels
 from dppmask_jax.figures.masks import Shown, draw_masks, pick_caption
 from dppmask_jax.figures.run_masks import greedy_picks, hidden_note
 from dppmask_jax.figures.tau import TAUS, draw_tau
+from dppmask_jax.patches import PatchSize
 
 
 def write_figures(
     out_dir: str | Path,
     images: np.ndarray,
     *,
-    patch_size: int,
+    patch_size: PatchSize,
     ratio: float,
     tau: float,
     seed: int = 0,

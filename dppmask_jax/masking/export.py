@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ _CHUNK = 64  # images on the device at a time
 def export_masks(
     images,
     *,
-    patch_size: int = 16,
+    patch_size: patches.PatchSize = 16,
     ratio: float = 0.75,
     strategy: str = "dpp",
     seed: int = 0,
@@ -41,7 +42,7 @@ def export_masks(
 
     Args:
       images: (B, H, W, 3) uint8, or float in [0, 1]; both sides multiples of `patch_size`.
-      patch_size: side of a patch in pixels.
+      patch_size: side of a patch in pixels, or (height, width).
       ratio: share of masked patches, in [0, 1); see `num_visible`.
       strategy: a name in `MASKERS` of one that needs images alone: "dpp", "random", "block".
       seed: of the masks and of the untrained embedding, in 0..2**32 - 1.
@@ -91,7 +92,7 @@ def export_masks(
         _draw,
         grid=grid,
         count=count,
-        patch_size=patch_size,
+        patch_size=patches.sides(patch_size),
         build=kind.build,
         static=tuple(static.items()),
         source=source,
@@ -187,7 +188,7 @@ def _draw(seed, index, inputs, scale, traced, *, grid, count, patch_size, build,
     data = jnp.stack([jnp.zeros_like(seed), seed])
     root = jax.random.wrap_key_data(data, impl="threefry2x32")
     keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
-    values = 3 * patch_size**2
+    values = 3 * math.prod(patch_size)
     kernel_key, bias_key = jax.random.split(jax.random.fold_in(root, np.uint32(2**32 - 1)))
     bound = (6 / (values + _WIDTH)) ** 0.5  # Xavier-uniform, and a convolution's usual bias
     weights = jax.random.uniform(

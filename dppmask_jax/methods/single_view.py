@@ -132,9 +132,11 @@ def kernel_features(config, images, tokens):
       images: normalised.
       tokens: () -> (B, N, D), their embedding.
     """
-    if config.mask.features == "pixels":
-        return patches.patchify(images, config.model.patch_size)
-    return tokens()
+    found = {
+        "embedding": tokens,
+        "pixels": lambda: patches.patchify(images, config.model.patch_size),
+    }
+    return found[config.mask.features]()
 
 
 def painted(

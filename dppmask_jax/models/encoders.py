@@ -14,6 +14,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, one_of
 from dppmask_jax.models import vit
 from dppmask_jax.models.base import Encoder, EncoderKind, Tokens
+from dppmask_jax.patches import size_name
 
 ENCODERS: dict[str, EncoderKind] = {"vit": vit.KIND}
 
@@ -57,7 +58,8 @@ def copy_shape(model, of) -> None:
     for name, field in fields().items():
         leaf = name.removeprefix("model.")
         if field.fixed and leaf != name and leaf in of:
-            model[leaf] = of[leaf]
+            with model.ignore_type():  # a size of patches is one number or two
+                model[leaf] = of[leaf]
 
 
 def name_of(model) -> str:
@@ -66,7 +68,7 @@ def name_of(model) -> str:
     name = model["encoder"]
     size = ENCODERS[name].size(model) if name in ENCODERS else ""
     words = size if name == "vit" else f"{name} {size}".strip()
-    return f"{words}/{model['patch_size']}"
+    return f"{words}/{size_name(model['patch_size'])}"
 
 
 def as_dict(tokens: Tokens) -> dict[str, Any]:

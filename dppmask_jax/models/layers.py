@@ -5,6 +5,7 @@ Parameters are float32; matrix products run in `dtype`; softmax and layer norms 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -107,14 +108,14 @@ class PatchEmbed(nn.Module):
     """
 
     width: int
-    patch_size: int
+    patch_size: patches.PatchSize
     dtype: Any = jnp.float32
     kernel_init: Any = XAVIER
     bias_init: Any = None
 
     @nn.compact
     def __call__(self, images):
-        values = self.patch_size * self.patch_size * images.shape[-1]
+        values = math.prod(patches.sides(self.patch_size)) * images.shape[-1]
         return nn.Dense(
             self.width,
             dtype=self.dtype,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
-from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, optional, pair, whole
+from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, optional, pair, sides, whole
 from dppmask_jax.models.base import BlockTrace, Encoder, EncoderKind, Tokens, Trace
 from dppmask_jax.models.layers import (
     XAVIER,
@@ -45,7 +45,9 @@ FIELDS = {
         "hidden width of the MLPs; None: 4 times the width",
         fixed=True,
     ),
-    "model.patch_size": Field(16, whole(1), "height and width of a patch, in pixels", fixed=True),
+    "model.patch_size": Field(
+        16, sides(whole(1)), "height and width of a patch in pixels, or (height, width)", fixed=True
+    ),
     "model.drop_path": Field(
         0.0,
         fraction_below_1,
@@ -64,7 +66,7 @@ FIELDS = {
 MOST_PATCHES = 2**14  # of an image; the selector's kernel has their square
 
 
-def checked_patches(field: str, size, patch_size: int) -> int:
+def checked_patches(field: str, size, patch_size: patches.PatchSize) -> int:
     """How many patches images of a config's field have.
 
     Raises:
@@ -154,7 +156,7 @@ class ViT(nn.Module):
 
     size: Size
     image_size: tuple[int, int]
-    patch_size: int
+    patch_size: patches.PatchSize
     position: str = "learned"
     drop_path_rate: float = 0.0
     remat: bool = False

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import masking, patches
+from dppmask_jax import patches
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import augment, greys
 from dppmask_jax.data.sources import opening
@@ -19,25 +19,15 @@ from dppmask_jax.data.sources.base import only_classes
 from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS, supervised
-from dppmask_jax.methods.base import Method, Plan
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import checkpoint, proposed
 from dppmask_jax.runs import workdir as workdir_files
+from dppmask_jax.runs.image_sizes import as_used, checked_images, resized
+from dppmask_jax.runs.kinds import CLASSIFIER, kind_of, method_of
 from dppmask_jax.words import with_article
 
-CLASSIFIER = "classifier"
-DTYPES = ("float32", "bfloat16")
 _TRIED = 64  # images, in search of an example that can be read
-
-
-def kind_of(config) -> str | None:
-    """What a run with this config is: a method of pre-training, CLASSIFIER for a fine-tuning, None
-    for what is no run."""
-    if config.get("method") in METHODS:
-        return config.method
-    task = config.get("task")
-    fine_tunes = task == "finetune" or (task == "multilabel" and config.get("train") == "finetune")
-    return CLASSIFIER if fine_tunes else None
 
 
 class Run:
@@ -94,10 +84,10 @@ class Run:
         kind = METHODS.get(self.kind)
         self.name = with_article(kind.label if kind else self.kind)
         self.step = step
-        config, self.resized = _as_used(config, image_size, dtype), ""
+        config, self.resized = as_used(config, image_size, dtype), ""
         self.image_size = tuple(config.image_size)
         if self.image_size != tuple(self.config.image_size):
-            params, extra, self.resized = _resized(params, extra, self.config, self.image_size)
+            params, extra, self.resized = resized(params, extra, self.config, self.image_size)
         self.params, self.extra = params, extra
         if self.kind == CLASSIFIER:
             method = supervised.finetune(
@@ -108,7 +98,7 @@ class Run:
             )
             self.knn_feature = {"mean": "patches", "cls": "cls"}[config.model.pool]
         else:
-            method = _method(config, step)
+            method = method_of(config, step)
             self.knn_feature = config.evaluate.knn_feature
         self.method = method
         self.num_masked = method.num_masked
@@ -133,7 +123,7 @@ class Run:
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
         self.check_encodes()
-        return self._encode(self.encoder, self._checked(images))
+        return self._encode(self.encoder, checked_images(images, self.image_size))
 
     def check_encodes(self) -> None:
         """Raises InputError where the method trains no encoder."""
@@ -141,14 +131,14 @@ class Run:
 
     def features(self, images):
         """(B, N, D): what the selection kernel sees of each patch."""
-        images = self._checked(images)
+        images = checked_images(images, self.image_size)
         return self._able(self._features, "shows no features")(self.params, self.extra, images)
 
     def masks(self, images, keys, masker=None, count: int | None = None):
         """(Mask of (B, ...) arrays, {metric: (B,)}) as at the end of the run and outside of
         training: by the run's masker and with as many visible patches as it shows at least, unless
         others are given."""
-        images = self._checked(images)
+        images = checked_images(images, self.image_size)
         given = {"masker": masker, "count": count}
         given = {name: value for name, value in given.items() if value is not None}
         draw = functools.partial(self._able(self.method.masks, "masks nothing"), **given)
@@ -171,7 +161,7 @@ class Run:
           InputError: images as `encode` refuses them, or an order of another shape or type.
         """
         reconstruct = self._able(self._reconstruct, "reconstructs nothing")
-        images, order = self._checked(images), jnp.asarray(order)
+        images, order = checked_images(images, self.image_size), jnp.asarray(order)
         rows, columns = patches.grid_shape(self.image_size, self.config.model.patch_size)
         wanted = (len(images), rows * columns)
         if order.shape != wanted or not jnp.issubdtype(order.dtype, jnp.integer):
@@ -185,7 +175,7 @@ class Run:
 
     def attention(self, images):
         """(B, heads, N): how much the class token attends to each patch in the last block."""
-        images = self._checked(images)
+        images = checked_images(images, self.image_size)
         attention = self._able(self._attention, "has no attention to show")
         return attention(self.params, self.extra, images)
 
@@ -220,127 +210,6 @@ class Run:
             f"none of {count} images of config.data.source={self.config.data.source} can be read; "
             "the lines above name them and say why"
         )
-
-    def _checked(self, images):
-        """The images as a JAX array.
-
-        Raises:
-          InputError: another shape or type, or floats outside [0, 1], which would mean something
-            else than pixels. Under a trace the values are not known and not looked at.
-        """
-        if not isinstance(images, jax.Array):
-            images = np.asarray(images)
-        height, width = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (height, width, 3):
-            raise InputError(
-                f"images have shape {tuple(images.shape)}; this run takes (B, {height}, {width}, 3)"
-                ", uint8, or float from 0 to 1; image_size=(H, W) loads it for another size"
-            )
-        if jnp.issubdtype(images.dtype, jnp.floating):
-            if images.size and not isinstance(images, jax.core.Tracer):
-                lowest, highest = float(images.min()), float(images.max())
-                if not (lowest >= 0 and highest <= 1):
-                    raise InputError(
-                        f"float images must lie in [0, 1]; these go from {lowest:.6g} to "
-                        f"{highest:.6g}: undo any normalisation, divide by 255, or pass uint8"
-                    )
-        elif images.dtype != np.uint8:
-            raise InputError(f"images are {images.dtype}; pass uint8, or float from 0 to 1")
-        return jnp.asarray(images)
-
-
-def _method(config, step: int = 1) -> Method:
-    """The pre-training method of a run; nobody trains it here."""
-    return METHODS[config.method].build(config, Plan(1, max(step, 1)))
-
-
-def encoder_options(config) -> dict[str, Any]:
-    """What `encoders.build` needs beside the config of a run to make its encoder again."""
-    if kind_of(config) == CLASSIFIER:
-        return dict(config.model.get("options", {}))
-    return dict(_method(config).encoder.options)
-
-
-def _as_used(config, image_size, dtype: str | None):
-    """The config of a run with the image size and dtype that it is to be used with."""
-    config = config.copy_and_resolve_references()
-    if image_size is not None:
-        config.image_size = checked_image_size(image_size, config.model.patch_size)
-        _check_masks(config)
-    if dtype is not None:
-        if dtype not in DTYPES:
-            raise InputError(f"dtype={dtype!r} is not allowed: {' | '.join(DTYPES)}")
-        config.model.dtype = dtype
-    return config
-
-
-def _check_masks(config) -> None:
-    """Raises InputError where masks of a fixed share would leave no patch visible."""
-    ratio = config.get("mask", {}).get("ratio")
-    if not isinstance(ratio, float):
-        return
-    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
-    try:
-        masking.num_visible(rows * columns, ratio)
-    except ValueError as error:
-        raise InputError(f"image_size={tuple(config.image_size)}: {error}") from error
-
-
-def checked_image_size(image_size, patch_size: int) -> tuple[int, int]:
-    """An image size as two ints.
-
-    Raises:
-      InputError: it is something else, or no multiple of the patches.
-    """
-    sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
-    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) for side in sides):
-        raise InputError(f"image_size={image_size!r} must be (height, width) in pixels")
-    if any(side < 1 or side % patch_size for side in sides):
-        near = tuple(max(1, round(side / patch_size)) * patch_size for side in sides)
-        raise InputError(
-            f"image_size={sides} is no multiple of the patches of {patch_size} pixels; "
-            f"the nearest is {near}"
-        )
-    return int(sides[0]), int(sides[1])
-
-
-def _resized(params, extra, config, image_size: tuple[int, int]):
-    """(params, extra, how in words) with positions for another image size.
-
-    Fixed positions, which are no parameters at the run's own size, stand among them afterwards, see
-    `vit.given_or_fixed`.
-    """
-    old, new = (
-        patches.grid_shape(tuple(size), config.model.patch_size)
-        for size in (config.image_size, image_size)
-    )
-    how = "learned positions resized"
-    if kind_of(config) != CLASSIFIER:
-        learned, params = params, _method(config).with_positions(params)
-        if params is not learned:
-            how = "fixed positions resized, the decoder's as well"
-    flat, _ = jax.tree_util.tree_flatten_with_path((params, extra))
-    if not any(_is_positions(path) for path, _ in flat):
-        how = "it has no positions to resize"
-
-    def resize(path, leaf):
-        if not _is_positions(path):
-            return leaf
-        return np.asarray(patches.resize_positions(jnp.asarray(leaf), old, new, 0.0))
-
-    params, extra = jax.tree_util.tree_map_with_path(resize, (params, extra))
-    return (
-        params,
-        extra,
-        (
-            f"images of {image_size[0]}x{image_size[1]}, the run's are "
-            f"{config.image_size[0]}x{config.image_size[1]}: {how}"
-        ),
-    )
-
-
-def _is_positions(path) -> bool:
-    return getattr(path[-1], "key", None) == "positions"
 
 
 def load_run(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import difflib
 import itertools
 import re
@@ -45,7 +47,7 @@ def grid_points(config, grid: str) -> list[Point]:
 
     points = []
     for values in itertools.product(*fields.values()):
-        changed = config.copy_and_resolve_references()
+        changed = copy.deepcopy(config)  # which keeps what the fields take
         for field, value in zip(fields, values, strict=True):
             _set(changed, field, value)
         flat = flatten(changed)
@@ -97,7 +99,8 @@ def _set(config, field: str, text: str) -> None:
     if isinstance(old, str) and not isinstance(value, str):
         value = text
     try:
-        node[leaf] = value
+        with node.ignore_type() if old is None else contextlib.nullcontext():
+            node[leaf] = value  # where None is the default, the field's rule tells more
     except TypeError as error:
         raise InputError(
             f"--grid: {field}={text} is of the wrong type; the config has {old!r}"

@@ -8,11 +8,13 @@ vector of length 1. Here a flat cell is all zeros, and a shift of brightness cha
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
+from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field
 from dppmask_jax.targets.base import Target, TargetKind, masked_square_error
@@ -40,12 +42,12 @@ def build(config) -> Target:
             images = images * 255.0
         return features(images, patch_size=patch_size, window=window)
 
-    return Target(3 * BINS * (patch_size // CELL) ** 2, of, masked_square_error)
+    return Target(3 * BINS * math.prod(_cells(patch_size)), of, masked_square_error)
 
 
 def check(config) -> None:
     """Raises InputError unless patches are made of whole cells."""
-    if config.model.patch_size % CELL:
+    if any(side % CELL for side in patches.sides(config.model.patch_size)):
         raise InputError(
             f"config.loss.target='hog' needs patches made of cells of {CELL} pixels, "
             f"config.model.patch_size={config.model.patch_size} is no multiple of {CELL}; take "
@@ -57,7 +59,7 @@ KIND = TargetKind(build, FIELDS, check)
 
 
 def features(
-    images: Shaped[Array, "B H W 3"], *, patch_size: int = 16, window: bool = False
+    images: Shaped[Array, "B H W 3"], *, patch_size: patches.PatchSize = 16, window: bool = False
 ) -> Float[Array, "B N P"]:
     """HOG of each patch, of every colour by itself.
 
@@ -68,26 +70,32 @@ def features(
     Args:
       images: values from 0 to 255, uint8 or any other real dtype. Whole numbers give exact
         differences.
-      patch_size: side of a patch in pixels, a multiple of 8 that divides H and W.
+      patch_size: of a patch in pixels, or (height, width); multiples of 8 that divide H and W.
       window: weigh magnitudes by a Gaussian of standard deviation 8 in each square of 16 x 16
         pixels. MMSelfSup does, MaskFeat's authors do not.
 
     Returns:
-      (B, N, P) float32 in [0, 1], P = 27 (patch_size / 8)^2 (108 for 16), in the order (colour,
-      bin, row of the cell, column of the cell).
+      (B, N, P) float32 in [0, 1], P = 27 for each cell of a patch (108 for 16), in the order
+      (colour, bin, row of the cell, column of the cell).
 
     Raises:
       ValueError: the shape is another, or the patches do not fit.
     """
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be (B, H, W, 3), got {tuple(images.shape)}")
-    height, width = images.shape[1:3]
-    if patch_size < CELL or patch_size % CELL or height % patch_size or width % patch_size:
+    (height, width), (high, wide) = images.shape[1:3], patches.sides(patch_size)
+    if min(high, wide) < CELL or high % CELL or wide % CELL or height % high or width % wide:
         raise ValueError(
             f"patch_size must be a multiple of {CELL} that divides both sides of the images, got "
-            f"{patch_size} for {height}x{width}"
+            f"{patches.size_name(patch_size)} for {height}x{width}"
         )
-    return _by_patches(histograms(jnp.asarray(images), window=window), patch_size // CELL)
+    return _by_patches(histograms(jnp.asarray(images), window=window), _cells(patch_size))
+
+
+def _cells(patch_size: patches.PatchSize) -> tuple[int, int]:
+    """The (rows, columns) of cells in a patch."""
+    height, width = patches.sides(patch_size)
+    return height // CELL, width // CELL
 
 
 def histograms(
@@ -134,9 +142,10 @@ def _tiled_window(height, width):
     return jnp.asarray(np.tile(square, repeats)[:height, :width], jnp.float32)
 
 
-def _by_patches(cells, across):
-    """(B, C, 9, R, S) of cells -> (B, N, C * 9 * across * across), `across` cells a side."""
+def _by_patches(cells, of_patch: tuple[int, int]):
+    """(B, C, 9, R, S) of cells -> (B, N, C * 9 * r * s), with (r, s) cells a patch."""
     batch, channels, bins, rows, columns = cells.shape
-    shape = (batch, channels, bins, rows // across, across, columns // across, across)
+    down, across = of_patch
+    shape = (batch, channels, bins, rows // down, down, columns // across, across)
     by_patch = cells.reshape(shape).transpose(0, 3, 5, 1, 2, 4, 6)
-    return by_patch.reshape(batch, (rows // across) * (columns // across), -1)
+    return by_patch.reshape(batch, (rows // down) * (columns // across), -1)

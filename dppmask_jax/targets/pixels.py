@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import chex
@@ -46,7 +47,9 @@ def build(config) -> Target:
             pred = pred * statistics[..., 1:] + statistics[..., :1]
         return augment.denormalize(pred.reshape(*pred.shape[:2], -1, 3)).reshape(pred.shape)
 
-    return Target(3 * patch_size**2, of, _LOSSES[config.loss.distance], pixels)
+    return Target(
+        3 * math.prod(patches.sides(patch_size)), of, _LOSSES[config.loss.distance], pixels
+    )
 
 
 KIND = TargetKind(build, FIELDS)

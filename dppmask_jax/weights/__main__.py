@@ -75,6 +75,7 @@ def main(argv):
 
 def _import(path: str) -> None:
     from dppmask_jax.models.sizes import name_of
+    from dppmask_jax.patches import size_name
     from dppmask_jax.weights.importing import Options, import_weights
     from dppmask_jax.weights.sizes import Known
 
@@ -100,8 +101,8 @@ def _import(path: str) -> None:
     new, (height, width) = made.config, made.config.image_size
     what = f"classifier of {made.classes:,} classes," if made.classes else new.method
     lines = [
-        f"run         {_WORKDIR.value}: {what} {name_of(new.model)}/{new.model.patch_size}, "
-        f"{height}x{width} px, step 0",
+        f"run         {_WORKDIR.value}: {what} {name_of(new.model)}/"
+        f"{size_name(new.model.patch_size)}, {height}x{width} px, step 0",
         f"fresh       {', '.join(made.fresh)}",
     ]
     lines += [f"prefix      {made.prefix} taken off all names"] if made.prefix else []

@@ -19,7 +19,7 @@ from dppmask_jax.models.layers import NORM_EPSILON
 from dppmask_jax.models.sizes import name_of, size_of
 from dppmask_jax.patches import grid_shape
 from dppmask_jax.runs import checkpoint
-from dppmask_jax.runs.run import CLASSIFIER, kind_of
+from dppmask_jax.runs.kinds import CLASSIFIER, kind_of
 from dppmask_jax.runs.workdir import from_json
 from dppmask_jax.weights import files, names, positions
 
