@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dppmask_jax import dpp
-from dppmask_jax.dpp import greedy
+from dppmask_jax.dpp import greedy, picks
 
 KERNELS = {
     "gaussian": dpp.gaussian_kernel,
@@ -26,7 +26,7 @@ KERNELS = {
 # Called without jit here: what is compiled is kept per shape and count, so that tests share it. The
 # tests of transformations call them under jit.
 select, greedy_order = dpp.select, dpp.greedy_order
-orders_from_kernels = jax.jit(greedy._batched_from_kernels, static_argnums=0)
+orders_from_kernels = jax.jit(picks.batched_from_kernels, static_argnums=0)
 
 
 def noise_of(key, num_patches):
@@ -173,17 +173,17 @@ def test_factor_is_the_cholesky_factor_and_gains_add_up_to_log_det():
     features = make_features(8, 1, 30, 20, 1.0)[0]
     kernel = dpp.gaussian_kernel(features)
     noise = jax.random.uniform(jax.random.key(8), (30,))
-    state = greedy._start(jnp.diagonal(kernel), 12)
-    state = greedy._loop(0, 12, state, noise, 0.0, lambda j, _: kernel[j])
+    state = picks._start(jnp.diagonal(kernel), 12)
+    state = picks._loop(0, 12, state, noise, 0.0, lambda j, _: kernel[j])
     place, factor = np.asarray(state.place), np.asarray(state.factor, np.float64)
-    picks = np.argsort(place)[:12]
-    assert list(place[picks]) == list(range(12))
-    lower = np.tril(factor[:, picks].T, -1)
+    made = np.argsort(place)[:12]
+    assert list(place[made]) == list(range(12))
+    lower = np.tril(factor[:, made].T, -1)
     gain = 1.0 - (lower**2).sum(axis=1)
     cholesky = lower + np.diag(np.sqrt(gain))
     matrix = np.asarray(kernel, np.float64)
-    np.testing.assert_allclose(cholesky @ cholesky.T, matrix[np.ix_(picks, picks)], atol=1e-5)
-    np.testing.assert_allclose(np.log(gain).sum(), reference.log_det(matrix, picks), atol=1e-4)
+    np.testing.assert_allclose(cholesky @ cholesky.T, matrix[np.ix_(made, made)], atol=1e-5)
+    np.testing.assert_allclose(np.log(gain).sum(), reference.log_det(matrix, made), atol=1e-4)
     assert np.all(np.diff(gain) <= 1e-6)  # gains never grow
     assert gain.min() >= np.linalg.eigvalsh(matrix).min() - 1e-6 and gain.max() <= 1
 
@@ -593,7 +593,7 @@ def test_jit_vmap_equals_the_reference_and_the_form_for_accelerators(known):
     for order, num_greedy in [
         jax.jit(jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6)))(keys, features),
         jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6))(keys, features),
-        jax.jit(greedy._batched_from_features, static_argnums=(0, 1))(
+        jax.jit(picks.batched_from_features, static_argnums=(0, 1))(
             10, "gaussian", noise, limit, features, ones
         ),
         orders_from_kernels(10, jax.vmap(dpp.gaussian_kernel)(features), noise, limit),
@@ -721,7 +721,7 @@ def test_shard_map(known, images):
 
     def for_accelerators(features, noise, tau):
         size = len(noise)
-        return greedy._batched_from_features(
+        return picks.batched_from_features(
             10, "gaussian", noise, jnp.full(size, tau), features, jnp.ones(size)
         )
 
@@ -751,9 +751,9 @@ def test_work_follows_the_picks_that_are_made(monkeypatch):
         jax.debug.callback(lambda: made.append(1))
         return pick(*args)
 
-    pick = greedy._pick
+    pick = picks._pick
     greedy.batchable.cache_clear()
-    monkeypatch.setattr(greedy, "_pick", counted)
+    monkeypatch.setattr(picks, "_pick", counted)
     keys, features = make_batch(34, batch=6, num_patches=40, width=16)
     choose = jax.jit(jax.vmap(lambda k, x, t: dpp.select(k, x, 30, t), (0, 0, None)))
     for tau in (0.0, 0.9, 0.99, 1.0):

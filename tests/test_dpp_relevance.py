@@ -9,7 +9,7 @@ import pytest
 import reference_dpp as reference
 
 from dppmask_jax import dpp
-from dppmask_jax.dpp import greedy
+from dppmask_jax.dpp import greedy, picks
 
 NUM_KEEP = 12
 
@@ -51,7 +51,7 @@ def chooser(form):
         (weights,) = greedy._weights(quality, len(features))
         limit, ones = greedy._limit(tau, "d2")[None], jnp.ones(1)
         given = (noise, limit, features[None], ones, weights[None])
-        order, count = greedy._batched_from_features(NUM_KEEP, "gaussian", *given)
+        order, count = picks.batched_from_features(NUM_KEEP, "gaussian", *given)
         return order[0], count[0]
 
     return jax.jit({"serial": serial, "kernels": kernels, "batched": batched}[form])

@@ -1,0 +1,246 @@
+"""The picks of greedy selection, of one image after another or of a batch in one loop.
+
+Patches are the first axis, images the last, if any. `greedy` says what is picked; here are the
+forms that each platform runs best, from kernels or from features. Functions whose names begin with
+"serial" or "batched" take a batch and return (order (B, N), num_greedy (B,)), both int32.
+
+Source: Chen, Zhang and Zhou, NeurIPS 2018, arXiv 1709.05135 (the incremental Cholesky factor).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from dppmask_jax.dpp.kernels import PRECISION, kernel_entries, norms
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+# With a threshold above this on d^2, kernel rows are computed one by one, at most so many of them,
+# before the whole Gram matrix is (a row costs about a twentieth of it on a CPU). Where tau stops
+# the loop after a few picks that is a bargain; where it does not, rows are lost time.
+_ROWS_ABOVE = 0.7
+_MAX_ROWS = 16
+
+
+class _State(NamedTuple):
+    best: Float[Array, " *B"]  # largest entry of gains
+    gains: Float[Array, " N *B"]  # d^2 of each patch, quality aside; -inf where it cannot be picked
+    factor: Float[Array, "k N *B"]  # row m holds the Cholesky row written by pick m, 0 before
+    place: Int[Array, " N *B"]  # m for pick m, k for patches not picked
+
+
+def _start(diagonal, num_keep, weights=None):
+    gains = jnp.where(jnp.isnan(diagonal), -jnp.inf, diagonal)
+    if weights is not None:
+        gains = jnp.where(jnp.isnan(weights), -jnp.inf, gains)
+    # `_like`, because under shard_map a carry must start as varying as it ends.
+    factor = jnp.zeros_like(gains, shape=(num_keep, *gains.shape))
+    place = jnp.full_like(gains, num_keep, jnp.int32)
+    return _State(jnp.max(gains, axis=0), gains, factor, place)
+
+
+def _pick(m, state: _State, noise, limit, row_of, known_of, weights=None) -> _State:
+    """Pick m of each image; where no gain reaches `limit` it takes no place and lets none reach it.
+
+    `weights` are squared qualities, None for equal ones. `row_of(j, is_j)` is row j of the kernel.
+    `known_of(factor, j, is_j)` is column j of the factor times the factor. `is_j` (N, *B) is True
+    at patch j.
+    """
+    best, gains, factor, place = state
+    # Ties (all patches at first, duplicates later) go to the smallest noise, not the first index:
+    # this is the shuffle of Algorithm 1. Minima because XLA's arg-min is slow on a CPU.
+    index = lax.broadcasted_iota(jnp.int32, gains.shape, 0)
+    tied = gains == best[None]
+    if weights is not None:
+        # Of the weighted kernel d^2 is weights * gains: its factor is this one's, scaled by column.
+        scores = jnp.where(gains >= limit, weights * gains, -jnp.inf)
+        tied = scores == jnp.max(scores, axis=0)[None]
+    lowest = jnp.min(jnp.where(tied, noise, jnp.inf), axis=0)
+    pick = jnp.min(jnp.where(tied & (noise == lowest[None]), index, gains.shape[0] - 1), axis=0)
+    is_pick = index == pick[None]
+    picked = (best >= limit)[None] & is_pick
+    # Rows m.. of the factor are still zero, so the product over all k rows is the one over m.
+    known = known_of(factor, pick, is_pick)
+    gain = best if weights is None else jnp.max(jnp.where(is_pick, gains, -jnp.inf), axis=0)
+    update = (row_of(pick, is_pick) - known) / jnp.sqrt(jnp.maximum(gain, 1e-10))[None]
+    # |update| <= d by Cauchy-Schwarz. Rounding breaks that once a singular kernel is used up (best
+    # is near 0), and without the bound each further pick would multiply the error.
+    bound = jnp.sqrt(jnp.maximum(gains, 0.0))
+    update = jnp.clip(update, -bound, bound)
+    lower = gains - jnp.square(update)
+    gone = picked | jnp.isneginf(gains) | jnp.isnan(lower)
+    gains = jnp.where(gone, -jnp.inf, jnp.maximum(lower, 0.0))
+    factor = lax.dynamic_update_index_in_dim(factor, jnp.where(gone, 0.0, update), m, 0)
+    return _State(jnp.max(gains, axis=0), gains, factor, jnp.where(picked, m, place))
+
+
+def _loop(first, last, state, noise, limit, row_of, weights=None):
+    """Picks first..last-1 of one image."""
+
+    def known_of(factor, pick, _):
+        column = lax.dynamic_index_in_dim(factor, pick, 1, keepdims=False)
+        return jnp.matmul(column, factor, precision=PRECISION)
+
+    def body(m, state):
+        return lax.cond(
+            state.best >= limit,
+            lambda state: _pick(m, state, noise, limit, row_of, known_of, weights),
+            lambda state: state,
+            state,
+        )
+
+    return lax.fori_loop(first, last, body, state)
+
+
+def _finish(state, noise, num_keep, ordered):
+    num_greedy = jnp.sum(state.place < num_keep, dtype=jnp.int32)
+    return ordered(state.place, noise), num_greedy
+
+
+def _ordered(place, noise):
+    """Indices by ascending place, then ascending noise, then index."""
+    index = lax.iota(jnp.int32, noise.shape[0])
+    return lax.sort((place, noise, index), num_keys=2)[2]
+
+
+def _ordered_on_cpu(place, noise):
+    """`_ordered`, several times faster where the three keys of a patch fit into one integer.
+
+    XLA sorts a single array of integers with native comparisons, and several arrays with a call
+    for each one. `jax.random.uniform` draws multiples of 2^-23; other noise takes the slow way.
+    """
+    num_patches = noise.shape[0]
+    if num_patches > 256:
+        return _ordered(place, noise)
+    steps = noise * 2.0**23
+    whole = steps.astype(jnp.uint32)
+    fits = jnp.all((steps >= 0) & (steps < 2**23) & (whole.astype(jnp.float32) == steps))
+
+    def in_one_integer(place, noise):
+        unplaced = jnp.max(place)
+        first = jnp.where(place < unplaced, place.astype(jnp.uint32), whole + 2**23)
+        index = lax.iota(jnp.uint32, num_patches)
+        return (lax.sort(first << 8 | index) & 255).astype(jnp.int32)
+
+    return lax.cond(fits, in_one_integer, _ordered, place, noise)
+
+
+def serial_from_kernels(num_keep, kernels, noise, limits, *weights):
+    def one(args):
+        kernel, noise, limit, *weights = args
+        state = _start(jnp.diagonal(kernel), num_keep, *weights)
+        state = _loop(0, num_keep, state, noise, limit, lambda pick, _: kernel[pick], *weights)
+        return _finish(state, noise, num_keep, _ordered_on_cpu)
+
+    return lax.map(one, (kernels, noise, limits, *weights))
+
+
+def _batched_loop(num_keep, diagonals, noise, limits, row_of, weights=None):
+    """All picks of all images (N, B), in one loop that goes on while any of them does.
+
+    The condition is the loop's own, with no branch in its body: so XLA keeps the factor in a TPU's
+    fast memory. There, images as the last axis leave few lanes idle, and a sum over a one-hot
+    column is faster than a gather of it.
+    """
+
+    def known_of(factor, _, is_pick):
+        column = jnp.sum(jnp.where(is_pick[None], factor, 0.0), axis=1)
+        return jnp.sum(column[:, None] * factor, axis=0)
+
+    def goes_on(carry):
+        m, state = carry
+        return (m < num_keep) & jnp.any(state.best >= limits)
+
+    def pick_next(carry):
+        m, state = carry
+        return m + 1, _pick(m, state, noise, limits, row_of, known_of, weights)
+
+    state = _start(diagonals, num_keep, weights)
+    first = jnp.zeros_like(state.place[0, 0])
+    _, state = lax.while_loop(goes_on, pick_next, (first, state))
+    finish = functools.partial(_finish, num_keep=num_keep, ordered=_ordered)
+    return jax.vmap(finish, in_axes=-1)(state, noise)
+
+
+def _rows(matrices, pick):
+    """Row pick[b] of each matrix: (B, N, N) and (B,) -> (N, B)."""
+    images = lax.iota(jnp.int32, len(matrices))
+    rows = matrices.at[images, pick].get(mode="promise_in_bounds").T
+    return lax.platform_dependent(rows, tpu=_images_in_lanes, default=lambda rows: rows)
+
+
+def _images_in_lanes(rows):
+    """(N, B), to which the compiler else gives the order of the gather, and with it to the loop."""
+    return with_layout_constraint(rows, Layout((0, 1)))
+
+
+def batched_from_kernels(num_keep, kernels, noise, limits, *weights):
+    diagonals = jnp.diagonal(kernels, axis1=1, axis2=2).T
+    weights = [one.T for one in weights]
+    row_of = lambda pick, _: _rows(kernels, pick)  # noqa: E731
+    return _batched_loop(num_keep, diagonals, noise.T, limits, row_of, *weights)
+
+
+def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *weights):
+    """Kernel rows where picks need them, read from the batch itself.
+
+    A vector times the transpose of a slice of the batch is one fused loop over memory; in any
+    other form XLA copies the features of every image before it multiplies them.
+    """
+    num_patches, width = batch.shape[1:]
+
+    def one(args):
+        image, noise, limit, bandwidth, *weights = args
+
+        def features():
+            return lax.dynamic_index_in_dim(batch, image, keepdims=False)
+
+        def similarity(dots, pick):
+            scale, squares = inverse[pick] * inverse, square[pick] + square
+            return kernel_entries(dots, scale, squares, bandwidth, kernel)
+
+        def row_of(pick, _):
+            dots = jnp.matmul(features()[pick], features().T, precision=PRECISION)
+            return similarity(dots, pick)
+
+        ones = jnp.ones_like(batch, shape=width)
+        inverse, square = norms(jnp.matmul(ones, jnp.square(features()).T, precision=PRECISION))
+        few = jnp.where(limit > _ROWS_ABOVE, np.int32(min(_MAX_ROWS, num_keep)), np.int32(0))
+        state = _start(jnp.where(jnp.isnan(inverse), inverse, 1.0), num_keep, *weights)
+        state = _loop(0, few, state, noise, limit, row_of, *weights)
+        dots = lax.cond(
+            (state.best >= limit) & (few < num_keep),
+            lambda: jnp.matmul(features(), features().T, precision=PRECISION),
+            lambda: jnp.zeros_like(batch, shape=(num_patches, num_patches)),
+        )
+        row_of_all = lambda pick, _: similarity(dots[pick], pick)  # noqa: E731
+        state = _loop(few, num_keep, state, noise, limit, row_of_all, *weights)
+        return _finish(state, noise, num_keep, _ordered_on_cpu)
+
+    return lax.map(one, (lax.iota(jnp.int32, len(batch)), noise, limits, bandwidths, *weights))
+
+
+def batched_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *weights):
+    """The Gram matrices at once, the kernel of a row when it is picked."""
+    dots = jnp.matmul(batch, batch.mT, precision=PRECISION)
+    diagonal = jnp.eye(batch.shape[1], dtype=bool)
+    inverse, square = norms(jnp.sum(jnp.where(diagonal[None], dots, 0.0), axis=2).T)
+
+    def row_of(pick, is_pick):
+        def at_pick(values):
+            return jnp.sum(jnp.where(is_pick, values, 0.0), axis=0, keepdims=True)
+
+        scale, squares = at_pick(inverse) * inverse, at_pick(square) + square
+        return kernel_entries(_rows(dots, pick), scale, squares, bandwidths[None], kernel)
+
+    diagonals = jnp.where(jnp.isnan(inverse), inverse, 1.0)
+    weights = [one.T for one in weights]
+    return _batched_loop(num_keep, diagonals, noise.T, limits, row_of, *weights)
