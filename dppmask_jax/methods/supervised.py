@@ -25,6 +25,7 @@ from dppmask_jax.fields import (
 )
 from dppmask_jax.losses import classification
 from dppmask_jax.methods.base import Method, Plan, Turn
+from dppmask_jax.methods.momentum import averaged
 from dppmask_jax.models import encoders, vit
 from dppmask_jax.models.base import Encoder
 from dppmask_jax.models.classifier import Classifier
@@ -84,8 +85,8 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
     """Trains encoder, positions and head together.
 
     Args:
-      config: a checked config of an evaluation, see configs/eval.py, with the run's `image_size`,
-        encoder, see `encoders.copy_shape`.
+      config: a checked config of an evaluation, see configs/eval.py, with the `image_size` and the
+        encoder of the run that it evaluates, see `encoders.copy_shape`.
       plan: the length of the training, for the schedules.
       num_outputs: classes C, or labels C.
       several: whether an image has any number of labels; "label" is then (B, C) of 0 and 1.
@@ -123,13 +124,7 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
         return _loss_of(config.loss)(logits, targets), ({}, {})
 
     return Method(
-        example=functools.partial(
-            classify.classification_view,
-            image_size=tuple(config.image_size),
-            scale=tuple(data.crop_scale),
-            flip=data.flip,
-            randaugment=data.randaugment,
-        ),
+        example=_example(config, randaugment=data.randaugment),
         init=init,
         turns=(Turn(loss, finetune_optimizer(config, plan, encoder)),),
         after_step=lambda params, extra, aux, step: extra,
@@ -165,8 +160,7 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
     Args are those of `finetune`, but for its `head`. The statistics of the batch norm are those of
     the whole batch, over all devices.
     """
-    model, data = config.model, config.data
-    encoder = encoder_from(config)
+    model, encoder = config.model, encoder_from(config)
     encode, width = encoder_features(encoder), encoder.width
 
     def init(key):
@@ -194,24 +188,15 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
     unbiased = count / max(count - 1, 1)
 
     def after_step(params, extra, aux, step):
-        def averaged(old, new):
-            return _NORM_DECAY * old + (1.0 - _NORM_DECAY) * new
-
+        variance = unbiased * aux["variance"]
         return {
             **extra,
-            "mean": averaged(extra["mean"], aux["mean"]),
-            "variance": averaged(extra["variance"], unbiased * aux["variance"]),
+            "mean": averaged(extra["mean"], aux["mean"], _NORM_DECAY),
+            "variance": averaged(extra["variance"], variance, _NORM_DECAY),
         }
 
     return Method(
-        example=functools.partial(
-            classify.classification_view,
-            image_size=tuple(config.image_size),
-            scale=tuple(data.crop_scale),
-            flip=data.flip,
-            randaugment=0.0,
-            single_draw=True,
-        ),
+        example=_example(config, randaugment=0.0, single_draw=True),
         init=init,
         turns=(Turn(loss, optim.lars_from_settings(config.optim, plan, optim.warmup_cosine)),),
         after_step=after_step,
@@ -222,6 +207,17 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
             params,
             {**extra, "encoder": encoder.trainable(given)},
         ),
+    )
+
+
+def _example(config, **augmentation):
+    """`Method.example`: one crop of an image; more in `classify.classification_view`."""
+    return functools.partial(
+        classify.classification_view,
+        image_size=tuple(config.image_size),
+        scale=tuple(config.data.crop_scale),
+        flip=config.data.flip,
+        **augmentation,
     )
 
 

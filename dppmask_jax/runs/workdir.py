@@ -73,11 +73,12 @@ def check_folder(workdir: Path) -> None:
 
 
 def write_config(config, workdir: Path, record: Mapping[str, Any] | None = None) -> None:
-    """Writes WORKDIR/config.json in place of the old one, which is there until then.
+    """Writes WORKDIR/config.json in place of the old one, which is there until then. Makes WORKDIR.
 
     Args:
       record: what else it says, see `resuming.Start`.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
     whole_files.write_json(workdir / "config.json", {**to_json(config), **(record or {})})
 
 

@@ -80,8 +80,7 @@ def fit(
       Stopped: SIGTERM, SIGINT or SIGHUP came, and the state is saved; or too many saves failed.
     """
     config, folder, start, plan = training[:4]
-    state = parallel.replicate(state)
-    state = _restored(folder, start, state) if start.restored else state
+    state = _restored(folder, start, parallel.replicate(state))
     main = parallel.is_main()
     if start.step >= plan.total_steps:
         if main:
@@ -90,7 +89,6 @@ def fit(
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(signals.noted())
         if main:
-            folder.mkdir(parents=True, exist_ok=True)
             workdir.write_config(config, folder, start.record)
             announce(state)
         progress = metrics.Progress(start.step, plan.total_steps, main)
@@ -99,8 +97,7 @@ def fit(
         writer = metrics.MetricsLog(folder if main else None, start.step or None, progress.say)
         stack.callback(writer.close)
         writer.show_config(start.step, workdir.to_json(config))
-        saves = _saves(training, writer, progress)
-        stack.callback(saves.close)
+        saves = stack.enter_context(contextlib.closing(_saves(training, writer, progress)))
         batches = stack.enter_context(_stream(training, progress.say))
         hooks = () if probe is None else (loop.Hook(plan.evaluate_every, probe(progress.say)),)
         outcome = loop.run(
@@ -108,9 +105,7 @@ def fit(
             state,
             batches,
             loop.Span(start.step, plan.total_steps, config.batch_size, training.seed_key),
-            limits=loop.Limits(
-                config.optim.max_bad_steps, config.data.max_bad_frac, len(training.source)
-            ),
+            limits=_limits(training),
             saving=_saving(config, saves, asked),
             reporting=_reporting(training, writer, progress, hooks),
             profile=loop.Profile(profile_steps, str(folder / "profile")) if profile_steps else None,
@@ -122,7 +117,10 @@ def fit(
 
 
 def _restored(folder: Path, start: Start, state):
-    """The state of the checkpoint to start from; newer ones are moved out of the way."""
+    """The state of the checkpoint to start from, where there is one; newer ones are moved out of
+    the way."""
+    if not start.restored:
+        return state
 
     def check() -> int:
         checkpoint.check_fits(folder, start.step, state)
@@ -131,6 +129,11 @@ def _restored(folder: Path, start: Start, state):
     parallel.decided_by_main(check)
     checkpoint.set_aside(folder, start.damaged)
     return checkpoint.restore(folder, start.step, state)
+
+
+def _limits(training: Training) -> loop.Limits:
+    config = training.config
+    return loop.Limits(config.optim.max_bad_steps, config.data.max_bad_frac, len(training.source))
 
 
 def _saves(training: Training, writer, progress) -> Saves:

@@ -127,7 +127,6 @@ def run(
 
     Args:
       batches: this process's share of the batch of step `span.start`, `span.start + 1`, …
-      profile: which steps to trace; None traces none.
 
     Raises:
       TrainingDiverged: too many steps in a row were not finite. It is raised at that step if it is
@@ -138,11 +137,10 @@ def run(
     """
     if span.start == 0:
         _probe(state, 0, reporting, reporting.hooks)
-    stream = iter(batches)
-    clock = _Clock(span.start)
+    stream, clock = iter(batches), _Clock(span.start)
     follower = _Follower(span, limits, reporting)
     alone, saved = parallel.is_alone(), span.start
-    trace_from, trace_to = _traced_steps(profile, span)
+    tracing = _Tracing(profile, span)
     for step in range(span.start + 1, span.total + 1):
         wish = saving.stop()
         if status := wish if alone else follower.status:
@@ -150,11 +148,8 @@ def run(
                 saving.save(step - 1, state)
             saving.settle()
             return Outcome(state, step - 1, status)
-        if step == trace_from:
-            jax.profiler.start_trace(profile.directory)
-        batch = clock.timed_wait(lambda: next(stream))
-        # The largest wish of all processes counts: an end before a save, which it brings as well.
-        batch["wish"] = np.full(len(batch["bad"]), 2 * wish + saving.overdue(), np.int32)
+        tracing.before(step)
+        batch = _with_wish(clock.timed_wait(lambda: next(stream)), wish, saving.overdue())
         state, metrics = step_fn(state, parallel.split_batch(batch), span.seed_key)
         follower.follow(step, metrics)
         saving.settle()
@@ -162,12 +157,8 @@ def run(
         if logs:
             _report(step, metrics, span, limits, reporting, clock)
         elif step == span.start + 1:
-            # Keeps the compilation out of the first logged throughput.
-            jax.block_until_ready(metrics["loss"])
-            clock.restart(step)
-        if step == trace_to:
-            jax.block_until_ready(metrics["loss"])
-            jax.profiler.stop_trace()
+            clock.leave_out(step, metrics)  # the compilation, of the first logged throughput
+        tracing.after(step, metrics)
         hooks = [hook for hook in reporting.hooks if span.due(step, hook.every)]
         saves = span.due(step, saving.every)
         if follower.save_wished or logs or saves or hooks:
@@ -180,6 +171,14 @@ def run(
             clock.restart(step)
     saving.settle()
     return Outcome(state, span.total, 0)
+
+
+def _with_wish(batch, status: int, save: bool):
+    """The batch with what this process wants in its "wish", see `_Follower.catch_up`.
+
+    The largest of all processes counts: an end before a save, which it brings as well.
+    """
+    return {**batch, "wish": np.full(len(batch["bad"]), 2 * status + save, np.int32)}
 
 
 def _probe(state, step: int, reporting: Reporting, hooks: Iterable[Hook]) -> None:
@@ -263,11 +262,23 @@ def _diverged(step: int, bad_steps: int, limits: Limits) -> TrainingDiverged:
     )
 
 
-def _traced_steps(profile: Profile | None, span: Span) -> tuple[int | None, int | None]:
-    if profile is None or span.start == span.total:
-        return None, None
-    first = min(span.start + 1 + profile.skip, span.total)
-    return first, min(first + profile.steps - 1, span.total)
+class _Tracing:
+    """Traces the steps of a profile; without one, none."""
+
+    def __init__(self, profile: Profile | None, span: Span):
+        self._profile, self._first, self._last = profile, None, None
+        if profile is not None and span.start < span.total:
+            self._first = min(span.start + 1 + profile.skip, span.total)
+            self._last = min(self._first + profile.steps - 1, span.total)
+
+    def before(self, step: int) -> None:
+        if step == self._first:
+            jax.profiler.start_trace(self._profile.directory)
+
+    def after(self, step: int, metrics) -> None:
+        if step == self._last:
+            jax.block_until_ready(metrics["loss"])
+            jax.profiler.stop_trace()
 
 
 class _Clock:
@@ -278,6 +289,11 @@ class _Clock:
 
     def restart(self, step: int) -> None:
         self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+
+    def leave_out(self, step: int, metrics) -> None:
+        """Starts anew once a step has been made."""
+        jax.block_until_ready(metrics["loss"])
+        self.restart(step)
 
     def timed_wait(self, call):
         start = time.perf_counter()
