@@ -17,7 +17,7 @@ from dppmask_jax.data.images import augment, crops, decode
 from dppmask_jax.data.sources import base, opening
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
-from dppmask_jax.methods import METHODS
+from dppmask_jax.methods import METHODS, single_view
 from dppmask_jax.methods.base import Turn
 from dppmask_jax.runs.run import open_data
 from dppmask_jax.training import build, fit
@@ -104,6 +104,17 @@ def test_maps_are_mirrored_on_the_device_where_images_are():
     maps = jax.jit(augment.flip)(images[..., 0], keys)
     assert maps.dtype == jnp.uint8 and np.any(maps != images[..., 0])
     np.testing.assert_array_equal(flipped[..., 0], maps)
+
+
+def test_a_step_has_the_maps_of_its_images_mirrored_with_them():
+    images = np.random.default_rng(0).integers(0, 256, (16, 4, 6, 3), dtype=np.uint8)
+    extras = {"mask": images[..., 0], "part": np.zeros((16, 4), np.uint8)}
+    batch = {"image": images, "index": np.arange(16, dtype=np.int32), **extras}
+    for flip in (True, False):
+        config = types.SimpleNamespace(data=types.SimpleNamespace(flip=flip))
+        views = single_view.views_of(config, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+        assert set(views.maps) == {"mask"} and np.any(views.raw != images) == flip
+        np.testing.assert_array_equal(views.maps["mask"], views.raw[..., 0])
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

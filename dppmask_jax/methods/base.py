@@ -66,7 +66,8 @@ class Method(NamedTuple):
 
     extras: tuple[str, ...] = ()
     """What it needs to know of each image beside its label, such as "mask", see `Source.extras`;
-    `example` puts it into the batch, and `augment.flip` mirrors it with the image."""
+    `example` puts it into the batch. Maps are mirrored with the image: by `crops.multi_crop` on the
+    host, or by `single_view.views_of`, or another user of `augment.flip`, in the step."""
 
     schedules: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
     """name -> function of the step: what else than the optimisers depends on the length of the

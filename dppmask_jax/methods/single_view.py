@@ -92,13 +92,14 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
 
 
 class Views(NamedTuple):
-    """A batch as a step sees it: `raw` (B, H, W, 3) flipped, `images` normalised as well, and
-    keys (B,)."""
+    """A batch as a step sees it: `raw` (B, H, W, 3) flipped, `images` normalised as well, keys
+    (B,), and `maps`: those of the extras that are (B, H, W), flipped with the images."""
 
     raw: Any
     images: Any
     mask_keys: Any
     drop_keys: Any
+    maps: dict[str, Any]
 
 
 def views_of(config, batch, key) -> Views:
@@ -106,8 +107,12 @@ def views_of(config, batch, key) -> Views:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
     split = jax.vmap(lambda example_key: jax.random.split(example_key, 3))(keys)
     flip_keys, mask_keys, drop_keys = split[:, 0], split[:, 1], split[:, 2]
-    raw = augment.flip(batch["image"], flip_keys) if config.data.flip else batch["image"]
-    return Views(raw, augment.normalize(raw), mask_keys, drop_keys)
+    shape = batch["image"].shape[:3]
+    pixels = {name: value for name, value in batch.items() if value.shape[:3] == shape}
+    if config.data.flip:
+        pixels = {name: augment.flip(value, flip_keys) for name, value in pixels.items()}
+    raw = pixels.pop("image")
+    return Views(raw, augment.normalize(raw), mask_keys, drop_keys, pixels)
 
 
 def drawn(masker: masking.Masker, num_keep: int, views: Views, seen, batch, key):
