@@ -402,7 +402,11 @@ def test_finetuning_on_shuffled_labels_is_chance(mae_run, shuffled, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("train,loss", [("linear", "bce"), ("finetune", "asl")])
 def test_several_labels_of_a_csv_file(mae_run, squares, tmp_path, train, loss, capsys):
-    settings = {"linear": LINEAR, "finetune": FINETUNE}[train] | {"data__source": squares}
+    table = Path(squares.removeprefix("csv:"))
+    (table.parent / "broken.png").write_bytes(b"broken")
+    more = table.with_name(f"{train}.csv")
+    more.write_text(table.read_text() + "broken.png,val,blue,,1,1\n")  # it counts nowhere
+    settings = {"linear": LINEAR, "finetune": FINETUNE}[train] | {"data__source": f"csv:{more}"}
     out = found(mae_run, tmp_path, f"task=multilabel,train={train}", **settings, loss__kind=loss)
     last = out["metrics"]["last"]
     assert last["mAP"]["mean"] == 1.0
@@ -410,6 +414,7 @@ def test_several_labels_of_a_csv_file(mae_run, squares, tmp_path, train, loss, c
     assert loss == "asl" or last["f1_macro"]["mean"] > 0.9
     # Blue is neither, green and red are one of the two, white is both.
     assert out["metrics"]["accuracy_of_no_labels"] == 0.5
+    assert f"tested on {4 * VAL} " in out["protocol"]
     assert out["metrics"]["per_label"]["0"]["reddish"]["positives"] == 2 * VAL
     assert out["metrics"]["excluded"] == [] and out["score"]["value"] == 1.0
     said = [line.split("  ", 2)[2] for line in capsys.readouterr().out.splitlines()

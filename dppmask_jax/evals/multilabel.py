@@ -110,34 +110,25 @@ def run(evaluation: Evaluation) -> Result:
     of_labels = {
         str(seed): all_scores(result.scores, result.labels) for seed, result in trained.items()
     }
-    any_scores = next(iter(of_labels.values()))
-    several = len(trained) > 1
-    errors = {"accuracy": _accuracy_error(trained, config.threshold)}
-    rows = [("", "last epoch", *(("std over seeds",) if several else ()), "best epoch")]
-    for name in _NAMES:
-        last, best = found["last"][name], found["best"][name]
-        spread = (percent(last["std"]),) if several else ()
-        mean = percent(last["mean"], errors.get(name))
-        rows.append((name, mean, *spread, percent(best["mean"])))
-    targets = evaluation.val.targets()
+    excluded = next(iter(of_labels.values()))["excluded"]
+    targets = next(iter(trained.values())).labels  # of the readable images
+    no_labels = np.mean(targets == 0, axis=1)
+    accuracy_error = _accuracy_error(trained, config.threshold)
+    rows = _rows(found, accuracy_error, no_labels, several=len(trained) > 1)
     shares = np.mean(targets != 0, axis=0)
-    none = np.mean(targets == 0, axis=1)
-    baseline = float(np.mean(none))
-    spread = ("",) * several
-    rows.append(("accuracy of no labels", percent(baseline, error_of_mean(none)), *spread, ""))
     return Result(
         found
         | {
-            "accuracy_standard_error": errors["accuracy"],
-            "accuracy_of_no_labels": baseline,
+            "accuracy_standard_error": accuracy_error,
+            "accuracy_of_no_labels": float(np.mean(no_labels)),
             "per_label": {seed: scores["per_class"] for seed, scores in of_labels.items()},
-            "excluded": any_scores["excluded"],
+            "excluded": excluded,
         },
         rows,
         f"{config.train}, {config.loss.kind} loss, {count(config.epochs, 'epoch')} of "
         f"{len(train):,} images, {len(names)} labels, threshold {config.threshold:g}, tested "
-        f"on {len(val):,} {'whole ' * config.data.whole}images; the best epoch is that of the "
-        "highest mAP" + _excluded(any_scores["excluded"]),
+        f"on {len(targets):,} {'whole ' * config.data.whole}images; the best epoch is that of the "
+        "highest mAP" + _excluded(excluded),
         Score("mean average precision", found["last"]["mAP"]["mean"], found["last"]["mAP"]["std"]),
         f"{ERRORS}; mAP, F1, precision and recall are no means over images and have none in closed "
         "form",
@@ -145,6 +136,22 @@ def run(evaluation: Evaluation) -> Result:
         # The expected precision of images in any order is the share that has the label.
         {"chance": float(np.mean(shares[shares > 0]))},
     )
+
+
+def _rows(found, accuracy_error: float, no_labels: np.ndarray, *, several: bool):
+    """The table of `seeds.best_and_last`, with a column for the spread over `several` seeds.
+
+    Args:
+      no_labels: (M,) what predicting no label gets right of each image.
+    """
+    rows = [("", "last epoch", *(("std over seeds",) * several), "best epoch")]
+    for name in _NAMES:
+        last, best = found["last"][name], found["best"][name]
+        spread = (percent(last["std"]),) if several else ()
+        mean = percent(last["mean"], accuracy_error if name == "accuracy" else None)
+        rows.append((name, mean, *spread, percent(best["mean"])))
+    baseline = percent(float(np.mean(no_labels)), error_of_mean(no_labels))
+    return [*rows, ("accuracy of no labels", baseline, *(("",) * several), "")]
 
 
 def _excluded(names: list[str]) -> str:
