@@ -153,7 +153,7 @@ def painted(
       pred: (B, N, P) predictions.
       images: as they are loaded.
       order: (B, N) int32, visible patches first.
-      borrow_statistics: whether hidden pixels may enter, see `run.Run.reconstruct`.
+      borrow_statistics: whether hidden pixels may enter, see `runs.run.Run.reconstruct`.
     """
     known = None if borrow_statistics else order[:, :num_keep]
     hidden = target.pixels(pred, images, known)
