@@ -61,8 +61,8 @@ def from_settings(settings, plan, schedule, **shape) -> Optimizer:
     """AdamW as `config.optim` and the plan of a run describe it.
 
     Args:
-      settings: `config.optim`; of a training that has no clipping, no other decay at the end or no
-        frozen layer, without those fields.
+      settings: `config.optim`. A training without clip_per_tensor, weight_decay_end or
+        freeze_last_layer_epochs lacks those fields.
       plan: has `peak_lr`, `warmup_steps`, `total_steps` and `steps_per_epoch`.
       schedule: `warmup_cosine` or another with its arguments.
       shape: `decays` and `scales` of `adamw`.
@@ -74,7 +74,7 @@ def from_settings(settings, plan, schedule, **shape) -> Optimizer:
         b1=settings.b1,
         b2=settings.b2,
         epsilon=settings.epsilon,
-        # The state is the same with and without clipping, so that a run can change its mind.
+        # The state is the same with and without clipping, so that a run can go on with either.
         clip=clip(limit) if limit > 0 else optax.identity(),
         frozen_steps=None if frozen is None else round(frozen * plan.steps_per_epoch),
         **shape,
@@ -192,8 +192,8 @@ def adamw(
         "last_layer" are neither updated nor decayed, and their moments and their count of updates
         stay as they were (iBOT's code, `freeze_last_layer`).
       decays: of the path and the tensor of a parameter: whether weight decay applies to it.
-      scales: None, or a function from the parameters to a tree of floats like them: what each
-        tensor's learning rate is multiplied by, and so its weight decay too.
+      scales: None, or a function from the parameters to a tree of floats like them, which multiply
+        the learning rate of each tensor, and its weight decay with it.
     """
     update = optax.chain(
         optax.scale_by_adam(b1, b2, epsilon), _decay(weight_decay, decays), optax.scale(-1.0)

@@ -13,14 +13,14 @@ from dppmask_jax.optim import Optimizer
 
 
 class Plan(NamedTuple):
-    """What a config and the size of its data set imply. A method that nobody trains needs none of
-    the defaults."""
+    """The length and the peak of a run, from its config and the size of its data set. A method that
+    is built to be evaluated, not trained, needs the first two alone."""
 
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int = 0
     evaluate_every: int = 0
-    """0: at the end alone."""
+    """Steps between measures; 0: there is one at the end alone."""
     peak_lr: float = 0.0
 
 
@@ -36,8 +36,8 @@ class Turn(NamedTuple):
     """The top-level names of the parameters that it updates; None: all."""
 
     name: str = ""
-    """"" for the first turn; of another it stands behind "loss_", "grad_norm_" and "lr_" in the
-    log."""
+    """Empty for the first turn. Another's stands in the log, in "loss_NAME", "grad_norm_NAME" and
+    "lr_NAME"."""
 
 
 class Method(NamedTuple):
@@ -65,27 +65,28 @@ class Method(NamedTuple):
     """(params, extra, aux, step) -> extra, with the parameters after the optimiser's step."""
 
     extras: tuple[str, ...] = ()
-    """What it needs to know of each image beside its label, such as "mask", see `Source.extras`;
-    `example` puts it into the batch. Maps are mirrored with the image: by `crops.multi_crop` on the
-    host, or by `single_view.views_of`, or another user of `augment.flip`, in the step."""
+    """The names of what it needs of each image beside the label, such as "mask", see
+    `Source.extras`; `example` puts it into the batch. Maps are mirrored with the image: on the host
+    by `crops.multi_crop`, or in the step by `single_view.views_of` and others that call
+    `augment.flip`."""
 
     schedules: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
-    """name -> function of the step: what else than the optimisers depends on the length of the
-    run."""
+    """name -> function of the step: what depends on the length of the run, beside the schedules of
+    the optimisers."""
 
     report: Callable[..., dict[str, Any]] = lambda extra, aux, step: {}
-    """(extra, aux, step) -> metrics of what all devices have in common, after `after_step`."""
+    """(extra, aux, step) -> metrics, from what `after_step` returned; the same on all devices."""
 
     describe: tuple[tuple[str, str], ...] = ()
     """(name, text): lines that are printed when a run starts."""
 
     loss_of_views: bool = False
-    """Whether the validation loss is that of training examples, as several views are; else "image"
-    is the evaluation crop."""
+    """Whether the validation loss takes the views that `example` makes, as methods of several views
+    do; else it takes "image", the evaluation crop."""
 
     watch: Callable[[], Callable[[int, dict[str, float]], str]] = lambda: lambda step, values: ""
-    """() -> a function of each logged step and its values: what looks wrong with the run, in one
-    line; "" where nothing does."""
+    """() -> (step, values) -> a warning in one line, "" where nothing looks wrong. The function is
+    called with each logged step, and may remember the steps before."""
 
     logits: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, C) float32: the head's output for whole images."""
@@ -131,11 +132,11 @@ class Method(NamedTuple):
 
     reconstruct: Callable[..., Any] | None = None
     """(params, extra, images, order, borrow_statistics=False) -> (B, H, W, 3) float32 in [0, 1].
-    Unless it borrows (static), hidden pixels do not enter; see `pretrained.Run.reconstruct`."""
+    Unless it borrows (static), hidden pixels do not enter; see `run.Run.reconstruct`."""
 
 
 class MethodKind(NamedTuple):
-    """A method that is not set up yet: what a config may say about it, and who makes it."""
+    """A method that a config can name."""
 
     build: Callable[[Any, Plan], Method]
     """(checked config, plan) -> the method."""
@@ -147,14 +148,14 @@ class MethodKind(NamedTuple):
     """The fields that it reads beside those of all methods."""
 
     check: Callable[[Any], None] = lambda config: None
-    """config -> None; raises InputError for what no single field tells."""
+    """config -> None; raises InputError where fields do not fit each other."""
 
     gives: frozenset[str] = frozenset()
     """What its masks can be drawn from, see `masking.Masker.needs`."""
 
     shown_by: Mapping[str, str] = MappingProxyType({})
-    """{what of `gives` only some encoders show: the part of `Encoder` that shows it}. Features that
-    are pixels need none."""
+    """{a name in `gives`: the optional part of `Encoder` that it comes from}. Features that are
+    pixels come from none."""
 
     recipes: tuple[str, ...] = ()
     """Config files that train it."""
@@ -163,14 +164,15 @@ class MethodKind(NamedTuple):
     """Whether it draws masks: `config.mask` then has the strategy and the fields of `MASKERS`."""
 
     encoder: tuple[str, ...] | None = ()
-    """The parts of `Encoder` that others may lack and it cannot do without, such as "blocks".
+    """The optional parts of `Encoder` that it needs, such as "blocks".
     `config.model` has the fields of `ENCODERS`; None: it trains none."""
 
     targets: bool = False
     """Whether it predicts one of `TARGETS`: `config.loss` then names it and has their fields."""
 
     mask_recipes: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    """{strategy of masks: the fields of config.mask that go with it}, where they differ."""
+    """{strategy of masks: {field of config.mask: value}}, where strategies need values of their
+    own."""
 
 
 class TrainState(NamedTuple):

@@ -1,19 +1,19 @@
-"""Warnings of a self-distillation whose teacher no longer says anything about the image."""
+"""Warnings of a collapse: the teacher of a self-distillation answers the same to all images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-_MANY_STEPS = 100  # that a collapse lasts before it is named
-_LEAST_INFORMATION = 0.05  # nats that the teacher's answer says about the image
+_MANY_STEPS = 100  # of collapse before there is a warning
+_LEAST_INFORMATION = 0.05  # nats of information about the image in the teacher's answer
 
 
 def watch(largest_entropy: float) -> Callable[[int, dict[str, float]], str]:
-    """Names a collapse once it has lasted for `_MANY_STEPS`, see `Method.watch`.
+    """Warns of a collapse once it has lasted for `_MANY_STEPS`, see `Method.watch`.
 
-    What the teacher's answer says about the image is the entropy of the mean answer less the mean
-    entropy of the answers. It vanishes when all images get the same answer, whether that is every
-    prototype alike or one of them.
+    The information about the image in the teacher's answer is the entropy of the mean answer less
+    the mean entropy of the answers. It is 0 where all images get the same answer, be that the same
+    weight for every prototype or all weight for one.
 
     Args:
       largest_entropy: of an answer, in nats.

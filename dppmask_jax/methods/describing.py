@@ -1,4 +1,4 @@
-"""What a method says of itself when a run starts."""
+"""The lines of `Method.describe` that methods share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dppmask_jax.masking import Masker
 def described_masks(
     masker: Masker, num_masked: tuple[int, int], num_patches: int
 ) -> tuple[str, str]:
-    """("masks", what they are and how large).
+    """("masks", the masker and how many patches it hides, in words).
 
     Args:
       num_masked: the fewest and the most patches that a masked view has masked.

@@ -32,7 +32,7 @@ from dppmask_jax.methods.ibot_network import (
 from dppmask_jax.methods.ibot_views import GLOBAL_VIEWS
 from dppmask_jax.methods.momentum import averaged, followed
 
-_RECENT_STEPS = 100  # in which a prototype that was some image's best counts as used
+_RECENT_STEPS = 100  # a prototype that was an image's best in one of them counts as used
 
 
 class _Parts(NamedTuple):
@@ -151,7 +151,7 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
 def _targets(parts: _Parts, extra, of_teacher, step):
     """The teacher's answers, of class tokens (2, B, C) and of the chosen patches (2B, M, C)."""
     settings, epoch = parts.config.loss, step // parts.plan.steps_per_epoch
-    # The warm-up of the patches' begins with the masks, as in iBOT's code.
+    # The temperature of patches warms up from the first masks on, as in iBOT's code.
     epoch_of_masks = epoch - parts.config.mask.start_epoch
     return {
         "class": distillation.teacher_probabilities(

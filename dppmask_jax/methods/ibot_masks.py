@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dppmask_jax import masking, patches
 
-# What goes with each strategy. prob: the share of the views that are masked at all.
+# The values that each strategy needs. prob: the share of the views that are masked at all.
 RECIPES = {
     "random": {"ratio": (0.0, 0.7), "ratio_var": (0.0, 0.05), "prob": 1.0},
     "block": {"ratio": (0.0, 0.3), "ratio_var": (0.0, 0.2), "prob": 1.0},  # iBOT
@@ -26,7 +26,7 @@ RECIPES = {
 def masked_range(config) -> tuple[int, int]:
     """The fewest and the most patches that a view with any masked patch has masked.
 
-    AttMask's hints, which come off that, are not counted.
+    AttMask's hints, masked patches that are shown after all, are not subtracted.
     """
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     low, high = masking.ratio_range(tuple(config.mask.ratio), tuple(config.mask.ratio_var))
@@ -35,7 +35,7 @@ def masked_range(config) -> tuple[int, int]:
 
 
 def drawer(config, masker: masking.Masker, plan) -> Callable:
-    """The masks of a checked config.
+    """The function that draws the masks of a checked config.
 
     Args:
       masker: what chooses the patches.

@@ -21,7 +21,7 @@ from dppmask_jax.models import encoders, vit
 from dppmask_jax.models.layers import uniform
 from dppmask_jax.targets import TARGETS, pixels
 
-_START_STD = 0.02  # of the normal distribution that is cut
+_START_STD = 0.02  # of the truncated normal distribution that parameters start with
 _FIRST_RATE = 0.005  # of the peak, at step 0: 5e-7 to 1e-4 in the authors' recipe
 
 FIELDS = {

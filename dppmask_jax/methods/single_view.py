@@ -1,4 +1,4 @@
-"""What the methods share that mask one view of an image and predict what is hidden: MAE, SimMIM."""
+"""What MAE and SimMIM share: they mask one view of an image and predict what is hidden."""
 
 from __future__ import annotations
 
@@ -116,9 +116,10 @@ def views_of(config, batch, key) -> Views:
 
 
 def drawn(masker: masking.Masker, num_keep: int, views: Views, seen, batch, key):
-    """(Mask of (B, ...), {metric: ()}): the masks of a step, of which `seen` tells the rest.
+    """(Mask of (B, ...), {metric: ()}): the masks of a step.
 
     Args:
+      seen: without `step_key` and `proposed`, which are filled in.
       key: the step's.
     """
     seen = seen._replace(

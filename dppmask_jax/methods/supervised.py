@@ -34,7 +34,7 @@ from dppmask_jax.models.layers import layer_norm, normal
 _NORM_EPSILON = 1e-6  # of the linear probe's batch norm
 _NORM_DECAY = 0.9  # of its running statistics
 _HEAD_STD = 0.01
-# Of every supervised training ...
+# Fields of every supervised training ...
 _COMMON_FIELDS = {
     **with_defaults(crops.FIELDS, {"data.crop_scale": (0.08, 1.0)}),
     **augment.FIELDS,

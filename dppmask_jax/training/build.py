@@ -1,4 +1,4 @@
-"""What a config of pre-training makes: the plan of the run, the method with its optimisers."""
+"""The plan of a run and its method, with its optimisers, from a config of pre-training."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def method_from(config, plan: Plan) -> Method:
 
 
 def schedules(config, num_images: int) -> dict[str, Callable]:
-    """All that depends on the step and on the length of the run, as functions of the step."""
+    """{name: function of the step}: all that depends on the length of the run."""
     method = method_from(config, plan_from(config, num_images))
     found = {}
     for turn in method.turns:

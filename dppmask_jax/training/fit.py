@@ -202,7 +202,8 @@ def _stream(training: Training, say):
 
 
 def _logged(writer, progress, total_steps):
-    """Writes values down, and says when the first of some steps is skipped."""
+    """`loop.Reporting.log`: writes values, and warns at the first of several skipped steps in a
+    row."""
 
     def log(step, values):
         writer.write(step, values)
@@ -219,7 +220,8 @@ def _logged(writer, progress, total_steps):
 
 
 def _shown(method, progress, total_steps):
-    """Shows a logged step, and says what the method finds wrong with the run, when it begins."""
+    """`loop.Reporting.progress`: shows a logged step, and a warning of `Method.watch` once, when it
+    first comes."""
     watch = method.watch()
     last = ""
 

@@ -17,7 +17,7 @@ from dppmask_jax.methods.base import TrainState
 class TrainingDiverged(Stopped):
     """Too many steps in a row had a loss, a gradient or an update that was not finite.
 
-    The status 3 tells scripts from a crash that starting again by itself will not help.
+    Its exit status is 3: a script that starts crashed runs again can tell that it would not help.
     """
 
     def __init__(self, message: str):
@@ -39,8 +39,8 @@ class Span(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What ends a run: more than `bad_steps` skipped steps in a row, or more than a share of
-    `bad_frac`, 0 to 1, of the images that is unreadable; there are `num_images` in the data set."""
+    """What ends a run: more than `bad_steps` skipped steps in a row, or more unreadable images than
+    a share of `bad_frac`, 0 to 1. `num_images` is the size of the data set."""
 
     bad_steps: int
     bad_frac: float
@@ -54,11 +54,11 @@ class Saving(NamedTuple):
       every: steps between saves.
       save: called with the step and the state every so many steps and at the end, after everything
         of that step is logged. It may return before the state is written.
-      settle: waits until it is. Called while the devices make the next step, of which nothing is
-        logged or begun before: a killed run repeats at most `every` steps.
-      stop: 0, or the exit status that this process wants to end with. Alone, it stops before the
-        next step. Of several processes, each step carries the wish of all, so that they end after
-        the same one, at most three steps later.
+      settle: waits until it is. Called while the devices make the next step, before that step is
+        logged and another begun, so that a killed run repeats at most `every` steps.
+      stop: 0, or the exit status that this process wants to end with. A single process stops before
+        the next step. Several end after the same step, at most three later: each step carries the
+        wishes of all.
       overdue: whether this process wants a save now, whatever `every` says. The wish is carried
         like that of `stop`, and a save is made at most two steps later.
     """
@@ -192,7 +192,7 @@ def _report(step: int, metrics, span: Span, limits: Limits, reporting: Reporting
     reporting.log(step, values)
     reporting.progress(step, values)
     bad_images, drawn = values.get("bad_images", 0), step * span.batch_size
-    # In the first epoch against all images: no unlucky start of it ends a run.
+    # A share of the whole data set at least: a few bad images early in the first epoch end no run.
     if bad_images > limits.bad_frac * max(drawn, limits.num_images):
         raise _too_many_bad_images(bad_images, drawn, limits)
 
@@ -224,8 +224,8 @@ class _Follower:
         self._in_flight = None
 
     def follow(self, step: int, metrics) -> None:
-        """Takes a step that was begun, and waits for the one before it, unless that is known:
-        batches must not pile up."""
+        """Notes a step that was begun, after a wait for the one before it: batches must not pile
+        up."""
         if self._in_flight is not None:
             self.catch_up()
         self._in_flight = step, metrics

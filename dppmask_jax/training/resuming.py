@@ -21,7 +21,7 @@ from dppmask_jax.fields import Field, flatten, with_later
 from dppmask_jax.runs import checkpoint, history, metrics, workdir
 from dppmask_jax.words import count
 
-# Where the images are and which are taken: what counts is whether they are the same ones.
+# Fields that say where the images are. They may change as long as the images are the same ones.
 PLACES = frozenset({"data.classes", "data.dir", "data.source", "data.val_fraction"})
 _IMAGES = "data_identity"  # in config.json and in `meta`, beside the config
 
@@ -48,13 +48,13 @@ class Terms(NamedTuple):
 
     Attributes:
       known: the fields of the config. What the run's lacks came later, see `fields.with_later`.
-      free: fields that may, see `fields.free`. What a measure means goes into the history.
+      free: fields that may, see `fields.free`. Changes of "measured" fields go into the history.
       free_of_start: those of the run that a fine-tuning started from.
-      fixed: whether a field may not, whatever is allowed.
+      fixed: whether a field may never change, `allow` or not.
       schedules: None, or config -> {name: function of the step}, all that the length of the run
         changes: `epochs` may grow where they were the same at every step so far.
-      allow: whether all other fields may change; the history then tells.
-      total_steps: of the config; with what is allowed, some must be left.
+      allow: whether all other fields may change; the changes go into the history.
+      total_steps: of the config; a run that changes by `allow` must have steps left.
       ways: how to go on, for messages.
       refuse: called first with the config of the steps so far; may raise InputError.
     """
@@ -144,7 +144,7 @@ def _start(folder: Path, config, images: dict, terms: Terms) -> Start:
 
 
 def _other_measures(old, config, free) -> dict:
-    """How what a measure of the run means differs from here on, as `differences`."""
+    """{field: (old, new)} of the changes after which measures mean something else."""
     old, new = flatten(old), flatten(config)
     return {
         field: (old.get(field), new.get(field))
@@ -200,7 +200,7 @@ def differences(
 
 
 def _other_encoder(old: Mapping, new: Mapping, free: Collection[str]) -> dict:
-    """How two runs, as a fine-tuning keeps that which it started from, differ."""
+    """How the runs differ that two fine-tunings started from, as `differences`."""
     configs = [
         {**workdir.to_json(workdir.from_json(run["config"])), _IMAGES: run.get(_IMAGES)}
         for run in (old, new)

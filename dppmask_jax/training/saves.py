@@ -28,7 +28,8 @@ FIELDS = {
 
 
 class Saves:
-    """Saves through `checkpoints`; where that is None, in all processes but one, does nothing.
+    """Saves through `checkpoints`. That is None in all processes but the main one, which save
+    nothing.
 
     Attributes:
       failed: how many saves in a row have failed, up to now.

@@ -16,8 +16,8 @@ def noted() -> Iterator[Callable[[], int]]:
     """Notes signals while the context lasts, and puts the handlers before it back.
 
     The first of them is noted; a SIGINT after it ends the process at once. A SIGHUP that nohup made
-    the process ignore stays ignored. In another thread than the main one, which is never sent
-    signals, nothing is noted.
+    the process ignore stays ignored. Only the main thread receives signals: in others, nothing is
+    noted.
 
     Yields:
       A function that returns the exit status asked for: 143 after SIGTERM, 130 after SIGINT, 129

@@ -36,9 +36,10 @@ def make_step(method: Method, *, accum_steps: int = 1, devices=None) -> Callable
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
       with or without "wish" int32 (b,), of which the metrics have the largest of all processes.
       The turns follow each other, all with the step's batch, key and `extra`. Gradients, metrics
-      and `aux` of a turn are averaged over the micro-batches and the devices, then there is its
-      update; after the last turn, one `after_step`. Where in any turn the loss, the gradient norm
-      or a parameter after the update is not finite, only the counts change.
+      and `aux` of a turn are averaged over the micro-batches and the devices, then its optimiser
+      updates what it trains; `after_step` follows the last turn. Where in any turn the loss, the
+      gradient norm or a parameter after the update is not finite, the step is skipped: only the
+      counts change.
     """
 
     def step(state: TrainState, batch, seed_key):
@@ -80,7 +81,7 @@ def _trained(turn: Turn, params):
 
 
 def _with_trained(turn: Turn, params, trained):
-    """The parameters with those that a turn updates in their places."""
+    """All parameters, with `trained` in place of those that a turn updates."""
     return trained if turn.trains is None else {**params, **trained}
 
 
@@ -122,7 +123,7 @@ def _updated(turn: Turn, opt_state, params, grads, loss, step):
         )
         lr = turn.optimizer.learning_rate(step)
         trained = optax.apply_updates(trained, jax.tree.map(lambda u: lr * u, updates))
-        # Of finite gradients an update can still overflow: nothing else may reach a checkpoint.
+        # The update of finite gradients can overflow, and checkpoints hold finite parameters alone.
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(trained)
     values = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
     metrics = {f"{name}_{turn.name}" if turn.name else name: values[name] for name in values}
