@@ -18,9 +18,15 @@ is four times the work of MAE's encoder. `--show_config` prints every field. ima
 tfds:imagenet2012 unless told otherwise, small wants --config.data.source=folder:PATH. On a CPU add
 --config.model.dtype=float32.
 
+What to expect:
+
+  shapes       two cores of a server: four minutes; validation loss 0.88 -> 0.63, k-NN accuracy
+               19.7 % untrained -> 21.1 % trained (raw pixels 15.8 %, chance 11 %).
+  small        not run here.
+  imagenet1k   not run here. Papers, ViT-B fine-tuned: SimMIM 83.8 %.
+
 Sources: SimMIM, arXiv 2111.09886 and code; MaskFeat, arXiv 2112.09133 and code, whose encoder here
-has learned positions. The recipes of `shapes` and `small` are this project's own. The recipes of
-small and imagenet1k were not run here. Papers, ViT-B fine-tuned on ImageNet-1k: SimMIM 83.8 %.
+has learned positions. The recipes of `shapes` and `small` are this project's own.
 """
 
 from ml_collections import config_dict

@@ -4,10 +4,10 @@ import os
 import pickle
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from dppmask_jax.data.images import decode
@@ -496,9 +496,7 @@ def test_data_of_a_config_with_classes(tmp_path):
     data = {"source": f"folder:{tmp_path}", "dir": "", "val_fraction": 0.1, "range": "auto"}
 
     def open_data(classes):
-        return run.open_data(
-            types.SimpleNamespace(data=types.SimpleNamespace(**data, classes=classes))
-        )
+        return run.open_data(ConfigDict({"data": {**data, "classes": classes}}))
 
     assert [len(split) for split in open_data("")] == [3, 2]
     train, val = open_data(str(tmp_path / "few.txt"))
