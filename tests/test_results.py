@@ -11,6 +11,7 @@ from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
 from dppmask_jax.results import __main__ as results
 from dppmask_jax.results import paper, portable, records
+from dppmask_jax.results import rows as of_records
 from dppmask_jax.results.page import page as page_of
 from dppmask_jax.results.records import load
 from dppmask_jax.runs import workdir
@@ -246,6 +247,14 @@ TITLES = {
     "backgrounds": "Background challenge",
     "multilabel": "Several labels an image",
 }
+
+
+def test_a_row_says_what_was_predicted_and_knows_runs_older_than_a_field():
+    config = workdir.to_json(tiny.config(loss__target="hog", mask__strategy="cells"))
+    del config["mask"]["cell"]  # which came later
+    record = {"checkpoint": {"config": config}, "config": {}}
+    assert of_records.model(record).startswith("MAE (hog) ")
+    assert of_records.masks(record).startswith("cells (2 x 2 patches)")
 
 
 @pytest.mark.parametrize("task", METRICS)

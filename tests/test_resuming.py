@@ -13,7 +13,7 @@ from dppmask_jax import config as config_checks
 from dppmask_jax.data.sources import identity, opening
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
-from dppmask_jax.runs import checkpoint, history, workdir
+from dppmask_jax.runs import checkpoint, comparable, history, workdir
 from dppmask_jax.runs.workdir import to_json
 from dppmask_jax.training import build, resuming
 
@@ -175,6 +175,12 @@ def test_a_field_that_came_after_a_run_is_at_its_default_there(tmp_path):
     assert not start(tmp_path, tiny.config()).notes
     kept = workdir.from_json(to_json(early))  # as what loads a run reads it
     assert kept.mask.cell == tiny.config().mask.cell and "seed" not in kept
+    runs = [tmp_path / "early", tmp_path / "late"]
+    for run, mask in zip(runs, ({}, {"cell": 3}), strict=True):
+        run.mkdir()
+        config = to_json(early) | {"mask": {"strategy": "cells", **mask}}
+        (run / "config.json").write_text(json.dumps(config))
+    assert "not comparable: mask.cell 2 | 3" in comparable.warnings_of(runs)[0]
     with pytest.raises(InputError, match=r"\(mask\.cell: 2 -> 3\)"):
         start(tmp_path, changed(**{"mask.cell": 3}))
 

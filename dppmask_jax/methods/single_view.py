@@ -86,7 +86,10 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
         "masker": masker,
         "masks": masks,
         "num_masked": num_masked,
-        "describe": (described_masks(masker, num_masked, rows * columns),),
+        "describe": (
+            described_masks(masker, num_masked, rows * columns),
+            ("target", config.loss.target),
+        ),
         "schedules": masking.over_steps(masker, plan.total_steps),
     }
 

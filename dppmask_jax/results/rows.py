@@ -9,7 +9,8 @@ from dppmask_jax.masking import masker_of
 from dppmask_jax.methods import METHODS
 from dppmask_jax.models.encoders import name_of
 from dppmask_jax.results.portable import last_part
-from dppmask_jax.runs import history
+from dppmask_jax.runs import history, workdir
+from dppmask_jax.targets import TARGETS
 
 
 def of(record) -> tuple[str, str, str, str]:
@@ -59,11 +60,14 @@ def data(record) -> str:
 
 
 def model(record) -> str:
-    """Method, size, image size and epochs."""
+    """Method and what it predicts, if that is not the usual; size, image size and epochs."""
     config = record["checkpoint"]["config"]
     height, width = config["image_size"]
     method, epochs = config.get("method", "classifier"), config["epochs"]
     name = METHODS[method].label if method in METHODS else method
+    target = config.get("loss", {}).get("target", next(iter(TARGETS)))
+    if target != next(iter(TARGETS)):
+        name += f" ({target})"
     tested = record["config"].get("image_size", [height, width])
     other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
     return (
@@ -79,7 +83,8 @@ def masks(record) -> str:
         config = config["pretrained"]["config"]
     if "mask" not in config:
         return NONE
-    label = masker_of(SimpleNamespace(**config["mask"])).label
+    mask = workdir.completed(config)["mask"]
+    label = masker_of(SimpleNamespace(**mask)).label
     ratio = config["mask"].get("ratio", [])
     several = ratio if isinstance(ratio, list) else [ratio]
     masked = " or ".join(f"{100 * share:g}" for share in several)

@@ -11,6 +11,7 @@ from typing import Any
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
 from dppmask_jax.masking import MASKERS
+from dppmask_jax.runs import workdir
 
 _DATA = ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size")
 _OF_LOSS = ("method", "mask.", "loss.", "model.patch_size", "model.prototypes", *_DATA)
@@ -71,7 +72,7 @@ def warnings_of(runs: Sequence[Path]) -> list[str]:
     configs = []
     for path in filter(Path.is_file, found):
         try:
-            configs.append(dict(json.loads(path.read_text())))
+            configs.append(workdir.completed(dict(json.loads(path.read_text()))))
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}") from error
     return lines + warnings(configs)

@@ -90,12 +90,17 @@ def to_json(config) -> dict[str, Any]:
 def from_json(values: dict[str, Any]) -> config_dict.ConfigDict:
     """A config from `to_json`, with JSON's lists back as tuples; what a method came to read after
     the config was kept is at its default."""
-    if values.get("method") in list(METHODS):
-        values = with_later(values, methods.fields_of(values["method"]))
 
     def tuples(value):
         if isinstance(value, dict):
             return {name: tuples(inner) for name, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return config_dict.ConfigDict(tuples(values))
+    return config_dict.ConfigDict(tuples(completed(values)))
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that was kept, as JSON: what its method came to read since is at its default."""
+    if values.get("method") not in list(METHODS):
+        return dict(values)
+    return with_later(values, methods.fields_of(values["method"]))
