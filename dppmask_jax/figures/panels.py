@@ -246,6 +246,7 @@ def save(figure: Figure, out_dir: str | Path, name: str) -> Path:
 
 
 def check_rows(rows: int, **arrays) -> None:
+    """Raises ValueError without a row, or where an array has another number of them."""
     if rows == 0:
         raise ValueError("there is no image to draw")
     for name, array in arrays.items():

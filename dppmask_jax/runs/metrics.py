@@ -281,5 +281,6 @@ class Progress:
             terminal.show(line, sys.stdout if self._enabled else sys.stderr)
 
     def close(self) -> None:
+        """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()

@@ -27,6 +27,7 @@ class Range(NamedTuple):
     floats: Pair = _UNIT
 
     def of(self, floats: bool) -> Pair:
+        """(black, white) of a file, by whether it holds floats."""
         return self.floats if floats else self.whole
 
 

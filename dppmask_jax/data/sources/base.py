@@ -84,10 +84,12 @@ class Source:
 
     @property
     def labelled(self) -> bool:
+        """Whether the images have one label each."""
         return bool(self.class_names)
 
     @property
     def num_classes(self) -> int:
+        """The number of classes; 0 where there are no labels."""
         return len(self.class_names)
 
 

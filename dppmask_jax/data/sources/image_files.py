@@ -31,16 +31,20 @@ class Files(NamedTuple):
 
     @property
     def size(self) -> int:
+        """The number n of files."""
         return len(self.ends)
 
     def base_name(self, i: int) -> str:
+        """The name of file i in its folder."""
         start = self.ends[i - 1] if i else 0
         return os.fsdecode(self.names[start : self.ends[i]])
 
     def relative(self, i: int) -> str:
+        """The path of file i below the root."""
         return os.path.join(self.folders[self.folder_of[i]], self.base_name(i))
 
     def path(self, i: int) -> str:
+        """The path of file i, to open it."""
         return os.path.join(self.root, self.relative(i))
 
 
