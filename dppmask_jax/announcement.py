@@ -1,4 +1,4 @@
-"""What a pre-training says when it starts and when it is done."""
+"""The lines that a pre-training prints when it starts and when it is done."""
 
 from __future__ import annotations
 

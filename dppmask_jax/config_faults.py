@@ -1,4 +1,4 @@
-"""What to say, in one line, where --config, --eval or one of their fields cannot be read."""
+"""Messages of one line where --config, --eval or one of their fields cannot be read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def files_first(argv: list[str]) -> list[str]:
 
 
 def what_is_wrong(error: Exception, argv: list[str]) -> str:
-    """What to say of an exception that came up while the flags `argv` were parsed."""
+    """The message for an exception that came up while the flags `argv` were parsed."""
     files = _files(argv)
     for fault in _chain(error):
         if frames := _frames_in(fault, files):
@@ -95,7 +95,7 @@ def _no_file(path: str) -> str:
 
 
 def _frames_in(fault: BaseException, files: dict[str, str]) -> list[traceback.FrameSummary]:
-    """Where a fault came up, from a line of one of the config files on; [] where in none."""
+    """The frames of a fault, from the last line in one of the config files on; [] where none is."""
     named = set(map(_path, files.values()))
     frames = traceback.extract_tb(fault.__traceback__)
     inside = [os.path.abspath(frame.filename) in named for frame in frames]
@@ -121,7 +121,7 @@ def _in_config_file(fault: BaseException, frames: list[traceback.FrameSummary]) 
 
 
 def _fields(file: str) -> list[str]:
-    """The fields of a config; [] where it cannot be read, which is then what is wrong."""
+    """The fields of a config; [] where it cannot be read."""
     path, _, argument = file.partition(":")
     try:
         return _names(runpy.run_path(path)["get_config"](*filter(None, [argument])))
@@ -138,7 +138,7 @@ def _names(config) -> list[str]:
 
 
 def _unknown(flag: str, field: str, known: list[str]) -> str | None:
-    """What to say of a field that is not among those of the config; None where it is."""
+    """The message for a field that the config does not have; None where it has it."""
     parts = field.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts))]
     if field in known or any(name.startswith(f"{field}.") for name in known):
@@ -171,7 +171,7 @@ def _nearest(field: str, known: list[str]) -> str:
 
 
 def _not_allowed(field: str, value: str, reason: str) -> str:
-    """What to say of a value that is not of its field's type, by the parser's own words."""
+    """The message for a value that is not of its field's type, from the parser's words."""
     if "as a ConfigDict" in reason:
         return (
             f"{field}={value} is not allowed: {field} is a group of fields; set one of them with "

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from dppmask_jax.errors import InputError
 
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
-_SMALLEST = 2.0**-126  # of float32; devices take what is smaller for 0
+_SMALLEST = 2.0**-126  # of float32; devices flush smaller numbers to 0
 
 
 class Rule(NamedTuple):
-    """Whether a value is allowed, the words that say what is, and the type that a flag gives."""
+    """Which values are allowed, as a test and in words, and the type of a flag's value."""
 
     holds: Callable[[Any], bool]
     allowed: str

@@ -9,27 +9,27 @@ from dppmask_jax.models.layers import Block
 X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
 
 
-def values_and_slopes(x):
+def values_and_gradients(x):
     return jax.jit(jax.value_and_grad(lambda x: jnp.vdot(jnp.sin(fence(x)), x)))(x)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("first", [0.0, -3.5, np.inf, -np.inf, np.nan, 3e38])
 def test_nothing_is_changed(first, dtype):
-    x, slope = (jnp.asarray(X, dtype).at[0, 0, 0].set(first) for _ in range(2))
+    x, gradient = (jnp.asarray(X, dtype).at[0, 0, 0].set(first) for _ in range(2))
     value, pull_back = jax.vjp(jax.jit(fence), x)
-    for after, before in ((value, x), (*pull_back(slope), slope)):
+    for after, before in ((value, x), (*pull_back(gradient), gradient)):
         assert np.asarray(after).tobytes() == np.asarray(before).tobytes()
 
 
 def test_it_is_differentiated_and_mapped_as_the_identity():
-    value, slope = values_and_slopes(X)
+    value, gradient = values_and_gradients(X)
     np.testing.assert_allclose(value, np.sum(np.sin(X) * X), rtol=1e-5)
-    np.testing.assert_allclose(slope, np.cos(X) * X + np.sin(X), rtol=1e-5, atol=1e-6)
-    mapped = jax.vmap(values_and_slopes)(X)
+    np.testing.assert_allclose(gradient, np.cos(X) * X + np.sin(X), rtol=1e-5, atol=1e-6)
+    mapped = jax.vmap(values_and_gradients)(X)
     for i, x in enumerate(X):
-        np.testing.assert_allclose(mapped[0][i], values_and_slopes(x)[0], rtol=1e-6)
-        np.testing.assert_allclose(mapped[1][i], values_and_slopes(x)[1], rtol=1e-6)
+        np.testing.assert_allclose(mapped[0][i], values_and_gradients(x)[0], rtol=1e-6)
+        np.testing.assert_allclose(mapped[1][i], values_and_gradients(x)[1], rtol=1e-6)
 
 
 def test_an_empty_batch_stays_empty():
@@ -41,7 +41,7 @@ def test_a_block_is_fenced_on_a_cpu_and_nothing_is_elsewhere():
     params = block.init(jax.random.key(0), X)
     gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(block.apply(params, X)))))
     program = gradient.lower(params).compile().as_text()
-    # The sums after attention and after the MLP, and their slopes.
+    # The sums after attention and after the MLP, and their gradients.
     assert program.count(" conditional(") == 4
     for platform, fenced in (("cpu", True), ("tpu", False), ("cuda", False)):
         lowered = jax.jit(fence).trace(X).lower(lowering_platforms=(platform,)).as_text()

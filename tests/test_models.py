@@ -200,17 +200,17 @@ def test_bfloat16_keeps_parameters_and_norms_in_float32():
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2**-8)])
-def test_gelu_and_its_slope(dtype, tolerance):
+def test_gelu_and_its_derivative(dtype, tolerance):
     x = jnp.linspace(-6.0, 6.0, 97).astype(dtype)
     exact = np.asarray(x, np.float64)
-    value, slope = jax.vmap(jax.value_and_grad(gelu))(x)
-    assert value.dtype == slope.dtype == dtype
+    value, derivative = jax.vmap(jax.value_and_grad(gelu))(x)
+    assert value.dtype == derivative.dtype == dtype
     density = np.exp(-0.5 * exact**2) / np.sqrt(2 * np.pi)
     np.testing.assert_allclose(
         np.asarray(value, np.float64), exact * ndtr(exact), rtol=tolerance, atol=1e-6
     )
     np.testing.assert_allclose(
-        np.asarray(slope, np.float64), ndtr(exact) + exact * density, rtol=tolerance, atol=1e-6
+        np.asarray(derivative, np.float64), ndtr(exact) + exact * density, rtol=tolerance, atol=1e-6
     )
 
 

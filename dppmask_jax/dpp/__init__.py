@@ -1,4 +1,4 @@
-"""Determinantal point processes: kernels, patches that differ from each other, exact draws."""
+"""Determinantal point processes (DPPs): kernels, greedy selection, exact draws."""
 
 from dppmask_jax.dpp.exact import sample_exact
 from dppmask_jax.dpp.greedy import greedy_order, has_finite_patch, select

@@ -1,4 +1,4 @@
-"""Arguments that the kernels, greedy selection and sampling have in common, and how they batch."""
+"""Checks of arguments, and the batching, that kernels, greedy selection and sampling share."""
 
 from __future__ import annotations
 

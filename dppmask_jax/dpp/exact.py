@@ -33,8 +33,8 @@ def sample_exact(
 ) -> Int[Array, " k"]:
     """One draw of the k-DPP of one image: P(Y) = det L_Y / sum of det L_Y' over all k-sets Y'.
 
-    An eigendecomposition, O(N^3), then O(N k^2). Float32 throughout; with N = 196 probabilities
-    are good to about 1e-4, relatively.
+    An eigendecomposition takes O(N^3), the draw O(N k^2). All is float32; with N = 196 the relative
+    error of probabilities is about 1e-4.
 
     Args:
       key: a JAX key of this image alone.
@@ -46,12 +46,12 @@ def sample_exact(
         and the others follow uniformly at random. None: k.
 
     Returns:
-      (k,) int32, k different items, in the order they were drawn. (Exchanging two of them makes a
-      draw as likely, but for what is below.)
+      (k,) int32, k different items, in the order they were drawn. All orders of a set are equally
+      likely, where neither `size` nor the rank is below k.
       Where the numerical rank r of the kernel is below k, all k-sets have determinant 0: the first
-      r items are then a draw of the r-DPP and the others are drawn from the rest uniformly. Of r
-      the rule is that of `numpy.linalg.matrix_rank` in float32: eigenvalues above N * 1.2e-7 of the
-      largest count. A kernel of zeros thus gives a uniformly random set.
+      r items are then a draw of the r-DPP, and the others are drawn from the rest uniformly. r is
+      the number of eigenvalues above N * 1.2e-7 of the largest, as `numpy.linalg.matrix_rank`
+      counts them in float32. A kernel of zeros thus gives a uniformly random set.
 
     Raises:
       ValueError: `kernel` is not (N, N) or complex, or `k` not an int in 1..N.
@@ -120,7 +120,7 @@ def _keep_vectors(k, values, uniform, rank):
 
     def choose(left, step):
         value, ratios, uniform = step
-        # Where E[l, n-1] is 0 the vector has to be kept; none is where it has the value 0.
+        # Where E[l, n-1] is 0 the chance is 1. A vector of value 0 is never kept.
         chance = value / (value + ratios[jnp.maximum(left - 1, 0)])
         keep = (left > 0) & (value > 0.0) & (uniform < chance)
         return left - keep, keep
@@ -165,6 +165,6 @@ def _draw_items(k, basis, uniform, rank):
 def _draw(chances, uniform):
     """An item in proportion to its chance; never one of chance 0 unless all are."""
     sums = jnp.cumsum(chances)
-    # The last of equal sums is rounding's choice, the first is where a chance was added.
+    # Items of chance 0 leave the sum as it is: the first of equal sums is where a chance was added.
     reached = (sums > uniform * sums[-1]) & (chances > 0.0)
     return jnp.where(jnp.any(reached), jnp.argmax(reached), jnp.argmax(chances)).astype(jnp.int32)

@@ -40,7 +40,7 @@ def greedy_order(
     threshold_on: str = "d2",
     quality: Float[Array, " N"] | None = None,
 ) -> tuple[Int[Array, " N"], Int[Array, ""]]:
-    """Greedily maximises log det of the kept patches' kernel, then fills at random.
+    """Maximises log det of the kept patches' kernel greedily, then fills at random.
 
     Each pick takes the patch with the largest gain d^2 = det L[Y + i] / det L[Y]; ties go to the
     smallest `noise`. Once the largest gain is below `tau` the remaining places are filled with

@@ -81,7 +81,7 @@ def _kernel_matrix(features, bandwidth, kernel, normalize):
 
 
 def norms(squared):
-    """What turns dot products of raw rows into similarities: (1 / norm, squared unit norm).
+    """(1 / norm, squared norm of the unit row): they turn dot products of rows into similarities.
 
     Scaling the Gram matrix of the raw rows is several times faster than normalising them first.
     """
@@ -101,7 +101,7 @@ def kernel_entries(dots, scale, squares, bandwidth, kernel):
 
 
 def normalized(features, bandwidth, normalize):
-    """(features, bandwidth): those whose rows, L2-normalised, have the kernel that is asked for."""
+    """(features, bandwidth) whose L2-normalised rows have the kernel that `normalize` asks for."""
     if normalize == "l2":
         return features, bandwidth
     features = features.astype(jnp.float32)

@@ -23,9 +23,9 @@ from dppmask_jax.dpp.kernels import PRECISION, kernel_entries, norms
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-# With a threshold above this on d^2, kernel rows are computed one by one, at most so many of them,
-# before the whole Gram matrix is (a row costs about a twentieth of it on a CPU). Where tau stops
-# the loop after a few picks that is a bargain; where it does not, rows are lost time.
+# With a threshold on d^2 above _ROWS_ABOVE, up to _MAX_ROWS kernel rows are computed one by one
+# before the whole Gram matrix is (a row costs about a twentieth of it on a CPU). That saves time
+# where tau stops the loop after a few picks, and loses some where it does not.
 _ROWS_ABOVE = 0.7
 _MAX_ROWS = 16
 
@@ -48,7 +48,7 @@ def _start(diagonal, num_keep, weights=None):
 
 
 def _pick(m, state: _State, noise, limit, row_of, known_of, weights=None) -> _State:
-    """Pick m of each image; where no gain reaches `limit` it takes no place and lets none reach it.
+    """Pick m of each image. Where no gain reaches `limit`, nothing is picked, then or later.
 
     `weights` are squared qualities, None for equal ones. `row_of(j, is_j)` is row j of the kernel.
     `known_of(factor, j, is_j)` is column j of the factor times the factor. `is_j` (N, *B) is True
@@ -144,10 +144,10 @@ def serial_from_kernels(num_keep, kernels, noise, limits, *weights):
 
 
 def _batched_loop(num_keep, diagonals, noise, limits, row_of, weights=None):
-    """All picks of all images (N, B), in one loop that goes on while any of them does.
+    """All picks of all images (N, B), in one loop that goes on while any of them picks.
 
-    The condition is the loop's own, with no branch in its body: so XLA keeps the factor in a TPU's
-    fast memory. There, images as the last axis leave few lanes idle, and a sum over a one-hot
+    The loop's condition ends it, with no branch in its body, so that XLA keeps the factor in a
+    TPU's fast memory. There, images as the last axis leave few lanes idle, and a sum over a one-hot
     column is faster than a gather of it.
     """
 
@@ -178,7 +178,8 @@ def _rows(matrices, pick):
 
 
 def _images_in_lanes(rows):
-    """(N, B), to which the compiler else gives the order of the gather, and with it to the loop."""
+    """(N, B) with images in a TPU's lanes. Without a constraint the compiler gives these rows, and
+    all of the loop, the layout of the gather."""
     return with_layout_constraint(rows, Layout((0, 1)))
 
 
@@ -190,7 +191,7 @@ def batched_from_kernels(num_keep, kernels, noise, limits, *weights):
 
 
 def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *weights):
-    """Kernel rows where picks need them, read from the batch itself.
+    """Kernel rows are computed where picks need them, and read from the batch itself.
 
     A vector times the transpose of a slice of the batch is one fused loop over memory; in any
     other form XLA copies the features of every image before it multiplies them.
@@ -229,7 +230,7 @@ def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *we
 
 
 def batched_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *weights):
-    """The Gram matrices at once, the kernel of a row when it is picked."""
+    """The Gram matrices are computed at once, a kernel row when it is picked."""
     dots = jnp.matmul(batch, batch.mT, precision=PRECISION)
     diagonal = jnp.eye(batch.shape[1], dtype=bool)
     inverse, square = norms(jnp.sum(jnp.where(diagonal[None], dots, 0.0), axis=2).T)

@@ -1,1 +1,1 @@
-"""Losses: pure functions in float32. What is compared at masked patches stands in `targets`."""
+"""Losses: pure functions in float32. Those of masked patches stand in `targets`."""

@@ -1,4 +1,4 @@
-"""Classification with one label an image, hard, smoothed or mixed, or with several."""
+"""Losses of classification: one label an image, hard, smoothed or mixed, or several labels."""
 
 from __future__ import annotations
 

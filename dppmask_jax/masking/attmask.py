@@ -21,7 +21,7 @@ from dppmask_jax.masking.base import (
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-SHOWN_SHARE = 0.1  # of the patches, that hints come from
+SHOWN_SHARE = 0.1  # of the patches, those with most attention: hints are drawn from them
 FIELDS = {
     "mask.attention": Field(
         "high",
@@ -73,7 +73,7 @@ def attention(
 
 
 def _rank(values):
-    """(N,) int32: how many entries come before each, in ascending order."""
+    """(N,) int32: the place of each entry in ascending order, from 0."""
     return jnp.argsort(jnp.argsort(values)).astype(jnp.int32)
 
 

@@ -64,13 +64,13 @@ class Masker(NamedTuple):
 
     Attributes:
       draw: (keys (B,), count, seen, most) -> (Mask of (B, ...) arrays, {metric: (B,)}). `count` is
-        the number of visible patches, an int or (B,) int32 that may be traced; `most` is a static
-        bound of it, which images without any masked patch (count N) may exceed.
+        the number of visible patches, an int or (B,) int32 that may be traced. `most` is its static
+        upper bound, but for images without any masked patch, whose count is N.
       needs: names of the fields of `Seen` that it cannot do without.
       label: what it is, in a few words: its name, and what it depends on in brackets.
       shared_ratio: whether all images of a step hide the same share.
-      schedules: {name: progress -> value}, what of it depends on `Seen.progress`. A run may grow
-        where these were the same at every step so far.
+      schedules: {name: progress -> value}, for settings that change with `Seen.progress`. A run may
+        become longer as long as they are the same at every step so far.
     """
 
     draw: Callable[..., tuple[Mask, dict[str, Any]]]
@@ -87,9 +87,9 @@ class MaskerKind(NamedTuple):
       build: config.mask, or anything else with these attributes -> Masker.
       fields: {"mask.NAME": Field}, what `build` reads.
       check: config.mask -> None; raises InputError where the fields do not fit what they name.
-      traced: names of fields that `build` takes as traced numbers too, so that another value needs
-        no other compilation.
-      variants: settings of it that are shown beside one another where strategies are.
+      traced: names of fields that `build` takes as traced numbers too, so that another value is not
+        compiled anew.
+      variants: settings that figures show beside one another.
     """
 
     build: Callable[[Any], Masker]

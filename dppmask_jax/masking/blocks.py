@@ -50,7 +50,8 @@ def block(
     index = lax.iota(jnp.int32, num_patches)
     row, column = index // columns, index % columns
     hidden = num_patches - jnp.asarray(count, jnp.int32)
-    # A rectangle of whole patches fits into the real number where it fits into the whole one.
+    # The real number of patches bounds the area alone: whole patches fit into it where they fit
+    # into its floor.
     fraction = 0.0 if wanted is None else jnp.float32(wanted) - hidden.astype(jnp.float32)
     smallest_area = float((min(grid) // 3) ** 2)
 

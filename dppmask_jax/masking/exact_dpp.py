@@ -1,7 +1,8 @@
 """Masks whose visible patches are an exact draw of a determinantal point process of fixed size.
 
-What greedy selection (DPPMask, arXiv 2303.12736, section 3) stands in for: a draw is varied where
-that is as varied as can be, and takes an eigendecomposition an image.
+Greedy selection (DPPMask, arXiv 2303.12736, section 3) stands in for it: it takes the most diverse
+set that it finds. An exact draw takes each set with a probability in proportion to its determinant,
+and needs an eigendecomposition of each image's kernel.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def exact(
       key: a JAX key of this image alone.
       features: what the kernel compares, as in `dpp.select`; gradients stop here.
       count: number of visible patches, an int; with `num_keep` it may be traced.
-      num_keep: static upper bound of a traced `count`; what a count asks for beyond it comes in the
-        order of the image.
+      num_keep: static upper bound of a traced `count`; a count above it shows patches in the order
+        of the image beyond `num_keep`.
       kernel, bandwidth, normalize: see `dpp.select`.
 
     Raises:

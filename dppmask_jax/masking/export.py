@@ -97,7 +97,7 @@ def export_masks(
         static=tuple(static.items()),
         source=source,
     )
-    # Of explicit types, so that JAX's default ones have no say.
+    # Explicit types, whatever JAX's defaults are.
     scale, traced = np.float32(scale), {name: np.float32(traced[name]) for name in traced}
     pieces = []
     for first in range(0, len(images), _CHUNK):
@@ -150,7 +150,7 @@ def _lacking(kind: MaskerKind, settings: dict) -> frozenset[str]:
 
 
 def _pixel_scale(images) -> float:
-    """What makes values from 0 to 1 of the images; ValueError where they are none."""
+    """The factor that scales images to 0..1; ValueError where they are no images."""
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise ValueError(f"images must be (B, H, W, 3) with B >= 1, got {images.shape}")
     if images.dtype == np.uint8:

@@ -73,7 +73,7 @@ def _build(mask) -> Masker:
         num_patches = seen.grid[0] * seen.grid[1]
         if seen.proposed is None:  # other images than those of the file
             return per_image(lambda key, count: random(key, num_patches, count), keys, count), {}
-        # A view that is not to be masked is not, whatever the file says.
+        # A method may leave views unmasked, whatever the file says: their count is N.
         is_masked = jnp.broadcast_to(jnp.asarray(count) < num_patches, len(keys))
         return jax.vmap(_in_order)(keys, seen.proposed().astype(bool) & is_masked[:, None]), {}
 

@@ -61,8 +61,8 @@ def dpp(
       count: number of visible patches, an int; with `num_keep` it may be traced and differ from
         image to image, because the choice for a smaller count is a prefix of that for a larger.
       tau, kernel, bandwidth, normalize, threshold_on: see `dpp.select`.
-      num_keep: static upper bound of a traced `count`, which is not checked against it: what a
-        count asks for beyond `num_keep` is filled at random.
+      num_keep: static upper bound of a traced `count`, which is not checked against it: a count
+        above it is filled at random beyond `num_keep`.
 
     Returns:
       (Mask, num_greedy): the latter () int32, how many of the visible patches were greedy picks;

@@ -1,8 +1,8 @@
-"""Maskers of a user's own: which file defines them, and running it.
+"""Maskers of a user's own: the file that defines them, and how it is run.
 
-A config file that adds a `MaskerKind` to `MASKERS` before it builds its config is all that train.py
-and sweeps need. What loads a run later knows its file by the config, and runs none by itself: a
-checkpoint names no code to be run.
+train.py and sweeps need a config file alone that adds a `MaskerKind` to `MASKERS` before it builds
+its config. The config of a run names that file. Commands that load the run do not run it by
+themselves, only where --masker names it: no checkpoint has code run.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def flag(mask) -> str:
 
 
 def check(mask) -> None:
-    """Raises InputError where the masks of a run are not known; says so where their definition has
-    changed since."""
+    """Raises InputError where the masks of a run are not known, and prints a note where the file
+    that defines them has changed since."""
     check_known(mask)
     file = _file_of(MASKERS[mask.strategy])
     if file and _sha256(file) not in getattr(mask, "defined_as", ""):

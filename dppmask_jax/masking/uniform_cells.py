@@ -36,7 +36,7 @@ def uniform(key: Array, shape: tuple[int, int], count: int | Int[Array, ""]) -> 
     same = jnp.asarray(cell[:, None] == cell)
     noise = jax.random.uniform(key, (2, rows * columns), jnp.float32)
     index = lax.iota(jnp.int32, rows * columns)
-    # How many patches of the cell come before each; the lower index of two equal draws does.
+    # The number of patches of the cell that come before each; of equal draws the lower index does.
     before = noise[0] < noise[0][:, None]
     before |= (noise[0] == noise[0][:, None]) & (index < index[:, None])
     turn = jnp.sum(same & before, axis=1, dtype=jnp.int32)

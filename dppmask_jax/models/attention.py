@@ -1,9 +1,9 @@
 """Softmax attention that keeps little for its backward pass.
 
-Automatic differentiation keeps the weights of every head in float32, and the logits too: of a
-ViT-B/16 MAE most of the memory, and of its step on a TPU most of the time. What is kept here is
-the logits alone, in the type of the inputs, and the weights are computed again where they are
-used (Dao et al., FlashAttention, arXiv 2205.14135, section 3.1; there block by block).
+Automatic differentiation keeps the weights and the logits of every head in float32. In a ViT-B/16
+MAE they take most of the memory, and most of the time of a step on a TPU. Here the logits alone are
+kept, in the type of the inputs, and the backward pass computes the weights again (Dao et al.,
+FlashAttention, arXiv 2205.14135, section 3.1; there block by block).
 
 Tokens are the last axis: with them in a vector unit's lanes, rather than the 32 or 64 channels of
 a head, no product needs its operands rearranged.
@@ -55,18 +55,18 @@ def _attend(query, key, value, bias=None):
     return out, (query, key, value, bias, out, logits, largest + jnp.log(total))
 
 
-def _attend_backward(kept, slope):
+def _attend_backward(kept, gradient):
     query, key, value, bias, out, logits, log_total = kept
     weights = jnp.exp(logits.astype(jnp.float32) - log_total)
-    # What a query's weights have in common: the sum over keys of weight times its slope.
-    common = jnp.sum(slope.astype(jnp.float32) * out.astype(jnp.float32), axis=-2, keepdims=True)
-    of_logits = weights * (_over_channels(value, slope) - common)
+    # The backward pass of softmax subtracts the sum over keys of weight times its gradient.
+    common = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-2, keepdims=True)
+    of_logits = weights * (_over_channels(value, gradient) - common)
     of_bias = None if bias is None else jnp.sum(of_logits, axis=0).mT.astype(bias.dtype)
     of_logits = of_logits.astype(query.dtype)
     return (
         _over_keys(of_logits, key).astype(query.dtype),
         _over_queries(of_logits, query).astype(key.dtype),
-        _over_queries(weights.astype(value.dtype), slope).astype(value.dtype),
+        _over_queries(weights.astype(value.dtype), gradient).astype(value.dtype),
         of_bias,
     )
 

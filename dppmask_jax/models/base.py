@@ -78,8 +78,7 @@ class Encoder(NamedTuple):
     """The path of a parameter -> its layer, 0 to depth + 1, for layer-wise decay."""
 
     options: Mapping[str, Any] = MappingProxyType({})
-    """What is settled of it beside the config, plain values: `build(config, **options)` makes it
-    again."""
+    """Settings beside the config, plain values: `build(config, **options)` makes it again."""
 
     tuned: Callable[[], Encoder] | None = None
     """() -> the encoder as a supervised training has it: positions that were fixed are learned.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dppmask_jax.models.layers import layer_norm, normal
 
-HEAD_STD = 2e-5  # of the initial weights, so that training starts from even answers
+HEAD_STD = 2e-5  # of the initial weights: training starts from nearly equal scores
 
 
 class Classifier(nn.Module):

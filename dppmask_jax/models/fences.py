@@ -1,7 +1,7 @@
-"""What keeps XLA's CPU compiler from computing the same thing again and again.
+"""Fences keep XLA's CPU compiler from computing the same sum several times.
 
-It fuses sums into everything that uses them. The slope of a residual stream is a sum over all the
-blocks behind, and without a fence each block adds it up anew, several times.
+The compiler fuses sums into everything that uses them. The gradient of a residual stream is a sum
+over all the blocks behind, and without a fence each block adds it up anew, several times.
 `lax.optimization_barrier` does not help: the compiler removes it before it fuses.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def fence(x):
-    """x as it is; on a CPU, it and its slope are computed once and kept, however many use them.
+    """x as it is; on a CPU, it and its gradient are computed once and kept, however many use them.
 
     Args:
       x: floating-point array.
@@ -21,8 +21,8 @@ def fence(x):
 
 
 def _behind_a_branch(x):
-    # A branch is a program of its own, into which nothing is fused. This one is never taken, not
-    # even for NaN, but that the compiler cannot know.
+    # Nothing is fused into a branch. This one is never taken, not even for NaN, which the compiler
+    # cannot know.
     first = jax.lax.stop_gradient(x.ravel()[:1])
     never = jnp.any(jnp.square(first) < -1)
     return jax.lax.cond(never, jnp.negative, _same, x)

@@ -13,7 +13,7 @@ from dppmask_jax.models.layers import dense, gelu, normal, uniform
 class WeightNormDense(nn.Module):
     """A linear layer without bias whose columns have a direction and a scale of their own.
 
-    `scale` (1, C) is a parameter where `trainable_scale`, else 1 for good.
+    `scale` (1, C) is a parameter where `trainable_scale`, else it is fixed at 1.
     """
 
     features: int

@@ -30,7 +30,8 @@ def uniform(bound: float):
 
 
 def normal(std: float):
-    """What iBOT's code calls truncated: at ±2, which is a hundred of its standard deviations."""
+    """A normal distribution. iBOT's code truncates it at ±2, a hundred standard deviations, which
+    changes nothing."""
     return nn.initializers.normal(std)
 
 
@@ -59,30 +60,30 @@ def layer_norm(name: str) -> nn.LayerNorm:
 def gelu(x):
     """x times the normal distribution function of x, exact and computed in float32.
 
-    Training keeps the slope, in the type of x: `nn.gelu` would keep several intermediate results
-    and evaluate erf again in the backward pass.
+    Training keeps the derivative, in the type of x: `nn.gelu` would keep several intermediate
+    results and evaluate erf again in the backward pass.
     """
-    return _gelu_and_slope(x)[0]
+    return _gelu_and_derivative(x)[0]
 
 
 @gelu.defjvp
 def _gelu_jvp(primals, tangents):
-    value, slope = _gelu_and_slope(*primals)
-    return value, slope * tangents[0]
+    value, derivative = _gelu_and_derivative(*primals)
+    return value, derivative * tangents[0]
 
 
-def _gelu_and_slope(x):
+def _gelu_and_derivative(x):
     wide = x.astype(jnp.float32)
     below = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5))
-    slope = below + wide * jnp.exp(-0.5 * jnp.square(wide)) / (2.0 * jnp.pi) ** 0.5
-    return (wide * below).astype(x.dtype), slope.astype(x.dtype)
+    derivative = below + wide * jnp.exp(-0.5 * jnp.square(wide)) / (2.0 * jnp.pi) ** 0.5
+    return (wide * below).astype(x.dtype), derivative.astype(x.dtype)
 
 
 def branch_scales(keys, rates):
     """Stochastic depth (arXiv 1603.09382): the factors of the residual branches of each example.
 
-    Drawn for all blocks at once: a draw in each of them would cost the TPU compiler as much time
-    as the block itself.
+    One draw serves all blocks: a draw in each of them would take the TPU compiler as much time as
+    the block itself.
 
     Args:
       keys: (B,) keys, one an example.
@@ -127,11 +128,11 @@ class PatchEmbed(nn.Module):
 
 
 class BlockOptions(NamedTuple):
-    """What a block may have beside the plain one.
+    """Options of a block; the defaults are a plain one.
 
     Attributes:
-      layer_scale: where the trained scale of each branch's channels starts (CaiT, arXiv
-        2103.17239); 0: there is none.
+      layer_scale: start of the trained scale of each branch's channels (CaiT, arXiv 2103.17239);
+        0: there is none.
       qv_bias: queries and values have biases, keys have none (BEiT, arXiv 2106.08254).
       relative: (rows, columns) of patches whose relative positions the block has biases for, see
         `relative.RelativeBias`; None: it has none of its own.
@@ -207,7 +208,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; its branches are scaled by `scales` (B, 2) where there are."""
+    """Pre-norm transformer block. `scales` (B, 2), where given, multiply its two branches."""
 
     heads: int
     hidden: int
@@ -269,7 +270,7 @@ class Blocks(nn.Module):
         return x
 
     def _out_init(self, i: int):
-        """Of the kernels that end the branches of block i."""
+        """Initialiser of the kernels that end the branches of block i."""
         if not self.options.divided:
             return self.kernel_init
         return lambda *args: self.kernel_init(*args) / (2.0 * (i + 1)) ** 0.5

@@ -1,4 +1,4 @@
-"""How large transformers are: the usual sizes of encoders by name, and any other."""
+"""Sizes of transformers: the usual ones by name, and any other."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ _PARTS = ("width", "depth", "heads", "mlp")
 
 
 def size_of(model) -> Size:
-    """The size that `config.model` asks for: the usual one, with what is set beside it."""
+    """The size that `config.model` asks for: that of its name, but for what is set beside it."""
     given = {part: model.get(part) for part in _PARTS}
     return SIZES[model["size"]]._replace(**{k: v for k, v in given.items() if v is not None})
 
 
 def set_size(model, size: Size) -> None:
-    """Lets `config.model` ask for a size, by the name of the usual one that is nearest to it."""
+    """Sets the fields of `config.model` that ask for a size: the name of a usual one of that width,
+    or of "B", and what differs from it."""
     near = [name for name, usual in SIZES.items() if usual.width == size.width]
     model.size = next((name for name in near if SIZES[name] == size), (near or ["B"])[0])
     usual = SIZES[model.size]
@@ -50,8 +51,8 @@ def set_size(model, size: Size) -> None:
 
 
 def name_of(model) -> str:
-    """The name of a size, "B", or where it has none what it is: "768x6x12", blocks and heads
-    behind the width, and "h1024" behind them for another hidden layer."""
+    """The name of a usual size, such as "B"; of another "768x6x12" (width, blocks, heads), and
+    "768x6x12h1024" where the hidden layer is not 4 times the width."""
     size = size_of(model)
     name = next((name for name, usual in SIZES.items() if usual == size), None)
     hidden = "" if size.mlp in (None, 4 * size.width) else f"h{size.mlp}"

@@ -1,7 +1,7 @@
-"""Vision transformers that encode images (arXiv 2010.11929): those of MAE, iBOT and classifiers.
+"""Vision transformers that encode images (arXiv 2010.11929), of all methods and classifiers.
 
-Their positions are MAE's fixed table (arXiv 2111.06377, appendix A.1), learned as iBOT's and a
-fine-tuned classifier's are (arXiv 2111.07832, section 3), or there are none.
+Positions are a fixed table as MAE's (arXiv 2111.06377, appendix A.1), or learned as iBOT's and a
+fine-tuned classifier's (arXiv 2111.07832, section 3), or there are none, as in SimMIM.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ MOST_PATCHES = 2**14  # of an image; the selector's kernel has their square
 
 
 def checked_patches(field: str, size, patch_size: patches.PatchSize) -> int:
-    """How many patches images of a config's field have.
+    """The number of patches of images whose size is a field of a config.
 
     Raises:
-      InputError: they are not whole, or more than `MOST_PATCHES`.
+      InputError: patches do not divide the images, or are more than `MOST_PATCHES`.
     """
     try:
         rows, columns = patches.grid_shape(tuple(size), patch_size)
@@ -95,7 +95,7 @@ def check(config) -> None:
 
 
 class Start(NamedTuple):
-    """How parameters start.
+    """Initialisers of the parameters.
 
     Attributes:
       tokens: class token, registers and learned positions.
@@ -116,22 +116,22 @@ MAE_START = Start(normal(0.02), XAVIER, XAVIER)
 
 
 def normal_start(std: float) -> Start:
-    """That of iBOT's code."""
+    """The start of iBOT's code."""
     return Start(normal(std), normal(std))
 
 
 def cut_start(std: float) -> Start:
-    """That of SimMIM's code: a normal distribution cut at ±1 of its standard deviations."""
+    """The start of SimMIM's code: a normal distribution cut at ±1 standard deviation."""
     cut = nn.initializers.truncated_normal(std, lower=-1.0, upper=1.0)
     return Start(cut, cut, cut, nn.initializers.zeros, divided=True)
 
 
 def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int):
-    """(1, 1 + N, D): "positions" of a module's parameters where they are there, else the
-    sine-cosine table of the grid, with zeros for the class token.
+    """(1, 1 + N, D): the parameter "positions" of a module where it has one, else the sine-cosine
+    table of the grid, with zeros for the class token.
 
-    A model does not make that parameter. It is put there where one is to take images of another
-    size than it was trained with, whose grid would have a table of its own.
+    No module makes that parameter. `Method.with_positions` and `Encoder.trainable` put it there,
+    for images of another size: their positions are the table of the old grid, resized.
     """
     if module.has_variable("params", "positions"):
         return module.get_variable("params", "positions")
@@ -147,8 +147,8 @@ class ViT(nn.Module):
     Attributes:
       position: "fixed", see `given_or_fixed`; "learned", which are interpolated for images of
         another size than `image_size`; or "none".
-      registers: further tokens that are no patches, between the class token and the patches, and
-        have no positions (arXiv 2309.16588).
+      registers: number of further tokens between the class token and the patches; they have no
+        positions (arXiv 2309.16588).
       relative: "" or relative position biases, "shared" by all blocks or of "each" block; see
         `relative.RelativeBias`. Such an encoder takes whole images of `image_size`.
       layer_scale, qv_bias: see `layers.BlockOptions`.
@@ -300,7 +300,7 @@ def build(config, **options) -> Encoder:
 
 
 def encoder(module: ViT) -> Encoder:
-    """A ViT as what methods and evaluations know of an encoder."""
+    """The `Encoder` of a ViT."""
 
     def tokens(latent, prenorm) -> Tokens:
         return Tokens(latent[:, 0], latent[:, module.prefix :], prenorm)
@@ -376,7 +376,7 @@ def layer_of(path: tuple[str, ...], depth: int) -> int:
 
 
 def _with_positions(module: ViT, params):
-    """The parameters with their positions among them, whether they were learned or not."""
+    """The parameters with positions among them: their own, or the fixed table."""
     if "positions" in params or module.position == "none":
         return params
     table = patches.fixed_positions(module.grid, module.size.width)

@@ -1,4 +1,4 @@
-"""What a target is, and the loss that most have."""
+"""What a target is, and the losses that most have."""
 
 from __future__ import annotations
 

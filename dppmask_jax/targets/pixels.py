@@ -58,7 +58,7 @@ KIND = TargetKind(build, FIELDS)
 def pixel_target(
     patches: Float[Array, "B N P"], norm_pix: bool, epsilon: float = 1e-6
 ) -> Float[Array, "B N P"]:
-    """What has to be predicted for each patch.
+    """The pixels that are predicted for each patch.
 
     Args:
       patches: normalised pixels of the patches.
