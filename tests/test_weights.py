@@ -17,12 +17,14 @@ import tiny
 from reference_ibot import resize_positions
 
 import dppmask_jax
+from configs import simmim
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.imagenet import MEAN, STD
+from dppmask_jax.models.sizes import Size
 from dppmask_jax.runs.metrics import read_metrics
 from dppmask_jax.runs.run import load_run
-from dppmask_jax.weights import files, names, opened, positions, pretraining, sizes
+from dppmask_jax.weights import exporting, files, names, opened, positions, pretraining, sizes
 from dppmask_jax.weights.exporting import export_weights, loaded_by
 from dppmask_jax.weights.importing import Options, import_weights
 from dppmask_jax.weights.sizes import Known
@@ -595,6 +597,73 @@ def test_an_encoder_of_no_usual_size_goes_out_and_comes_back(tmp_path):
     config = tiny.config(image_size=(16, 24))
     made = import_weights(path, "mae-full", tmp_path / "back", config, options).config.model
     assert (made.size, made.width, made.depth, made.heads, made.mlp) == ("Pi", None, 2, 4, 100)
+    call = loaded_by(run, path, "timm")
+    assert "embed_dim=96, depth=2, num_heads=4, mlp_ratio=" in call
+    assert int(96 * float(re.search(r"mlp_ratio=([\d.]+)", call)[1])) == 100
+
+
+def test_timm_makes_the_hidden_width_of_its_ratio():
+    for width in (96, 124, 768, 1028):
+        for hidden in range(1, 4 * width + 2):
+            assert int(width * exporting._mlp_ratio(Size(width, 1, 4, hidden))) == hidden
+
+
+def test_an_encoder_of_oblong_patches_of_any_method(tmp_path):
+    """SimMIM's, without what published formats have no place for, goes out and comes back."""
+    config = simmim.get_config("dataset=shapes")
+    config.image_size, config.model.patch_size = (16, 24), (8, 4)
+    config.model.width, config.model.depth, config.model.heads = 24, 1, 2
+    params, extra = exported.weights(config)
+    run = exported.save(tmp_path / "whole", config, params, extra)
+    for target, format_name in (
+        ("a.safetensors", "timm"),
+        ("b.safetensors", "mae"),
+        ("a", "hf-encoder"),
+    ):
+        with pytest.raises(InputError) as refusal:
+            export_weights(run, tmp_path / target, format_name)
+        assert "relative positions and layer scale and" in str(refusal.value)
+    with pytest.raises(
+        InputError, match=r"run of simmim.* does not fit; use mae \| hf-encoder \| timm$"
+    ):
+        export_weights(run, tmp_path / "a.safetensors", "mae-full")
+    path = exported.run(tmp_path / "mae", model__patch_size=(8, 4))
+    with pytest.raises(InputError, match=r"mae-full is for square patches.* are 8x4; use mae"):
+        export_weights(path, tmp_path / "a.safetensors", "mae-full")
+
+    plain = {"position": "fixed", "relative": "none", "layer_scale": 0.0, "qv_bias": False}
+    config.model.update(plain)
+    params, extra = exported.weights(config)
+    run = exported.save(tmp_path / "run", config, params, extra)
+    path = export_weights(run, tmp_path / "a.safetensors", "timm")
+    assert "patch_size=(8, 4), embed_dim=24" in loaded_by(run, path, "timm")
+    found = safetensors.numpy.load_file(path)
+    np.testing.assert_array_equal(found["pos_embed"][0, 1:], patches.sincos_positions((2, 6), 24))
+    kernel, weight = (
+        params["encoder"]["patch_embed"]["proj"]["kernel"],
+        found["patch_embed.proj.weight"],
+    )
+    for row, column, channel in ((0, 0, 0), (7, 3, 2), (1, 0, 1), (0, 1, 0)):
+        ours = kernel[(4 * row + column) * 3 + channel]
+        np.testing.assert_array_equal(weight[:, channel, row, column], ours)
+    recipe = simmim.get_config("dataset=shapes")
+    recipe.model.update(plain)
+    options = Options(Known(image_size=(16, 24), heads=2))
+    made = import_weights(path, "mae", tmp_path / "back", recipe, options)
+    assert made.fresh == ("optimiser", "head", "mask_token")
+    assert made.config.model.patch_size == (8, 4) and made.config.image_size == (16, 24)
+    same(exported.state_of(tmp_path / "back")["params"]["encoder"], params["encoder"])
+    recipe = simmim.get_config("dataset=shapes")
+    with pytest.raises(InputError, match="--config of simmim has an encoder with"):
+        import_weights(path, "mae", tmp_path / "other", recipe, options)
+
+
+def test_a_decoder_with_other_mlps_is_refused_by_name(mae, tmp_path):
+    tensors = tensors_of(mae, "mae-full", tmp_path)
+    tensors["decoder_blocks.0.mlp.fc1.weight"] = np.zeros((64, 32), np.float32)
+    safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors")
+    refused(tmp_path / "b.safetensors", "mae-full", tmp_path / "back",
+            "the MLPs of the decoder are 64 wide", "--drop=decoder,mask_token")  # fmt: skip
 
 
 def test_what_tensors_do_not_say_has_to_be_said(mae, tmp_path):
@@ -721,7 +790,7 @@ def test_absurd_sizes_are_refused(encoder_file, tmp_path):
     tensors, save = encoder_file
     for name, shape, word in (
         ("patch_embed.proj.weight", (96, 3, 0, 0), "no pixels"),
-        ("patch_embed.proj.weight", (96, 3, 4, 2), "wanted (96, 3, 4, 4)"),
+        ("patch_embed.proj.weight", (96, 3, 4, 2), "with 4x2 px patches have not"),
         ("patch_embed.proj.weight", (96, 1, 4, 4), "(96, 3, any, any) is wanted"),
         ("pos_embed", (1, 0, 96), "add --image_size"),
         ("cls_token", (1, 1, 0), "has shape (96, 3, 4, 4)"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dppmask_jax.errors import InputError
+from dppmask_jax.runs.kinds import encoder_options
 
 HEADS = ("head", "fc_norm", "classifier", "pooler", "decoder", "mask_token")  # the usual ones
 _NETWORK = r"^(?:(?:student|teacher|module|backbone|vit)\.)*"
@@ -52,6 +53,41 @@ _WITHOUT = {
 }
 # Arguments of timm's models that change what is computed and leave no tensor behind.
 _TIMM_ARGUMENTS = ("act_layer", "norm_layer", "mlp_layer", "block_fn", "attn_layer", "rope_type")
+
+
+def has_fixed_positions(config) -> bool:
+    """Whether the encoder of a run has MAE's positions, which are no parameters."""
+    return encoder_options(config).get("position") == "fixed"
+
+
+# Options of encoders here that these formats have no place for.
+_NO_PLACE = {
+    "registers": "register tokens",
+    "relative": "biases of relative positions",
+    "layer_scale": "layer scale",
+    "qv_bias": "biases of queries and values alone",
+}
+
+
+def check_plain(what: str, config, format_name: str) -> None:
+    """Raises InputError unless the encoder of a run's config is one that the formats are of.
+
+    Args:
+      what: whose config it is, in words.
+    """
+    if (kind := config.model.encoder) != "vit":
+        raise InputError(
+            f"{what} has an encoder {kind!r}, and the formats are those of ViTs; such encoders are "
+            "used through dppmask_jax.load_encoder"
+        )
+    options = encoder_options(config)
+    words = [name for option, name in _NO_PLACE.items() if options.get(option)]
+    words += ["no positions"] if options.get("position") == "none" else []
+    if words:
+        raise InputError(
+            f"{what} has an encoder with {' and '.join(words)}, which --format={format_name} has "
+            "no place for; such encoders are used through dppmask_jax.load_encoder"
+        )
 
 
 def is_head(name: str) -> bool:

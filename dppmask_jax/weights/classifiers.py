@@ -46,7 +46,8 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
         config.image_size = image_size
         config.model.encoder = "vit"
         set_size(config.model, found.size)
-        config.model.patch_size = found.patch_size
+        with config.model.ignore_type():  # a number or a pair
+            config.model.patch_size = found.patch_size
         config.model.dtype = config.model.dtype or "float32"
         for pool, norm in (("mean", "fc_norm"), ("cls", "norm")):
             if file.name_of(f"{norm}.weight") in file.entries:

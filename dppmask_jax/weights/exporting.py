@@ -16,12 +16,12 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.layers import NORM_EPSILON
-from dppmask_jax.models.sizes import name_of, size_of
-from dppmask_jax.patches import grid_shape
+from dppmask_jax.models.sizes import Size, name_of, size_of
+from dppmask_jax.patches import grid_shape, sides, size_name
 from dppmask_jax.runs import checkpoint
-from dppmask_jax.runs.kinds import CLASSIFIER, kind_of
+from dppmask_jax.runs.kinds import CLASSIFIER, kind_of, method_of
 from dppmask_jax.runs.workdir import from_json
-from dppmask_jax.weights import files, names, positions
+from dppmask_jax.weights import architecture, files, names, positions
 
 
 def export_weights(
@@ -51,18 +51,23 @@ def export_weights(
     files.check_target(path, folder=of_huggingface)
     meta, state, _ = checkpoint.read_newest(folder)
     config = from_json(meta["config"])
-    tree = _tree(folder, config, state, form.holds, format_name)
-    image_size = tuple(config.image_size)
+    tree = _tree(folder, config, state, format_name)
+    image_size, patch_size = tuple(config.image_size), config.model.patch_size
+    if format_name not in _OBLONG and len(set(sides(patch_size))) > 1:
+        raise InputError(
+            f"--format={format_name} is for square patches, and those of {folder} are "
+            f"{size_name(patch_size)}; use {' | '.join(_OBLONG)}"
+        )
     if resize_positions and tuple(resize_positions) != image_size:
         tree = _resized(tree, config, tuple(resize_positions), format_name)
         image_size = tuple(resize_positions)
-    rows, columns = grid_shape(image_size, config.model.patch_size)
+    rows, columns = grid_shape(image_size, patch_size)
     if format_name == "hf" and math.isqrt(rows * columns) ** 2 != rows * columns:
         raise InputError(
             f"{rows * columns} patches are no square number, and transformers' ViTMAE builds no "
             "decoder for others; use mae-full, or hf-encoder"
         )
-    tensors = names.write(tree, form.spell)
+    tensors = names.write(tree, form.spell, patch_size)
     if not of_huggingface:
         files.write(path, tensors, form.containers)
         return path
@@ -81,6 +86,7 @@ def export_weights(
     return path
 
 
+_OBLONG = ("mae", "mae-finetuned", "timm")  # formats that code with oblong patches reads
 # The models of timm that are those of here, by the names in `SIZES`.
 _TIMM = {
     "Ti": "vit_tiny_patch16_224",
@@ -120,6 +126,8 @@ def loaded_by(
         arguments["patch_size"] = patch_size
     if usual not in _TIMM:
         arguments |= {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
+    if size.hidden != 4 * size.width:
+        arguments["mlp_ratio"] = _mlp_ratio(size)
     # timm's own expect pixels from -1 to 1.
     arguments["pretrained_cfg_overlay"] = {
         "input_size": (3, *image_size), "mean": tuple(MEAN), "std": tuple(STD)
@@ -129,57 +137,52 @@ def loaded_by(
     return f"timm.create_model({name!r}, {words})"
 
 
-def _tree(folder, config, state, holds: str, format_name: str) -> dict[str, Any]:
+def _mlp_ratio(size: Size) -> float:
+    """The ratio that timm makes this hidden width of, as int(width * ratio)."""
+    ratio = size.hidden / size.width
+    while int(size.width * ratio) < size.hidden:
+        ratio = math.nextafter(ratio, math.inf)
+    return ratio
+
+
+def _tree(folder, config, state, format_name: str) -> dict[str, Any]:
     """What a format holds, out of a training state."""
     params, extra = state["params"], state.get("extra", {})
-    kind = kind_of(config)
-    encoder = config.get("model", {}).get("encoder", "vit")
-    if encoder != "vit":
-        raise InputError(
-            f"{folder} has an encoder {encoder!r}, and the formats are those of ViTs; use it "
-            "through dppmask_jax.load_encoder"
-        )
-    makers = {
-        ("mae", "encoder"): lambda: {"encoder": _encoder(config, params["encoder"])},
-        ("mae", "autoencoder"): lambda: _autoencoder(config, params),
-        ("ibot", "encoder"): lambda: {"encoder": extra["teacher"]["encoder"]},
-        ("ibot", "teacher"): lambda: _network(config, extra["teacher"]),
-        ("ibot", "student"): lambda: _network(config, params),
-        ("ibot", "both"): lambda: {
-            "student": _network(config, params),
-            "teacher": _network(config, extra["teacher"]),
-            "class_center": extra["class_center"],
-            "patch_center": extra["patch_center"],
+    kind, holds = kind_of(config), names.FORMATS[format_name].holds
+    method = None if kind in (None, CLASSIFIER) else method_of(config)
+    makers = {}
+    if method is not None and method.encoder is not None:
+        makers["encoder"] = lambda: {
+            "encoder": method.encoder.trainable(method.encoder_of(params, extra))
+        }
+    makers |= {
+        # Formats of one method alone.
+        "mae": {"autoencoder": lambda: method.with_positions(params)},
+        "ibot": {
+            "teacher": lambda: _network(config, extra["teacher"]),
+            "student": lambda: _network(config, params),
+            "both": lambda: {
+                "student": _network(config, params),
+                "teacher": _network(config, extra["teacher"]),
+                "class_center": extra["class_center"],
+                "patch_center": extra["patch_center"],
+            },
         },
-        (CLASSIFIER, "classifier"): lambda: {
-            "encoder": params["encoder"],
-            **supervised.head_of(params),
+        CLASSIFIER: {
+            "classifier": lambda: {
+                "encoder": params["encoder"],
+                **supervised.head_of(params),
+            }
         },
-    }
-    if (kind, holds) not in makers:
-        fitting = [name for name, form in names.FORMATS.items() if (kind, form.holds) in makers]
+    }.get(kind, {})
+    if holds not in makers:
+        fitting = [name for name, form in names.FORMATS.items() if form.holds in makers]
         raise InputError(
             f"{folder} is a run of {kind or config.get('task')}, which --format={format_name} does "
             "not fit; " + (f"use {' | '.join(fitting)}" if fitting else "there is no format for it")
         )
-    return makers[kind, holds]()
-
-
-def _encoder(config, encoder):
-    table = positions.fixed(
-        tuple(config.image_size), config.model.patch_size, size_of(config.model).width
-    )
-    return {**encoder, "positions": table}
-
-
-def _autoencoder(config, params):
-    table = positions.fixed(
-        tuple(config.image_size), config.model.patch_size, config.model.decoder_width
-    )
-    return {
-        "encoder": _encoder(config, params["encoder"]),
-        "decoder": {**params["decoder"], "positions": table},
-    }
+    architecture.check_plain(str(folder), config, format_name)
+    return makers[holds]()
 
 
 def _network(config, network):

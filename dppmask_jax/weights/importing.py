@@ -13,7 +13,7 @@ from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.runs import checkpoint, workdir
-from dppmask_jax.weights import classifiers, names, opened, pretraining, sizes
+from dppmask_jax.weights import architecture, classifiers, names, opened, pretraining, sizes
 from dppmask_jax.weights.opened import Options
 
 
@@ -54,12 +54,12 @@ def import_weights(
     with opened.opened(path, format_name, options) as file:
         shapes = {name: entry.shape for name, entry in file.entries.items()}
         # A ViT of timm without a table may compute other positions than these.
-        fixed = config.get("method") == "mae" and format_name != "timm"
+        fixed = architecture.has_fixed_positions(config) and format_name != "timm"
         found = sizes.read(shapes, file.name_of, file.stated, options.known, fixed)
         config = kind.adapted(config, found, file, options)
         method = kind.method_of(config, found)
         template, fresh = kind.template(method, found, file, config, options.allow_missing)
-        tensors = opened.matched(file, template)
+        tensors = opened.matched(file, template, found.patch_size)
     tree = names.read(template, form.spell, tensors)
     tree = _with_pixels_as_here(tree, file.stated, options)
     _write(config, kind.state(config, method, tree, found, file), folder)

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dppmask_jax import patches
+
 
 class Layout(NamedTuple):
     """`write` turns our array into the file's, `read` turns it back; NumPy or traced arrays."""
@@ -41,11 +43,11 @@ CENTER = Layout(lambda x: x[None], lambda x: x[0])
 PATCH_CENTER = Layout(lambda x: x[None, None], lambda x: x[0, 0])
 
 
-def convolution(patch_size: int) -> Layout:
-    """(P, D) <-> (D, 3, patch_size, patch_size)."""
+def convolution(height: int, width: int) -> Layout:
+    """(P, D) <-> (D, 3, height, width), with those of a patch."""
     return Layout(
-        lambda x: x.reshape(patch_size, patch_size, 3, -1).transpose(3, 2, 0, 1),
-        lambda x: x.transpose(2, 3, 1, 0).reshape(3 * patch_size**2, -1),
+        lambda x: x.reshape(height, width, 3, -1).transpose(3, 2, 0, 1),
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
     )
 
 
@@ -79,18 +81,22 @@ class Format(NamedTuple):
 # What a tree holds, by MAE's names.
 
 
-def slots(tree, spell: Callable[[str], tuple[str, ...]]) -> list[Slot]:
-    """All arrays of a tree."""
+def slots(
+    tree, spell: Callable[[str], tuple[str, ...]], patch_size: patches.PatchSize | None = None
+) -> list[Slot]:
+    """All arrays of a tree; `patch_size` None is that of square patches."""
     if "student" in tree:
-        student = slots(tree["student"], lambda name: _after("student.module.", spell(name)))
-        teacher = slots(tree["teacher"], lambda name: _after("teacher.", spell(name)))
+        student = slots(
+            tree["student"], lambda name: _after("student.module.", spell(name)), patch_size
+        )
+        teacher = slots(tree["teacher"], lambda name: _after("teacher.", spell(name)), patch_size)
         return [
             *(slot._replace(path=("student", *slot.path)) for slot in student),
             *(slot._replace(path=("teacher", *slot.path)) for slot in teacher),
             Slot(("class_center",), ("ibot_loss.center",), CENTER),
             Slot(("patch_center",), ("ibot_loss.center2",), PATCH_CENTER),
         ]
-    found = [*_encoder(tree["encoder"])]
+    found = [*_encoder(tree["encoder"], patch_size)]
     if "decoder" in tree:
         found += _decoder(tree["decoder"])
     if "head" in tree:
@@ -105,14 +111,17 @@ def slots(tree, spell: Callable[[str], tuple[str, ...]]) -> list[Slot]:
     ]
 
 
-def _encoder(encoder) -> Iterator[Slot]:
-    patch_size = math.isqrt(encoder["patch_embed"]["proj"]["kernel"].shape[0] // 3)
+def _encoder(encoder, patch_size) -> Iterator[Slot]:
+    if patch_size is None:
+        patch_size = math.isqrt(encoder["patch_embed"]["proj"]["kernel"].shape[0] // 3)
     path = ("encoder",)
     yield Slot((*path, "cls_token"), ("cls_token",), SAME)
     if "positions" in encoder:
         yield Slot((*path, "positions"), ("pos_embed",), SAME)
     proj = (*path, "patch_embed", "proj")
-    yield Slot((*proj, "kernel"), ("patch_embed.proj.weight",), convolution(patch_size))
+    yield Slot(
+        (*proj, "kernel"), ("patch_embed.proj.weight",), convolution(*patches.sides(patch_size))
+    )
     yield Slot((*proj, "bias"), ("patch_embed.proj.bias",), SAME)
     yield from _blocks((*path, "blocks"), "blocks", len(encoder["blocks"]))
     if "norm" in encoder:
@@ -163,10 +172,11 @@ def _ibot_head(head) -> Iterator[Slot]:
 # From a tree to a file's tensors and back.
 
 
-def write(tree, spell) -> dict[str, Any]:
-    """{name: array in the file's layout}; views, not all of them contiguous."""
+def write(tree, spell, patch_size: patches.PatchSize | None = None) -> dict[str, Any]:
+    """{name: array in the file's layout}; views, not all of them contiguous. `patch_size` None is
+    that of square patches."""
     tensors = {}
-    for slot in slots(tree, spell):
+    for slot in slots(tree, spell, patch_size):
         array = tree
         for part in slot.path:
             array = array[part]

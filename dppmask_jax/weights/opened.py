@@ -104,13 +104,13 @@ def opened(path: str | Path, format_name: str, options: Options) -> Iterator[Fil
         yield File(path, form, entries, stated, (*dropped, *others, *beside), prefix)
 
 
-def matched(file: File, template) -> dict[str, np.ndarray]:
+def matched(file: File, template, patch_size) -> dict[str, np.ndarray]:
     """The tensors of a file, once all of them were found to be what the template wants.
 
     Raises:
       InputError: what is missing, left over, of another shape or not finite, all of it.
     """
-    wanted = jax.eval_shape(lambda tree: names.write(tree, file.form.spell), template)
+    wanted = jax.eval_shape(lambda tree: names.write(tree, file.form.spell, patch_size), template)
     faults = [f"missing {name} {array.shape}" for name, array in wanted.items()
               if name not in file.entries]  # fmt: skip
     for name, entry in file.entries.items():

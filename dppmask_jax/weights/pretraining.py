@@ -14,26 +14,29 @@ from dppmask_jax.methods import METHODS
 from dppmask_jax.models import sizes as model_sizes
 from dppmask_jax.training.build import method_from, plan_from
 from dppmask_jax.training.step import init_state
-from dppmask_jax.weights import names, positions, sizes
+from dppmask_jax.weights import architecture, names, positions, sizes
 from dppmask_jax.weights.opened import PARTS, File, Options
+from dppmask_jax.words import with_article
 
 
 def check(config, form: names.Format, format_name: str, options: Options) -> None:
     """Raises InputError unless a config and a format go together."""
     if config.get("method") not in METHODS:
         raise InputError("--config names no config of a run; use configs/mae.py or configs/ibot.py")
-    if config.method == "mae" and form.holds == "classifier":
+    architecture.check_plain(f"--config of {config.method}", config, format_name)
+    label = with_article(METHODS[config.method].label)
+    if form.holds == "classifier" and architecture.has_fixed_positions(config):
         raise InputError(
-            f"the encoder of --format={format_name} learned its positions, and that of an MAE here "
-            "has fixed ones; leave --config out to make a classifier, or add "
+            f"the encoder of --format={format_name} learned its positions, and that of {label} "
+            "here has fixed ones; leave --config out to make a classifier, or add "
             "--config=configs/ibot.py --drop=head,fc_norm --allow_missing=head,norm"
         )
     of_ibot = form.holds in ("teacher", "student", "both")
     if of_ibot and config.method != "ibot":
         raise InputError(f"--format={format_name} makes an iBOT run; add --config=configs/ibot.py")
-    if config.method == "ibot" and form.holds == "autoencoder":
+    if form.holds == "autoencoder" and config.method != "mae":
         raise InputError(
-            f"--format={format_name} has a decoder, which an iBOT run has not; use "
+            f"--format={format_name} has a decoder, which {label} run has not; use "
             f"--format={'hf-encoder' if format_name == 'hf' else 'mae'} with --drop for the decoder"
         )
     for part in options.allow_missing:
@@ -44,29 +47,31 @@ def check(config, form: names.Format, format_name: str, options: Options) -> Non
 def adapted(config, found: sizes.Sizes, file: File, options: Options):
     """The config with a file's sizes, checked."""
     new_size = options.resize_positions or found.image_size
-    if config.method == "mae" and tuple(new_size) != tuple(found.image_size):
+    fixed = architecture.has_fixed_positions(config)
+    if fixed and tuple(new_size) != tuple(found.image_size):
         height, width = found.image_size
+        label = with_article(METHODS[config.method].label)
         raise InputError(
-            "--resize_positions is for learned positions, and an MAE trains with the fixed ones of "
-            f"its grid: import it for its own {height}x{width}, and say the other size where it is "
-            "used: load_encoder(..., image_size=), or --config.image_size of eval.py"
+            f"--resize_positions is for learned positions, and {label} trains with the fixed "
+            f"ones of its grid: import it for its own {height}x{width}, and say the other size "
+            "where it is used: load_encoder(..., image_size=), or --config.image_size of eval.py"
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.encoder = "vit"
         model_sizes.set_size(config.model, found.size)
-        config.model.patch_size = found.patch_size
+        with config.model.ignore_type():  # a number or a pair
+            config.model.patch_size = found.patch_size
         config.image_size = new_size
-        if found.decoder and config.method == "mae":
+        if found.decoder and "decoder_width" in config.model:
             model, decoder = config.model, found.decoder
             model.decoder_width, model.decoder_depth = decoder.width, decoder.depth
             model.decoder_heads = decoder.heads
             _carry_over(config, file.stated, options.asked)
-        if found.head and config.method == "ibot":
+        if found.head and "prototypes" in config.model:
             model = config.model
             model.head_hidden, model.head_bottleneck, model.prototypes = found.head
             model.shared_head = _shares_head(file)
-        if config.method == "ibot" and "data.local_size" not in options.asked:
+        if "local_size" in config.data and "data.local_size" not in options.asked:
             config.data.local_size = local_size(config)
         if "model.dtype" not in options.asked:
             config.model.dtype = "float32"
@@ -80,13 +85,17 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
 def local_size(config) -> tuple[int, int]:
     """The size of iBOT's local views: that of a config where it fits its model, else the share of
     the image that it is in the recipes."""
-    patch_size, size = config.model.patch_size, tuple(config.data.local_size)
+    size, of_patch = tuple(config.data.local_size), patches.sides(config.model.patch_size)
     images = tuple(config.image_size)
     if all(
-        side % patch_size == 0 and side < image for side, image in zip(size, images, strict=True)
+        side % each == 0 and side < image
+        for side, each, image in zip(size, of_patch, images, strict=True)
     ):
         return size
-    return tuple(max(1, round(side * 96 / 224 / patch_size)) * patch_size for side in images)
+    return tuple(
+        max(1, round(side * 96 / 224 / each)) * each
+        for side, each in zip(images, of_patch, strict=True)
+    )
 
 
 def _carry_over(config, stated: dict[str, Any], asked: frozenset[str]) -> None:
@@ -128,16 +137,15 @@ def template(method, found: sizes.Sizes, file: File, config, allowed: tuple[str,
     width = encoder["cls_token"].shape[-1]
     encoder = {**encoder, **_table(file, "pos_embed", rows * columns, width)}
     tree: dict[str, Any] = {"encoder": encoder}
-    if config.method == "mae" and file.form.holds == "autoencoder":
+    if file.form.holds == "autoencoder":
         width = params["decoder"]["mask_token"].shape[-1]
         table = _table(file, "decoder_pos_embed", rows * columns, width)
         tree["decoder"] = {**params["decoder"], **table}
-    if config.method == "ibot" and file.form.holds in ("teacher", "student", "both"):
+    if file.form.holds in ("teacher", "student", "both"):
         tree["head"] = _head_template(params["head"], file)
     fresh = ["optimiser"]
     for part, holder in (("decoder", tree), ("head", tree), ("norm", encoder)):
-        wanted = {"decoder": config.method == "mae", "head": config.method == "ibot"}
-        if not wanted.get(part, True) or _has(file, tree, part):
+        if (part != "norm" and part not in params) or _has(file, tree, part):
             continue
         # That files of an encoder alone have neither decoder nor head is no surprise.
         if part not in allowed and not (file.form.holds == "encoder" and part != "norm"):
@@ -152,8 +160,9 @@ def template(method, found: sizes.Sizes, file: File, config, allowed: tuple[str,
             )
         holder.pop(part, None)
         fresh.append(part)
-    if config.method == "ibot" and file.form.holds != "both":
-        fresh += ["centers"] if file.form.holds == "student" else ["mask_embed", "centers"]
+    in_file = {*tree, *(("mask_embed",) if file.form.holds in ("student", "both") else ())}
+    fresh += [name for name in params if name not in in_file | set(fresh)]
+    fresh += ["centers"] if "class_center" in extra and file.form.holds != "both" else []
     if "head" not in tree or file.form.holds == "teacher":
         return tree, tuple(fresh)
     student = {**tree, "mask_embed": params["mask_embed"]}
@@ -225,7 +234,7 @@ def _placed(config, tree, found: sizes.Sizes, file: File):
         return {**tree, **placed}
     new = tuple(config.image_size)
     placed = dict(tree)
-    if config.method == "mae":
+    if architecture.has_fixed_positions(config):
         for part, name in (("encoder", "pos_embed"), ("decoder", "decoder_pos_embed")):
             if "positions" in tree.get(part, ()):
                 name = file.name_of(name)

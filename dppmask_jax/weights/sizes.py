@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.layers import NORM_EPSILON
 from dppmask_jax.models.sizes import SIZES, Size
@@ -42,7 +43,7 @@ class Sizes(NamedTuple):
     """
 
     size: Size
-    patch_size: int
+    patch_size: patches.PatchSize
     image_size: tuple[int, int]
     decoder: Size | None
     head: tuple[int, int, int] | None
@@ -79,54 +80,66 @@ def read(
             raise InputError(f"{name_of(name)} has shape {found} where ({words}) is wanted")
         return found
 
+    def has(name) -> bool:
+        return name_of(name) in shapes
+
     width = shape("cls_token", 1, 1, None)[2]
-    patch_size = shape("patch_embed.proj.weight", width, 3, None, None)[2]
-    if patch_size < 1:
+    high, wide = shape("patch_embed.proj.weight", width, 3, None, None)[2:]
+    if min(high, wide) < 1:
         raise InputError(f"{name_of('patch_embed.proj.weight')} is for patches of no pixels")
-    if name_of("pos_embed") in shapes:
+    patch_size = high if high == wide else (high, wide)
+    if has("pos_embed"):
         num_patches = shape("pos_embed", 1, None, width)[1] - 1
         image_size = _image_size(num_patches, patch_size, stated, known)
-    elif fixed:
-        image_size = known.image_size or _stated_image_size(stated)
-        if image_size is None:
-            raise InputError(
-                "the file has no positions, which are fixed, and so does not say for which images "
-                "it is; add --image_size=HEIGHT,WIDTH"
-            )
     else:
+        image_size = _said_image_size(name_of("pos_embed"), stated, known, fixed)
+    _check_epsilon(stated, known)
+    size = _size(width, _heads(width, stated, known), shapes, name_of)
+    decoder = head = None
+    if has("decoder_embed.weight"):
+        decoder_width = shape("decoder_embed.weight", None, width)[0]
+        decoder = _decoder(decoder_width, shapes, name_of, stated, known)
+    if has("head.last_layer.weight_v"):
+        prototypes, bottleneck = shape("head.last_layer.weight_v", None, None)
+        head = (shape("head.mlp.0.weight", None, width)[0], bottleneck, prototypes)
+    classes = shape("head.weight", None, width)[0] if has("head.weight") else None
+    return Sizes(size, patch_size, image_size, decoder, head, classes)
+
+
+def _said_image_size(table: str, stated, known: Known, fixed: bool) -> tuple[int, int]:
+    """The image size of a file without positions, whose name would be `table`."""
+    if not fixed:
         raise InputError(
-            f"the file has no {name_of('pos_embed')}, and only MAE's positions are known without; "
+            f"the file has no {table}, and only MAE's positions are known without; "
             "it does not fit --format, or its encoder is one that is not supported yet"
         )
-    _check_epsilon(stated, known)
+    image_size = known.image_size or _stated_image_size(stated)
+    if image_size is None:
+        raise InputError(
+            "the file has no positions, which are fixed, and so does not say for which images "
+            "it is; add --image_size=HEIGHT,WIDTH"
+        )
+    return image_size
+
+
+def _heads(width: int, stated, known: Known) -> int:
     heads = known.heads or _whole(stated, "num_attention_heads")
     heads = heads or {size.width: size.heads for size in SIZES.values()}.get(width)
     if heads is None:
         raise InputError(
             f"how many heads an encoder of width {width} has is not in the file; add --heads"
         )
-    decoder = None
-    if name_of("decoder_embed.weight") in shapes:
-        decoder = _decoder(shape("decoder_embed.weight", None, width)[0], shapes, name_of, stated,
-                           known)  # fmt: skip
-    head = None
-    if name_of("head.last_layer.weight_v") in shapes:
-        prototypes, bottleneck = shape("head.last_layer.weight_v", None, None)
-        head = (shape("head.mlp.0.weight", None, width)[0], bottleneck, prototypes)
-    classes = None
-    if name_of("head.weight") in shapes:
-        classes = shape("head.weight", None, width)[0]
-    return Sizes(
-        _size(width, heads, shapes, name_of),
-        patch_size,
-        image_size,
-        decoder,
-        head,
-        classes,
-    )
+    return heads
 
 
 def _decoder(width, shapes, name_of, stated, known) -> Size:
+    hidden = shapes.get(name_of("decoder_blocks.0.mlp.fc1.weight"), (4 * width,))[0]
+    if hidden != 4 * width:
+        raise InputError(
+            f"the MLPs of the decoder are {hidden} wide, and those of decoders here 4 times their "
+            f"width of {width}; import the encoder alone: --format=mae or hf-encoder, with "
+            "--drop=decoder,mask_token"
+        )
     heads = known.decoder_heads or _whole(stated, "decoder_num_attention_heads")
     heads = heads or DECODER_HEADS.get(width)
     if heads is None:
@@ -154,8 +167,9 @@ def _size(width: int, heads: int, shapes, name_of) -> Size:
     return Size(width, depth, heads, None if hidden == 4 * width else hidden)
 
 
-def _image_size(num_patches: int, patch_size: int, stated, known: Known) -> tuple[int, int]:
-    image_size = known.image_size or _stated_image_size(stated)
+def _image_size(num_patches: int, patch_size, stated, known: Known) -> tuple[int, int]:
+    (high, wide), image_size = patches.sides(patch_size), known.image_size
+    image_size = image_size or _stated_image_size(stated)
     if image_size is None:
         side = math.isqrt(max(num_patches, 0))
         if side < 1 or side**2 != num_patches:
@@ -168,16 +182,16 @@ def _image_size(num_patches: int, patch_size: int, stated, known: Known) -> tupl
                 + (f"; {num_patches + 1} patches and a class token without a position are not "
                    "supported yet" if square else "")
             )  # fmt: skip
-        return side * patch_size, side * patch_size
-    rows, columns = (side / patch_size for side in image_size)
+        return side * high, side * wide
+    rows, columns = image_size[0] / high, image_size[1] / wide
     if rows * columns == num_patches + 1:
         raise InputError(_NO_CLASS_POSITION.format(num_patches + 1))
     if rows * columns != num_patches or rows != int(rows) or columns != int(columns):
         raise InputError(
             f"the file has positions for {num_patches} patches, which images of "
-            f"{image_size[0]}x{image_size[1]} with {patch_size} px patches have not; if they are "
-            "for another size, add --image_size=HEIGHT,WIDTH of it; positions of other tokens are "
-            "not supported yet"
+            f"{image_size[0]}x{image_size[1]} with {patches.size_name(patch_size)} px patches have "
+            "not; if they are for another size, add --image_size=HEIGHT,WIDTH of it; positions of "
+            "other tokens are not supported yet"
         )
     return image_size
 
