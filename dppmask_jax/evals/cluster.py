@@ -1,10 +1,9 @@
 """Agreement of clusters and classes: NMI and ACC, by each definition that a paper may mean.
 
 iBOT (arXiv 2111.07832, section 4.1 and code): clusters are the prototypes that the teacher's class
-token is nearest to, on the evaluation crop or, as in its training log, on an augmented view; "acc"
-in that log is how often teacher and student agree on two views, of which the student there sees the
-masked one; here it sees all of it. DPPMask (arXiv 2303.12736, table 2) does not say which it
-reports.
+token is nearest to, on the evaluation crop or, as in its training log, on an augmented view. "acc"
+in that log is how often teacher and student agree on two views. The student's view is masked there,
+and whole here. DPPMask (arXiv 2303.12736, table 2) does not say which it reports.
 """
 
 from __future__ import annotations

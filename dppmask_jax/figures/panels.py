@@ -207,7 +207,7 @@ def _wrapped(title: str, width: float) -> str:
 
 
 def _axes_over(canvas: np.ndarray):
-    """Axes over a whole figure of which each pixel is one of the canvas."""
+    """Axes over a whole figure that shows each pixel of the canvas as one pixel."""
     height, width = canvas.shape[:2]
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     FigureCanvasAgg(figure)

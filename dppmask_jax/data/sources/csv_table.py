@@ -1,13 +1,18 @@
-"""csv:FILE, a row an image, in UTF-8, with commas, semicolons, tabs or vertical bars between the
-values; the first row names the columns.
+"""csv:FILE: a table of images in UTF-8, a row for each.
 
-`path` (or one of PATH_NAMES), relative to the file's folder, or absolute (a CSV file is your own:
-it may name any image on the machine); `split`, where what starts with "train" is for training and
-the rest for validation, without rows for testing if there are some called val (without the column,
-`val_fraction` of each label is held out); `label`, numbers or names, of which the classes are the
-different ones in ascending order; `mask`, the path of a greyscale foreground mask, may be empty,
-and the files need only be there for a task that reads them. Every other column whose values are all
-0 or 1 is a target of that name; further columns do not matter. These four names may have capitals.
+Values are separated by commas, semicolons, tabs or vertical bars; the first row names the columns.
+The names path, split, label and mask may have capitals.
+
+  path    (or one of PATH_NAMES) relative to the file's folder, or absolute: a CSV file is the
+          user's own and may name any image on the machine.
+  split   values that start with "train" are for training, others for validation; those for tests
+          are left out where some are called val. Without the column, `val_fraction` of each label
+          is held out.
+  label   numbers or names; the classes are the different ones in ascending order.
+  mask    the path of a greyscale foreground mask, or nothing. The files need only be there for what
+          reads them.
+
+Every other column whose values are all 0 or 1 is a target of that name; others are ignored.
 """
 
 from __future__ import annotations
@@ -92,8 +97,7 @@ def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
 
 
 def _columns_of(path: str) -> dict[str, list[str]]:
-    """The columns by name, without spaces around the values; those of _COLUMNS as it has
-    them."""
+    """The columns by name, without spaces around values; the names of _COLUMNS in lower case."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             delimiter = _delimiter(file.readline())
