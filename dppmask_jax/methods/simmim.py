@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dppmask_jax import masking, optim
 from dppmask_jax.data.images import augment
-from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional
+from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional, with_defaults
 from dppmask_jax.methods import single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, vit
@@ -41,18 +41,20 @@ FIELDS = {
     "model.qv_bias": Field(
         True, FLAG, "biases of queries and values alone; False: of keys as well", fixed=True
     ),
-    **single_view.FIELDS,
-    "data.crop_scale": single_view.FIELDS["data.crop_scale"]._replace(default=(0.67, 1.0)),
+    **with_defaults(single_view.FIELDS, {"data.crop_scale": (0.67, 1.0)}),
     "mask.ratio": single_view.FIELDS["mask.ratio"]._replace(
         default=0.6122, note="share of the patches that are masked; of 196, 30 cells of four"
     ),
-    "loss.norm_pix": pixels.FIELDS["loss.norm_pix"]._replace(default=False),
-    "loss.distance": pixels.FIELDS["loss.distance"]._replace(default="absolute"),
-    **optim.FIELDS,
-    "optim.base_lr": optim.FIELDS["optim.base_lr"]._replace(default=5e-5),
-    "optim.warmup_epochs": optim.FIELDS["optim.warmup_epochs"]._replace(default=10.0),
-    "optim.b2": optim.FIELDS["optim.b2"]._replace(default=0.999),
-    "optim.clip_norm": optim.FIELDS["optim.clip_norm"]._replace(default=5.0),
+    **with_defaults(pixels.FIELDS, {"loss.norm_pix": False, "loss.distance": "absolute"}),
+    **with_defaults(
+        optim.FIELDS,
+        {
+            "optim.base_lr": 5e-5,
+            "optim.warmup_epochs": 10.0,
+            "optim.b2": 0.999,
+            "optim.clip_norm": 5.0,
+        },
+    ),
     "optim.drop_at": Field(
         None,
         optional(above_to(0, 1)),
@@ -70,10 +72,7 @@ def build(config, plan: Plan) -> Method:
     """
     encoder = encoder_from(config)
     target = TARGETS[config.loss.target].build(config)
-    start = uniform(encoder.width**-0.5)
-    head = nn.Dense(
-        target.width, dtype=config.model.dtype, kernel_init=start, bias_init=start, name="head"
-    )
+    head = _head(encoder.width, target.width, config.model.dtype)
     num_keep, masker = single_view.visible_count(config), masking.masker_of(config.mask)
 
     def init(key):
@@ -86,10 +85,10 @@ def build(config, plan: Plan) -> Method:
             "head": head.init(head_key, tokens)["params"],
         }, {}
 
-    def predict(params, images, mask, keys=None):
-        """(B, N, P) float32 of normalised images."""
+    def predict(params, images, hidden, keys=None):
+        """(B, N, P) float32 of normalised images whose patches `hidden` (B, N) are not seen."""
         token = params["mask_token"]
-        tokens = encoder.encode(params["encoder"], images, keys, mask=mask, mask_token=token)
+        tokens = encoder.encode(params["encoder"], images, keys, mask=hidden, mask_token=token)
         return head.apply({"params": params["head"]}, tokens.patches).astype(jnp.float32)
 
     def features_of(params, images):
@@ -132,6 +131,12 @@ def build(config, plan: Plan) -> Method:
         with_positions=lambda params: {**params, "encoder": encoder.trainable(params["encoder"])},
         reconstruct=reconstruct if target.pixels else None,
     )
+
+
+def _head(width: int, values: int, dtype) -> nn.Dense:
+    """(..., width) -> (..., values), with a convolution's usual start."""
+    start = uniform(width**-0.5)
+    return nn.Dense(values, dtype=dtype, kernel_init=start, bias_init=start, name="head")
 
 
 def encoder_from(config):
