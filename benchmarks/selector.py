@@ -194,7 +194,7 @@ def measure(table, repetitions, slow_repetitions):
     return times, answers
 
 
-def main():
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--images", help="folder of photographs; default $DPPMASK_TEST_DATA/photos")
     parser.add_argument("--json", help="also write the results there")
@@ -204,16 +204,89 @@ def main():
     args = parser.parse_args()
     if args.batch < 1 or args.repetitions < 1:
         parser.error("--batch and --repetitions must be at least 1")
+    return args
 
-    folder = args.images
+
+def chosen_images(folder: str | None, batch: int) -> tuple[str, np.ndarray]:
+    """(what they are, images): photographs of a folder, or of the test data, or generated ones."""
     if folder is None and os.environ.get("DPPMASK_TEST_DATA"):
         folder = os.path.join(os.environ["DPPMASK_TEST_DATA"], "photos")
     if folder is None:
-        source = "generated 1/f textures (no --images, no DPPMASK_TEST_DATA)"
-        images = generate_images(args.batch)
-    else:
-        images, files = load_photographs(folder, args.batch)
-        source = f"{files} photographs" + (" and mirror images" if files < args.batch else "")
+        words = "generated 1/f textures (no --images, no DPPMASK_TEST_DATA)"
+        return words, generate_images(batch)
+    images, files = load_photographs(folder, batch)
+    return f"{files} photographs" + (" and mirror images" if files < batch else ""), images
+
+
+def report_times(times, batch: int) -> dict[str, dict[str, float]]:
+    """Prints and returns the ms an image of each contestant."""
+    found = {}
+    print(f"\n{'':32}{'ms an image':>12}  {'(min - max)':17}")
+    for name, seconds in times.items():
+        ms = np.array(seconds) * 1e3 / batch
+        median, low, high = float(np.median(ms)), float(ms.min()), float(ms.max())
+        found[name] = {"median": median, "min": low, "max": high}
+        print(f"{name:32}{median:12.3f}  ({low:.3f} - {high:.3f})")
+    return found
+
+
+def report_ratios(ms, answers) -> dict[str, dict]:
+    """Prints and returns how many times faster `select` is, and how many patches it picks."""
+    print("\nhow many times faster select is: by the median (by the fastest batch)")
+    columns = {
+        "numpy": ("than NumPy", 22),
+        "numpy_that_stops": ("NumPy that stops", 20),
+        "exact_k_dpp": ("exact k-DPP", 18),
+        "sample_exact": ("sample_exact", 18),
+    }
+    print("".join(f"{words:>{width}}" for words, width in columns.values()), end="")
+    print(f"{'picks mean':>13}{'max':>5}")
+    found: dict[str, dict] = {"times_faster": {}, "greedy_picks": {}}
+    for tau in TAUS:
+        picks = np.asarray(answers[f"select, tau {tau:g}"][1])
+        rivals = {
+            "numpy": f"NumPy, tau {tau:g}",
+            "exact_k_dpp": "exact k-DPP, all",
+            "sample_exact": "sample_exact",
+            "numpy_that_stops": f"NumPy that stops, tau {tau:g}" if tau else f"NumPy, tau {tau:g}",
+        }
+        own = ms[f"select, tau {tau:g}"]
+        ratios = {
+            by: {rival: ms[name][by] / own[by] for rival, name in rivals.items()}
+            for by in ("median", "min")
+        }
+        found["times_faster"][f"{tau:g}"] = ratios
+        found["greedy_picks"][f"{tau:g}"] = {"mean": float(picks.mean()), "max": int(picks.max())}
+        start = f"  tau {tau:<3g}"
+        for rival, (_, width) in columns.items():
+            cell = f"{ratios['median'][rival]:.1f} ({ratios['min'][rival]:.1f})"
+            print(f"{start}{cell:>{width - len(start)}}", end="")
+            start = ""
+        print(f"{picks.mean():13.1f}{picks.max():5}")
+    gram = ms["Gram matrix alone (XLA)"]
+    bound = {by: ms["NumPy, tau 0"][by] / gram[by] for by in ("median", "min")}
+    print(f"  bound at tau 0, the Gram matrix alone: {bound['median']:.1f} ({bound['min']:.1f})")
+    return found | {"gram_bound": bound}
+
+
+def report_log_dets(features, answers, keep: int) -> dict[str, float]:
+    """Prints and returns the mean log determinant of the kernels of what was kept."""
+    kernels = [reference.fast_kernel(image.astype(np.float64)) for image in features]
+    names = [f"select, tau {tau:g}" for tau in TAUS]
+    names += ["exact k-DPP, all", "sample_exact", "random"]
+    found = {}
+    print("\nmean log det of the kept set's kernel")
+    for name in names:
+        kept = np.asarray(answers[name][0])[:, :keep]
+        log_dets = [reference.log_det(k, chosen) for k, chosen in zip(kernels, kept, strict=True)]
+        found[name] = float(np.mean(log_dets))
+        print(f"  {name:30}{np.mean(log_dets):8.1f}")
+    return found
+
+
+def main():
+    args = arguments()
+    source, images = chosen_images(args.images, args.batch)
     features = features_of(images)
     table = contestants(features, args.keep)
     blas_threads = limit_blas_threads(table["NumPy, tau 0"])
@@ -229,73 +302,15 @@ def main():
         "images": source,
         "batch": args.batch,
         "repetitions": args.repetitions,
-        "ms_per_image": {},
     }
     print(f"{source}; batch {args.batch}, N {features.shape[1]}, D {WIDTH}, k {args.keep}")
     print(f"{result['cpu']}, {result['cores']} cores, load average ", end="")
     print(f"{result['load_average']:.1f}; BLAS threads {blas_threads or 'not limited'}")
     print(f"device {result['device']}; ", end="")
     print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
-    print(f"\n{'':32}{'ms an image':>12}  {'(min - max)':17}")
-    for name, seconds in times.items():
-        ms = np.array(seconds) * 1e3 / args.batch
-        median, low, high = float(np.median(ms)), float(ms.min()), float(ms.max())
-        result["ms_per_image"][name] = {"median": median, "min": low, "max": high}
-        print(f"{name:32}{median:12.3f}  ({low:.3f} - {high:.3f})")
-
-    print("\nhow many times faster select is: by the median (by the fastest batch)")
-    print(
-        f"{'than NumPy':>22}{'NumPy that stops':>20}{'exact k-DPP':>18}{'sample_exact':>18}"
-        f"{'picks mean':>13}{'max':>5}"
-    )
-    result["times_faster"], result["greedy_picks"] = {}, {}
-    for tau in TAUS:
-        picks = np.asarray(answers[f"select, tau {tau:g}"][1])
-        rivals = {"numpy": f"NumPy, tau {tau:g}", "exact_k_dpp": "exact k-DPP, all"}
-        rivals["sample_exact"] = "sample_exact"
-        rivals["numpy_that_stops"] = f"NumPy that stops, tau {tau:g}" if tau else rivals["numpy"]
-        ratios = {
-            by: {
-                rival: result["ms_per_image"][name][by]
-                / result["ms_per_image"][f"select, tau {tau:g}"][by]
-                for rival, name in rivals.items()
-            }
-            for by in ("median", "min")
-        }
-        result["times_faster"][f"{tau:g}"] = ratios
-        result["greedy_picks"][f"{tau:g}"] = {"mean": float(picks.mean()), "max": int(picks.max())}
-        print(f"  tau {tau:<3g}", end="")
-        for rival, width in [
-            ("numpy", 14),
-            ("numpy_that_stops", 20),
-            ("exact_k_dpp", 18),
-            ("sample_exact", 18),
-        ]:
-            cell = f"{ratios['median'][rival]:.1f} ({ratios['min'][rival]:.1f})"
-            print(f"{cell:>{width}}", end="")
-        print(f"{picks.mean():13.1f}{picks.max():5}")
-    bound = {
-        by: result["ms_per_image"]["NumPy, tau 0"][by]
-        / result["ms_per_image"]["Gram matrix alone (XLA)"][by]
-        for by in ("median", "min")
-    }
-    result["gram_bound"] = bound
-    print(f"  bound at tau 0, the Gram matrix alone: {bound['median']:.1f} ({bound['min']:.1f})")
-
-    kernels = [reference.fast_kernel(image.astype(np.float64)) for image in features]
-    result["mean_log_det"] = {}
-    names = [f"select, tau {tau:g}" for tau in TAUS] + [
-        "exact k-DPP, all",
-        "sample_exact",
-        "random",
-    ]
-    print("\nmean log det of the kept set's kernel")
-    for name in names:
-        kept = np.asarray(answers[name][0])[:, : args.keep]
-        log_dets = [reference.log_det(k, chosen) for k, chosen in zip(kernels, kept, strict=True)]
-        result["mean_log_det"][name] = float(np.mean(log_dets))
-        print(f"  {name:30}{np.mean(log_dets):8.1f}")
-
+    result["ms_per_image"] = report_times(times, args.batch)
+    result |= report_ratios(result["ms_per_image"], answers)
+    result["mean_log_det"] = report_log_dets(features, answers, args.keep)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 

@@ -362,12 +362,14 @@ def test_the_axis_is_of_numbers_or_of_words():
     (axes,) = sweep_figure.draw_sweep(lines, "ratio", "accuracy").axes
     assert list(axes.get_xticks()) == [0.5, 0.6, 0.75]
     assert list(axes.containers[0][0].get_xdata()) == [0.5, 0.75]
+    assert axes.containers[0][0].get_linestyle() == "-"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("ratio", "accuracy")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     (axes,) = sweep_figure.draw_sweep(
         {"": [("random", 0.2, None), ("dpp", 0.1, None)]}, "", ""
     ).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["random", "dpp"]
+    assert axes.containers[0][0].get_linestyle() == "None", "nothing lies between kinds"
     assert axes.get_legend() is None
     baselines = {
         "chance": [(0.5, 0.1), (0.6, 0.1), (0.75, 0.1)],

@@ -27,12 +27,12 @@ def draw_sweep(
     note: str = "",
     in_percent: bool = True,
 ) -> Figure:
-    """One line a label through the shares measured at the points of a grid.
+    """The shares measured at the points of a grid, one colour a label.
 
     Args:
       lines: label -> (x, share from 0 to 1, its error or None). Where every x is a
-        number, x is an axis of numbers; otherwise the values stand side by side in the order in
-        which they come.
+        number, x is an axis of numbers and a line joins them; otherwise the values stand side by
+        side in the order in which they come, and nothing lies between them.
       x_label, y_label: what the axes show, in words.
       baselines: label -> (x, share): what the shares are to be compared with.
       note: how much a point stands for, and what its error is; stands below the axes.
@@ -60,6 +60,7 @@ def draw_sweep(
             sorted(((place[x], *rest) for x, *rest in points), key=lambda point: point[0]),
             number,
             label,
+            joined=numbers,
         )
     levels = baselines or {}
     for dash, (label, points) in zip(itertools.cycle(_DASHES), levels.items(), strict=False):
@@ -83,8 +84,8 @@ def draw_sweep(
     return figure
 
 
-def _draw_line(axes, points: Sequence[tuple], number: int, label: str) -> None:
-    """The line of this number through points (x, share, error or None)."""
+def _draw_line(axes, points: Sequence[tuple], number: int, label: str, joined: bool) -> None:
+    """Points (x, share, error or None) in the colour of this number."""
     axes.errorbar(
         [x for x, _, _ in points],
         [share for _, share, _ in points],
@@ -93,6 +94,7 @@ def _draw_line(axes, points: Sequence[tuple], number: int, label: str) -> None:
         color=LINES[number % len(LINES)],
         marker="os^Dv"[number // len(LINES) % 5],
         markersize=4.5,
+        linestyle="-" if joined else "",
         linewidth=1.6,
         capsize=3,
         label=label or None,
