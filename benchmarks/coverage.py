@@ -389,7 +389,7 @@ def table(rows: list[dict]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -414,31 +414,49 @@ def main(argv: list[str] | None = None) -> None:
         if not 0 < ratio < 1:
             raise InputError(f"--ratio must lie between 0 and 1, got {ratio:g}")
     is_shapes = args.source == "shapes"
-    size = args.size or (64 if is_shapes else 224)
-    patch_size = args.patch or (8 if is_shapes else 16)
-    in_pieces = is_shapes if args.pieces is None else args.pieces
+    args.size = args.size or (64 if is_shapes else 224)
+    args.patch = args.patch or (8 if is_shapes else 16)
+    args.pieces = is_shapes if args.pieces is None else args.pieces
+    return args
+
+
+def groups_of(sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: (M,) bool} of objects by their sizes in patches, the first of them all."""
+    groups = {"all": np.ones(len(sizes), bool)}
+    smallest = sizes <= np.quantile(sizes, 0.1)
+    thirds = terciles(sizes)
+    if smallest.sum() < thirds[0].sum():
+        groups[f"smallest tenth (up to {sizes[smallest].max()} patches)"] = smallest
+    for name, chosen in zip(("small", "medium", "large"), thirds, strict=True):
+        if chosen.any():
+            groups[f"{name} ({sizes[chosen].min()} to {sizes[chosen].max()} patches)"] = chosen
+    return groups
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
     try:
-        total = math.prod(patches.grid_shape((size, size), patch_size))
+        total = math.prod(patches.grid_shape((args.size, args.size), args.patch))
     except ValueError as error:
-        raise InputError(f"--size={size}, --patch={patch_size}: {error}") from error
-    if is_shapes:
-        data = read_shapes(size, args.limit)
+        raise InputError(f"--size={args.size}, --patch={args.patch}: {error}") from error
+    if args.source == "shapes":
+        data = read_shapes(args.size, args.limit)
     else:
-        data = read_folder(Path(args.source), size, args.limit)
+        data = read_folder(Path(args.source), args.size, args.limit)
     filled = data.foreground.any(axis=(1, 2))
     images, foreground = data.images[filled], data.foreground[filled]
     if not len(images):
         raise InputError(f"no image of {args.source} has any foreground")
     owner = np.arange(len(images))
-    if in_pieces:
+    if args.pieces:
         foreground, owner = pieces(foreground)
-    objects = object_patches(foreground, patch_size)
-    size = objects.sum(axis=1)
+    objects = object_patches(foreground, args.patch)
+    sizes = objects.sum(axis=1)
     found = measure(
         images,
         objects,
         owner,
-        patch_size,
+        args.patch,
         args.ratio,
         args.tau,
         args.seeds,
@@ -448,39 +466,39 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(
         f"{data.name}: {len(images)} images ({(~filled).sum()} without foreground left out), "
-        f"{len(objects)} objects, {total} patches of {patch_size} px, {args.features}, "
-        f"{args.seeds} seeds; patches an object: {size.mean():.1f} on average, {size.min()} to "
-        f"{size.max()}"
+        f"{len(objects)} objects, {total} patches of {args.patch} px, {args.features}, "
+        f"{args.seeds} seeds; patches an object: {sizes.mean():.1f} on average, {sizes.min()} to "
+        f"{sizes.max()}"
     )
-    groups = {"all": np.ones(len(size), bool)}
-    smallest = size <= np.quantile(size, 0.1)
-    thirds = terciles(size)
-    if smallest.sum() < thirds[0].sum():
-        groups[f"smallest tenth (up to {size[smallest].max()} patches)"] = smallest
-    for name, chosen in zip(("small", "medium", "large"), thirds, strict=True):
-        if chosen.any():
-            groups[f"{name} ({size[chosen].min()} to {size[chosen].max()} patches)"] = chosen
     report = {
         "source": data.name,
         "images": len(images),
         "without_foreground": int((~filled).sum()),
         "objects": len(objects),
-        "in_pieces": in_pieces,
-        "patch_size": patch_size,
+        "in_pieces": args.pieces,
+        "patch_size": args.patch,
         "patches": total,
         "features": args.features,
         "threshold_on": args.threshold_on,
         "almost": args.almost,
         "seeds": args.seeds,
-        "results": [],
+        "results": results_of(found, objects, owner, total, args.almost),
     }
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def results_of(found, objects, owner, total: int, almost: float) -> list[dict]:
+    """Prints and returns the rows of each ratio and group of objects; `found` as of `measure`."""
+    results = []
+    groups = groups_of(objects.sum(axis=1))
     for ratio, strategies in found.items():
         num_keep = int(total * (1 - ratio))
         for name, chosen in groups.items():
-            rows = summarise(strategies, objects, owner, num_keep, args.almost, chosen)
+            rows = summarise(strategies, objects, owner, num_keep, almost, chosen)
             print(f"\nratio {ratio:g}, {num_keep} visible, objects: {name}, {chosen.sum()}")
             print(table(rows))
-            report["results"].append(
+            results.append(
                 {
                     "ratio": ratio,
                     "visible": num_keep,
@@ -489,8 +507,7 @@ def main(argv: list[str] | None = None) -> None:
                     "rows": rows,
                 }
             )
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return results
 
 
 if __name__ == "__main__":
