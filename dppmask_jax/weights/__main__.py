@@ -1,4 +1,4 @@
-"""Takes published weights in as a run, and writes a run's weights out.
+"""Imports published weights as a run, and exports a run's weights.
 
     python -m dppmask_jax.weights import FILE --format=FORMAT --workdir=DIR
     python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT
@@ -96,7 +96,7 @@ def _import(path: str) -> None:
     )
     config, base = _CONFIG.value, _option("config", sys.argv)
     if not _option("config", sys.orig_argv) and "data.source" not in options.asked:
-        config.data.source = ""  # nobody chose a recipe, and images with it
+        config.data.source = ""  # no --config chose the images
     made = import_weights(path, _FORMAT.value, _WORKDIR.value, config, options)
     new, (height, width) = made.config, made.config.image_size
     what = f"classifier of {made.classes:,} classes," if made.classes else new.method

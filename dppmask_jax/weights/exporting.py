@@ -256,7 +256,7 @@ def _huggingface_config(config, image_size, with_decoder: bool) -> dict[str, Any
         "num_channels": 3,
         "qkv_bias": True,
         "torch_dtype": "float32",
-        # An encoder alone is there to see whole images.
+        # An encoder alone sees whole images.
         "mask_ratio": config.mask.ratio if with_decoder else 0.0,
     }
     if with_decoder:

@@ -178,7 +178,7 @@ def write(path: Path, tensors: dict[str, np.ndarray], containers: tuple[str, ...
       containers: the first is the key that a .pth file keeps the tensors under; without any, the
         parts of the names before the first dot are.
     """
-    # safetensors writes the memory of a transposed array in the order in which it lies.
+    # safetensors ignores strides: it would write a transposed array as it lies in memory.
     tensors = {name: np.array(array, np.float32, order="C") for name, array in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part-{os.getpid()}")
@@ -191,8 +191,8 @@ def write(path: Path, tensors: dict[str, np.ndarray], containers: tuple[str, ...
             safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
         mask = os.umask(0)
         os.umask(mask)
-        partial.chmod(0o666 & ~mask)  # safetensors lets nobody else read what it writes
-        os.link(partial, path)  # unlike a rename it takes no other file's place
+        partial.chmod(0o666 & ~mask)  # safetensors writes files that only the owner reads
+        os.link(partial, path)  # unlike a rename, a link replaces no other file
     finally:
         partial.unlink(missing_ok=True)
 

@@ -41,7 +41,7 @@ def import_weights(
         task=finetune. The fields of the model's sizes give way to the file's; all others are kept.
 
     Raises:
-      InputError: the file, a tensor of it, the config or the folder will not do; nothing was
+      InputError: the file, a tensor of it, the config or the folder is wrong; nothing was
         written.
     """
     folder = Path(folder)

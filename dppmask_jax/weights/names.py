@@ -333,5 +333,5 @@ FORMATS = {
 
 
 def abstract(shape: tuple[int, ...]):
-    """What stands for a float32 array of a shape in a template."""
+    """A template's float32 array of a shape, without values."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -83,7 +83,7 @@ def opened(path: str | Path, format_name: str, options: Options) -> Iterator[Fil
     stated = _stated(path)
     with files.opened(path, form.containers, options.strip_prefix) as (entries, beside):
         for name in (*entries, *beside):
-            if not name.isprintable():  # nor does a terminal get to see it
+            if not name.isprintable():  # shown by its repr: it could move a terminal's cursor
                 raise InputError(f"{path} has a tensor called {name!r}; it is no such file")
         entries, prefix, others = prefixes.stripped(
             path, entries, format_name, options.strip_prefix

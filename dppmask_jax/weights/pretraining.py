@@ -75,7 +75,7 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
             config.data.local_size = local_size(config)
         if "model.dtype" not in options.asked:
             config.model.dtype = "float32"
-    # An import reads no images, and nobody may have said yet where they are.
+    # An import reads no images: data.source may still be empty.
     with_source = config.copy_and_resolve_references()
     with_source.data.source = config.data.source or "shapes"
     config_rules.check(with_source)
@@ -103,14 +103,14 @@ def _carry_over(config, stated: dict[str, Any], asked: frozenset[str]) -> None:
     norm_pix, ratio = stated.get("norm_pix_loss"), stated.get("mask_ratio")
     if isinstance(norm_pix, bool) and "loss.norm_pix" not in asked:
         config.loss.norm_pix = norm_pix
-    # 0 is how a model is made to see whole images, and no way to train it.
+    # 0 lets a model see whole images; no training has it.
     if isinstance(ratio, float) and 0 < ratio < 1 and "mask.ratio" not in asked:
         config.mask.ratio = ratio
 
 
 def method_of(config, found: sizes.Sizes):
     """The method of an adapted config."""
-    # The numbers of the plan leave no trace in the state.
+    # The state does not depend on the plan.
     return method_from(config, plan_from(config, config.batch_size))
 
 
@@ -147,7 +147,7 @@ def template(method, found: sizes.Sizes, file: File, config, allowed: tuple[str,
     for part, holder in (("decoder", tree), ("head", tree), ("norm", encoder)):
         if (part != "norm" and part not in params) or _has(file, tree, part):
             continue
-        # That files of an encoder alone have neither decoder nor head is no surprise.
+        # Files of an encoder alone are meant to have neither decoder nor head.
         if part not in allowed and not (file.form.holds == "encoder" and part != "norm"):
             if part == "norm" and file.name_of("fc_norm.weight") in file.entries:
                 raise InputError(
@@ -204,7 +204,7 @@ def _head_template(head, file: File):
     return head
 
 
-# What becomes of it.
+# The state that is made of it.
 
 
 def state(config, method, tree, found: sizes.Sizes, file: File):

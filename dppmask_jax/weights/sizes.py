@@ -1,4 +1,4 @@
-"""How large the model of a file is: from its tensors, and what they do not say from elsewhere.
+"""The sizes of a file's model: from its tensors, flags and what the file states beside them.
 
 The number of heads, the layer norm's epsilon and a grid that is not square leave no trace in the
 tensors. They come from flags, from config.json beside the file, or from a table of the known
@@ -27,7 +27,7 @@ _HF_EPSILON = 1e-12
 
 
 class Known(NamedTuple):
-    """What flags say; None where they do not."""
+    """Sizes that flags give; None where none does."""
 
     image_size: tuple[int, int] | None = None
     heads: int | None = None
@@ -173,7 +173,7 @@ def _image_size(num_patches: int, patch_size, stated, known: Known) -> tuple[int
     if image_size is None:
         side = math.isqrt(max(num_patches, 0))
         if side < 1 or side**2 != num_patches:
-            # As many patches and no position for the class token leave the same trace.
+            # A table of one patch more and no class token has the same shape.
             square = math.isqrt(num_patches + 1) ** 2 == num_patches + 1
             raise InputError(
                 f"{num_patches} patches make no square, and how they lie is not in the file; "

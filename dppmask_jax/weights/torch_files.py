@@ -64,14 +64,14 @@ def _load(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist())
-        if packed:  # PyTorch never does it; a small file could unpack to any size
+        if packed:  # PyTorch never compresses; a small file could unpack to any size
             raise InputError(f"{path} is a compressed archive, not a file that PyTorch saved")
         with torch_module.serialization.safe_globals(_harmless()):
             return torch_module.load(path, map_location="cpu", weights_only=True, mmap=True)
     except InputError:
         raise
     except Exception as error:  # a hostile file can make the reader fail in any way
-        # PyTorch's own words go on to recommend how to run the pickle after all.
+        # PyTorch's message ends with advice on how to run the pickle.
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {asked[1]}" if asked else str(error).split("\n")[0].split(". ")[0]
         raise InputError(
@@ -175,7 +175,7 @@ def _spacing(tensor) -> float | None:
 
 
 def _entry(path, name: str, tensor) -> Entry:
-    # A tensor can repeat its few values without end.
+    # With strides of 0 a tensor repeats few values without end.
     if (
         tensor.layout != torch().strided
         or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
