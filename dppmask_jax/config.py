@@ -36,7 +36,7 @@ def fields_of(method: str) -> dict[str, Field]:
     """The fields of a method's config by their full names, in the order in which they are shown."""
     return {
         "method": Field(method, one_of(method), "what is trained", fixed=True),
-        "seed": Field(0, whole(0), "of everything that is drawn"),
+        "seed": Field(0, whole(0), "of all random draws"),
         "init_from": Field("", TEXT, "another run's workdir, to start from its encoder"),
         **build.FIELDS,
         **fit.FIELDS,

@@ -24,11 +24,11 @@ LARS_FIELDS = {
         40.0, number(0), "epochs in which the learning rate rises to its peak", in_epochs=True
     ),
     "optim.weight_decay": Field(0.05, number(0), "decay of the weights"),
-    "optim.b1": Field(0.9, fraction_below_1, "momentum: decay of the mean of the gradients"),
+    "optim.b1": Field(0.9, fraction_below_1, "decay of the mean of gradients (momentum)"),
 }
 ADAMW_FIELDS = LARS_FIELDS | {
-    "optim.b2": Field(0.95, fraction_below_1, "decay of the mean of their squares"),
-    "optim.epsilon": Field(1e-8, above(0), "added to the root of that mean"),
+    "optim.b2": Field(0.95, fraction_below_1, "decay of the mean of squared gradients"),
+    "optim.epsilon": Field(1e-8, above(0), "added to the root of the mean of squared gradients"),
     "optim.clip_norm": Field(0.0, number(0), "largest norm of the gradient; 0 is off"),
 }
 # The fields of AdamW in pre-training.

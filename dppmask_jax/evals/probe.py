@@ -28,7 +28,9 @@ FIELDS = {
         20000, whole(0), "images of each split that the k-NN probe takes; 0 is off", free="measured"
     ),
     "evaluate.knn_k": Field(20, whole(1), "neighbours of the k-NN probe", free="measured"),
-    "evaluate.knn_temperature": Field(0.07, above(0), "temperature of its votes", free="measured"),
+    "evaluate.knn_temperature": Field(
+        0.07, above(0), "temperature of the votes of the k-NN probe", free="measured"
+    ),
     "evaluate.knn_feature": Field(
         "patches", one_of("patches", "cls"), "patches: the mean patch token", free="measured"
     ),

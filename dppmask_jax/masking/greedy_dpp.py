@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 FIELDS = {
     "mask.tau": Field(0.9, number(0, 1), "0 fully greedy, 1 fully random; paper: 0.6 to 0.9"),
     "mask.tau_end": Field(
-        None, optional(number(0, 1)), "where tau ends that goes there linearly; None: it stays"
+        None, optional(number(0, 1)), "tau at the end of the run, reached linearly; None: tau stays"
     ),
     "mask.threshold_on": Field(
         "d2", one_of("d2", "d"), "what tau is compared with (paper unclear)"
     ),
-    "mask.kernel": Field("gaussian", one_of("gaussian", "cosine"), "of the DPP"),
+    "mask.kernel": Field("gaussian", one_of("gaussian", "cosine"), "kernel of the DPP"),
     "mask.bandwidth": Field(1.0, above(0), "epsilon of the Gaussian kernel; paper: 1"),
     "mask.normalize": Field(
         "l2",
         one_of("l2", "center", "standardize"),
-        "of features: l2; center: less the image's mean first; standardize: each patch to variance "
-        "1, which wants a bandwidth of as many as it has values (paper unclear)",
+        "of features: l2; center: without the image's mean; standardize: each patch to variance 1, "
+        "for a bandwidth near the number of its values (paper unclear)",
     ),
 }
 SETTINGS = ("kernel", "bandwidth", "normalize", "threshold_on")  # keywords of `dpp.select`

@@ -28,9 +28,11 @@ def _temperature(which: str) -> dict[str, Field]:
         f"loss.{which}_temp.start": Field(
             0.04, above(0), f"temperature of the teacher's {which} targets at the start"
         ),
-        f"loss.{which}_temp.end": Field(0.07, above(0), "that at the end of its warm-up"),
+        f"loss.{which}_temp.end": Field(
+            0.07, above(0), f"temperature of the teacher's {which} targets at the end"
+        ),
         f"loss.{which}_temp.warmup_epochs": Field(
-            30, whole(0), "epochs in which it goes from one to the other"
+            30, whole(0), "epochs in which that temperature goes from start to end"
         ),
     }
 
@@ -60,7 +62,7 @@ FIELDS = {
         pair(whole(1, 16384), "(height, width) in pixels, such as (96, 96)"),
         "size of the small views",
     ),
-    "data.local_scale": Field((0.05, 0.25), crops.SCALE, "area of their crop"),
+    "data.local_scale": Field((0.05, 0.25), crops.SCALE, "area of the crops of the small views"),
     **views.FIELDS,
     "mask.ratio": Field(
         (0.0, 0.7),

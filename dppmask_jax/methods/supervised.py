@@ -45,8 +45,8 @@ _COMMON_FIELDS = {
     ),
     "loss.kind": Field("softmax", one_of("softmax", "bce", "asl"), "asl: arXiv 2009.14119"),
     "loss.smoothing": Field(0.0, fraction_below_1, "of one label an image"),
-    "loss.gamma_neg": Field(4.0, number(0), "focusing of ASL for labels that are not there"),
-    "loss.gamma_pos": Field(0.0, number(0), "that for labels that are"),
+    "loss.gamma_neg": Field(4.0, number(0), "ASL: focusing of negative labels"),
+    "loss.gamma_pos": Field(0.0, number(0), "ASL: focusing of positive labels"),
     "loss.clip": Field(0.05, fraction_below_1, "margin of ASL's probabilities"),
 }
 # ... of the linear probe (MAE, table 10) ...
@@ -65,8 +65,8 @@ FINETUNE_FIELDS = {
     **with_defaults(_COMMON_FIELDS, {"loss.smoothing": 0.1}),
     "data.randaugment": Field(9.0, number(0, 10), "magnitude of RandAugment; 0 is off"),
     "data.erase_prob": Field(0.25, number(0, 1), "probability that a rectangle is erased"),
-    "data.mixup": Field(0.8, _ALPHA, "alpha of its Beta distribution; 0 is off"),
-    "data.cutmix": Field(1.0, _ALPHA, "alpha of its Beta distribution; 0 is off"),
+    "data.mixup": Field(0.8, _ALPHA, "alpha of mixup's Beta distribution; 0 is off"),
+    "data.cutmix": Field(1.0, _ALPHA, "alpha of CutMix's Beta distribution; 0 is off"),
     "model.drop_path": vit.FIELDS["model.drop_path"]._replace(default=0.1),
     "model.remat": vit.FIELDS["model.remat"],
     **with_defaults(

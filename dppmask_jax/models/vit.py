@@ -36,9 +36,9 @@ FIELDS = {
         fixed=True,
     ),
     "model.size": Field("B", one_of(*SIZES), "width, depth and heads of the encoder", fixed=True),
-    "model.width": Field(None, optional(whole(1, 2**14)), "instead of the size's", fixed=True),
-    "model.depth": Field(None, optional(whole(1, 256)), "instead of the size's", fixed=True),
-    "model.heads": Field(None, optional(whole(1, 2**14)), "instead of the size's", fixed=True),
+    "model.width": Field(None, optional(whole(1, 2**14)), "width; None: the size's", fixed=True),
+    "model.depth": Field(None, optional(whole(1, 256)), "blocks; None: the size's", fixed=True),
+    "model.heads": Field(None, optional(whole(1, 2**14)), "heads; None: the size's", fixed=True),
     "model.mlp": Field(
         None,
         optional(whole(1, 2**16)),
@@ -56,7 +56,7 @@ FIELDS = {
     "model.dtype": Field(
         "bfloat16",
         one_of("float32", "bfloat16"),
-        "of activations; parameters, softmax, norms and loss are float32",
+        "type of activations; parameters, softmax, norms and loss are float32",
     ),
     "model.remat": Field(
         False, FLAG, "compute activations twice, which takes less memory", free="carried out"

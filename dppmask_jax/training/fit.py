@@ -21,7 +21,7 @@ from dppmask_jax.training.step import make_step
 from dppmask_jax.words import count
 
 FIELDS = {
-    "log_every": Field(50, whole(1), "steps from one logged one to the next", free="carried out"),
+    "log_every": Field(50, whole(1), "steps between logged ones", free="carried out"),
     "data.max_bad_frac": Field(
         0.01, number(0, 1), "share of unreadable images that ends the run", free="carried out"
     ),

@@ -11,9 +11,7 @@ from dppmask_jax.runs import checkpoint
 
 FAILED = 1  # the exit status of a run that cannot save
 FIELDS = {
-    "checkpoint.every": Field(
-        1000, whole(1), "steps from one save to the next", free="carried out"
-    ),
+    "checkpoint.every": Field(1000, whole(1), "steps between saves", free="carried out"),
     "checkpoint.every_minutes": Field(
         10.0,
         number(0),

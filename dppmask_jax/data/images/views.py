@@ -54,7 +54,7 @@ FIELDS = {
         ),
         "how far the colours of a view change",
     ),
-    "data.jitter_prob": Field(0.8, number(0, 1), "probability that they do"),
+    "data.jitter_prob": Field(0.8, number(0, 1), "probability that the colours of a view change"),
     "data.grey_prob": Field(0.2, number(0, 1), "probability that a view loses its colours"),
     "data.blur_prob": Field(
         (1.0, 0.1, 0.5),
