@@ -33,11 +33,7 @@ def announce(training: Training, state, val_source) -> None:
             f"{plan.total_steps:,} of {count(config.batch_size, 'image')} "
             f"({plan.steps_per_epoch:,} an epoch, {count(config.epochs, 'epoch')})",
         ),
-        (
-            "rate",
-            f"{plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x "
-            f"{config.batch_size}/256), {count(plan.warmup_steps, 'step')} of warm-up",
-        ),
+        *_rate(config, plan),
         ("workdir", f"{training.folder}, {_where(start, plan)}"),
     ]
     if start.step < plan.total_steps:
@@ -67,6 +63,14 @@ def _model(config, state) -> str:
     if "model" not in config:
         return f"{config.method}, {words}"
     return f"{config.method} {name_of(config.model)}, {words}, {config.model.dtype}"
+
+
+def _rate(config, plan: Plan) -> list[tuple[str, str]]:
+    """The learning rate; [] for a method whose optimiser has other fields."""
+    if "base_lr" not in config.optim:
+        return []
+    peak = f"{plan.peak_lr:.3g} at its peak ({config.optim.base_lr:g} x {config.batch_size}/256)"
+    return [("rate", f"{peak}, {count(plan.warmup_steps, 'step')} of warm-up")]
 
 
 def _where(start: Start, plan: Plan) -> str:

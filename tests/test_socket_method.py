@@ -27,6 +27,7 @@ FILE = """
 import functools
 
 import jax.numpy as jnp
+import optax
 
 from dppmask_jax import optim
 from dppmask_jax.data.images import augment, crops
@@ -39,7 +40,7 @@ FIELDS = {
     "image_size": vit.FIELDS["image_size"],
     "data.crop_scale": crops.FIELDS["data.crop_scale"],
     "loss.weight": Field(1.0, number(0), "weight of the loss"),
-    **optim.FIELDS,
+    "optim.rate": Field(0.1, number(0), "learning rate, the same at every step"),
 }
 
 
@@ -56,7 +57,7 @@ def build(config, plan):
             scale=tuple(config.data.crop_scale),
         ),
         init=lambda key: ({"scale": jnp.ones(3), "shift": jnp.zeros(3)}, {}),
-        turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.warmup_cosine)),),
+        turns=(Turn(loss, optim.Optimizer(optax.sgd(1.0), lambda step: config.optim.rate)),),
         after_step=lambda params, extra, aux, step: extra,
         describe=(("colour", "three channels"),),
     )
@@ -84,7 +85,7 @@ def config_of_mine(**changes):
     config = configs.defaults("colour")
     fields = {
         "data.source": "shapes:size=16,train=24,val=8", "image_size": (16, 16), "batch_size": 8,
-        "epochs": 1.0, "log_every": 1, "optim.warmup_epochs": 0.0, "optim.base_lr": 3.2,
+        "epochs": 1.0, "log_every": 1,
         "evaluate.every_epochs": 1.0, "evaluate.loss_images": 8, "evaluate.figure_images": 2,
     } | changes  # fmt: skip
     for name, value in fields.items():
@@ -126,7 +127,12 @@ def test_it_trains_is_measured_and_says_what_it_is(trained):
     assert not any("knn" in record for record in records)
     assert "colour      three channels\n" in said and "\nmasks" not in said
     assert "no k-NN probe: colour trains no encoder" in said and "6 parameters" in said
-    assert "mask=" not in said and "eval.py" not in said and "figures --workdir" not in said
+    assert (
+        "\nrate" not in said
+        and "mask=" not in said
+        and "eval.py" not in said
+        and "figures --workdir" not in said
+    )
     assert [path.name for path in (folder / "figures").iterdir()] == ["curves.png"]
     assert json.loads((folder / "config.json").read_text())["method"] == "colour"
 

@@ -25,6 +25,8 @@ FIELDS = {
 def plan_from(config, num_images: int) -> Plan:
     """Steps of a run: an epoch is as many whole batches as the images fill, at least one.
 
+    `optim.warmup_epochs` and `optim.base_lr` count as 0 where a method has other fields.
+
     Raises:
       InputError: the steps are too many to be counted in an int32.
     """
@@ -39,12 +41,13 @@ def plan_from(config, num_images: int) -> Plan:
             f"config.epochs={config.epochs:g} of {steps_per_epoch} steps are {total:.3g} steps in "
             "all, more than 2147483646; lower it"
         )
+    warmup = config.optim.get("warmup_epochs", 0.0)
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        warmup_steps=min(round(config.optim.warmup_epochs * steps_per_epoch), total - 1),
+        warmup_steps=min(round(warmup * steps_per_epoch), total - 1),
         evaluate_every=config.evaluate.every_epochs and steps(config.evaluate.every_epochs),
-        peak_lr=optim.scaled_learning_rate(config.optim.base_lr, config.batch_size),
+        peak_lr=optim.scaled_learning_rate(config.optim.get("base_lr", 0.0), config.batch_size),
     )
 
 
