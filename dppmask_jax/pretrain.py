@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Runs a config in a workdir, from the start or from its newest checkpoint.
 
-    A run of which no step is left to make is left as it is.
+    A finished run is left as it is.
 
     Args:
       config: a config such as `configs/mae.py` makes.

@@ -56,9 +56,11 @@ def can_draw(run, way: Way) -> bool:
 
 
 def hidden_by(run, strategy: str) -> int:
-    """How many patches of an image figures hide with a strategy: as its recipe does, where every
-    strategy of the method has its own share, else as many as the run's own masks do. Of shares that
-    are drawn, the middle of the largest."""
+    """How many patches of an image figures hide with a strategy.
+
+    As many as its recipe hides, where the method has a recipe of each strategy; else as many as the
+    run's own masks. Where shares are drawn from ranges, the middle of the largest one counts.
+    """
     ratio = run.config.mask.get("ratio")
     if strategy != run.config.mask.strategy:
         ratio = run.mask_recipes.get(strategy, {"ratio": ratio})["ratio"]

@@ -15,7 +15,7 @@ _PATH = re.compile(r"(?<![\w/.)])~?/[^\s,;'\"()|`/][^\s,;'\"()|`]*")
 
 
 def portable(record: dict[str, Any]) -> dict[str, Any]:
-    """A copy of an eval_TASK.json or a sweep.json that says nothing of where its files lay.
+    """A copy of an eval_TASK.json or a sweep.json without the paths of its files.
 
     Workdirs and files are named by the last part of their path, data sources as in
     "folder:imagenette128"; in commands RUN and IMAGES stand for them. What is portable already

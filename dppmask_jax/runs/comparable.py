@@ -1,4 +1,4 @@
-"""What keeps the numbers of several runs from being compared, from their configs."""
+"""Which numbers of several runs cannot be compared, and why, from their configs."""
 
 from __future__ import annotations
 

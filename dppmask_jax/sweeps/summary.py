@@ -152,9 +152,9 @@ def _ends(numbers: Sequence[int]) -> str:
 
 
 def baselines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float]]]:
-    """What the scores of a sweep are to be compared with: label -> (x, mean over the points at x).
+    """The baselines of a sweep's scores: label -> (x, mean over the points at x).
 
-    What the run itself measured is there where it measured the same, see `Task.of_run`.
+    They include what the runs measured themselves, see `Task.of_run`.
     """
     first = _shown_fields(records)[0]
     found: dict[str, dict[Any, list[float]]] = {}
