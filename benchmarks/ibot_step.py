@@ -54,6 +54,45 @@ def random_batch(config, size):
     return batch
 
 
+def colors_of(config):
+    return {"jitter": tuple(config.data.jitter), "solarize_prob": config.data.solarize_prob}
+
+
+def local_parts(config, size, encoder, params, batch, key):
+    """(name, function, arguments ...) of the parts that see local views."""
+    num_local = config.data.local_views * size
+    raw = batch["local_views"].reshape(num_local, *config.data.local_size, 3)
+    images = jax.random.normal(key, (num_local, *config.data.local_size, 3))
+    keys = jax.random.split(key, num_local)
+
+    def student(params, images):
+        return jnp.sum(encoder.encode(params["encoder"], images, keys).cls)
+
+    augment = functools.partial(views.augment_view, blur_prob=0.5, **colors_of(config))
+    yield "augment local views", lambda x: augment(x, keys), raw
+    yield "student backbone, local views, with gradient", jax.grad(student), params, images
+
+
+def patch_loss(head, teacher, mask, chosen: int):
+    """The gradient of the patch loss from the backbones' tokens, of `chosen` patches a view."""
+
+    def on(network, x, which):
+        return head.apply({"params": network["head"]}, x, method=which)
+
+    def loss(params, tokens):
+        projected = on(teacher, tokens, "project")
+        center = jnp.mean(projected, axis=(0, 1))
+        target = distillation.teacher_probabilities(
+            on(teacher, projected[:, -chosen:], "patch_logits"),
+            on(teacher, center, "patch_logits"),
+            0.05,
+        )
+        student = on(params, on(params, tokens[:, -chosen:], "project"), "patch_logits")
+        return distillation.patch_token_loss(target, student, mask[:, -chosen:], 0.1)
+
+    return jax.grad(loss, argnums=(0, 1))
+
+
 def parts_of(config, size):
     """{name: (function, arguments)} of the step's parts, and the number of chosen patches."""
     plan = plan_from(config, 50 * size)
@@ -76,8 +115,8 @@ def parts_of(config, size):
         table[name] = (jax.jit(fn), args)
 
     raw = batch["global_views"].reshape(num_global, *config.image_size, 3)
-    colors = {"jitter": tuple(config.data.jitter), "solarize_prob": config.data.solarize_prob}
-    add("augment global views", lambda x: views.augment_view(x, keys, blur_prob=0.5, **colors), raw)
+    augment = functools.partial(views.augment_view, blur_prob=0.5, **colors_of(config))
+    add("augment global views", lambda x: augment(x, keys), raw)
 
     add("teacher backbone", encoder.attended, params["encoder"], global_images)
 
@@ -102,47 +141,11 @@ def parts_of(config, size):
         global_images,
     )
     if config.data.local_views:
-        num_local = config.data.local_views * size
-        local_raw = batch["local_views"].reshape(num_local, *config.data.local_size, 3)
-        local_keys = jax.random.split(key, num_local)
-        add(
-            "augment local views",
-            lambda x: views.augment_view(x, local_keys, blur_prob=0.5, **colors),
-            local_raw,
-        )
-        local_images = jax.random.normal(key, (num_local, *config.data.local_size, 3))
-        add(
-            "student backbone, local views, with gradient",
-            jax.grad(
-                lambda p, x: jnp.sum(
-                    encoder.encode(p["encoder"], x, jax.random.split(key, num_local)).cls
-                )
-            ),
-            params,
-            local_images,
-        )
-
-    def heads(chosen):
-        """The patch loss from the backbones' tokens; `chosen` patches of each view."""
-
-        def on(network, x, which):
-            return head.apply({"params": network["head"]}, x, method=which)
-
-        def loss(params, tokens):
-            projected = on(extra["teacher"], tokens, "project")
-            center = jnp.mean(projected, axis=(0, 1))
-            target = distillation.teacher_probabilities(
-                on(extra["teacher"], projected[:, -chosen:], "patch_logits"),
-                on(extra["teacher"], center, "patch_logits"),
-                0.05,
-            )
-            student = on(params, on(params, tokens[:, -chosen:], "project"), "patch_logits")
-            return distillation.patch_token_loss(target, student, mask[:, -chosen:], 0.1)
-
-        return jax.grad(loss, argnums=(0, 1))
-
-    add("patch heads and loss, chosen patches, with gradient", heads(most), params, tokens)
-    add("patch heads and loss, all patches, with gradient", heads(num_patches), params, tokens)
+        for name, fn, *args in local_parts(config, size, encoder, params, batch, key):
+            add(name, fn, *args)
+    for words, chosen in (("chosen", most), ("all", num_patches)):
+        loss = patch_loss(head, extra["teacher"], mask, chosen)
+        add(f"patch heads and loss, {words} patches, with gradient", loss, params, tokens)
     add(
         "whole loss with gradient",
         jax.grad(lambda p, b: method.turns[0].loss(p, extra, b, key, 0)[0]),

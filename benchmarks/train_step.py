@@ -220,7 +220,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8, help="images (default 8)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--size", choices=("Ti", "S", "B", "L"), default="B")
-    parser.add_argument("--mask", choices=("random", "block", "dpp"), default="random")
+    parser.add_argument("--mask", choices=preset.ARGUMENTS["mask"], default="random")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each (default 5)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps a turn (default 2)")
     parser.add_argument("--alone", action="store_true", help="leave PyTorch out")
