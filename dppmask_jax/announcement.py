@@ -101,7 +101,7 @@ def finish(training: Training, config, step: int, drawn, val_source) -> None:
 
 
 def next_steps(config, folder, probed: bool) -> list[str]:
-    """What to do with this run now. `probed`: whether its encoder can be."""
+    """Commands to go on with. `probed`: whether the encoder can be evaluated with labels."""
     folder, kind = shlex.quote(str(folder)), METHODS[config.method]
     ideas = []
     if kind.masks:

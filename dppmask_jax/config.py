@@ -118,7 +118,7 @@ def check(config) -> None:
         _check_needs(config)
 
 
-# {field of `Seen`: what a method lacks that leaves it None, in words}.
+# {field of `Seen`: what a method lacks that cannot fill it, in words}.
 _NOTHING = {
     "features": "no features",
     "attention": "no teacher",
@@ -127,7 +127,7 @@ _NOTHING = {
 }
 
 
-# What a method does that cannot do without this part of an encoder.
+# {optional part of an encoder: what a method that needs it does, in words}.
 _DOES = {
     "attended": "looks at the attention of the class token",
     "blocks": "encodes visible patches alone",
@@ -168,7 +168,7 @@ def _check_needs(config) -> None:
 
 
 def _not_shown(config) -> frozenset[str]:
-    """What the method would show of its encoder, which lacks the part that shows it."""
+    """The names in `MethodKind.gives` that this encoder lacks the part for."""
     kind = METHODS[config.method]
     if kind.encoder is None:
         return frozenset()

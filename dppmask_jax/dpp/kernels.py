@@ -111,8 +111,8 @@ def normalized(features, bandwidth, normalize):
         total = jnp.sum(jnp.where(counts, features, 0.0), axis=0, keepdims=True)
         return features - total / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0), bandwidth
     if normalize == "standardize":
-        # Of variance 1 they are sqrt(D) times the L2-normalised centred ones, and so their squared
-        # distances those of the latter under a bandwidth D times smaller.
+        # Rows of variance 1 are sqrt(D) times the L2-normalised centred ones: their squared
+        # distances are D times larger, which a bandwidth D times smaller gives as well.
         mean = jnp.mean(features, axis=1, keepdims=True)
         return features - mean, bandwidth / features.shape[1]
     raise ValueError(f"normalize must be 'l2', 'center' or 'standardize', got {normalize!r}")

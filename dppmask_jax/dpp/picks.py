@@ -60,7 +60,7 @@ def _pick(m, state: _State, noise, limit, row_of, known_of, weights=None) -> _St
     index = lax.broadcasted_iota(jnp.int32, gains.shape, 0)
     tied = gains == best[None]
     if weights is not None:
-        # Of the weighted kernel d^2 is weights * gains: its factor is this one's, scaled by column.
+        # The weighted kernel's d^2 is weights * gains; its factor is this one, scaled by columns.
         scores = jnp.where(gains >= limit, weights * gains, -jnp.inf)
         tied = scores == jnp.max(scores, axis=0)[None]
     lowest = jnp.min(jnp.where(tied, noise, jnp.inf), axis=0)

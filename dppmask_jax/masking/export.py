@@ -184,7 +184,7 @@ def _checked_features(features, num_images, num_patches):
     jax.jit, static_argnames=("grid", "count", "patch_size", "build", "static", "source")
 )
 def _draw(seed, index, inputs, scale, traced, *, grid, count, patch_size, build, static, source):
-    # What `jax.random.key(seed)` is under JAX's default settings.
+    # The key that `jax.random.key(seed)` is under JAX's default settings.
     data = jnp.stack([jnp.zeros_like(seed), seed])
     root = jax.random.wrap_key_data(data, impl="threefry2x32")
     keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(index)

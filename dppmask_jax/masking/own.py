@@ -55,8 +55,7 @@ def load(file: str) -> None:
 
 
 def flag(mask) -> str:
-    """What names the file of a run's masks on a command line, after a space; "" where the package
-    has them."""
+    """ " --masker=FILE" with the file that defines the masks; "" where the package does."""
     own = mask.strategy in MASKERS and _file_of(MASKERS[mask.strategy])
     return f" --masker={shlex.quote(str(own))}" if own else ""
 

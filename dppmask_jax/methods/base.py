@@ -91,7 +91,7 @@ class Method(NamedTuple):
     logits: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, C) float32: the head's output for whole images."""
 
-    # Of methods that train an encoder.
+    # For methods that train an encoder.
 
     encoder: Encoder | None = None
     """The encoder."""
@@ -106,10 +106,10 @@ class Method(NamedTuple):
     with_encoder: Callable[..., tuple[Any, Any]] | None = None
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
 
-    # Of pre-training methods.
+    # For methods of pre-training.
 
     masker: Masker | None = None
-    """What draws its masks."""
+    """The masker that draws its masks."""
 
     masks: Callable[..., tuple[Mask, dict[str, Any]]] | None = None
     """(params, extra, images, keys, masker=its own, count=its own) -> (Mask of (B, ...) arrays,
@@ -151,7 +151,7 @@ class MethodKind(NamedTuple):
     """config -> None; raises InputError where fields do not fit each other."""
 
     gives: frozenset[str] = frozenset()
-    """What its masks can be drawn from, see `masking.Masker.needs`."""
+    """Names of what it shows maskers, see `masking.Masker.needs`."""
 
     shown_by: Mapping[str, str] = MappingProxyType({})
     """{a name in `gives`: the optional part of `Encoder` that it comes from}. Features that are

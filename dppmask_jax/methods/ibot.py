@@ -196,7 +196,7 @@ def _metrics(class_loss, patch_loss, class_target, of_student, masks):
 
 
 def _aux(parts: _Parts, of_teacher, class_target, masks, of_masks):
-    """What centres, records and reports need of a step, as means over its examples."""
+    """Means over the examples of a step, for the centres, the record of prototypes and reports."""
     best = jax.nn.one_hot(jnp.argmax(class_target, axis=-1), parts.config.model.prototypes)
     class_logits = of_teacher["class"]
     aux = {
@@ -281,7 +281,7 @@ def _with_encoder(params, extra, encoder):
 
 
 def temperature(settings, epoch):
-    """Of the teacher's softmax: linear over the epochs 0 to `warmup_epochs` - 1, as np.linspace."""
+    """The teacher's temperature: linear over the epochs 0 to `warmup_epochs` - 1, as np.linspace."""
     if not settings.warmup_epochs:
         return settings.end
     progress = jnp.clip(epoch / max(settings.warmup_epochs - 1, 1), 0.0, 1.0)

@@ -29,7 +29,7 @@ class Network(NamedTuple):
         }
 
     def on_head(self, network, tokens, method: str):
-        """What "project", "class_logits" or "patch_logits" of the head gives for tokens."""
+        """The output of the head's `method` for tokens: project, class_logits or patch_logits."""
         return self.head.apply({"params": network["head"]}, tokens, method=method)
 
     def class_logits(self, network, tokens):
@@ -81,7 +81,7 @@ def kernel_features(net: Network, config, teacher, images, tokens):
 
 
 def teacher_logits(net: Network, teacher, tokens, chosen):
-    """Of the class tokens (2B, C), of the chosen patches (2B, M, C), and the mean of those of all
+    """Logits of the class tokens (2B, C), of the chosen patches (2B, M, C), and the mean of all
     patches (C,)."""
     latent = jnp.concatenate([tokens.cls[:, None], tokens.patches], axis=1)
     projected = net.on_head(teacher, latent, "project")
@@ -95,7 +95,7 @@ def teacher_logits(net: Network, teacher, tokens, chosen):
 
 
 def student_logits(net: Network, params, images, hidden, chosen, drop_keys):
-    """Of the class tokens of all views (V B, C), and of the chosen patches (2B, M, C).
+    """Logits of the class tokens of all views (V B, C), and of the chosen patches (2B, M, C).
 
     Args:
       images: the global views, and the local ones or None.

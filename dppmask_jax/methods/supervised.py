@@ -183,7 +183,7 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
         value = _loss_of(config.loss)(scores(params, features, mean, variance), targets)
         return value, ({}, {"mean": mean, "variance": variance})
 
-    # As PyTorch's: the running variance is that of a sample.
+    # The running variance is the unbiased one, as in PyTorch.
     count = config.batch_size // config.optim.accum_steps
     unbiased = count / max(count - 1, 1)
 

@@ -54,7 +54,7 @@ def check(config) -> None:
 
 
 def copy_shape(model, of) -> None:
-    """Lets a `config.model` ask for the encoder of another."""
+    """Copies the shape of an encoder from one `config.model`, `of`, to another."""
     for name, field in fields().items():
         leaf = name.removeprefix("model.")
         if field.fixed and leaf != name and leaf in of:

@@ -93,7 +93,7 @@ def fit(
             announce(state)
         progress = metrics.Progress(start.step, plan.total_steps, main)
         stack.callback(progress.close)
-        # From step 0, which is where an imported run goes on from, everything is logged anew.
+        # A start at step 0, as of an imported run, begins a new log.
         writer = metrics.MetricsLog(folder if main else None, start.step or None, progress.say)
         stack.callback(writer.close)
         writer.show_config(start.step, workdir.to_json(config))

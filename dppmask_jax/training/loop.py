@@ -34,7 +34,7 @@ class Span(NamedTuple):
     seed_key: Any
 
     def due(self, step: int, every: int) -> bool:
-        """Whether what comes every so many steps (0: never between), and at the end, comes now."""
+        """Whether a step is the last or a multiple of `every`; with 0 only the last is."""
         return step == self.total or (every > 0 and step % every == 0)
 
 

@@ -105,7 +105,7 @@ class Saves:
         return FAILED if self.failed >= self._max_failed else 0
 
     def resumes(self) -> str:
-        """What the same command will do, in words."""
+        """Where the same command will go on, in words."""
         newest = self._checkpoints.newest
         return "begins at step 0" if newest is None else f"resumes at step {newest:,}"
 
