@@ -111,7 +111,10 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def _patch_size(text: str) -> PatchSize:
-    return _pair(text) if "," in text else int(text)
+    try:
+        return _pair(text) if "," in text else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SIDE or HEIGHT,WIDTH") from error
 
 
 def _of_images(args) -> list[Path]:

@@ -71,19 +71,23 @@ def export_weights(
     if not of_huggingface:
         files.write(path, tensors, form.containers)
         return path
+    _write_huggingface(path, tensors, config, image_size, form.holds == "autoencoder")
+    return path
+
+
+def _write_huggingface(path: Path, tensors, config, image_size, with_decoder: bool) -> None:
+    """Makes the folder that `from_pretrained` reads, whole or not at all."""
     partial = path.absolute().with_name(f".{path.name}.part-{os.getpid()}")
     try:
         files.write(partial / "model.safetensors", tensors, ())
-        described = _huggingface_config(config, image_size, form.holds == "autoencoder")
         for name, values in (
-            ("config.json", described),
+            ("config.json", _huggingface_config(config, image_size, with_decoder)),
             ("preprocessor_config.json", _huggingface_pixels(image_size)),
         ):
             (partial / name).write_text(json.dumps(values, indent=2) + "\n")
         partial.rename(path.absolute())
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return path
 
 
 _OBLONG = ("mae", "mae-finetuned", "timm")  # formats that code with oblong patches reads
