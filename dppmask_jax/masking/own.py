@@ -55,7 +55,8 @@ def load(file: str) -> None:
 
 
 def flag(mask) -> str:
-    """ " --masker=FILE" with the file that defines the masks; "" where the package does."""
+    """The words that name the file of the masks to a command, " --masker=FILE"; "" where the package
+    defines them."""
     own = mask.strategy in MASKERS and _file_of(MASKERS[mask.strategy])
     return f" --masker={shlex.quote(str(own))}" if own else ""
 

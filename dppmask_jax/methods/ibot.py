@@ -281,7 +281,7 @@ def _with_encoder(params, extra, encoder):
 
 
 def temperature(settings, epoch):
-    """The teacher's temperature: linear over the epochs 0 to `warmup_epochs` - 1, as np.linspace."""
+    """Teacher temperature: linear over the epochs 0 to `warmup_epochs` - 1, as np.linspace."""
     if not settings.warmup_epochs:
         return settings.end
     progress = jnp.clip(epoch / max(settings.warmup_epochs - 1, 1), 0.0, 1.0)
