@@ -55,8 +55,7 @@ def load(file: str) -> None:
 
 
 def flag(mask) -> str:
-    """The words that name the file of the masks to a command, " --masker=FILE"; "" where the package
-    defines them."""
+    """The flag " --masker=FILE" that names the file of the masks; "" where the package has them."""
     own = mask.strategy in MASKERS and _file_of(MASKERS[mask.strategy])
     return f" --masker={shlex.quote(str(own))}" if own else ""
 
