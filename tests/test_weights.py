@@ -603,7 +603,7 @@ def test_an_encoder_of_no_usual_size_goes_out_and_comes_back(tmp_path):
 
 
 def test_timm_makes_the_hidden_width_of_its_ratio():
-    for width in (96, 124, 768, 1028):
+    for width in (28, 44, 96, 768):
         for hidden in range(1, 4 * width + 2):
             assert int(width * exporting._mlp_ratio(Size(width, 1, 4, hidden))) == hidden
 
