@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dppmask_jax import dpp, masking
+from dppmask_jax.masking import exact_dpp, regular_grid, uniform_cells, whole_cells
 
 PROMOTION = (lambda: jax.numpy_rank_promotion("raise"), lambda: jax.numpy_dtype_promotion("strict"))
 CHANGED = (
@@ -68,6 +69,15 @@ def test_exported_masks_are_the_same_under_any_settings(settings):
             ]
 
 
+def test_exact_draws_are_the_same_under_any_settings():
+    # Of one process: eigenvectors are the processor's.
+    usual, changed = [], []
+    for settings, drawn in ((), usual), (CHANGED, changed):
+        with under(settings):
+            drawn += masking.export_masks(make_images(), patch_size=8, strategy="exact")
+    np.testing.assert_array_equal(usual[0], changed[0])
+
+
 def everything(key, features, tau, count):
     """All that the masker offers for one image, with each of its options."""
     weights = jnp.abs(features[:, 0])
@@ -83,6 +93,10 @@ def everything(key, features, tau, count):
     yield dpp.greedy_order(dpp.gaussian_kernel(features), noise, 6, 0.3, threshold_on="d")
     for options in ({"kernel": "cosine"}, {"normalize": "center"}, {"normalize": "standardize"}):
         yield dpp.select(key, features, 6, tau, bandwidth=tau, **options)
+    yield dpp.select(key, features, 6, tau, quality=weights)
+    yield exact_dpp.exact(key, features, count, num_keep=8, bandwidth=tau)
+    for draw in (regular_grid.grid, uniform_cells.uniform, whole_cells.cells):
+        yield draw(key, (4, 4), count)
 
 
 def test_the_masker_is_traced_under_strict_settings_and_computes_in_32_bits():

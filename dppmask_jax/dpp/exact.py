@@ -62,8 +62,8 @@ def sample_exact(
     num_items = kernel.shape[0]
     k = checked_num_keep(k, num_items, "k")
     vector_key, item_key = jax.random.split(key)
-    for_vectors = jax.random.uniform(vector_key, (num_items,))
-    for_items = jax.random.uniform(item_key, (k,))
+    for_vectors = jax.random.uniform(vector_key, (num_items,), jnp.float32)
+    for_items = jax.random.uniform(item_key, (k,), jnp.float32)
     run = batchable(_one_by_one, _at_once, k)
     return run(*constants(kernel), for_vectors, for_items, jnp.asarray(k if size is None else size))
 
@@ -123,7 +123,7 @@ def _keep_vectors(k, values, uniform, rank):
         # Where E[l, n-1] is 0 the chance is 1. A vector of value 0 is never kept.
         chance = value / (value + ratios[jnp.maximum(left - 1, 0)])
         keep = (left > 0) & (value > 0.0) & (uniform < chance)
-        return left - keep, keep
+        return left - keep.astype(jnp.int32), keep
 
     _, ratios = lax.scan(extend, jnp.zeros_like(values, shape=k), values)
     return lax.scan(choose, rank, (values, ratios, uniform), reverse=True)[1]

@@ -61,7 +61,7 @@ def _pick(m, state: _State, noise, limit, row_of, known_of, weights=None) -> _St
     tied = gains == best[None]
     if weights is not None:
         # The weighted kernel's d^2 is weights * gains; its factor is this one, scaled by columns.
-        scores = jnp.where(gains >= limit, weights * gains, -jnp.inf)
+        scores = jnp.where(gains >= limit[None], weights * gains, -jnp.inf)
         tied = scores == jnp.max(scores, axis=0)[None]
     lowest = jnp.min(jnp.where(tied, noise, jnp.inf), axis=0)
     pick = jnp.min(jnp.where(tied & (noise == lowest[None]), index, gains.shape[0] - 1), axis=0)

@@ -76,7 +76,7 @@ def _build(mask) -> Masker:
 
         return per_image(choose, keys, count, seen.features()), {}
 
-    return Masker(draw, frozenset({"features"}), "exact dpp")
+    return Masker(draw, frozenset({"features"}), "exact DPP")
 
 
 KIND = MaskerKind(_build, FIELDS, traced=frozenset({"bandwidth"}))

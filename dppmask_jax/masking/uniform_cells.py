@@ -37,8 +37,8 @@ def uniform(key: Array, shape: tuple[int, int], count: int | Int[Array, ""]) -> 
     noise = jax.random.uniform(key, (2, rows * columns), jnp.float32)
     index = lax.iota(jnp.int32, rows * columns)
     # The number of patches of the cell that come before each; of equal draws the lower index does.
-    before = noise[0] < noise[0][:, None]
-    before |= (noise[0] == noise[0][:, None]) & (index < index[:, None])
+    own, other = noise[0][:, None], noise[0][None]
+    before = (other < own) | ((other == own) & (index[None] < index[:, None]))
     turn = jnp.sum(same & before, axis=1, dtype=jnp.int32)
     return mask_from(lax.sort((turn, noise[1], index), num_keys=2)[2], count)
 
