@@ -51,8 +51,8 @@ def sample_exact(
       Where the numerical rank r of the kernel is below k, all k-sets have determinant 0: the first
       r items are then a draw of the r-DPP, and the others are drawn from the rest uniformly. r is
       the number of eigenvalues above N * 1.2e-7 of the largest, as `numpy.linalg.matrix_rank`
-      counts them in float32. A kernel of zeros thus gives a uniformly random set, and a
-      quality that spans more than three decades hides the patches at its low end.
+      counts them in float32. A kernel of zeros thus gives a uniformly random set, and of a
+      quality that spans more than three decades the items at the low end may never be drawn.
 
     Raises:
       ValueError: `kernel` is not (N, N) or complex, or `k` not an int in 1..N.
