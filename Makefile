@@ -12,19 +12,24 @@ WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
 ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart docs test test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
+.PHONY: quickstart docs test test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
 
 docs: $(VENV)/.train
 	$(BIN)/python -m dppmask_jax.config_table > docs/configuration.md
+	$(BIN)/python docs/draw_rooms.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES) -m 'slow and not long and not faults and not tpu'
+
+# DPPMASK_TEST_ORACLES names the folder of what the authors' code computed.
+test-oracles: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ALL_CORES) -m oracle
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES) -m long

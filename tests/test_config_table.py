@@ -35,6 +35,7 @@ def test_every_field_is_shown_and_what_differs_is_marked(kind):
         assert of_name["mask.tau"] == "  mask.tau = 0.9"
 
 
+@pytest.mark.slow  # of a config, without the commands, are those above
 def test_both_commands_show_fields_and_start_nothing(tmp_path):
     commands = {
         "train.py": ("configs/ibot.py", "--config.data.source=folder:/no/such", "loss.patch_temp"),

@@ -106,6 +106,7 @@ def test_eigenvectors_of_a_large_kernel_are_kept_as_in_float64(k):
         assert found.sum() == k and np.array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_draws_of_many_patches_differ_from_each_other_and_are_reproducible():
     features = np.random.default_rng(2).normal(size=(2, 40, 24)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 2)

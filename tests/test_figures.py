@@ -423,7 +423,10 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch, flags,
 
 @pytest.mark.parametrize(
     "flags, word",
-    [(["--workdir=/nowhere/at/all"], "/nowhere/at/all"), ([], "--workdir")],
+    [
+        (["--workdir=/nowhere/at/all"], "/nowhere/at/all"),
+        pytest.param([], "--workdir", marks=pytest.mark.slow),
+    ],
 )
 def test_bad_input_ends_the_command_in_one_line_and_status_2(flags, word):
     command = [sys.executable, "-m", "dppmask_jax.figures", *flags]

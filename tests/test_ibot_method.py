@@ -111,6 +111,7 @@ def test_init_is_the_published_one():
     assert "mask_embed" not in extra["teacher"]
 
 
+@pytest.mark.slow  # the oracle of a tiny iBOT is the shorter one
 @pytest.mark.parametrize("shared,fixed", [(True, False), (False, True)])
 def test_head_is_the_reference(shared, fixed):
     head = ProjectionHead(12, 7, 9, trainable_scale=not fixed, shared=shared)
@@ -126,6 +127,7 @@ def test_head_is_the_reference(shared, fixed):
     assert shared == np.array_equal(*logits)
 
 
+@pytest.mark.slow  # the oracle of a tiny iBOT is the shorter one
 def test_masked_patches_leave_no_trace_and_get_the_mask_embedding():
     config, _, params, _ = built()
     encoder, _ = ibot.model_from(config)
@@ -524,8 +526,9 @@ def floats(tree):
 
 @pytest.mark.parametrize(
     "strategy",
-    ["dpp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("attention", "block", "random"))],
+    ["dpp", "attention", "block", "random"],
 )
+@pytest.mark.slow
 def test_gradients_reach_the_student_and_never_the_teacher(strategy):
     _, method, params, extra = built(strategy)
     whole = {name: value for name, value in extra.items() if name != "last_use"}

@@ -89,7 +89,9 @@ def test_a_sweep_goes_over_both_kinds():
     assert [point.config.model.patch_size for point in points] == [8, (8, 4)]
 
 
-@pytest.mark.parametrize("method", ["mae", "ibot", "simmim"])
+@pytest.mark.parametrize(
+    "method", ["simmim", *(pytest.param(m, marks=pytest.mark.slow) for m in ("mae", "ibot"))]
+)
 def test_methods_train_with_them(method):
     """Shapes of a loss; numbers are compared in test_mae_method."""
     built = config(method)

@@ -297,6 +297,7 @@ def test_what_a_new_encoder_lacks_is_said_in_one_line(convolved):
     configs.check(simmim_config(mask__strategy="dpp", mask__features="pixels"))
 
 
+@pytest.mark.slow
 def test_a_new_encoder_trains_and_is_drawn(simmim_run, tmp_path):
     run = load_run(simmim_run)
     assert run.encoder["mix"]["kernel"].shape == (3, 3, 12, 12)
@@ -307,6 +308,7 @@ def test_a_new_encoder_trains_and_is_drawn(simmim_run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"masks.png", "curves.png"}
 
 
+@pytest.mark.slow
 def test_a_new_encoder_is_evaluated_and_loaded_and_not_exported(simmim_run, capsys, tmp_path):
     words = shown(simmim_run, tiny.evaluation("task=knn", k=(5,)))
     assert "SimMIM convolved 12/4, 16×16" in words
@@ -318,12 +320,14 @@ def test_a_new_encoder_is_evaluated_and_loaded_and_not_exported(simmim_run, caps
         export_weights(simmim_run, tmp_path / "file.safetensors", "mae")
 
 
+@pytest.mark.slow
 def test_a_run_with_an_encoder_that_is_not_known_says_so(simmim_run, monkeypatch):
     monkeypatch.delitem(ENCODERS, "convolved")
     with pytest.raises(InputError, match=r"encoder='convolved' is not known here: vit"):
         load_run(simmim_run)
 
 
+@pytest.mark.slow
 def test_a_new_encoder_is_fine_tuned(simmim_run):
     config = tiny.evaluation(
         "task=finetune", epochs=1, seeds=(0,), batch_size=8, data__workers=0,
