@@ -89,6 +89,9 @@ def assert_flat(samples):
             grown = statistics.median(second) - statistics.median(first)
             saves = (samples[-1].step - samples[0].step) / 2 / SAVE_EVERY
             assert grown <= MEMORY_GROWTH + SAVE_GROWTH * saves, (name, grown)
+        elif name == "files":
+            # The median, not the most: a save that happens to be sampled has some open.
+            assert statistics.median(second) <= statistics.median(first) + 2, name
         else:
             # The most, not the median: pools that grow as they are used fill up to their size.
             assert max(second) <= max(first) + 2, name

@@ -434,7 +434,7 @@ def test_reconstructions_of_an_mae(mae_run, colours, tmp_path):
     assert out["metrics"] == {"figure": str(tmp_path / "figures" / "reconstruct.png"), "images": 3}
     with Image.open(out["metrics"]["figure"]) as image:
         assert min(image.size) > 100
-    assert "(tau 0.9)" in out["protocol"], "the run's"
+    assert "DPP (τ = 0.9)" in out["protocol"], "the run's"
 
 
 def refused(mae_run, ibot_run, tmp_path, colours):

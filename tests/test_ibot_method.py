@@ -680,7 +680,7 @@ def test_bfloat16_and_recomputation_change_rounding_alone():
     _, lower, *_ = built("dpp", model__drop_path=0.2, model__dtype="bfloat16", model__remat=True)
     batch = batch_of()
     exact = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, 0)
-    rough, grads = jax.jit(jax.value_and_grad(lower.loss, has_aux=True))(
+    rough, grads = jax.jit(jax.value_and_grad(lower.turns[0].loss, has_aux=True))(
         params, extra, batch, KEY, 0
     )
     np.testing.assert_allclose(rough[0], exact[0], rtol=0.1)

@@ -340,7 +340,7 @@ def bad_inputs(tmp_path, finished_workdir):
         "missing folder": (["--config.data.source=folder:/no/such"], "there is no folder"),
         "unreadable": ([f"--config.data.source=folder:{tmp_path}/text"], "can be read"),
         "unprepared": (["--config.data.source=tfds:mnist"], "tfds build mnist"),
-        "attention": (["--config.mask.strategy=attention"], "needs a teacher"),
+        "attention": (["--config.mask.strategy=attention"], "MAE has no teacher"),
         "workdir": ([f"--workdir={tmp_path}/file"], "is a file"),
         "remote workdir": (["--workdir=gs://bucket/run"], "not a local folder"),
         "init_from": ([f"--config.init_from={tmp_path}/empty"], "no checkpoint in"),
@@ -383,7 +383,7 @@ def test_bad_input_is_one_line_and_status_2(finished, tmp_path, every):
         ("ibot", ["--config.mask.ratio=(0.7,)"], "as many variations as ratios"),
         ("ibot", ["--config.model.prototypes=0"], "config.model.prototypes=0 is not allowed"),
         ("ibot", ["--config.data.local_size=(9,9)"], "config.data.local_size"),
-        ("mae", ["--config.mask.strategy=attention"], "needs a teacher, which MAE has not"),
+        ("mae", ["--config.mask.strategy=attention"], "MAE has no teacher"),
     ],
 )
 def test_bad_input_of_ibot_is_one_line_and_status_2(method, flags, words, tmp_path):
