@@ -24,8 +24,9 @@ from dppmask_jax.methods import ibot as ibot_method
 from dppmask_jax.methods import mae as mae_method
 from dppmask_jax.methods import single_view
 from dppmask_jax.models.sizes import SIZES
-from dppmask_jax.runs import run
+from dppmask_jax.runs.run import load_run
 from dppmask_jax.targets.base import masked_square_error
+from dppmask_jax.targets.pixels import pixel_target
 from dppmask_jax.weights import files, names
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
@@ -117,7 +118,7 @@ def test_mae_is_transformers_vit_mae(autoencoder, norm_pix):
         seen = encoder.blocks(params["encoder"], patches.gather(tokens, order[:, :num_keep]))
         latent = jnp.concatenate([seen.cls[:, None], seen.patches], axis=1)
         pred = model.apply(apply, tokens, order, num_keep, method="predict")
-        target = pixels.pixel_target(patches.patchify(images, config.model.patch_size), norm_pix)
+        target = pixel_target(patches.patchify(images, config.model.patch_size), norm_pix)
         return masked_square_error(pred, target, mask), (tokens, latent, pred)
 
     (loss, (tokens, latent, pred)), grads = jax.jit(jax.value_and_grad(forward, has_aux=True))(
@@ -188,7 +189,7 @@ def test_an_encoder_is_transformers_vit(method, tmp_path, transformers):
     run = exported.run(tmp_path / "run", method)
     path = export_weights(run, tmp_path / "hf", "hf-encoder")
     images = np.random.default_rng(2).integers(0, 256, (3, 16, 24, 3), np.uint8)
-    ours = run.load_run(run).encode(images)
+    ours = load_run(run).encode(images)
     pixels = channels_first(np.asarray(normalize(jnp.asarray(images))))
     vit = transformers.ViTModel.from_pretrained(path, add_pooling_layer=False).eval()
     with torch.no_grad():
@@ -302,7 +303,7 @@ def test_a_fine_tuned_classifier_is_imported(size, patch_size, image_size, pool,
             tiny.evaluation("task=finetune", model__dtype="float32"), options,
         )  # fmt: skip
         assert made.classes == 11 and made.config.model.pool == pool
-    runs = [run.load_run(tmp_path / suffix) for suffix in ("pth", "safetensors")]
+    runs = [load_run(tmp_path / suffix) for suffix in ("pth", "safetensors")]
     jax.tree.map(np.testing.assert_array_equal, *(run.params for run in runs))
 
     images = np.random.default_rng(5).integers(0, 256, (3, *image_size, 3), np.uint8)
