@@ -1,7 +1,10 @@
 """Templates of what others add, as files of a package of their own."""
 
+import contextlib
 import importlib
 import sys
+
+import pytest
 
 
 def added(folder, name, text):
@@ -16,3 +19,12 @@ def added(folder, name, text):
         return importlib.import_module(f"{package.name}.{name}")
     finally:
         sys.path.remove(str(folder))
+
+
+@contextlib.contextmanager
+def among(table, tmp_path_factory, name, text):
+    """The module of a template whose `KIND` is in one of the dicts meanwhile."""
+    module = added(tmp_path_factory.mktemp("added"), name, text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(table, name, module.KIND)
+        yield module

@@ -75,9 +75,7 @@ KIND = MethodKind(build, "Mean colour", FIELDS, check, encoder=None, masks=False
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     """The method "colour" among the others."""
-    module = templates.added(tmp_path_factory.mktemp("added"), "colour", FILE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METHODS, "colour", module.KIND)
+    with templates.among(METHODS, tmp_path_factory, "colour", FILE) as module:
         yield module
 
 

@@ -171,25 +171,19 @@ def shown(folder, config):
 
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory):
-    module = templates.added(tmp_path_factory.mktemp("added"), "stripes", MASK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MASKERS, "stripes", module.KIND)
+    with templates.among(MASKERS, tmp_path_factory, "stripes", MASK) as module:
         yield module
 
 
 @pytest.fixture(scope="module")
 def mean_colour(tmp_path_factory):
-    module = templates.added(tmp_path_factory.mktemp("added"), "mean_colour", TARGET)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TARGETS, "mean_colour", module.KIND)
+    with templates.among(TARGETS, tmp_path_factory, "mean_colour", TARGET) as module:
         yield module
 
 
 @pytest.fixture(scope="module")
 def convolved(tmp_path_factory):
-    module = templates.added(tmp_path_factory.mktemp("added"), "convolved", ENCODER)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "convolved", module.KIND)
+    with templates.among(ENCODERS, tmp_path_factory, "convolved", ENCODER) as module:
         yield module
 
 

@@ -6,13 +6,11 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from dppmask_jax.figures import panels
 from dppmask_jax.figures.axes import LINES, plain_axes, share_limits
 from dppmask_jax.figures.panels import DPI, FAINT, INK
 
@@ -109,21 +107,3 @@ def _draw_level(axes, points: Sequence[tuple[float, float]], dash: str, label: s
         axes.axhline(shares[0], **style)
     else:
         axes.plot(*zip(*points, strict=True), **style)
-
-
-def write_sweep_figure(
-    out_dir: str | Path,
-    lines: Mapping[str, Sequence[tuple[object, float, float | None]]],
-    x_label: str,
-    y_label: str,
-    baselines: Mapping[str, Sequence[tuple[object, float]]] | None = None,
-    note: str = "",
-    in_percent: bool = True,
-) -> Path:
-    """Draws sweep.png, see `draw_sweep`.
-
-    Returns:
-      The path of sweep.png.
-    """
-    figure = draw_sweep(lines, x_label, y_label, baselines, note, in_percent)
-    return panels.save(figure, out_dir, "sweep.png")

@@ -75,11 +75,7 @@ def export_masks(
     num_patches = grid[0] * grid[1]
     count = num_visible(num_patches, ratio)
     kind, static, traced = _strategy(strategy, settings)
-    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an int in 0..2**32 - 1, got {seed}")
-    most = 2**32 - 1 - len(images)
-    if not isinstance(start_index, (int, np.integer)) or not 0 <= start_index <= most:
-        raise ValueError(f"start_index must be an int in 0..2**32 - 1 - B, got {start_index}")
+    _check_numbers(seed, start_index, len(images))
     source, inputs = "embedding", images
     if isinstance(features, str):
         if features != "pixels":
@@ -99,17 +95,35 @@ def export_masks(
     )
     # Explicit types, whatever JAX's defaults are.
     scale, traced = np.float32(scale), {name: np.float32(traced[name]) for name in traced}
+    draw_piece = functools.partial(draw, np.uint32(seed), scale=scale, traced=traced)
+    return _in_pieces(draw_piece, inputs, start_index)
+
+
+def _check_numbers(seed, start_index, num_images: int) -> None:
+    """Raises ValueError where an image has no key of its own."""
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an int in 0..2**32 - 1, got {seed}")
+    most = 2**32 - 1 - num_images
+    if not isinstance(start_index, (int, np.integer)) or not 0 <= start_index <= most:
+        raise ValueError(f"start_index must be an int in 0..2**32 - 1 - B, got {start_index}")
+
+
+def _in_pieces(draw, inputs, start_index: int) -> Mask:
+    """The masks of all inputs, `_CHUNK` of them on the device at a time.
+
+    Args:
+      draw: (numbers of images (b,) uint32, their inputs (b, ...)) -> Mask of (b, ...).
+    """
     pieces = []
-    for first in range(0, len(images), _CHUNK):
-        index = np.arange(first, min(first + _CHUNK, len(images)))
+    for first in range(0, len(inputs), _CHUNK):
+        index = np.arange(first, min(first + _CHUNK, len(inputs)))
         # The last piece is filled up with copies, so that there is one shape to compile for.
-        padded = np.resize(index, min(_CHUNK, len(images)))
-        keys = (start_index + padded).astype(np.uint32)
+        padded = np.resize(index, min(_CHUNK, len(inputs)))
         piece = inputs[padded]
         piece = piece if piece.dtype == np.uint8 else piece.astype(np.float32)
         with jax.threefry_partitionable(True):  # the default, which a user may have changed
-            pieces.append(jax.device_get(draw(np.uint32(seed), keys, piece, scale, traced)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *pieces)
+            pieces.append(jax.device_get(draw((start_index + padded).astype(np.uint32), piece)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(inputs)], *pieces)
 
 
 def _strategy(name: str, given: dict) -> tuple[MaskerKind, dict, dict]:

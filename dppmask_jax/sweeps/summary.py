@@ -11,7 +11,8 @@ from dppmask_jax import evaluate
 from dppmask_jax.evals.base import percent
 from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.fields import flatten
-from dppmask_jax.figures.sweep import write_sweep_figure
+from dppmask_jax.figures import panels
+from dppmask_jax.figures.sweep import draw_sweep
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.sweeps.grid import plain
@@ -184,8 +185,7 @@ def draw(folder: Path, records: Sequence[dict]) -> Path:
     """Writes figures/sweep.png and returns its path."""
     first = _shown_fields(records)[0]
     name = records[0]["evaluation"]["score"]["name"]
-    return write_sweep_figure(
-        folder / "figures",
+    figure = draw_sweep(
         lines(records),
         _AXES.get(first, first),
         name,
@@ -193,3 +193,4 @@ def draw(folder: Path, records: Sequence[dict]) -> Path:
         note(records),
         in_percent=_in_percent(records),
     )
+    return panels.save(figure, folder / "figures", "sweep.png")
