@@ -115,11 +115,11 @@ def next_steps(config, folder, probed: bool) -> list[str]:
         how = (
             f"mask={other} after the colon of --config"
             if kind.mask_recipes
-            else (f"--config.mask.strategy={other}")
+            else f"--config.mask.strategy={other}"
         )
         ideas.append(
             f"train with {how}, in another --workdir, and compare: "
-            f"python -m dppmask_jax.figures --workdir={folder} --compare OTHER"
+            f"python -m dppmask_jax.figures --workdir={folder}{masker} --compare OTHER"
         )
     if config.data.source.startswith("shapes") and kind.recipes:
         ideas.append(
