@@ -40,7 +40,7 @@ def main(argv):
         )
     if _SHOW.value:
         from dppmask_jax import config_table
-        from dppmask_jax.evals import checks
+        from dppmask_jax.tasks import checks
 
         return config_table.show(_CONFIG.value, checks.fields_for(_CONFIG.value))
     checkpoints = paths.split(_CHECKPOINT.value)

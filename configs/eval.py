@@ -35,7 +35,7 @@ recipes of `shapes` and `small` are this project's own.
 from ml_collections import config_dict
 
 from configs import common
-from dppmask_jax.evals import checks
+from dppmask_jax.tasks import checks
 
 ARGUMENTS = {
     "task": tuple(dict.fromkeys(("knn", *checks.TASKS))),

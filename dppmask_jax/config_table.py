@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from dppmask_jax import config as pretraining
 from dppmask_jax import terminal
 from dppmask_jax.errors import one_line
-from dppmask_jax.evals import checks
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.fields import Field, flatten, shown
 from dppmask_jax.methods import METHODS
+from dppmask_jax.tasks import TASKS, checks
 
 _INDENT = "      "
 _ORDER = ("", "data", "model", "mask", "loss", "teacher", "optim", "checkpoint", "evaluate")

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 from dppmask_jax import config_table, fields, parallel, whole_files
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation, Result
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.figures.panels import save
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import comparable, history
@@ -19,6 +17,7 @@ from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.image_sizes import checked_image_size
 from dppmask_jax.runs.kinds import encoder_options
 from dppmask_jax.runs.run import Run, load_run, open_data
+from dppmask_jax.tasks import TASKS, checks
 
 
 def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:
@@ -101,7 +100,11 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
         note = f"\n{result.note}" if result.note else ""
         table = format_table(result.table)
         print(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}", flush=True)
-        for name, figure in result.figures.items():
+        figures = {
+            **result.figures,
+            **TASKS[config.task].compare({comparable.labels([folder])[0]: result.metrics}),
+        }
+        for name, figure in figures.items():
             print(f"figure  {save(figure, folder / 'figures', name)}", flush=True)
     return path, _Outcome(result, run, config)
 
@@ -138,6 +141,11 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
     whole_files.write_json(path, record)
     below = "\n".join(filter(None, notes))
     print(f"\n{len(folders)} runs\n\n{format_table(table)}\n{below}\n\ntable   {path}", flush=True)
+    metrics = {
+        label: outcome.result.metrics for label, outcome in zip(labels, outcomes, strict=True)
+    }
+    for name, figure in TASKS[config.task].compare(metrics).items():
+        print(f"figure  {save(figure, folders[0] / 'figures', f'compare_{name}')}", flush=True)
 
 
 def _unlike(outcomes: Sequence[_Outcome]) -> list[str]:

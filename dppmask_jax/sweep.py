@@ -38,13 +38,12 @@ from dppmask_jax import config as training_config
 from dppmask_jax import evaluate, fields, parallel, pretrain, whole_files
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import checks
 from dppmask_jax.evals.base import Evaluation
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.runs import metrics, workdir
 from dppmask_jax.runs.run import open_data
 from dppmask_jax.sweeps import records, summary
 from dppmask_jax.sweeps.grid import Point, grid_points, words
+from dppmask_jax.tasks import TASKS, checks
 from dppmask_jax.training import resuming
 
 # Fields of metrics.jsonl that are no results.

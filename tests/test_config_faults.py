@@ -16,7 +16,7 @@ from configs import ibot, mae
 from dppmask_jax import config as pretraining
 from dppmask_jax import fields
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import checks as evaluation_settings
+from dppmask_jax.tasks import checks as evaluation_settings
 from dppmask_jax.training import build
 
 

@@ -19,6 +19,8 @@ ROWS = (
     {"training"},
     {"figures"},
     {"evals"},
+    {"analyses"},
+    {"tasks"},
     {"announcement", "config"},
     {"config_table"},
     {"pretrain", "evaluate"},
@@ -78,7 +80,7 @@ def test_only_parallel_knows_the_devices():
             assert not [word for word in words if word in text], path
 
 
-CONFIGS_IMPORT = ("difflib", "configs.common", "dppmask_jax.config", "dppmask_jax.evals.checks")
+CONFIGS_IMPORT = ("difflib", "configs.common", "dppmask_jax.config", "dppmask_jax.tasks.checks")
 
 
 def test_configs_import_only_what_builds_configs():

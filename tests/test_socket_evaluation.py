@@ -8,10 +8,9 @@ import tiny
 
 from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import checks
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.results.page import page
 from dppmask_jax.results.records import load
+from dppmask_jax.tasks import TASKS, checks
 
 TEMPLATE = '''
 """How bright the images are that the encoder sees."""

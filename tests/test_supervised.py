@@ -9,13 +9,13 @@ from scipy.special import expit, log_softmax, softmax
 
 from dppmask_jax import evaluate, optim, parallel
 from dppmask_jax.data.images import augment, mixing
-from dppmask_jax.evals.checks import check
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.sizes import SIZES, Size
 from dppmask_jax.models.vit import ViT
 from dppmask_jax.runs.run import Run
+from dppmask_jax.tasks.checks import check
 from dppmask_jax.training.step import init_state, make_step
 
 UNTRAINED = Plan(1, 1)

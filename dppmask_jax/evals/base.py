@@ -99,6 +99,8 @@ class Task(NamedTuple):
       record: config -> the NAME of its eval_NAME.json, "" for that of the task.
       unswept: config -> why a sweep cannot run the task, in words; "" where it can.
       of_run: (record, logged values of the pre-training) -> baselines that the run measured.
+      compare: {label of a run: `Result.metrics`} -> figures by the names of their files, with
+        something of each run in every one; drawn for a single run too.
     """
 
     check: Callable[[Evaluation], None]
@@ -110,6 +112,7 @@ class Task(NamedTuple):
     of_run: Callable[[dict, dict], dict[str, float]] = lambda record, logged: {}
     by_train: Mapping[str, Mapping[str, Field]] = MappingProxyType({})
     check_fields: Callable[[Any], None] = lambda config: None
+    compare: Callable[[Mapping[str, dict[str, Any]]], Mapping[str, Figure]] = lambda found: {}
 
 
 def _size_of_run() -> Field:
@@ -173,8 +176,19 @@ def require_labels(evaluation: Evaluation) -> None:
         raise InputError(f"task {config.task} needs labels, and {where} has none: {because}")
 
 
-def batches(evaluation: Evaluation, source: Source, what: str):
-    """This process's share of the padded batches of a split, with a progress bar."""
+def batches(
+    evaluation: Evaluation,
+    source: Source,
+    what: str,
+    indices: np.ndarray | None = None,
+    extras: tuple[str, ...] = (),
+):
+    """This process's share of the padded batches of a split, with a progress bar.
+
+    Args:
+      what: names the split in the progress bar.
+      indices, extras: see `loader.eval_batches`.
+    """
     config = evaluation.config
     shard, num_shards = parallel.process_shard()
     batch_size = features.batch_size(config)
@@ -183,12 +197,14 @@ def batches(evaluation: Evaluation, source: Source, what: str):
         image_size=tuple(config.image_size),
         view=crops.whole_image if config.data.get("whole") else crops.center_crop,
         batch_size=batch_size,
+        extras=extras,
+        indices=indices,
         workers=config.data.workers,
         shard=shard,
         num_shards=num_shards,
         log=evaluation.say,
     )
-    total = -(-len(source) // batch_size)
+    total = -(-(len(source) if indices is None else len(indices)) // batch_size)
     return metrics.counted(stream, total, what, parallel.is_main())
 
 

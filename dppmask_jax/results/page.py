@@ -7,9 +7,9 @@ from typing import Any
 
 from dppmask_jax.evals import sections
 from dppmask_jax.evals.sections import Section
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.results import paper, rows, tables
 from dppmask_jax.results.records import evaluations_of
+from dppmask_jax.tasks import TASKS
 
 _INTRODUCTION = """\
 # Results

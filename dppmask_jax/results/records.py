@@ -10,8 +10,8 @@ from typing import Any
 
 from dppmask_jax import whole_files
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.results.portable import portable
+from dppmask_jax.tasks import TASKS
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 
 from dppmask_jax import evaluate
 from dppmask_jax.evals.base import percent
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.fields import flatten
 from dppmask_jax.figures import panels
 from dppmask_jax.figures.sweep import draw_sweep
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.sweeps.grid import plain
+from dppmask_jax.tasks import TASKS
 
 _AXES = {
     "mask.ratio": "share of patches masked",

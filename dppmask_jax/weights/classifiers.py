@@ -6,10 +6,10 @@ import jax
 
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import checks
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Method, Plan
 from dppmask_jax.models.sizes import set_size
+from dppmask_jax.tasks import checks
 from dppmask_jax.weights import names, positions, sizes
 from dppmask_jax.weights.opened import File, Options
 

@@ -6,8 +6,8 @@ from ml_collections import config_dict
 
 from dppmask_jax import config_dicts, fields
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals.tasks import TASKS
 from dppmask_jax.fields import TEXT, Field
+from dppmask_jax.tasks import TASKS
 
 
 def fields_of(task: str, train: str = "") -> dict[str, Field]:
