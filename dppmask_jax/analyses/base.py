@@ -1,4 +1,4 @@
-"""What the analyses of an encoder have in common: images, numbers of each image, curves of depth."""
+"""What the analyses of an encoder have in common: images, their numbers, curves over depth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def split_of(evaluation: Evaluation) -> Source:
 
 
 def chosen(evaluation: Evaluation) -> np.ndarray:
-    """The numbers of `config.images` images of that split, evenly spread; all where it has fewer."""
+    """The numbers of `config.images` images of that split, evenly spread; all if it has fewer."""
     total = len(split_of(evaluation))
     return np.linspace(0, total - 1, min(total, evaluation.config.images)).round().astype(np.int64)
 
