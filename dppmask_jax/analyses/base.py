@@ -28,8 +28,13 @@ def split_of(evaluation: Evaluation) -> Source:
 
 def chosen(evaluation: Evaluation) -> np.ndarray:
     """The numbers of `config.images` images of that split, evenly spread; all if it has fewer."""
-    total = len(split_of(evaluation))
-    return np.linspace(0, total - 1, min(total, evaluation.config.images)).round().astype(np.int64)
+    return spread(split_of(evaluation), evaluation.config.images)
+
+
+def spread(source: Source, count: int) -> np.ndarray:
+    """The numbers of so many images of a source, evenly spread; all if it has fewer."""
+    total = len(source)
+    return np.linspace(0, total - 1, min(total, count)).round().astype(np.int64)
 
 
 def require_trace(evaluation: Evaluation) -> None:

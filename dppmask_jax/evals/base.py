@@ -208,26 +208,49 @@ def batches(
     return metrics.counted(stream, total, what, parallel.is_main())
 
 
-def frozen_features(evaluation: Evaluation, source: Source, names: tuple[str, ...], what: str):
+def frozen_features(
+    evaluation: Evaluation,
+    source: Source,
+    names: tuple[str, ...],
+    what: str,
+    indices: np.ndarray | None = None,
+):
     """({name: (M, D) float32}, labels (M,) or (M, C)) of all readable images of a split.
 
     Args:
       names: of what `supervised.encoder_features` gives, and "pixels" for `features.pooled_pixels`.
-      what: names the split in the progress bar.
+      what, indices: see `batches`.
+    """
+    encode = supervised.encoder_features(evaluation.run.method.encoder)
+
+    def chosen(params, images):
+        out = {**encode(params, images), "pixels": features.pooled_pixels(images)}
+        return {name: out[name] for name in names}
+
+    return extracted(evaluation, source, chosen, what, indices)
+
+
+def extracted(
+    evaluation: Evaluation,
+    source: Source,
+    encode: Callable[[Any, Any], dict[str, Any]],
+    what: str,
+    indices: np.ndarray | None = None,
+):
+    """({name: (M, ...)}, labels (M,) or (M, C)) of all readable images of a split.
+
+    Args:
+      encode: (parameters of the encoder, images (B, H, W, 3) uint8) -> {name: (B, ...)}, under jit.
+      what, indices: see `batches`.
 
     More than `config.memory_gb` are kept in files in the evaluation's folder that are gone when the
     arrays are.
     """
-    config = evaluation.config
-    run = evaluation.run
-    encode = supervised.encoder_features(run.method.encoder)
-
-    def chosen(params, extra, images):
-        out = {**encode(params, images), "pixels": features.pooled_pixels(images)}
-        return {name: out[name] for name in names}
-
+    config, run = evaluation.config, evaluation.run
     image = jax.ShapeDtypeStruct((1, *config.image_size, 3), np.uint8)
-    of_one = jax.tree.leaves(jax.eval_shape(chosen, run.encoder, {}, image))
-    size = len(source) * sum(leaf.size * leaf.dtype.itemsize for leaf in of_one)
+    of_one = jax.tree.leaves(jax.eval_shape(encode, run.encoder, image))
+    count = len(source) if indices is None else len(indices)
+    size = count * sum(leaf.size * leaf.dtype.itemsize for leaf in of_one)
     rows = features.on_disk(evaluation.folder) if size > config.memory_gb * 1e9 else None
-    return features.extractor(chosen)(run.encoder, {}, batches(evaluation, source, what), rows)
+    extract = features.extractor(lambda params, extra, images: encode(params, images))
+    return extract(run.encoder, {}, batches(evaluation, source, what, indices), rows)

@@ -45,13 +45,36 @@ def accuracies(
       temperature: above 0.
       mean: subtracted from all features first, such as the training mean (D,).
     """
+    found = predictions(
+        train,
+        train_labels,
+        test,
+        num_classes=num_classes,
+        ks=ks,
+        temperature=temperature,
+        mean=mean,
+    )
+    return {k: float(np.mean(classes == test_labels)) for k, classes in found.items()}
+
+
+def predictions(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    *,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    mean: np.ndarray | float = 0.0,
+) -> dict[int, np.ndarray]:
+    """For each k the predicted classes (T,) of the test images; args as for `accuracies`."""
     nearest, labels = _nearest(train, train_labels, test, min(max(ks), len(train)), mean)
-    right = dict.fromkeys(ks, 0)
+    found = {k: np.empty(len(test), np.int32) for k in ks}
     for rows in _chunks(len(test), _TEST_CHUNK):
         for k in ks:
             votes = _votes(nearest[rows, :k], labels[rows, :k], temperature, num_classes)
-            right[k] += int((np.argmax(votes, axis=1) == test_labels[rows]).sum())
-    return {k: count / len(test) for k, count in right.items()}
+            found[k][rows] = np.argmax(votes, axis=1)
+    return found
 
 
 def _chunks(count: int, size: int) -> list[slice]:
