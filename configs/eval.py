@@ -13,6 +13,7 @@ Arguments after the colon:
            multilabel   several labels an image; train=finetune or train=linear
            backgrounds  the background challenge
            reconstruct  originals and reconstructions (MAE) side by side
+           attention    how far attention reaches and whether it depends on the query, by block
   dataset  shapes       CPU-sized recipes, a few minutes on two cores
            small        about 10,000 photographs
            imagenet100  ImageNet-100: the classes of the paper out of an ImageNet

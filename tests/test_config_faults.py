@@ -280,7 +280,8 @@ BOUNDS = {
     "threshold": ([TINY, BELOW_1], [0, 1]),
     "ridge": ([(0,), [LARGEST]], [(), 1.0, (-1,)]),
     "root": _TEXT,
-    "images": _TEXT,
+    "images": ([2, INT32], [1, INT32 + 1, 2.0, True]),
+    "shown": ([0, 32], [-1, 33, 1.0, True]),
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
     "tau": ([None, *_SHARE[0]], _SHARE[1]),
@@ -315,6 +316,7 @@ EVALUATION_BOUNDS = BOUNDS | {
 
 
 OF_KIND["finetune finetune"] = EVALUATION_BOUNDS | {"epochs": _FROM_0}
+OF_KIND["reconstruct finetune"] = EVALUATION_BOUNDS | {"images": _TEXT}
 
 
 @EACH

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from dppmask_jax.data import loader
 from dppmask_jax.data.images import augment
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals import base, features
+from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation
 from dppmask_jax.fields import Field, whole
 from dppmask_jax.models.base import Trace
@@ -46,6 +47,47 @@ def require_trace(evaluation: Evaluation) -> None:
         )
 
 
+def require_images(evaluation: Evaluation, least: int) -> None:
+    """Raises InputError where there are fewer images to look at than a task needs."""
+    if len(chosen(evaluation)) < least:
+        raise InputError(
+            f"task {evaluation.config.task} needs at least {least} images; config.data.source="
+            f"{evaluation.config.data.source} has {len(split_of(evaluation))} in this split, and "
+            f"config.images={evaluation.config.images} of them are looked at"
+        )
+
+
+def require_patches(evaluation: Evaluation, least: int) -> None:
+    """Raises InputError where an image has fewer patches than a task needs."""
+    rows, columns = evaluation.run.method.encoder.grid
+    if rows * columns < least:
+        raise InputError(
+            f"task {evaluation.config.task} needs at least {least} patches an image, and images of "
+            f"{'x'.join(map(str, evaluation.config.image_size))} have {rows}x{columns}; raise "
+            "config.image_size"
+        )
+
+
+def prefix_of(trace: Trace) -> int:
+    """How many tokens, the class token and registers, stand in front of the patches."""
+    return trace.embedding.shape[1] - trace.tokens.patches.shape[1]
+
+
+def pictures(evaluation: Evaluation, count: int) -> np.ndarray:
+    """(at most `count`, H, W, 3) uint8: images to be shown, evenly spread over those of `chosen`;
+    one that cannot be read is left out."""
+    numbers = chosen(evaluation)
+    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
+    (batch,) = loader.eval_batches(
+        split_of(evaluation),
+        image_size=tuple(evaluation.config.image_size),
+        batch_size=len(places),
+        indices=numbers[places],
+        log=evaluation.say,
+    )
+    return batch["image"][batch["valid"]]
+
+
 def per_image(
     evaluation: Evaluation, statistic: Callable[[Trace], dict[str, Any]], what: str
 ) -> dict[str, np.ndarray]:
@@ -58,13 +100,12 @@ def per_image(
     Returns:
       {name: (M, ...)} of the M images that can be read, float32, in their order.
     """
-    run = evaluation.run
+    trace = evaluation.run.method.encoder.trace
 
-    def encode(params, extra, images):
-        return statistic(run.method.encoder.trace(params, augment.normalize(images)))
+    def encode(params, images):
+        return statistic(trace(params, augment.normalize(images)))
 
-    images = base.batches(evaluation, split_of(evaluation), what, chosen(evaluation))
-    return features.extractor(encode)(run.encoder, {}, images)[0]
+    return base.extracted(evaluation, split_of(evaluation), encode, what, chosen(evaluation))[0]
 
 
 def curve(values: np.ndarray) -> dict[str, list[float]]:

@@ -11,12 +11,12 @@ from dppmask_jax import patches
 from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.panels import (
     SMALL_PANEL,
+    attention_legend,
     attention_panel,
     border,
     check_rows,
     compose,
     enlarge,
-    heat,
     mask_panel,
     panel_scale,
 )
@@ -75,16 +75,10 @@ def draw_attention(
         captions.append(["", *shares, *(f"{mask.sum()} masked" for mask in hidden)])
     heads = [f"Head {head}" for head in range(1, shown + 1)]
     titles = ["Original", "Mean of\nheads", *heads, *masks]
-    dark, middle, light = (tuple(map(int, color)) for color in heat(np.array([0.0, 0.5, 1.0])))
-    legend = [
-        (dark, "no attention"),
-        (middle, "half the map's maximum"),
-        (light, "the map's maximum"),
-    ]
     if shown < num_heads:
         left_out = f"heads 1 to {shown} of {num_heads}; the mean is over all {num_heads}"
         note = f"{left_out}; {note}" if note else left_out
-    return compose(panels, titles, captions, legend, fill=True, note=note)
+    return compose(panels, titles, captions, attention_legend(), fill=True, note=note)
 
 
 def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:

@@ -1,8 +1,10 @@
-"""A quantity against the depth of an encoder, a line for each encoder."""
+"""Quantities against the depth of an encoder, a line for each encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +14,28 @@ from matplotlib.ticker import MaxNLocator
 from dppmask_jax.figures.axes import LINES, plain_axes
 from dppmask_jax.figures.panels import DPI, INK
 
-Curve = Mapping[str, Sequence[float]]
+Curve = Mapping[str, Sequence[Any]]
+
+
+class Panel(NamedTuple):
+    """One quantity of several encoders.
+
+    Attributes:
+      curves: {label: {"mean": L numbers, "error": L numbers}}, and "parts" where there are any: L
+        lists of numbers whose mean is drawn, shown as dots. Depths may differ.
+      first: x of the first number; the others follow in steps of 1.
+      places: x of all numbers, where these are no steps of 1.
+      levels: {what: y} of dotted lines to compare with, such as {"uniform attention": 116.5}.
+      from_zero: the axis of y starts there, so that no small difference looks large.
+    """
+
+    curves: Mapping[str, Curve]
+    ylabel: str
+    xlabel: str = "block"
+    first: float = 1
+    places: Sequence[float] | None = None
+    levels: Mapping[str, float] = MappingProxyType({})
+    from_zero: bool = False
 
 
 def draw_depths(
@@ -25,33 +48,48 @@ def draw_depths(
     levels: Mapping[str, float] | None = None,
     note: str = "",
 ) -> Figure:
-    """One panel with a line and a band of one standard error for each encoder.
+    """One panel, see `Panel` and `draw_panels`."""
+    return draw_panels([Panel(curves, ylabel, xlabel, first, places, levels or {})], note=note)
+
+
+def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
+    """Panels, two in a row, with a line and a band of one standard error for each encoder, whose
+    labels stand in the first.
 
     Args:
-      curves: {label: {"mean": L numbers, "error": L numbers}}; depths may differ.
-      first: x of the first number; the others follow in steps of 1.
-      places: x of all numbers, where these are no steps of 1.
-      levels: {what: y} of dotted lines to compare with, such as {"uniform attention": 116.5}.
-      note: what to know to read it; stands below.
+      note: what to know to read them; stands below.
     """
-    figure = Figure(figsize=(5.2, 3.6), dpi=DPI, layout="constrained")
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (5.2, 3.6) if len(panels) == 1 else (4.6 * columns, 3.3 * rows)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    plain_axes(axes)
-    for i, (label, curve) in enumerate(curves.items()):
-        mean, error = np.asarray(curve["mean"]), np.asarray(curve["error"])
-        x, color = first + np.arange(len(mean)), LINES[i % len(LINES)]
-        x = x if places is None else places
-        axes.plot(x, mean, color=color, label=label, marker="o", markersize=3)
-        axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
-    for what, y in (levels or {}).items():
-        axes.axhline(y, color="#888888", linestyle=":", linewidth=1, label=what)
-    if places is None:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel(xlabel, color=INK, fontsize=9)
-    axes.set_ylabel(ylabel, color=INK, fontsize=9)
-    if len(curves) + len(levels or {}) > 1:
-        axes.legend(fontsize=8, frameon=False)
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        plain_axes(axes)
+        _draw(axes, panel, named=place == 0)
+        if (place == 0 and len(panel.curves) > 1) or panel.levels:
+            axes.legend(fontsize=8, frameon=False)
     if note:
         figure.supxlabel(note, fontsize=8, color=INK)
     return figure
+
+
+def _draw(axes, panel: Panel, named: bool) -> None:
+    for i, (label, curve) in enumerate(panel.curves.items()):
+        mean, error = np.asarray(curve["mean"]), np.asarray(curve["error"])
+        x, color = panel.first + np.arange(len(mean)), LINES[i % len(LINES)]
+        x = x if panel.places is None else panel.places
+        label = label if named else None
+        axes.plot(x, mean, color=color, label=label, marker="o", markersize=3)
+        axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
+        if "parts" in curve:
+            axes.plot(x, curve["parts"], color=color, linestyle="", marker=".", ms=3, alpha=0.35)
+    for what, y in panel.levels.items():
+        axes.axhline(y, color="#888888", linestyle=":", linewidth=1, label=what)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+    if panel.places is None:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
+    axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)

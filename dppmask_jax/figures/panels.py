@@ -110,6 +110,13 @@ def attention_panel(
     return colors.repeat(height, axis=0).repeat(width, axis=1)
 
 
+def attention_legend() -> list[tuple[tuple[int, int, int], str]]:
+    """What the colours of `attention_panel` mean."""
+    colors = [tuple(map(int, color)) for color in heat(np.array([0.0, 0.5, 1.0]))]
+    words = ("no attention", "half the map's maximum", "the map's maximum")
+    return list(zip(colors, words, strict=True))
+
+
 def border(panel: np.ndarray, mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """A panel with a white line, two pixels wide, between masked and visible patches.
 

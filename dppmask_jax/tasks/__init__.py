@@ -1,5 +1,6 @@
-"""The evaluations: name -> Task. A new one is a file like these and a line here."""
+"""The evaluations and analyses: name -> Task. A new one is a file like these and a line here."""
 
+from dppmask_jax.analyses import attention
 from dppmask_jax.evals import backgrounds, cluster, finetune, knn, linear, multilabel, reconstruct
 
 TASKS = {
@@ -10,4 +11,5 @@ TASKS = {
     "backgrounds": backgrounds.TASK,
     "multilabel": multilabel.TASK,
     "reconstruct": reconstruct.TASK,
+    "attention": attention.TASK,
 }

@@ -1,0 +1,36 @@
+"""What is measured in an encoder, against CL-vs-MIM's own code; the arrays are not part of the
+project."""
+
+import numpy as np
+import oracles
+import pytest
+
+from dppmask_jax.analyses import attention
+
+pytestmark = oracles.MARKS
+# Attention that the oracle describes in words.
+ONE_KEY, ITSELF = np.eye(37)[np.full(37, 5)], np.eye(37)
+MADE = {
+    "onekey": ONE_KEY,
+    "identity": ITSELF,
+    "uniform": np.full((37, 37), 1 / 37),
+    "cls_only": ITSELF[np.zeros(37, int)],
+}
+
+
+@pytest.mark.parametrize("kind", ["random", "local", "collapsed", *MADE])
+def test_attention_distance_and_mutual_information(kind):
+    oracle = oracles.load("clmim_attention")
+    weights = np.broadcast_to(MADE[kind], (2, 3, 37, 37)) if kind in MADE else None
+    weights = oracle[f"{kind}_attention"] if weights is None else weights
+    apart = attention.distance(weights, (6, 6), 16)
+    nmi = attention.mutual_information(weights)
+    oracles.near(f"clmim_attention, {kind}", apart, oracle[f"{kind}_distance_per_head"], 1e-4)
+    oracles.near(f"clmim_attention, {kind} NMI", nmi, oracle[f"{kind}_nmi_per_head"], 1e-5)
+    assert nmi.min() >= 0
+
+
+def test_uniform_attention_over_14_by_14_patches():
+    expected = oracles.load("clmim_attention")["uniform14_distance"]
+    found = attention.uniform_distance((14, 14), 16)
+    oracles.near("clmim_attention, uniform 14x14", found, expected, 1e-4)
