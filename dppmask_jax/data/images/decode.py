@@ -149,6 +149,30 @@ def decode(data: bytes, grey_range: greys.Range | None = None) -> np.ndarray:
     return np.asarray(to_rgb(open_image(data), grey_range))
 
 
+def indices(data: bytes) -> np.ndarray:
+    """The numbers that an image of a palette or of grey values keeps, such as a map of classes.
+
+    Returns:
+      (H, W) uint8, or int32 where the file has more than 8 bits; upright.
+
+    Raises:
+      DecodeError: no readable image, or one of colours.
+    """
+    image = open_image(data)
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise DecodeError(
+            f"a map of classes has a palette or grey values, and this is of mode {image.mode}"
+        )
+    try:
+        values = np.asarray(image)
+        turn = _TO_UPRIGHT.get(orientation(image))
+        if turn is not None:
+            values = np.asarray(image.transpose(turn))
+    except Exception as error:
+        raise DecodeError(_words(error)) from error
+    return values.astype(np.int32 if values.dtype.itemsize > 1 else np.uint8)
+
+
 def grey_range_of(encoded: Iterable[bytes]) -> tuple[greys.Range, tuple[str, ...]]:
     """What is black and what is white in some images, judged by all of them, and what the user
     should know of it, see `greys.of_sample`; unreadable ones do not count. The pixels of those that

@@ -43,8 +43,9 @@ class Source:
       name: i -> what to call image i in a message.
       class_names: of the labels, in order; empty where there are none.
       extras: i -> what else the data set knows of image i; for shapes "mask" (H, W) uint8 of 0
-        and 255, "attributes" (24,) uint8 and "background" int; for a CSV file with masks "mask"
-        (H, W) uint8 of the image's size. Else an empty dict.
+        and 255, "segments", "attributes" (24,) uint8 and "background" int; for a CSV file with
+        masks "mask" (H, W) uint8 of the image's size; where classes of pixels are known "segments"
+        (H, W) uint8 or int32 of the image's size. Else an empty dict.
       check_extras: () -> None; raises InputError where a file that `extras` reads is missing. For
         tasks that need them: the others do without.
       unlabelled_because: why there are no labels, in words; "" where there are some.
@@ -53,6 +54,8 @@ class Source:
       targets: () -> (size, C) uint8 of 0 and 1, which of `target_names` apply to each image; None
         where the data set does not say.
       target_names: of the C targets.
+      segment_names: of the classes 0, 1, … in "segments"; empty where the data set does not say.
+      ignored_segment: the value in "segments" of pixels of no class; None where all have one.
       label_shape: of the labels that `read` gives; () for ints.
       grey_range: what is black and white in greyscale of more than 8 bits, in which `read` gives
         such images in 8 bits; None where `read` gives all images as they are kept.
@@ -72,6 +75,8 @@ class Source:
     labels: Callable[[], np.ndarray] | None = None
     targets: Callable[[], np.ndarray] | None = None
     target_names: tuple[str, ...] = ()
+    segment_names: tuple[str, ...] = ()
+    ignored_segment: int | None = None
     label_shape: tuple[int, ...] = ()
     check_extras: Callable[[], None] = _nothing_missing
     grey_range: Range | None = None

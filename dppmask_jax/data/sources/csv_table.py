@@ -1,7 +1,7 @@
 """csv:FILE: a table of images in UTF-8, a row for each.
 
 Values are separated by commas, semicolons, tabs or vertical bars; the first row names the columns.
-The names path, split, label and mask may have capitals.
+The names path, split, label, mask and segments may have capitals.
 
   path    (or one of PATH_NAMES) relative to the file's folder, or absolute: a CSV file is the
           user's own and may name any image on the machine.
@@ -11,6 +11,8 @@ The names path, split, label and mask may have capitals.
   label   numbers or names; the classes are the different ones in ascending order.
   mask    the path of a greyscale foreground mask, or nothing. The files need only be there for what
           reads them.
+  segments  the path of a map of classes, or nothing: an image of a palette or of grey values that
+          are the numbers of classes from 0 up, 255 for no class. As for masks.
 
 Every other column whose values are all 0 or 1 is a target of that name; others are ignored.
 """
@@ -25,6 +27,7 @@ import re
 import numpy as np
 
 from dppmask_jax.data.images import decode
+from dppmask_jax.data.sources import segments
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.folder import TEST, TRAIN, VALIDATION
 from dppmask_jax.data.sources.holdout import held_out
@@ -42,7 +45,8 @@ PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
     "image_file", "image_name", "img", "img_path",
 )  # fmt: skip
-_COLUMNS = ("path", "split", "label", "mask")
+_READERS = {"mask": lambda data: decode.decode(data)[..., 0], "segments": decode.indices}
+_COLUMNS = ("path", "split", "label", *_READERS)
 _DELIMITERS = ",;\t|"
 
 
@@ -65,16 +69,18 @@ def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
     )
     targets = np.array([columns[name] for name in target_names]).T.astype(np.uint8)
     train, val, notes = _splits(columns, labels, val_fraction, path)
-    masks = None
-    if any(columns.get("mask", [])):
-        masks = from_paths(root, columns["mask"])
+    maps = {
+        name: from_paths(root, columns[name]) for name in _READERS if any(columns.get(name, []))
+    }
 
     def source(rows):
         extras = {}
-        if masks is not None:
-            extras["extras"] = functools.partial(_mask, masks, rows)
-            given = [name for name in map(columns["mask"].__getitem__, rows) if name]
-            extras["check_extras"] = functools.partial(check_present, from_paths(root, given), path)
+        if maps:
+            extras["extras"] = functools.partial(_maps_of, maps, rows)
+            named = [columns[name][row] for name in maps for row in rows if columns[name][row]]
+            extras["check_extras"] = functools.partial(check_present, from_paths(root, named), path)
+        if "segments" in maps:
+            extras["ignored_segment"] = segments.IGNORED
         return file_source(
             files,
             rows,
@@ -206,8 +212,7 @@ def _rows(chosen: np.ndarray) -> np.ndarray:
     return np.flatnonzero(chosen).astype(np.int32)
 
 
-def _mask(masks: Files, rows, i: int) -> dict[str, np.ndarray]:
+def _maps_of(maps: dict[str, Files], rows, i: int) -> dict[str, np.ndarray]:
     row = int(rows[i])
-    if not masks.base_name(row):
-        return {}
-    return {"mask": decode.decode(read_file(masks.path(row)))[..., 0]}
+    given = {name: files.path(row) for name, files in maps.items() if files.base_name(row)}
+    return {name: _READERS[name](read_file(path)) for name, path in given.items()}

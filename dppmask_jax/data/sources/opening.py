@@ -1,6 +1,6 @@
 """Where images come from: opens the data sets that `data.source` names.
 
-`open_source` knows six kinds:
+`open_source` knows these kinds:
 
   shapes            the embedded data set (shapes.py); `shapes:size=96,train=2000,val=500,seed=1`
                     changes its options.
@@ -11,6 +11,8 @@
   coco:ROOT, clevr:ROOT, csv:FILE
                     annotated images, with several labels an image; see coco.py, clevr.py
                     and csv_table.py.
+  ade20k:ROOT, voc:ROOT
+                    images with a class for each pixel; see dense.py.
 
 docs/data.md has the same for users.
 """
@@ -29,7 +31,15 @@ import numpy as np
 from absl import logging
 
 from dppmask_jax.data.images import decode, greys
-from dppmask_jax.data.sources import classes, clevr, coco, csv_table, folder, identity
+from dppmask_jax.data.sources import (
+    classes,
+    clevr,
+    coco,
+    csv_table,
+    dense,
+    folder,
+    identity,
+)
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.errors import InputError
@@ -42,15 +52,25 @@ _MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
 _NAMED: dict[tuple[str, str | None], set[str]] = {}
 TFDS_VALIDATION = ("validation", "val", "test")
 _RECORDS_AT_ONCE = 256  # while all labels are read
+# {kind of a source: what stands behind it}
+_PLACES = {
+    "folder": "PATH",
+    "tfds": "NAME",
+    "coco": "ROOT",
+    "clevr": "ROOT",
+    "csv": "FILE",
+    "ade20k": "ROOT",
+    "voc": "ROOT",
+}
 SOURCE = Rule(
     lambda value: (
         is_text(value)
         and (
             value == "shapes"
-            or value.startswith(("folder:", "tfds:", "shapes:", "coco:", "clevr:", "csv:"))
+            or value.startswith(tuple(f"{kind}:" for kind in ("shapes", *_PLACES)))
         )
     ),
-    "shapes | folder:PATH | tfds:NAME | coco:ROOT | clevr:ROOT | csv:FILE",
+    " | ".join(("shapes", *(f"{kind}:{place}" for kind, place in _PLACES.items()))),
 )
 FIELDS = {
     "data.source": Field("shapes", SOURCE, "where the images are, see docs/data.md"),
@@ -111,12 +131,9 @@ def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Sourc
         return folder.open_folder(os.path.expanduser(rest), val_fraction)
     if kind == "tfds" and rest:
         return _open_tfds(rest, data_dir, val_fraction)
-    if kind in ("coco", "clevr", "csv") and rest:
+    if kind in _PLACES and rest:
         return _open_annotated(kind, os.path.expanduser(rest), val_fraction)
-    raise InputError(
-        f"unknown data source {spec!r}; use shapes, folder:PATH, tfds:NAME, coco:ROOT, clevr:ROOT "
-        "or csv:FILE"
-    )
+    raise InputError(f"unknown data source {spec!r}; use {SOURCE.allowed}")
 
 
 def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, Source | None]:
@@ -124,6 +141,8 @@ def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, 
         "coco": lambda: coco.open_coco(path),
         "clevr": lambda: clevr.open_clevr(path),
         "csv": lambda: csv_table.open_csv(path, val_fraction),
+        "ade20k": lambda: dense.open_ade20k(path),
+        "voc": lambda: dense.open_voc(path),
     }[kind]()
 
 
@@ -189,7 +208,8 @@ def _open_shapes(options_text: str, cache: str | None) -> tuple[Source, Source]:
 
     folder = shapes.prepare(_shapes_options(options_text), cache)
     builder = tfds.builder_from_directory(folder)
-    decoders = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+    encoded = ("image", "mask", "segments")
+    decoders = {name: tfds.decode.SkipDecoding() for name in encoded}
 
     def source(split):
         records = builder.as_data_source(split, decoders=decoders)
@@ -202,6 +222,7 @@ def _open_shapes(options_text: str, cache: str | None) -> tuple[Source, Source]:
             labels=functools.partial(_column, records, "label", np.int32),
             targets=functools.partial(_column, records, "attributes", np.uint8),
             target_names=shapes.ATTRIBUTES,
+            segment_names=shapes.SEGMENTS,
             identity=functools.partial(identity.of_texts, *Path(folder).parts[-2:], split),
         )
 
@@ -357,6 +378,7 @@ def _shapes_extras(records, i: int) -> dict:
     example = records[int(i)]
     return {
         "mask": decode.decode(example["mask"])[..., 0],
+        "segments": decode.indices(example["segments"]),
         "attributes": example["attributes"],
         "background": int(example["background"]),
     }

@@ -43,6 +43,7 @@ COLORS = {
 CLASSES = tuple(f"{pattern} {shape}" for shape in SHAPES for pattern in PATTERNS)
 # Attribute i says whether an object of colour i % 8 and shape i // 8 is in the scene.
 ATTRIBUTES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
+SEGMENTS = ("background", *CLASSES)  # of pixels: objects of the class, large or small
 BACKGROUNDS = (
     "speckle",
     "clouds",
@@ -56,7 +57,7 @@ BACKGROUNDS = (
 )  # family i goes with class i
 BACKGROUND_MATCH = 0.7
 
-_VERSION = "1.1.0"  # raise it whenever the same options draw other pixels
+_VERSION = "1.2.0"  # raise it whenever the same options draw other pixels, or records hold more
 _PALETTE = np.array(list(COLORS.values()), np.float32)
 _STALE_SECONDS = 24 * 3600
 
@@ -76,6 +77,7 @@ class Scene(NamedTuple):
     Attributes:
       image: (size, size, 3) uint8.
       mask: (size, size) uint8, 255 on any object and 0 on the background.
+      segments: (size, size) uint8, indices into SEGMENTS.
       label: index into CLASSES.
       attributes: (24,) uint8 of 0 and 1, see ATTRIBUTES.
       background: index into BACKGROUNDS.
@@ -83,6 +85,7 @@ class Scene(NamedTuple):
 
     image: np.ndarray
     mask: np.ndarray
+    segments: np.ndarray
     label: int
     attributes: np.ndarray
     background: int
@@ -114,19 +117,20 @@ def draw(options: Options, split: str, index: int) -> Scene:
     x, y = np.meshgrid(centres, centres)
     image = _background(rng, background, x, y)
 
-    covered = np.zeros((size, size), np.float32)
+    segments = np.zeros((size, size), np.uint8)
     attributes = np.zeros(len(ATTRIBUTES), np.uint8)
     for thing in objects:
         paint, coverage = _paint(rng, thing, x, y)
         image += coverage[..., None] * (paint - image)
-        covered = np.maximum(covered, coverage)
+        segments[coverage >= 0.5] = 1 + thing.pattern + len(PATTERNS) * thing.shape
         attributes[thing.color + len(COLORS) * thing.shape] = 1
     # Uneven light: without it the nearest neighbours of raw pixels are right too often.
     image *= 1 + 0.5 * (2 * _smooth_noise(rng, 3, size)[..., None] - 1)
     image += rng.normal(0, 4, image.shape)
     return Scene(
         image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
-        mask=np.where(covered >= 0.5, 255, 0).astype(np.uint8),
+        mask=np.where(segments > 0, 255, 0).astype(np.uint8),
+        segments=segments,
         label=label,
         attributes=attributes,
         background=background,
@@ -280,6 +284,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             "label": tfds.features.ClassLabel(names=list(CLASSES)),
             "attributes": tfds.features.Tensor(shape=(len(ATTRIBUTES),), dtype=np.uint8),
             "mask": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
+            "segments": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
             "background": tfds.features.ClassLabel(names=list(BACKGROUNDS)),
         }
         return tfds.core.DatasetInfo(
@@ -305,6 +310,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
                     "label": scene.label,
                     "attributes": scene.attributes,
                     "mask": _png(scene.mask),
+                    "segments": _png(scene.segments),
                     "background": scene.background,
                 },
             )
