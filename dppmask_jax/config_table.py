@@ -14,7 +14,7 @@ from dppmask_jax import config as pretraining
 from dppmask_jax import terminal
 from dppmask_jax.errors import one_line
 from dppmask_jax.fields import Field, flatten, shown
-from dppmask_jax.methods import METHODS
+from dppmask_jax.methods import METHODS, frozen
 from dppmask_jax.tasks import TASKS, checks
 
 _INDENT = "      "
@@ -42,11 +42,13 @@ This page is made by `make docs`.
 
 
 def fields_of(config) -> dict[str, Field]:
-    """The fields of the config of a pre-training or an evaluation.
+    """The fields of the config of a pre-training, an evaluation, or an encoder alone.
 
     Raises:
-      InputError: it is neither.
+      InputError: it is none of these.
     """
+    if config.get("method") == frozen.NAME:
+        return frozen.fields()
     return (checks if "task" in config else pretraining).fields_for(config)
 
 

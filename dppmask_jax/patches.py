@@ -8,6 +8,8 @@ here.
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -179,15 +181,16 @@ def resize_positions(
     a = -0.75, no antialiasing, borders repeated.
 
     Args:
-      positions: (1, 1 + N, D), the class token's first, then row by row.
+      positions: (1, P + N, D), those of P other tokens first, then row by row. P is 1 with a class
+        token's, or 0.
       old_grid: (rows, columns) with rows * columns == N.
       new_grid: (rows, columns) wanted.
       excess: the scale between the grids is (new + excess) / old along each axis. 0.1 is DINO's and
         iBOT's, for local crops; 0 is interpolation to a size.
 
     Returns:
-      (1, 1 + rows * columns, D); the class token's position is unchanged. The positions
-      themselves where the grids are the same.
+      (1, P + rows * columns, D); the first P are unchanged. The positions themselves where the
+      grids are the same.
     """
     if tuple(old_grid) == tuple(new_grid):
         return positions
@@ -195,9 +198,11 @@ def resize_positions(
         jnp.asarray(_bicubic_weights(old, new, excess), positions.dtype)
         for old, new in zip(old_grid, new_grid, strict=True)
     )
-    on_grid = positions[0, 1:].reshape(*old_grid, -1)
+    others = positions.shape[1] - math.prod(old_grid)
+    on_grid = positions[0, others:].reshape(*old_grid, -1)
     resized = jnp.einsum("ir,jc,rcd->ijd", rows, columns, on_grid, precision="highest")
-    return jnp.concatenate([positions[:, :1], resized.reshape(1, -1, positions.shape[-1])], axis=1)
+    resized = resized.reshape(1, -1, positions.shape[-1])
+    return jnp.concatenate([positions[:, :others], resized], axis=1)
 
 
 def _bicubic_weights(old: int, new: int, excess: float) -> np.ndarray:

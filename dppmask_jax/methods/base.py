@@ -50,9 +50,10 @@ class Method(NamedTuple):
     unreadable one.
     """
 
-    example: Callable[..., dict[str, Any]]
+    example: Callable[..., dict[str, Any]] | None
     """(encoded image, numpy Generator) -> the uint8 arrays of one training example; on the host.
-    With `extras`, a third argument holds them by their names, see `crops.single_view`."""
+    With `extras`, a third argument holds them by their names, see `crops.single_view`. None where
+    there is no training, see `frozen`."""
 
     init: Callable[[Any], tuple[Any, Any]]
     """key -> (params, extra); `extra` is what training updates without gradients."""

@@ -2,7 +2,7 @@
 methods see nothing else of it.
 
 Shapes: B images, N patches, D width, H heads, L layers, T = P + N tokens of which the first P, the
-class token and any registers, are no patches.
+class token and any registers, are no patches. P is 0 where there is no class token.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 
 class Tokens(NamedTuple):
     """What an encoder makes of images.
 
     Attributes:
-      cls: (B, D) float32, after the final norm.
+      cls: (B, D) float32, after the final norm: the class token, see `class_feature`.
       patches: (B, N, D) float32, after the final norm; row by row.
       prenorm: (B, P + N, D) before the final norm, patches last.
     """
@@ -24,6 +26,12 @@ class Tokens(NamedTuple):
     cls: Any
     patches: Any
     prenorm: Any
+
+
+def class_feature(latent, prefix: int):
+    """(B, P + N, D) -> (B, D): the class token, which comes first; the mean patch token where an
+    encoder has none, `prefix` P being 0."""
+    return latent[:, 0] if prefix else jnp.mean(latent, axis=1)
 
 
 class BlockTrace(NamedTuple):

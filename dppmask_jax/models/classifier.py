@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dppmask_jax.models.base import class_feature
 from dppmask_jax.models.layers import layer_norm, normal
 
 HEAD_STD = 2e-5  # of the initial weights: training starts from nearly equal scores
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
         """
         if self.pool == "cls":
             latent, _ = self.encoder(images, keys)
-            return self.head(latent[:, 0])
+            return self.head(class_feature(latent, self.encoder.prefix))
         if self.pool == "mean":
             tokens = self.encoder.prenorm(images, keys)[:, self.encoder.prefix :]
             return self.head(self.fc_norm(jnp.mean(tokens.astype(jnp.float32), axis=1)))

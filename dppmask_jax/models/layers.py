@@ -137,12 +137,14 @@ class BlockOptions(NamedTuple):
       relative: (rows, columns) of patches whose relative positions the block has biases for, see
         `relative.RelativeBias`; None: it has none of its own.
       divided: the kernels that end the branches of block i start divided by sqrt(2 (i + 1)).
+      mlp: of `MLPS`.
     """
 
     layer_scale: float = 0.0
     qv_bias: bool = False
     relative: tuple[int, int] | None = None
     divided: bool = False
+    mlp: str = "gelu"
 
 
 class Attention(nn.Module):
@@ -207,6 +209,25 @@ class Mlp(nn.Module):
         return dense(x.shape[-1], self.dtype, "fc2", self.out_init)(hidden)
 
 
+class GatedMlp(nn.Module):
+    """SwiGLU (arXiv 2002.05202) as in DINOv2: one layer makes what passes and its gate, `hidden`
+    each, gate first."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = XAVIER
+    out_init: Any = XAVIER
+
+    @nn.compact
+    def __call__(self, x):
+        both = dense(2 * self.hidden, self.dtype, "w12", self.kernel_init)(x)
+        gate, passed = jnp.split(both, 2, axis=-1)
+        return dense(x.shape[-1], self.dtype, "w3", self.out_init)(nn.silu(gate) * passed)
+
+
+MLPS = {"gelu": Mlp, "swiglu": GatedMlp}
+
+
 class Block(nn.Module):
     """Pre-norm transformer block. `scales` (B, 2), where given, multiply its two branches."""
 
@@ -225,7 +246,7 @@ class Block(nn.Module):
         branch = self._layer_scaled(attention(layer_norm("norm1")(x), bias), "scale1")
         x = fence(x + _scaled(branch, of_attention))
         self.sow("trace", "after_attention", x)
-        mlp = Mlp(self.hidden, *inits, name="mlp")
+        mlp = MLPS[self.options.mlp](self.hidden, *inits, name="mlp")
         branch = self._layer_scaled(mlp(layer_norm("norm2")(x)), "scale2")
         x = fence(x + _scaled(branch, of_mlp))
         self.sow("trace", "after_mlp", x)

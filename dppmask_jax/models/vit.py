@@ -16,8 +16,16 @@ import jax.numpy as jnp
 from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, optional, pair, sides, whole
-from dppmask_jax.models.base import BlockTrace, Encoder, EncoderKind, Tokens, Trace
+from dppmask_jax.models.base import (
+    BlockTrace,
+    Encoder,
+    EncoderKind,
+    Tokens,
+    Trace,
+    class_feature,
+)
 from dppmask_jax.models.layers import (
+    MLPS,
     XAVIER,
     BlockOptions,
     Blocks,
@@ -126,20 +134,25 @@ def cut_start(std: float) -> Start:
     return Start(cut, cut, cut, nn.initializers.zeros, divided=True)
 
 
-def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int):
+def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int, of_class: bool = True):
     """(1, 1 + N, D): the parameter "positions" of a module where it has one, else the sine-cosine
-    table of the grid, with zeros for the class token.
+    table of the grid, with zeros for the class token; (1, N, D) without `of_class`.
 
     No module makes that parameter. `Method.with_positions` and `Encoder.trainable` put it there,
     for images of another size: their positions are the table of the old grid, resized.
     """
     if module.has_variable("params", "positions"):
         return module.get_variable("params", "positions")
-    return patches.fixed_positions(grid, width)
+    return _fixed(grid, width, of_class)
+
+
+def _fixed(grid: tuple[int, int], width: int, of_class: bool):
+    table = patches.fixed_positions(grid, width)
+    return table if of_class else table[:, 1:]
 
 
 class ViT(nn.Module):
-    """Encoder with a class token.
+    """Encoder of images.
 
     `__call__` takes whole images. `embed` gives their patch tokens alone, and `encode` runs the
     blocks on any of these, as MAE does on the visible ones.
@@ -151,7 +164,10 @@ class ViT(nn.Module):
         positions (arXiv 2309.16588).
       relative: "" or relative position biases, "shared" by all blocks or of "each" block; see
         `relative.RelativeBias`. Such an encoder takes whole images of `image_size`.
-      layer_scale, qv_bias: see `layers.BlockOptions`.
+      layer_scale, qv_bias, mlp: see `layers.BlockOptions`.
+      class_token: whether there is one (I-JEPA has none). It goes with registers and relative
+        positions alone.
+      class_position: whether the class token has a position (DeiT III gives it none).
     """
 
     size: Size
@@ -166,11 +182,19 @@ class ViT(nn.Module):
     relative: str = ""
     layer_scale: float = 0.0
     qv_bias: bool = False
+    class_token: bool = True
+    class_position: bool = True
+    mlp: str = "gelu"
 
     @property
     def prefix(self) -> int:
         """How many tokens stand in front of the patches: the class token and the registers."""
-        return 1 + self.registers
+        return int(self.class_token) + self.registers
+
+    @property
+    def of_class(self) -> bool:
+        """Whether the first position is the class token's."""
+        return self.class_token and self.class_position
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -181,9 +205,10 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(
             width, self.patch_size, self.dtype, start.patch_kernel, start.patch_bias
         )
-        self.cls_token = self.param("cls_token", start.tokens, (1, 1, width), jnp.float32)
+        if self.class_token:
+            self.cls_token = self.param("cls_token", start.tokens, (1, 1, width), jnp.float32)
         if self.position == "learned":
-            shape = (1, 1 + rows * columns, width)
+            shape = (1, self.of_class + rows * columns, width)
             self.learned = self.param("positions", start.tokens, shape, jnp.float32)
         if self.registers:
             shape = (1, self.registers, width)
@@ -195,6 +220,7 @@ class ViT(nn.Module):
             self.qv_bias,
             self.grid if self.relative == "each" else None,
             start.divided,
+            self.mlp,
         )
         self.blocks = Blocks(
             self.size, self.drop_path_rate, self.remat, self.dtype, start.kernels, options
@@ -222,24 +248,33 @@ class ViT(nn.Module):
         tokens = self.patch_embed(images)
         if mask is not None:
             tokens = jnp.where(mask[..., None], mask_token.astype(tokens.dtype), tokens)
-        x = jnp.concatenate([self._class_token(tokens), tokens], axis=1)
-        if self.position != "none":
-            x = x + self._positions(images).astype(tokens.dtype)
+        x = self._placed(tokens, images)
         if not self.relative:
             return self.blocks(self._with_registers(x), keys)
         self._check_grid(images)
         bias = self.relative_bias() if self.relative == "shared" else None
         return self.blocks(x, keys, bias)
 
+    def _placed(self, tokens, images):
+        """(B, N, D) embeddings -> (B, 1 + N, D) with the class token, if any, and positions."""
+        positions = None
+        if self.position != "none":
+            positions = self._positions(images).astype(tokens.dtype)
+        if positions is not None and not self.of_class:
+            tokens, positions = tokens + positions, None
+        if self.class_token:
+            tokens = jnp.concatenate([self._class_token(tokens), tokens], axis=1)
+        return tokens if positions is None else tokens + positions
+
     def embed(self, images):
         """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions."""
         if self.position == "none":
             return self.patch_embed(images)
-        positions = self._positions(images)[0, 1:]
+        positions = self._positions(images)[0, int(self.of_class) :]
         return self.patch_embed(images) + jnp.asarray(positions, self.dtype)
 
     def encode(self, tokens, keys=None):
-        """Runs the blocks on the class token and `tokens`.
+        """Runs the blocks on the class token, if there is one, and `tokens`.
 
         Args:
           tokens: (B, K, D) from `embed`, all of them or the visible ones in any order.
@@ -248,11 +283,12 @@ class ViT(nn.Module):
         Returns:
           As `__call__`, of K patches.
         """
-        cls = self._class_token(tokens)
-        if self.position == "learned":
-            cls = cls + self.learned[:, :1].astype(tokens.dtype)
-        x = self._with_registers(jnp.concatenate([cls, tokens], axis=1))
-        prenorm = self.blocks(x, keys)
+        if self.class_token:
+            cls = self._class_token(tokens)
+            if self.position == "learned" and self.of_class:
+                cls = cls + self.learned[:, :1].astype(tokens.dtype)
+            tokens = jnp.concatenate([cls, tokens], axis=1)
+        prenorm = self.blocks(self._with_registers(tokens), keys)
         return self.norm(prenorm), prenorm
 
     def _with_registers(self, x):
@@ -268,12 +304,12 @@ class ViT(nn.Module):
         )
 
     def _positions(self, images):
-        """(1, 1 + N, D)."""
+        """(1, 1 + N, D), or (1, N, D) where the class token has none."""
         if self.position == "learned":
             grid = patches.grid_shape(images.shape[1:3], self.patch_size)
             return patches.resize_positions(self.learned, self.grid, grid)
         self._check_grid(images)
-        return given_or_fixed(self, self.grid, self.size.width)
+        return given_or_fixed(self, self.grid, self.size.width, self.of_class)
 
     def _check_grid(self, images):
         if patches.grid_shape(images.shape[1:3], self.patch_size) != self.grid:
@@ -303,7 +339,7 @@ def encoder(module: ViT) -> Encoder:
     """The `Encoder` of a ViT."""
 
     def tokens(latent, prenorm) -> Tokens:
-        return Tokens(latent[:, 0], latent[:, module.prefix :], prenorm)
+        return Tokens(class_feature(latent, module.prefix), latent[:, module.prefix :], prenorm)
 
     def init(key):
         images = jnp.zeros((1, *module.image_size, 3), jnp.float32)
@@ -349,12 +385,12 @@ def encoder(module: ViT) -> Encoder:
         module.size.depth,
         module.grid,
         layer_of=functools.partial(layer_of, depth=module.size.depth),
-        options={name: getattr(module, name) for name in _OPTIONS},
+        options=_options(module),
         tuned=lambda: encoder(module.clone(position=_TUNED.get(module.position, module.position))),
         trainable=functools.partial(_with_positions, module),
         embed=embed,
         blocks=None if module.relative else blocks,
-        attended=attended,
+        attended=attended if module.class_token else None,
         trace=trace,
     )
 
@@ -379,10 +415,40 @@ def _with_positions(module: ViT, params):
     """The parameters with positions among them: their own, or the fixed table."""
     if "positions" in params or module.position == "none":
         return params
-    table = patches.fixed_positions(module.grid, module.size.width)
+    table = _fixed(module.grid, module.size.width, module.of_class)
     return {**params, "positions": jnp.asarray(table)}
 
 
-_OPTIONS = ("position", "registers", "relative", "layer_scale", "qv_bias")
+def check_options(options) -> None:
+    """Raises InputError where options of a `ViT` are unknown or do not go together."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise InputError(f"an encoder has no option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
+    values = {name: options.get(name, getattr(ViT, name)) for name in OPTIONS}
+    allowed = {
+        "position": ("fixed", "learned", "none"),
+        "relative": ("", "shared", "each"),
+        "mlp": tuple(MLPS),
+    }
+    for name, choices in allowed.items():
+        if values[name] not in choices:
+            words = " | ".join(map(repr, choices))
+            raise InputError(f"an encoder's {name}={values[name]!r} is not allowed: {words}")
+    if not values["class_token"] and (values["registers"] or values["relative"]):
+        raise InputError("an encoder without class token has no registers or relative positions")
+    if values["registers"] and values["relative"]:
+        raise InputError("an encoder with registers has no relative positions")
+
+
+def _options(module: ViT) -> dict[str, Any]:
+    """Those that came later stand there only where they are not at their default: kept configs of
+    fine-tunings lack them."""
+    later = {name: getattr(module, name) for name in _LATER}
+    return {name: getattr(module, name) for name in OPTIONS if name not in later} | {
+        name: value for name, value in later.items() if value != getattr(ViT, name)
+    }
+
+
+_LATER = ("class_token", "class_position", "mlp")
+OPTIONS = ("position", "registers", "relative", "layer_scale", "qv_bias", *_LATER)
 _TUNED = {"fixed": "learned"}
 KIND = EncoderKind(build, FIELDS, check, name_of)

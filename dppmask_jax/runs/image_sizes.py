@@ -76,7 +76,7 @@ def resized(params, extra, config, image_size: tuple[int, int]):
     if kind_of(config) != CLASSIFIER:
         learned, params = params, method_of(config).with_positions(params)
         if params is not learned:
-            how = "fixed positions resized, the decoder's as well"
+            how = "fixed positions resized" + ", the decoder's as well" * ("decoder" in params)
     flat, _ = jax.tree_util.tree_flatten_with_path((params, extra))
     if not any(_is_positions(path) for path, _ in flat):
         how = "it has no positions to resize"

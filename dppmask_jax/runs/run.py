@@ -24,7 +24,7 @@ from dppmask_jax.models import encoders
 from dppmask_jax.runs import checkpoint, proposed
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.image_sizes import as_used, checked_images, resized
-from dppmask_jax.runs.kinds import CLASSIFIER, kind_of, method_of
+from dppmask_jax.runs.kinds import CLASSIFIER, ENCODER, kind_of, method_of
 from dppmask_jax.words import with_article
 
 _TRIED = 64  # images, in search of an example that can be read
@@ -82,7 +82,8 @@ class Run:
         self.data_identity = data_identity
         self.kind = kind_of(config)
         kind = METHODS.get(self.kind)
-        self.name = with_article(kind.label if kind else self.kind)
+        label = config.label if self.kind == ENCODER else self.kind
+        self.name = with_article(kind.label if kind else label)
         self.step = step
         config, self.resized = as_used(config, image_size, dtype), ""
         self.image_size = tuple(config.image_size)
@@ -182,7 +183,8 @@ class Run:
     def _able(self, function, otherwise: str):
         """The function, which a method that cannot do it lacks."""
         if function is None:
-            raise InputError(f"this is a run of {self.kind}, which {otherwise}; load another")
+            what = "an encoder alone" if self.kind == ENCODER else f"a run of {self.kind}"
+            raise InputError(f"this is {what}, which {otherwise}; load another")
         return function
 
     def example_images(self, num: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from dppmask_jax import methods, parallel, whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import with_later
-from dppmask_jax.methods import METHODS
+from dppmask_jax.methods import METHODS, frozen
 from dppmask_jax.runs import lock
 
 
@@ -101,6 +101,8 @@ def from_json(values: dict[str, Any]) -> config_dict.ConfigDict:
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config that was kept, as JSON: what its method came to read since is at its default."""
+    if values.get("method") == frozen.NAME:
+        return with_later(values, frozen.fields())
     if values.get("method") not in list(METHODS):
         return dict(values)
     return with_later(values, methods.fields_of(values["method"]))
