@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from dppmask_jax.analyses.attention import distance, mutual_information, uniform_distance
+from dppmask_jax.analyses import attention
+from dppmask_jax.analyses.attention import mutual_information, uniform_distance
 
 
 def weights(rows):
@@ -15,6 +16,7 @@ def weights(rows):
 
 
 def test_distance_is_in_pixels_between_the_centres_of_patches():
+    distance = jax.jit(attention.distance, static_argnums=(1, 2))
     itself, even = np.eye(197), np.full((197, 197), 1 / 197)
     assert distance(weights(itself), (14, 14), 16) == pytest.approx(0, abs=1e-20)
     assert distance(weights(even), (14, 14), 16) == pytest.approx(116.492, abs=1e-3)
@@ -31,7 +33,7 @@ def test_what_the_class_token_and_registers_take_does_not_count():
 
     @functools.partial(jax.jit, static_argnums=1)
     def both(weights, prefix):
-        return distance(weights, (2, 2), 8, prefix), mutual_information(weights, prefix)
+        return attention.distance(weights, (2, 2), 8, prefix), mutual_information(weights, prefix)
 
     for prefix in (1, 3):
         whole = np.full((2, 3, prefix + 4, prefix + 4), 0.1, np.float32)
@@ -39,11 +41,10 @@ def test_what_the_class_token_and_registers_take_does_not_count():
         found = both(whole, prefix)
         np.testing.assert_allclose(found, both(among, 0), rtol=1e-4)
     # A patch that sees the class token alone counts as one that looks everywhere.
-    assert distance(weights(np.eye(5)[[0] * 5]), (2, 2), 8) == pytest.approx(
-        uniform_distance((2, 2), 8)
-    )
+    found, _ = both(weights(np.eye(5)[[0] * 5]), 1)
+    assert found == pytest.approx(uniform_distance((2, 2), 8))
     with pytest.raises(ValueError, match="does not fit 2x2 patches and 1 tokens before them"):
-        distance(whole, (2, 2), 8)
+        attention.distance(whole, (2, 2), 8)
 
 
 def test_mutual_information_says_whether_attention_depends_on_the_query():

@@ -5,7 +5,7 @@ import numpy as np
 import oracles
 import pytest
 
-from dppmask_jax.analyses import attention
+from dppmask_jax.analyses import attention, spectra
 
 pytestmark = oracles.MARKS
 # Attention that the oracle describes in words.
@@ -34,3 +34,20 @@ def test_uniform_attention_over_14_by_14_patches():
     expected = oracles.load("clmim_attention")["uniform14_distance"]
     found = attention.uniform_distance((14, 14), 16)
     oracles.near("clmim_attention, uniform 14x14", found, expected, 1e-4)
+
+
+def test_singular_values_of_tokens_and_of_images():
+    oracle = oracles.load("clmim_spectra")
+    latents, valid = oracle["latents"], oracle["image_log_sv_valid"]
+    of_images = spectra.image_log_singular_values(latents)
+    of_tokens = spectra.token_log_singular_values(latents)
+    oracles.near("clmim_spectra, images", of_images, oracle["image_log_sv"][:valid], 1e-4)
+    oracles.near("clmim_spectra, tokens", of_tokens, oracle["token_log_sv"], 1e-4)
+    alone = [spectra.token_log_singular_values(latents[i : i + 1]) for i in range(3)]
+    oracles.near("clmim_spectra, an image", alone, oracle["token_log_sv_per_image"][:3], 1e-4)
+    # As the task has them, from sums over groups of images.
+    found = spectra.of_vectors(latents[:, 1:].mean(axis=1))
+    for name, expected in (("log_singular_values", "image_log_sv"), ("drop", "image_delta")):
+        values = found[name]["mean"]
+        oracles.near(f"clmim_spectra, {name}", values, oracle[expected][: len(values)], 1e-4)
+    assert len(values) == valid - 1  # without a group, which is one image here

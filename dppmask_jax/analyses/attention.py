@@ -13,7 +13,7 @@ import numpy as np
 
 from dppmask_jax import patches
 from dppmask_jax.analyses import base
-from dppmask_jax.analyses.base import curve, per_image, prefix_of
+from dppmask_jax.analyses.base import curve, per_image, prefix_of, with_error
 from dppmask_jax.data.images import augment
 from dppmask_jax.evals.base import Evaluation, Result, Task
 from dppmask_jax.fields import Field, whole
@@ -160,7 +160,7 @@ def _table(metrics) -> list[tuple[str, ...]]:
         for name, digits in (("distance", 1), ("nmi", 3)):
             of_heads = metrics[name]["heads"][i]
             cells += [
-                _with_error(metrics[name], i, digits),
+                with_error(metrics[name], i, digits),
                 f"{min(of_heads):.{digits}f} to {max(of_heads):.{digits}f}",
             ]
         rows.append((str(i + 1), *cells))
@@ -170,14 +170,10 @@ def _table(metrics) -> list[tuple[str, ...]]:
 def _row(metrics) -> dict[str, str]:
     depth = len(metrics["nmi"]["mean"])
     return {
-        f"{words}, {which} block": _with_error(metrics[name], i, digits)
+        f"{words}, {which} block": with_error(metrics[name], i, digits)
         for name, words, digits in (("distance", "distance (px)", 1), ("nmi", "NMI", 3))
         for which, i in (("first", 0), ("middle", depth // 2), ("last", depth - 1))
     }
-
-
-def _with_error(values, i: int, digits: int) -> str:
-    return f"{values['mean'][i]:.{digits}f} ± {values['error'][i]:.{digits}f}"
 
 
 def _maps(evaluation: Evaluation) -> dict:
@@ -186,7 +182,7 @@ def _maps(evaluation: Evaluation) -> dict:
     images = base.pictures(evaluation, evaluation.config.shown) if evaluation.config.shown else ()
     if not len(images):
         return {}
-    has_class_token = encoder.options.get("class_token", True)
+    has_class_token = encoder.attended is not None
 
     @jax.jit
     def of_blocks(params, images):

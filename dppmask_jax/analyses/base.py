@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dppmask_jax.data import loader
@@ -73,6 +74,13 @@ def prefix_of(trace: Trace) -> int:
     return trace.embedding.shape[1] - trace.tokens.patches.shape[1]
 
 
+def patch_tokens(trace: Trace) -> list:
+    """(B, N, D) each, float32: the patch tokens at every depth, the embedding and what each block
+    makes of it."""
+    of_depths = (trace.embedding, *(block.after_mlp for block in trace.blocks))
+    return [tokens[:, prefix_of(trace) :].astype(jnp.float32) for tokens in of_depths]
+
+
 def pictures(evaluation: Evaluation, count: int) -> np.ndarray:
     """(at most `count`, H, W, 3) uint8: images to be shown, evenly spread over those of `chosen`;
     one that cannot be read is left out."""
@@ -120,3 +128,8 @@ def curve(values: np.ndarray) -> dict[str, list[float]]:
     values = np.asarray(values, np.float64)
     error = values.std(axis=0) / np.sqrt(len(values))
     return {"mean": values.mean(axis=0).tolist(), "error": error.tolist()}
+
+
+def with_error(values, place: int, digits: int) -> str:
+    """A number of a `curve` and its error, in words."""
+    return f"{values['mean'][place]:.{digits}f} ± {values['error'][place]:.{digits}f}"

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from dppmask_jax.figures.axes import LINES, plain_axes
 from dppmask_jax.figures.panels import DPI, INK
 
+_MOST_MARKED = 40  # numbers of a line with a dot each
 Curve = Mapping[str, Sequence[Any]]
 
 
@@ -81,7 +82,8 @@ def _draw(axes, panel: Panel, named: bool) -> None:
         x, color = panel.first + np.arange(len(mean)), LINES[i % len(LINES)]
         x = x if panel.places is None else panel.places
         label = label if named else None
-        axes.plot(x, mean, color=color, label=label, marker="o", markersize=3)
+        marker = "o" if len(mean) <= _MOST_MARKED else ""
+        axes.plot(x, mean, color=color, label=label, marker=marker, markersize=3)
         axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
         if "parts" in curve:
             axes.plot(x, curve["parts"], color=color, linestyle="", marker=".", ms=3, alpha=0.35)

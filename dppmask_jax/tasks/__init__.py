@@ -1,6 +1,6 @@
 """The evaluations and analyses: name -> Task. A new one is a file like these and a line here."""
 
-from dppmask_jax.analyses import attention
+from dppmask_jax.analyses import attention, diversity, spectra
 from dppmask_jax.evals import backgrounds, cluster, finetune, knn, linear, multilabel, reconstruct
 
 TASKS = {
@@ -12,4 +12,6 @@ TASKS = {
     "multilabel": multilabel.TASK,
     "reconstruct": reconstruct.TASK,
     "attention": attention.TASK,
+    "diversity": diversity.TASK,
+    "spectra": spectra.TASK,
 }

@@ -1,0 +1,267 @@
+"""Singular values of an encoder's tokens, and how many dimensions they fill.
+
+Tokens of one image, and mean patch tokens of many images, as Park et al. look at them (What Do
+Self-Supervised Vision Transformers Learn?, ICLR 2023, arXiv 2305.00729, section 2, and the author's
+answer in issue 2 of its code). Effective rank: Roy and Vetterli, EUSIPCO 2007. RankMe: Garrido et
+al., ICML 2023, arXiv 2210.02885.
+
+A singular value is one of a covariance, and so a variance. The class token and registers do not
+count.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from dppmask_jax.analyses import base
+from dppmask_jax.analyses.base import curve, patch_tokens, per_image, with_error
+from dppmask_jax.evals.base import Evaluation, Result, Task
+from dppmask_jax.figures.depths import Panel, draw_panels
+from dppmask_jax.models.base import Trace
+
+_LEAST_IMAGES = 20
+_GROUPS = 10  # of images, each left out once
+_FLOOR = 1e-12  # of a singular value, before its logarithm
+_RANKME_EPSILON = 1e-7
+
+
+def token_log_singular_values(latents, prefix: int = 1):
+    """Log singular values of the covariance of the patch tokens of an image, mean over images.
+
+    Args:
+      latents: (B, prefix + N, D).
+      prefix: how many of the first tokens are no patches.
+
+    Returns:
+      (min(N - 1, D),) float32, falling: of N centred tokens no more are above 0.
+    """
+    return jnp.mean(_log_singular_values(jnp.asarray(latents)[:, prefix:]), axis=0)
+
+
+def image_log_singular_values(latents, prefix: int = 1):
+    """Log singular values of the covariance of mean patch tokens over images.
+
+    Args:
+      latents: (B, prefix + N, D).
+      prefix: how many of the first tokens are no patches.
+
+    Returns:
+      (min(B - 1, D),) float32, falling: of B centred means no more are above 0.
+    """
+    return _log_singular_values(jnp.mean(jnp.asarray(latents)[:, prefix:], axis=1))
+
+
+def effective_rank(singular_values) -> np.ndarray:
+    """exp of the entropy of the shares that singular values have of their sum.
+
+    Args:
+      singular_values: (..., R), not negative.
+
+    Returns:
+      (...) float64, from 1 to R; R where all are equal.
+    """
+    values = np.asarray(singular_values, np.float64)
+    shares = values / np.maximum(values.sum(axis=-1, keepdims=True), _FLOOR)
+    return np.exp(-np.sum(shares * np.log(np.maximum(shares, _FLOOR)), axis=-1))
+
+
+def rankme(singular_values) -> np.ndarray:
+    """RankMe: as `effective_rank`, of the singular values of the features themselves (M, D), which
+    are not centred; with the epsilon of the paper."""
+    values = np.asarray(singular_values, np.float64)
+    shares = values / values.sum(axis=-1, keepdims=True) + _RANKME_EPSILON
+    return np.exp(-np.sum(shares * np.log(shares), axis=-1))
+
+
+def _log_singular_values(vectors):
+    """(..., n, D) -> (..., min(n - 1, D)) of their covariance.
+
+    Singular values of the centred vectors keep twice the digits of those of the covariance.
+    """
+    count, width = vectors.shape[-2:]
+    centred = vectors.astype(jnp.float32) - jnp.mean(vectors, axis=-2, keepdims=True)
+    of_vectors = jnp.linalg.svd(centred, compute_uv=False)[..., : min(count - 1, width)]
+    return jnp.log(jnp.maximum(jnp.square(of_vectors) / (count - 1), _FLOOR))
+
+
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError where blocks do not show, or there are too few patches or images."""
+    base.require_trace(evaluation)
+    base.require_patches(evaluation, 3)
+    base.require_images(evaluation, _LEAST_IMAGES)
+
+
+def run(evaluation: Evaluation) -> Result:
+    """Singular values and ranks at every depth, and behind the final norm."""
+
+    def statistic(trace: Trace):
+        of_depths = [*patch_tokens(trace), trace.tokens.patches]
+        return {
+            "logs": jnp.stack([_log_singular_values(tokens) for tokens in of_depths], axis=1),
+            "pooled": jnp.stack([jnp.mean(tokens, axis=1) for tokens in of_depths], axis=1),
+        }
+
+    # Threads of BLAS wait for each other longer than such small matrices take.
+    with threadpool_limits(1, user_api="blas"):
+        found = per_image(evaluation, statistic, "images")  # (M, L + 2, ...)
+        metrics = {
+            "images": len(found["logs"]),
+            "tokens_level": _of_tokens(found["logs"]),
+            "images_level": _of_images(found["pooled"]),
+        }
+    rows, columns = evaluation.run.method.encoder.grid
+    return Result(
+        metrics,
+        _table(metrics),
+        f"{rows}x{columns} patch tokens of width {evaluation.run.method.encoder.width}, "
+        f"{metrics['images']:,} images; depth 0 is the embedding, l the output of block l, norm "
+        "that of the final norm",
+        note=_note(metrics),
+        row=_row(metrics),
+    )
+
+
+def _of_tokens(logs: np.ndarray) -> dict:
+    """Of the log singular values (M, L + 2, R) of each image."""
+    logs = np.asarray(logs, np.float64)
+    return {
+        "log_singular_values": [curve(of_depth) for of_depth in logs.swapaxes(0, 1)],
+        "drop": [curve(of_depth - of_depth[:, :1]) for of_depth in logs.swapaxes(0, 1)],
+        "effective_rank": curve(effective_rank(np.exp(logs))),
+    }
+
+
+def _of_images(pooled: np.ndarray) -> dict:
+    """Of the mean patch tokens (M, L + 2, D)."""
+    found = [of_vectors(pooled[:, depth]) for depth in range(pooled.shape[1])]
+    ranks = {
+        name: {part: [of_depth[name][part] for of_depth in found] for part in ("mean", "error")}
+        for name in ("effective_rank", "rankme")
+    }
+    return {name: [one[name] for one in found] for name in ("log_singular_values", "drop")} | ranks
+
+
+def of_vectors(vectors: np.ndarray) -> dict[str, dict]:
+    """Singular values and ranks of a vector an image.
+
+    Args:
+      vectors: (M, D), M at least 20, may be a memory map.
+
+    Returns:
+      {"log_singular_values", "drop", which is those less the first, "effective_rank", "rankme":
+      {"mean": the value, "error": its standard error}}. The error is the jackknife's over ten
+      groups of images, of which each is left out once; singular values are as many as are above 0
+      without a group.
+    """
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    sums = [_sums(vectors[first::_GROUPS] - mean) for first in range(_GROUPS)]
+    everything = [sum(parts) for parts in zip(*sums, strict=True)]
+    left = [[total - part for total, part in zip(everything, group, strict=True)] for group in sums]
+    rank = min(int(min(count for count, *_ in left)) - 1, len(mean))
+    of_all = _statistics(*everything, mean, rank)
+    without = [_statistics(*of_rest, mean, rank) for of_rest in left]
+    return {
+        name: {"mean": value.tolist(), "error": _jackknife([one[name] for one in without])}
+        for name, value in of_all.items()
+    }
+
+
+def _sums(rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """(number of rows (n, D), their sum, the sum of their outer products)."""
+    return len(rows), rows.sum(axis=0), rows.T @ rows
+
+
+def _statistics(count: int, total, squares, mean, rank: int) -> dict[str, np.ndarray]:
+    """Of `count` vectors, of whose differences to `mean` total (D,) is the sum and squares (D, D)
+    the sum of outer products; the `rank` largest singular values count."""
+    around_mean = squares - np.outer(total, total) / count
+    shifted = np.outer(total, mean)
+    around_zero = squares + shifted + shifted.T + count * np.outer(mean, mean)
+    variances = np.maximum(np.linalg.eigvalsh(around_mean)[::-1][:rank] / (count - 1), _FLOOR)
+    of_features = np.sqrt(np.maximum(np.linalg.eigvalsh(around_zero)[::-1][: rank + 1], 0))
+    logs = np.log(variances)
+    return {
+        "log_singular_values": logs,
+        "drop": logs - logs[0],
+        "effective_rank": effective_rank(variances),
+        "rankme": rankme(of_features),
+    }
+
+
+def _jackknife(without: list[np.ndarray]):
+    """The standard error of a statistic, from its values without a group of images each."""
+    count = len(without)
+    return (np.std(without, axis=0) * np.sqrt(count - 1)).tolist()
+
+
+def _table(metrics) -> list[tuple[str, ...]]:
+    tokens, images = metrics["tokens_level"], metrics["images_level"]
+    depth = len(images["rankme"]["mean"])
+    heading = (
+        "depth (0: embedding)",
+        "effective rank, tokens of an image",
+        "of images",
+        "RankMe of images",
+    )
+    ranks = (tokens["effective_rank"], images["effective_rank"], images["rankme"])
+    return [heading] + [
+        (name, *(with_error(values, i, 1) for values in ranks))
+        for i, name in enumerate([*map(str, range(depth - 1)), "norm"])
+    ]
+
+
+def _note(metrics) -> str:
+    tokens, images = (
+        len(metrics[level]["drop"][0]["mean"]) for level in ("tokens_level", "images_level")
+    )
+    return (
+        "± is the standard error over images, of their level by leaving out each of "
+        f"{_GROUPS} groups; ranks of tokens reach {tokens}, of images {images}"
+    )
+
+
+def _row(metrics) -> dict[str, str]:
+    """Behind the final norm: what users of the encoder get."""
+    tokens, images = metrics["tokens_level"], metrics["images_level"]
+    return {
+        "effective rank of tokens": with_error(tokens["effective_rank"], -1, 1),
+        "of images": with_error(images["effective_rank"], -1, 1),
+        "RankMe": with_error(images["rankme"], -1, 1),
+    }
+
+
+def compare(found) -> dict:
+    """Singular values after the last block and ranks by depth, a line a run, see
+    `base.Task.compare`."""
+
+    def after_last_block(level: str) -> dict:
+        return {label: metrics[level]["drop"][-2] for label, metrics in found.items()}
+
+    def by_depth(level: str, rank: str) -> dict:
+        return {
+            label: {part: values[:-1] for part, values in metrics[level][rank].items()}
+            for label, metrics in found.items()
+        }
+
+    fall = "log singular value, less the first\n"
+    nth, depth = "singular value", "depth (0: embedding)"
+    tokens, images = "tokens_level", "images_level"
+    panels = [
+        Panel(after_last_block(tokens), f"{fall}(tokens of an image)", nth),
+        Panel(after_last_block(images), f"{fall}(images)", nth),
+        Panel(
+            by_depth(tokens, "effective_rank"),
+            "effective rank (tokens of an image)",
+            depth,
+            0,
+            from_zero=True,
+        ),
+        Panel(by_depth(images, "rankme"), "RankMe (images)", depth, 0, from_zero=True),
+    ]
+    note = "singular values of covariances after the last block; band: standard error over images"
+    return {"spectra.png": draw_panels(panels, note=note)}
+
+
+TASK = Task(check, run, base.FIELDS, compare=compare)

@@ -1,0 +1,58 @@
+"""Singular values and ranks of tokens and images."""
+
+import jax
+import numpy as np
+import pytest
+
+from dppmask_jax.analyses import spectra
+
+
+def test_logs_are_of_the_variances_of_patches_alone():
+    rng = np.random.default_rng(0)
+    scales = np.array([4.0, 2.0, 1.0, 0.5], np.float32)
+    latents = np.float32(rng.normal(size=(5, 2 + 40, 4))) * scales + 7
+    latents[:, :2] = 100  # a class token and a register
+
+    @jax.jit
+    def both(latents):
+        return (
+            spectra.token_log_singular_values(latents, 2),
+            spectra.image_log_singular_values(latents, 2),
+        )
+
+    of_tokens, of_images = both(latents)
+    patches = latents[:, 2:].astype(np.float64)
+    variances = [np.linalg.eigvalsh(np.cov(image.T))[::-1] for image in patches]
+    np.testing.assert_allclose(of_tokens, np.mean(np.log(variances), axis=0), atol=1e-5)
+    of_means = np.linalg.eigvalsh(np.cov(patches.mean(axis=1).T))[::-1]
+    assert of_images.shape == (4,)  # 5 images fill 4 dimensions
+    np.testing.assert_allclose(of_images, np.log(of_means), atol=1e-4)
+    # Tokens without any difference have no logarithm of minus infinity.
+    assert np.isfinite(both(np.ones_like(latents))[0]).all()
+
+
+def test_ranks_count_the_dimensions_that_are_filled():
+    assert spectra.effective_rank(np.ones(7)) == pytest.approx(7)
+    assert spectra.effective_rank([[5.0, 0, 0], [1, 1, 0]]) == pytest.approx([1, 2])
+    assert spectra.effective_rank([0.75, 0.25]) == pytest.approx(np.exp(0.5623351))
+    assert spectra.rankme(np.ones(7)) == pytest.approx(7, rel=1e-4)
+    assert spectra.rankme([3.0, 0, 0]) == pytest.approx(1, rel=1e-4)
+
+
+def test_images_are_measured_group_by_group_as_at_once():
+    rng = np.random.default_rng(1)
+    vectors = np.float32(rng.normal(size=(200, 6)) * np.arange(6, 0, -1) + 5)
+    found = spectra.of_vectors(vectors)
+    variances = np.linalg.eigvalsh(np.cov(vectors.T, dtype=np.float64))[::-1]
+    logs = found["log_singular_values"]
+    np.testing.assert_allclose(logs["mean"], np.log(variances), atol=1e-9)
+    np.testing.assert_allclose(found["drop"]["mean"], np.log(variances / variances[0]), atol=1e-9)
+    assert found["drop"]["error"][0] == 0
+    rank = spectra.effective_rank(variances)
+    assert found["effective_rank"]["mean"] == pytest.approx(rank)
+    of_features = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
+    assert found["rankme"]["mean"] == pytest.approx(spectra.rankme(of_features))
+    # The variance of a normal distribution is known to sqrt(2 / M) of itself.
+    assert np.mean(logs["error"]) == pytest.approx((2 / 200) ** 0.5, rel=0.5)
+    few = spectra.of_vectors(vectors[:20, [0, 1, 2] * 10])
+    assert len(few["drop"]["mean"]) == 17 and np.isfinite(few["rankme"]["mean"])
