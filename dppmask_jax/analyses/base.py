@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation
 from dppmask_jax.fields import Field, whole
 from dppmask_jax.models.base import Trace
+from dppmask_jax.words import count
 
 FIELDS = {
     **base.FIELDS,
@@ -30,13 +31,12 @@ def split_of(evaluation: Evaluation) -> Source:
 
 def chosen(evaluation: Evaluation) -> np.ndarray:
     """The numbers of `config.images` images of that split, evenly spread; all if it has fewer."""
-    return spread(split_of(evaluation), evaluation.config.images)
+    return spread(len(split_of(evaluation)), evaluation.config.images)
 
 
-def spread(source: Source, count: int) -> np.ndarray:
-    """The numbers of so many images of a source, evenly spread; all if it has fewer."""
-    total = len(source)
-    return np.linspace(0, total - 1, min(total, count)).round().astype(np.int64)
+def spread(total: int, most: int) -> np.ndarray:
+    """At most so many of the numbers below a total, evenly spread."""
+    return np.linspace(0, total - 1, min(total, most)).round().astype(np.int64)
 
 
 def require_trace(evaluation: Evaluation) -> None:
@@ -116,6 +116,13 @@ def per_image(
     return base.extracted(evaluation, split_of(evaluation), encode, what, chosen(evaluation))[0]
 
 
+def numbered(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+    """Batches for `features.extractor` whose `encode` needs more of an image than its pixels: in
+    the place of the images it is given {"image", "index" in the source, "label"}."""
+    for batch in batches:
+        yield {**batch, "image": {name: batch[name] for name in ("image", "index", "label")}}
+
+
 def curve(values: np.ndarray) -> dict[str, list[float]]:
     """The mean of a value an image at each depth, and its standard error over the images.
 
@@ -133,3 +140,14 @@ def curve(values: np.ndarray) -> dict[str, list[float]]:
 def with_error(values, place: int, digits: int) -> str:
     """A number of a `curve` and its error, in words."""
     return f"{values['mean'][place]:.{digits}f} ± {values['error'][place]:.{digits}f}"
+
+
+def in_percent(curve: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """A curve of shares from 0 to 1, in percent."""
+    return {name: [100 * value for value in values] for name, values in curve.items()}
+
+
+def over_images(found: Iterable[Mapping[str, Any]]) -> str:
+    """What the band of a figure is, for metrics that have the number of "images"."""
+    counts = " | ".join(dict.fromkeys(count(metrics["images"], "image") for metrics in found))
+    return f"bands: one standard error over {counts}"

@@ -22,7 +22,7 @@ FIELDS = {
 
 def chosen(evaluation: Evaluation) -> np.ndarray:
     """The numbers of the training images that classifiers are fitted to."""
-    return base.spread(evaluation.train, evaluation.config.train_images)
+    return base.spread(len(evaluation.train), evaluation.config.train_images)
 
 
 def no_own_head_because(evaluation: Evaluation) -> str:

@@ -1,6 +1,14 @@
 """The evaluations and analyses: name -> Task. A new one is a file like these and a line here."""
 
-from dppmask_jax.analyses import attention, diversity, spectra
+from dppmask_jax.analyses import (
+    attention,
+    diversity,
+    frequencies,
+    layers,
+    shift,
+    spectra,
+    tsne,
+)
 from dppmask_jax.evals import backgrounds, cluster, finetune, knn, linear, multilabel, reconstruct
 
 TASKS = {
@@ -13,5 +21,9 @@ TASKS = {
     "reconstruct": reconstruct.TASK,
     "attention": attention.TASK,
     "diversity": diversity.TASK,
+    "frequencies": frequencies.TASK,
+    "layers": layers.TASK,
+    "shift": shift.TASK,
     "spectra": spectra.TASK,
+    "tsne": tsne.TASK,
 }

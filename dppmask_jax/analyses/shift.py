@@ -1,0 +1,333 @@
+"""How much accuracy an encoder's classifiers lose on changed images, such as stylised copies (arXiv
+2305.00729, section 4: shape against texture). Nothing is stylised here."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dppmask_jax.analyses import base, classifiers
+from dppmask_jax.data.images import greys
+from dppmask_jax.data.sources import opening
+from dppmask_jax.data.sources.base import Source
+from dppmask_jax.errors import InputError
+from dppmask_jax.evals import features
+from dppmask_jax.evals.base import (
+    Evaluation,
+    Result,
+    Score,
+    Task,
+    batches,
+    percent,
+    require_labels,
+)
+from dppmask_jax.fields import Field, Rule, above, is_text, whole
+from dppmask_jax.figures.depths import draw_depths
+from dppmask_jax.methods import supervised
+from dppmask_jax.scores import nearest, ridge
+from dppmask_jax.scores.uncertainty import error_of_mean
+from dppmask_jax.words import count
+
+_SHARE_OF_PAIRS = 0.5  # of the smaller set, for the images to count as copies
+_NAMED = 5
+
+FIELDS = {
+    **base.FIELDS,
+    "images": base.FIELDS["images"]._replace(
+        default=2000, note="images of either kind that are classified, evenly spread"
+    ),
+    "changed": Field(
+        "",
+        Rule(
+            lambda value: is_text(value) and (value == "" or opening.SOURCE.holds(value)),
+            opening.SOURCE.allowed,
+        ),
+        "where the changed images are; classes go by their names, copies by class and file name",
+    ),
+    **classifiers.FIELDS,
+    "k": Field(20, whole(1), "neighbours"),
+    "temperature": Field(0.07, above(0), "of their votes"),
+}
+_WORDS = {"own": "own head", "ridge": "ridge", "knn": "k-NN"}
+
+
+class _Tested(NamedTuple):
+    """What is classified: images of the validation split, and changed ones.
+
+    `label_of` are the original numbers of the classes of `changed`; `paired`: whether the images
+    stand one for one; `notes` say what was left out.
+    """
+
+    changed: Source
+    original_rows: np.ndarray
+    changed_rows: np.ndarray
+    label_of: np.ndarray
+    paired: bool
+    notes: list[str]
+
+
+def check(evaluation: Evaluation) -> None:
+    """Raises InputError without labels, or where the changed images do not go with them."""
+    require_labels(evaluation)
+    _tested(evaluation)
+
+
+def run(evaluation: Evaluation) -> Result:
+    """Accuracy on the validation images and on the changed ones, of classifiers of the former."""
+    tested = _tested(evaluation)
+    config = evaluation.config
+    predict, trained = _classifiers(evaluation)
+    original, rows, labels = _predicted(
+        evaluation, evaluation.val, tested.original_rows, predict, "validation"
+    )
+    changed, changed_rows, changed_labels = _predicted(
+        evaluation, tested.changed, tested.changed_rows, predict, "changed"
+    )
+    changed_labels = tested.label_of[changed_labels]
+    if tested.paired:
+        kept, changed_kept = _both_read(tested, rows, changed_rows)
+        labels, changed_labels = labels[kept], changed_labels[changed_kept]
+        original = {name: classes[kept] for name, classes in original.items()}
+        changed = {name: classes[changed_kept] for name, classes in changed.items()}
+    found = {
+        name: _drop(original[name] == labels, changed[name] == changed_labels, tested.paired)
+        for name in original
+    }
+    heading = ("classifier", "original", "changed", "drop")
+    table = [heading] + [
+        (_WORDS[name], *(percent(*values[part].values()) for part in heading[1:]))
+        for name, values in found.items()
+    ]
+    best = next(iter(found))
+    accuracy = found[best]["changed"]
+    number = evaluation.train.num_classes
+    return Result(
+        {
+            "classifiers": found,
+            "paired": tested.paired,
+            "train_images": trained,
+            "images": len(labels),
+            "changed_images": len(changed_labels),
+            "chance": 1 / number,
+        },
+        table,
+        f"classifiers of {trained:,} images of {config.data.source}, tested on {len(labels):,} of "
+        f"its validation images and {len(changed_labels):,} images of {config.changed}, "
+        + ("copies of them by class and name" if tested.paired else "no copies of them by name")
+        + "".join(f"; {note}" for note in tested.notes),
+        Score(
+            f"accuracy on changed images ({_WORDS[best]})",
+            accuracy["mean"],
+            None,
+            accuracy["error"],
+        ),
+        "± is the standard error over the images; that of a drop is "
+        + ("of the same images' pairs" if tested.paired else "for images that are independent"),
+        {
+            f"{row[0]}, {column}": cell
+            for row in table[1:]
+            for column, cell in zip(heading[1:], row[1:], strict=True)
+        },
+        {"chance": 1 / number},
+    )
+
+
+def _tested(evaluation: Evaluation) -> _Tested:
+    """Which images are classified.
+
+    Raises:
+      InputError: there are no changed images with labels, or none of a class of the originals.
+    """
+    config, val = evaluation.config, evaluation.val
+    if not config.changed:
+        raise InputError(
+            "config.changed is empty; say where the changed images are: "
+            "--config.changed=folder:PATH (or tfds:NAME, …)"
+        )
+    where = f"config.changed={config.changed}"
+    train_split, val_split = opening.open_splits(
+        config.changed,
+        data_dir=config.data.dir or None,
+        val_fraction=0.0,
+        grey_range=greys.named(config.data.range),
+    )
+    changed = val_split or train_split
+    if changed.labels is None:
+        raise InputError(f"{where} has no labels: {changed.unlabelled_because}")
+    names = evaluation.train.class_names
+    number_of = {name: number for number, name in enumerate(names)}
+    label_of = np.array([number_of.get(name, -1) for name in changed.class_names], np.int32)
+    labels = label_of[changed.labels()]
+    val_labels = val.labels()
+    rows = np.flatnonzero(labels >= 0)
+    val_rows = np.flatnonzero(np.isin(val_labels, labels[rows]))
+    if not rows.size or not val_rows.size:
+        raise InputError(
+            f"{where} and config.data.source={config.data.source} have no class in common: "
+            f"{_listed(changed.class_names)} there, {_listed(names)} here; call them alike"
+        )
+    notes = []
+    if foreign := len(labels) - len(rows):
+        notes.append(f"{count(foreign, 'changed image')} of other classes left out")
+    if missing := len(val_labels) - len(val_rows):
+        notes.append(
+            f"{count(missing, 'validation image')} of classes without a changed image left out"
+        )
+    keys, val_keys = _keys(changed, rows, labels), _keys(val, val_rows, val_labels)
+    pairs = [(val_keys[key], row) for key, row in keys.items() if key in val_keys]
+    paired = len(pairs) >= _SHARE_OF_PAIRS * min(len(rows), len(val_rows))
+    if paired:
+        alone = len(rows) - len(pairs)
+        notes += [f"{count(alone, 'changed image')} without an original left out"] * bool(alone)
+        val_rows, rows = np.array(sorted(pairs)).T
+    else:
+        train = evaluation.train
+        train_keys = _keys(train, np.arange(len(train)), train.labels())
+        seen = sum(key in train_keys for key in keys)
+        if seen >= _SHARE_OF_PAIRS * len(rows):
+            notes.append(
+                f"{seen:,} of the changed images have names of training images: if they are copies "
+                "of these, the drop is too small"
+            )
+    return _Tested(
+        changed,
+        val_rows[base.spread(len(val_rows), config.images)],
+        rows[base.spread(len(rows), config.images)],
+        label_of,
+        paired,
+        notes,
+    )
+
+
+def _listed(names) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _keys(source: Source, rows: np.ndarray, labels: np.ndarray) -> dict[tuple[int, str], int]:
+    """{(class, file name without its ending): row} of the images that no other is called like."""
+    named = [
+        (int(labels[row]), os.path.splitext(os.path.basename(source.name(int(row))))[0])
+        for row in rows
+    ]
+    times = collections.Counter(named)
+    return {key: int(row) for key, row in zip(named, rows, strict=True) if times[key] == 1}
+
+
+def _classifiers(evaluation: Evaluation):
+    """({name: features of images -> classes}, number of training images)."""
+    config, run = evaluation.config, evaluation.run
+    number = evaluation.train.num_classes
+    train, _, labels = _features(
+        evaluation, evaluation.train, classifiers.chosen(evaluation), "training", own=False
+    )
+    fitted = ridge.fit(train["mean"], labels, number, tuple(config.ridge))
+
+    def neighbours(found):
+        return nearest.predictions(
+            train[run.knn_feature],
+            labels,
+            found[run.knn_feature],
+            num_classes=number,
+            ks=(config.k,),
+            temperature=config.temperature,
+        )[config.k]
+
+    predict = {
+        "ridge": lambda found: np.argmax(fitted(found["mean"]), axis=1),
+        "knn": neighbours,
+    }
+    if not classifiers.no_own_head_because(evaluation):
+        predict = {"own": lambda found: found["own"], **predict}
+    return predict, len(labels)
+
+
+def _predicted(evaluation: Evaluation, source: Source, rows, predict, what: str):
+    """({classifier: classes (M,)}, rows (M,), labels (M,)) of those images that can be read."""
+    found, read, labels = _features(evaluation, source, rows, what, own="own" in predict)
+    return {name: of_features(found) for name, of_features in predict.items()}, read, labels
+
+
+def _features(evaluation: Evaluation, source: Source, rows, what: str, *, own: bool):
+    """({name: (M, ...)}, rows (M,), labels (M,)) of those images that can be read."""
+    run = evaluation.run
+    encode = supervised.encoder_features(run.method.encoder)
+
+    def of_batch(encoder, whole_run, batch):
+        out = encode(encoder, batch["image"])
+        found = {name: out[name] for name in ("mean", run.knn_feature)}
+        if own:
+            scores = run.method.logits(*whole_run, batch["image"])
+            found["own"] = jnp.argmax(scores, axis=-1)
+        return {**found, "row": batch["index"]}
+
+    stream = base.numbered(batches(evaluation, source, what, rows))
+    whole_run = (run.params, run.extra) if own else ()
+    found, labels = features.extractor(of_batch)(run.encoder, whole_run, stream)
+    return found, found.pop("row"), labels
+
+
+def _both_read(tested: _Tested, rows, changed_rows) -> tuple[np.ndarray, np.ndarray]:
+    """Where in either the pairs are of which both images could be read."""
+    place = {int(row): i for i, row in enumerate(rows)}
+    changed_place = {int(row): i for i, row in enumerate(changed_rows)}
+    chosen = np.stack([tested.original_rows, tested.changed_rows], axis=1).tolist()
+    pairs = [
+        (place[one], changed_place[other])
+        for one, other in chosen
+        if one in place and other in changed_place
+    ]
+    if not pairs:
+        raise InputError(features.NONE_READABLE)
+    kept, changed_kept = np.array(pairs).T
+    return kept, changed_kept
+
+
+def _drop(original: np.ndarray, changed: np.ndarray, paired: bool) -> dict[str, dict[str, float]]:
+    """Shares of images that are right, and their difference, with standard errors."""
+    original, changed = original.astype(np.float64), changed.astype(np.float64)
+    errors = error_of_mean(original), error_of_mean(changed)
+    return {
+        "original": {"mean": float(original.mean()), "error": errors[0]},
+        "changed": {"mean": float(changed.mean()), "error": errors[1]},
+        "drop": {
+            "mean": float(original.mean() - changed.mean()),
+            "error": error_of_mean(original - changed) if paired else math.hypot(*errors),
+        },
+    }
+
+
+def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A figure for each classifier that all have: accuracy on the original and changed images."""
+    shared = [
+        name for name in _WORDS if all(name in metrics["classifiers"] for metrics in found.values())
+    ]
+    figures = {}
+    for name in shared:
+        curves = {}
+        for label, metrics in found.items():
+            of_run = metrics["classifiers"][name]
+            curves[label] = {
+                part: [100 * of_run[kind][part] for kind in ("original", "changed")]
+                for part in ("mean", "error")
+            }
+        figure = draw_depths(
+            curves,
+            f"accuracy of {_WORDS[name]} (%)",
+            xlabel="images",
+            places=(0.0, 1.0),
+            note="bands: one standard error over the images",
+        )
+        (axes,) = figure.axes
+        axes.set_xticks([0.0, 1.0], ["original", "changed"])
+        figures[f"shift_{name}.png"] = figure
+    return figures
+
+
+TASK = Task(check, run, FIELDS, compare=compare)
