@@ -282,6 +282,19 @@ BOUNDS = {
     "root": _TEXT,
     "images": ([2, INT32], [1, INT32 + 1, 2.0, True]),
     "shown": ([0, 32], [-1, 33, 1.0, True]),
+    "train_images": ([2, INT32], [1, INT32 + 1, 2.0]),
+    "changed": (["", "shapes", "folder:x"], ["shape", "folder", None]),
+    "noise.classifier": (["auto", "own", "ridge", "none"], ["", "finetune", None]),
+    "noise.images": ([2, INT32], [1, INT32 + 1, 2.0]),
+    "noise.frequencies": ([(TINY,), [3.14, 1]], [(), 1.0, (0.0,), (math.pi,), (1, 1)]),
+    "noise.half_width": ([None, TINY, 3.14], [0, math.pi]),
+    "noise.eps": _POSITIVE,
+    "noise.seed": _WHOLE_FROM_0,
+    "classes": ([2, 10], [1, 11, 2.0]),
+    "tokens": _WHOLE_FROM_1,
+    "depth": ([None, 0, INT32], [-1, 1.0, True]),
+    "perplexity": _POSITIVE,
+    "iterations": ([250, INT32], [249, 250.0]),
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
     "tau": ([None, *_SHARE[0]], _SHARE[1]),
@@ -317,6 +330,8 @@ EVALUATION_BOUNDS = BOUNDS | {
 
 OF_KIND["finetune finetune"] = EVALUATION_BOUNDS | {"epochs": _FROM_0}
 OF_KIND["reconstruct finetune"] = EVALUATION_BOUNDS | {"images": _TEXT}
+for _name in ("layers", "shift"):
+    OF_KIND[f"{_name} finetune"] = EVALUATION_BOUNDS | {"k": _WHOLE_FROM_1}
 
 
 @EACH

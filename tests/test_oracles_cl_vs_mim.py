@@ -5,7 +5,7 @@ import numpy as np
 import oracles
 import pytest
 
-from dppmask_jax.analyses import attention, spectra
+from dppmask_jax.analyses import attention, frequencies, ring_noise, spectra
 
 pytestmark = oracles.MARKS
 # Attention that the oracle describes in words.
@@ -51,3 +51,23 @@ def test_singular_values_of_tokens_and_of_images():
         values = found[name]["mean"]
         oracles.near(f"clmim_spectra, {name}", values, oracle[expected][: len(values)], 1e-4)
     assert len(values) == valid - 1  # without a group, which is one image here
+
+
+@pytest.mark.parametrize("kind,side", [("white", 14), ("low", 14), ("odd7", 7), ("const", 14)])
+def test_relative_log_amplitudes(kind, side):
+    oracle = oracles.load("clmim_fourier")
+    found = frequencies.log_amplitude(oracle[f"{kind}_tokens"], (side, side))
+    oracles.near(f"clmim_fourier, {kind}", found, oracle[f"{kind}_delta"], 2e-5)
+
+
+def test_frequency_noise():
+    oracle = oracles.load("clmim_frequency_noise")
+    noise = oracles.images(oracle["delta"])
+    kept = [name for name in oracle if name.startswith("s") and not name.endswith("_cells")]
+    assert len(kept) == 12
+    for name in kept:
+        half_width, frequency = (float(part[1:]) for part in name.split("_"))
+        inside = ring_noise.ring(noise.shape[1:3], frequency, half_width)
+        oracles.same(f"clmim_frequency_noise, {name}", inside.sum(), oracle[f"{name}_mask_cells"])
+        found = ring_noise.filtered(noise, inside)
+        oracles.near(f"clmim_frequency_noise, {name}", found, oracles.images(oracle[name]), 5e-4)

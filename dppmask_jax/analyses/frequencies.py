@@ -14,7 +14,7 @@ import numpy as np
 from dppmask_jax.analyses import base, classifiers, ring_noise
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result, Task
-from dppmask_jax.figures.depths import draw_depths
+from dppmask_jax.figures.depths import Panel, draw_panels
 
 _FLOOR = 1e-6  # below every amplitude, as in the authors' code
 LEAST_SIDE = 3  # patches, for a second frequency
@@ -152,17 +152,18 @@ def _shown_depths(rows) -> tuple[int, ...]:
 
 
 def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The figures: the highest frequency by depth, and the drop under noise by frequency."""
-    figures = {
-        "frequencies.png": draw_depths(
-            {label: metrics["highest"] for label, metrics in found.items()},
-            "Δ log amplitude, highest frequency less mean",
-            xlabel="depth (0: embedding, l: output of block l)",
-            first=0,
-            note=base.over_images(found.values()),
-        )
-    }
-    return figures | ring_noise.compare(found)
+    """The figure: the highest frequency by depth, and the drop under noise by frequency."""
+    highest = Panel(
+        {label: metrics["highest"] for label, metrics in found.items()},
+        "Δ log amplitude, highest frequency less mean",
+        xlabel="depth (0: embedding, l: output of block l)",
+        first=0,
+    )
+    panels = [highest, *ring_noise.panels(found)]
+    note = base.over_images(found.values())
+    noise = [metrics["noise"] for metrics in found.values() if "noise" in metrics]
+    note += f"; under noise, {base.over_images(noise)}" if noise else ""
+    return {"frequencies.png": draw_panels(panels, note=note)}
 
 
 TASK = Task(check, run, FIELDS, compare=compare)

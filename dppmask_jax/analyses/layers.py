@@ -24,7 +24,7 @@ from dppmask_jax.evals.base import (
     require_labels,
 )
 from dppmask_jax.fields import FLAG, Field, above, whole
-from dppmask_jax.figures.depths import draw_depths
+from dppmask_jax.figures.depths import Panel, draw_panels
 from dppmask_jax.scores import nearest, ridge
 from dppmask_jax.scores.uncertainty import standard_error
 
@@ -172,27 +172,26 @@ def _row(metrics) -> dict[str, str]:
 
 
 def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """A figure for each probe: accuracy by depth; of class tokens too while lines are few."""
-    tokens = [(label, token) for label, metrics in found.items() for token in metrics["tokens"]]
-    if len(tokens) > _LINES:
-        tokens = [(label, token) for label, token in tokens if token == "patches"]
-    chances = {100 * metrics["chance"] for metrics in found.values()}
-    figures = {}
-    for probe, words in _PROBES.items():
-        curves = {}
-        for label, token in tokens:
-            curves[f"{label}, {_WORDS[token]}"] = base.in_percent(
-                found[label]["tokens"][token][probe]
-            )
-        figures[f"layers_{probe}.png"] = draw_depths(
-            curves,
+    """The figure: accuracy by depth, a panel for each probe; of class tokens too while lines are
+    few."""
+    lines = [(label, token) for label, metrics in found.items() for token in metrics["tokens"]]
+    if len(lines) > _LINES:
+        lines = [(label, token) for label, token in lines if token == "patches"]
+    chances = sorted({100 * metrics["chance"] for metrics in found.values()})
+    panels = [
+        Panel(
+            {
+                f"{label}, {_WORDS[token]}": base.in_percent(found[label]["tokens"][token][probe])
+                for label, token in lines
+            },
             f"{words} accuracy (%)",
             xlabel="depth (0: embedding, l: output of block l)",
             first=0,
-            levels={f"chance ({level:.3g} %)": level for level in sorted(chances)},
-            note=base.over_images(found.values()),
+            levels={f"chance ({level:.3g} %)": level for level in chances},
         )
-    return figures
+        for probe, words in _PROBES.items()
+    ]
+    return {"layers.png": draw_panels(panels, note=base.over_images(found.values()))}
 
 
 TASK = Task(check, run, FIELDS, compare=compare)

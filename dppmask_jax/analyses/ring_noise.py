@@ -16,7 +16,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation, batches, percent
 from dppmask_jax.fields import Field, above, one_of, optional, several, whole
-from dppmask_jax.figures.depths import draw_depths
+from dppmask_jax.figures.depths import Panel
 from dppmask_jax.imagenet import STD
 from dppmask_jax.methods import supervised
 
@@ -238,24 +238,18 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return table
 
 
-def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The figure of the drops, of those of some results that have them."""
+def panels(found: Mapping[str, dict[str, Any]]) -> list[Panel]:
+    """A panel of the drops of those of some results that have them, if at the same frequencies."""
     noise = {label: metrics["noise"] for label, metrics in found.items() if "noise" in metrics}
     alike = {tuple(of_one["frequencies"]) for of_one in noise.values()}
     if len(alike) != 1:
-        return {}
-    return {
-        "frequencies_noise.png": draw_depths(
-            {
-                label: {
-                    name: [100 * value for value in values] for name, values in one["drop"].items()
-                }
-                for label, one in noise.items()
-            },
+        return []
+    return [
+        Panel(
+            {label: base.in_percent(of_one["drop"]) for label, of_one in noise.items()},
             "drop of accuracy (percentage points)",
             xlabel="frequency of the noise (radians a pixel)",
             places=alike.pop(),
             levels={"no drop": 0.0},
-            note=base.over_images(noise.values()),
         )
-    }
+    ]

@@ -28,7 +28,7 @@ from dppmask_jax.evals.base import (
     require_labels,
 )
 from dppmask_jax.fields import Field, Rule, above, is_text, whole
-from dppmask_jax.figures.depths import draw_depths
+from dppmask_jax.figures.depths import Panel, draw_panels
 from dppmask_jax.methods import supervised
 from dppmask_jax.scores import nearest, ridge
 from dppmask_jax.scores.uncertainty import error_of_mean
@@ -54,6 +54,7 @@ FIELDS = {
     "k": Field(20, whole(1), "neighbours"),
     "temperature": Field(0.07, above(0), "of their votes"),
 }
+_KINDS = ("original", "changed")
 _WORDS = {"own": "own head", "ridge": "ridge", "knn": "k-NN"}
 
 
@@ -99,7 +100,7 @@ def run(evaluation: Evaluation) -> Result:
         name: _drop(original[name] == labels, changed[name] == changed_labels, tested.paired)
         for name in original
     }
-    heading = ("classifier", "original", "changed", "drop")
+    heading = ("classifier", *_KINDS, "drop")
     table = [heading] + [
         (_WORDS[name], *(percent(*values[part].values()) for part in heading[1:]))
         for name, values in found.items()
@@ -304,30 +305,26 @@ def _drop(original: np.ndarray, changed: np.ndarray, paired: bool) -> dict[str, 
 
 
 def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """A figure for each classifier that all have: accuracy on the original and changed images."""
-    shared = [
-        name for name in _WORDS if all(name in metrics["classifiers"] for metrics in found.values())
-    ]
-    figures = {}
-    for name in shared:
-        curves = {}
-        for label, metrics in found.items():
-            of_run = metrics["classifiers"][name]
-            curves[label] = {
-                part: [100 * of_run[kind][part] for kind in ("original", "changed")]
-                for part in ("mean", "error")
-            }
-        figure = draw_depths(
-            curves,
-            f"accuracy of {_WORDS[name]} (%)",
-            xlabel="images",
-            places=(0.0, 1.0),
-            note="bands: one standard error over the images",
-        )
-        (axes,) = figure.axes
-        axes.set_xticks([0.0, 1.0], ["original", "changed"])
-        figures[f"shift_{name}.png"] = figure
-    return figures
+    """The figure: accuracy on original and changed images, a panel for each classifier of all."""
+    panels = []
+    for name, words in _WORDS.items():
+        of_runs = {
+            label: metrics["classifiers"][name]
+            for label, metrics in found.items()
+            if name in metrics["classifiers"]
+        }
+        curves = {
+            label: base.in_percent(
+                {part: [one[kind][part] for kind in _KINDS] for part in ("mean", "error")}
+            )
+            for label, one in of_runs.items()
+        }
+        if len(curves) == len(found):
+            panels.append(Panel(curves, f"accuracy of {words} (%)", "images", places=(0.0, 1.0)))
+    figure = draw_panels(panels, note="bands: one standard error over the images")
+    for axes in figure.axes:
+        axes.set_xticks([0.0, 1.0], _KINDS)
+    return {"shift.png": figure}
 
 
 TASK = Task(check, run, FIELDS, compare=compare)
