@@ -16,6 +16,7 @@ Arguments after the colon:
            attention    how far attention reaches and whether it depends on the query, by block
            diversity    how alike heads, depths, tokens and images are, by block
            spectra      singular values of tokens and images, effective rank, RankMe, by block
+           saliency     TokenCut: objects by patch tokens alone, against foreground masks
   dataset  shapes       CPU-sized recipes, a few minutes on two cores
            small        about 10,000 photographs
            imagenet100  ImageNet-100: the classes of the paper out of an ImageNet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from dppmask_jax.data.sources import opening
 from dppmask_jax.evals.sections import NONE
 from dppmask_jax.masking import masker_of
 from dppmask_jax.methods import METHODS
@@ -45,7 +46,7 @@ def command(record) -> str:
 
 def _source(spec: str) -> str:
     kind, _, rest = spec.partition(":")
-    return rest if kind in ("folder", "coco", "clevr", "csv") and rest else spec
+    return rest if kind in opening.OF_PATHS and rest else spec
 
 
 def data(record) -> str:

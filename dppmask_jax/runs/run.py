@@ -85,6 +85,7 @@ class Run:
         label = config.label if self.kind == ENCODER else self.kind
         self.name = with_article(kind.label if kind else label)
         self.step = step
+        self._trained, self._dtype = (params, extra), dtype
         config, self.resized = as_used(config, image_size, dtype), ""
         self.image_size = tuple(config.image_size)
         if self.image_size != tuple(self.config.image_size):
@@ -120,6 +121,24 @@ class Run:
             else None
         )
         self._attention = jax.jit(method.attention) if self.has_attention else None
+
+    def at_size(self, image_size: tuple[int, int]) -> Run:
+        """The same run for images of another size.
+
+        Raises:
+          InputError: see `Run`.
+        """
+        if image_size == self.image_size:
+            return self
+        return Run(
+            self.config,
+            *self._trained,
+            self.step,
+            image_size=image_size,
+            dtype=self._dtype,
+            history=self.history,
+            data_identity=self.data_identity,
+        )
 
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""

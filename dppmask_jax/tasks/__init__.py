@@ -1,14 +1,6 @@
 """The evaluations and analyses: name -> Task. A new one is a file like these and a line here."""
 
-from dppmask_jax.analyses import (
-    attention,
-    diversity,
-    frequencies,
-    layers,
-    shift,
-    spectra,
-    tsne,
-)
+from dppmask_jax.analyses import attention, diversity, frequencies, layers, saliency, shift, spectra, tsne
 from dppmask_jax.evals import backgrounds, cluster, finetune, knn, linear, multilabel, reconstruct
 
 TASKS = {
@@ -26,4 +18,5 @@ TASKS = {
     "shift": shift.TASK,
     "spectra": spectra.TASK,
     "tsne": tsne.TASK,
+    "saliency": saliency.TASK,
 }

@@ -1,8 +1,9 @@
 """Crops on the host: encoded bytes to uint8 arrays of one size.
 
-Resampling is antialiased bicubic (a = -0.5) throughout: Pillow's, but for JPEGs while training that
-of cykooz.resizer, which is the same filter up to rounding, several times as fast. It copies the
-image: of the other formats, which are not shrunk while they are decoded, the largest leave no room.
+Resampling is antialiased bicubic (a = -0.5) unless another is asked for: Pillow's, but for JPEGs
+while training that of cykooz.resizer, which is the same filter up to rounding, several times as
+fast. It copies the image: of the other formats, which are not shrunk while they are decoded, the
+largest leave no room.
 Flipping and normalising happen on the device, see augment.py.
 """
 
@@ -324,12 +325,17 @@ def _resize(resizer, source, begin: tuple[int, int], shrink: int, view: View) ->
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(view.height, view.width, 3)
 
 
-def whole_image(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
+def whole_image(
+    data: bytes,
+    *,
+    image_size: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
     """All of an encoded image, squeezed into another shape if need be: no labelled object is cut
     off. Args, result and errors are those of `center_crop`."""
     height, width = image_size
     image = decode.to_rgb(decode.open_image(data))
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(image.resize((width, height), resample))
 
 
 def center_crop(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:

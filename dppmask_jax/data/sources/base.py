@@ -128,8 +128,8 @@ def first_extras(source: Source, names: Sequence[str], where: str) -> dict[str, 
                 return {name: np.asarray(known[name]) for name in names}
     raise InputError(
         f"{where} needs the {' and '.join(names)} of each image, and the data set of "
-        f"{source.name(0)} has none; set data.source to shapes, or for masks to a csv:FILE with a "
-        "column of them"
+        f"{source.name(0)} has none; set data.source to shapes, or for masks to saliency:ROOT or a "
+        "csv:FILE with a column of them"
     )
 
 

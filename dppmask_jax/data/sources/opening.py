@@ -13,6 +13,7 @@
                     and csv_table.py.
   ade20k:ROOT, voc:ROOT
                     images with a class for each pixel; see dense.py.
+  saliency:ROOT     images with foreground masks, see saliency.py.
 
 docs/data.md has the same for users.
 """
@@ -24,8 +25,9 @@ import functools
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -39,6 +41,7 @@ from dppmask_jax.data.sources import (
     dense,
     folder,
     identity,
+    saliency,
 )
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
@@ -52,25 +55,36 @@ _MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
 _NAMED: dict[tuple[str, str | None], set[str]] = {}
 TFDS_VALIDATION = ("validation", "val", "test")
 _RECORDS_AT_ONCE = 256  # while all labels are read
-# {kind of a source: what stands behind it}
-_PLACES = {
-    "folder": "PATH",
-    "tfds": "NAME",
-    "coco": "ROOT",
-    "clevr": "ROOT",
-    "csv": "FILE",
-    "ade20k": "ROOT",
-    "voc": "ROOT",
+
+
+class _Layout(NamedTuple):
+    """A layout of files in a folder."""
+
+    place: str  # what stands behind the colon
+    open: Callable[[str, float], tuple[Source, Source | None]]  # of a path and a val_fraction
+
+
+_LAYOUTS = {
+    "folder": _Layout("PATH", folder.open_folder),
+    "coco": _Layout("ROOT", lambda path, _: coco.open_coco(path)),
+    "clevr": _Layout("ROOT", lambda path, _: clevr.open_clevr(path)),
+    "csv": _Layout("FILE", csv_table.open_csv),
+    "ade20k": _Layout("ROOT", lambda path, _: dense.open_ade20k(path)),
+    "voc": _Layout("ROOT", lambda path, _: dense.open_voc(path)),
+    "saliency": _Layout("ROOT", lambda path, _: saliency.open_saliency(path)),
 }
+OF_PATHS = tuple(_LAYOUTS)  # kinds of sources with a path behind them
 SOURCE = Rule(
     lambda value: (
         is_text(value)
         and (
             value == "shapes"
-            or value.startswith(tuple(f"{kind}:" for kind in ("shapes", *_PLACES)))
+            or value.startswith(tuple(f"{kind}:" for kind in ("shapes", "tfds", *_LAYOUTS)))
         )
     ),
-    " | ".join(("shapes", *(f"{kind}:{place}" for kind, place in _PLACES.items()))),
+    " | ".join(
+        ("shapes", *(f"{kind}:{layout.place}" for kind, layout in _LAYOUTS.items()), "tfds:NAME")
+    ),
 )
 FIELDS = {
     "data.source": Field("shapes", SOURCE, "where the images are, see docs/data.md"),
@@ -127,23 +141,11 @@ def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Sourc
     kind, _, rest = spec.partition(":")
     if kind == "shapes":
         return _open_shapes(rest, data_dir)
-    if kind == "folder" and rest:
-        return folder.open_folder(os.path.expanduser(rest), val_fraction)
     if kind == "tfds" and rest:
         return _open_tfds(rest, data_dir, val_fraction)
-    if kind in _PLACES and rest:
-        return _open_annotated(kind, os.path.expanduser(rest), val_fraction)
+    if kind in _LAYOUTS and rest:
+        return _LAYOUTS[kind].open(os.path.expanduser(rest), val_fraction)
     raise InputError(f"unknown data source {spec!r}; use {SOURCE.allowed}")
-
-
-def _open_annotated(kind: str, path: str, val_fraction: float) -> tuple[Source, Source | None]:
-    return {
-        "coco": lambda: coco.open_coco(path),
-        "clevr": lambda: clevr.open_clevr(path),
-        "csv": lambda: csv_table.open_csv(path, val_fraction),
-        "ade20k": lambda: dense.open_ade20k(path),
-        "voc": lambda: dense.open_voc(path),
-    }[kind]()
 
 
 # Greyscale of more than 8 bits.
