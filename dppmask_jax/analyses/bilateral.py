@@ -14,8 +14,6 @@ import numpy as np
 from scipy import ndimage, sparse
 from scipy.sparse import linalg
 
-from dppmask_jax.scores.saliency import iou
-
 STEPS = 25  # of conjugate gradients
 _TOLERANCE = 1e-5  # relative, at which they stop earlier
 _SMOOTHNESS = 256.0
@@ -65,11 +63,13 @@ def smoothed(image: np.ndarray, target: np.ndarray, sigmas: Sigmas = SIGMAS) -> 
 
 
 def object_of(smooth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The mask that a smoothed mask stands for.
+    """The mask that a smoothed mask stands for: the largest connected part above one half, with
+    holes filled; where nothing is above, the mask that was smoothed.
 
-    It is `second_part`; one that overlaps with less than half of the mask that was smoothed is the
-    background, and is inverted. (The authors' code means to, and empties it.) Where nothing is left
-    above one half, the mask stays.
+    The authors' code takes the second largest of these parts and all that is not above one half,
+    which is the background where the object is large, and means to invert what overlaps with less
+    than half of the mask. But a mask of few large patches overlaps little with an object that is
+    cut out well; so the background does not count here.
 
     Args:
       smooth: (H, W), of `smoothed`.
@@ -78,27 +78,10 @@ def object_of(smooth: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Returns:
       (H, W) bool.
     """
-    if not (smooth > 0.5).any():
-        return mask
-    found = second_part(smooth)
-    return ~found if iou(found, mask) < 0.5 else found
-
-
-def second_part(smooth: np.ndarray) -> np.ndarray:
-    """The second largest of the parts of a smoothed mask that is cut at one half.
-
-    Parts are the connected ones above one half, with holes filled, and all that is not above as
-    one: the largest as a rule, but not where the object is larger than the background.
-
-    Args:
-      smooth: (H, W), above one half somewhere.
-
-    Returns:
-      (H, W) bool.
-    """
     parts, count = ndimage.label(ndimage.binary_fill_holes(smooth > 0.5))
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    return parts == np.argsort(sizes, kind="stable")[-2]
+    if not count:
+        return mask
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
 
 
 def _grid(image: np.ndarray, sigmas: Sigmas) -> tuple[np.ndarray, sparse.csr_array]:

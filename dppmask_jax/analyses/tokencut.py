@@ -23,8 +23,8 @@ class Cut(NamedTuple):
     Attributes:
       mask: (rows, columns) bool, True on the object.
       eigenvector: (rows * columns,) float64, the second smallest generalised one, of y^T D y = 1
-        and with its largest entry positive. All 0 where every patch is joined to every other, so
-        that nothing tells them apart; the object is then the whole image.
+        and with its largest entry positive. All 0 where every patch is joined to every other, or
+        none to another, so that nothing tells them apart; the object is then the whole image.
       seed: the patch that is surely on the object.
     """
 
@@ -52,7 +52,9 @@ def tokencut(
       guide: (rows * columns,), the seed is where it is largest instead.
     """
     joined = _joined(np.asarray(tokens), threshold)
-    eigenvector = np.zeros(len(joined)) if joined.all() else _second(joined)
+    pairs = np.count_nonzero(joined) - len(joined)
+    can_be_cut = 0 < pairs < len(joined) * (len(joined) - 1)
+    eigenvector = _second(joined) if can_be_cut else np.zeros(len(joined))
     largest = int(np.argmax(np.abs(eigenvector)))
     eigenvector = eigenvector * (1.0 if eigenvector[largest] >= 0 else -1.0)
     seed = largest if guide is None else int(np.argmax(guide))
@@ -63,11 +65,23 @@ def tokencut(
     return Cut(parts == parts.flat[seed], eigenvector, seed)
 
 
+def mean_cosine(tokens: np.ndarray) -> float:
+    """The mean cosine of two different tokens of (N, D)."""
+    count = len(tokens)
+    length = np.linalg.norm(_unit(tokens).sum(axis=0, dtype=np.float64))
+    return float((length**2 - count) / (count * (count - 1)))
+
+
 def _joined(tokens: np.ndarray, threshold: float) -> np.ndarray:
-    """(N, N) bool: whose cosine is above the threshold."""
-    lengths = np.linalg.norm(tokens, axis=1, keepdims=True)
-    unit = tokens / np.maximum(lengths, 1e-12)
-    return unit @ unit.T > threshold
+    """(N, N) bool: whose cosine is above the threshold; each patch is joined to itself."""
+    unit = _unit(tokens)
+    joined = unit @ unit.T > threshold
+    np.fill_diagonal(joined, True)
+    return joined
+
+
+def _unit(tokens: np.ndarray) -> np.ndarray:
+    return tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-12)
 
 
 def _second(joined: np.ndarray) -> np.ndarray:
@@ -88,4 +102,7 @@ def _second(joined: np.ndarray) -> np.ndarray:
         except sparse_linalg.ArpackNoConvergence:  # eigenvalues too near one another
             pass
     _, vectors = linalg.eigh(matrix, subset_by_index=[count - 2, count - 2])
+    if not vectors.size:  # LAPACK's bisection may find none of several equal eigenvalues
+        _, vectors = linalg.eigh(matrix)
+        vectors = vectors[:, -2:]
     return vectors[:, 0] / roots
