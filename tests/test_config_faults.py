@@ -173,6 +173,7 @@ _CHOICE = {
     "mask.kernel": ("gaussian", "cosine"),
     "mask.normalize": ("l2", "center", "standardize"),
     "mask.attention": ("high", "low", "hint"),
+    "resolution": ("model", "native"),
     "model.pool": ("mean", "cls"),
     "loss.kind": ("softmax", "bce", "asl"),
     "loss.distance": ("squared", "absolute"),
@@ -295,6 +296,8 @@ BOUNDS = {
     "depth": ([None, 0, INT32], [-1, 1.0, True]),
     "perplexity": _POSITIVE,
     "iterations": ([250, INT32], [249, 250.0]),
+    "max_side": ([16, 4096], [15, 4097]),
+    "bilateral": _FLAG,
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
     "tau": ([None, *_SHARE[0]], _SHARE[1]),
@@ -332,6 +335,7 @@ OF_KIND["finetune finetune"] = EVALUATION_BOUNDS | {"epochs": _FROM_0}
 OF_KIND["reconstruct finetune"] = EVALUATION_BOUNDS | {"images": _TEXT}
 for _name in ("layers", "shift"):
     OF_KIND[f"{_name} finetune"] = EVALUATION_BOUNDS | {"k": _WHOLE_FROM_1}
+OF_KIND["saliency finetune"] = EVALUATION_BOUNDS | {"threshold": ([-1, 1], [-1.01, 1.01])}
 
 
 @EACH

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from dppmask_jax import patches
 from dppmask_jax.analyses import base, cuts, masked_images
@@ -45,7 +46,7 @@ FIELDS = {
     "bilateral": Field(
         False, FLAG, "whether masks are also fitted to the edges of their image, see bilateral.py"
     ),
-    "shown": Field(6, whole(1, 32), "images in the figure"),
+    "shown": Field(6, whole(0, 32), "images in the figure; 0 draws none"),
 }
 
 
@@ -153,7 +154,7 @@ def _result(evaluation: Evaluation, groups, found: Cuts) -> Result:
             for measure, of in masks[name].items()
         },
         {"the whole image": masks["whole"]["IoU"]["value"]},
-        {"saliency.png": _figure(found, names)},
+        _figures(found, names),
     )
 
 
@@ -203,18 +204,20 @@ def _note(config, uncut: int, images: int, cosine: float) -> str:
     return "\n".join(lines)
 
 
-def _figure(found: Cuts, names: list[str]):
+def _figures(found: Cuts, names: list[str]) -> dict[str, Figure]:
     iou = dict(zip(found.numbers["index"].tolist(), found.numbers["iou"], strict=True))
     shown = [index for index in found.panels if index in iou]
-    captions = [["", "", *(f"IoU {value:.0%}" for value in iou[index]), ""] for index in shown]
-    return draw_saliency(
+    if not shown:
+        return {}
+    figure = draw_saliency(
         np.stack([found.panels[index] for index in shown]),
-        captions,
+        [["", "", *(f"IoU {value:.0%}" for value in iou[index]), ""] for index in shown],
         found.mean,
         [*(_LABELS[name] for name in names), "Truth"],
         "eigenvectors are signed so that the object is bright; the last row is over all images, "
         "squeezed into a square",
     )
+    return {"saliency.png": figure}
 
 
 def _compared(found: dict[str, dict[str, Any]]):
