@@ -25,7 +25,8 @@ Arguments after the colon:
   epochs   a whole number; the warm-up then takes at most a tenth of them
 
 Where the images are: --config.data.source=folder:PATH, tfds:NAME, coco:ROOT, clevr:ROOT, csv:FILE,
-saliency:ROOT or shapes; without it those that the run was pre-trained on. `dataset` only chooses the recipe.
+saliency:ROOT or shapes; without it those that the run was pre-trained on. `dataset` only chooses
+the recipe.
 
 The result goes to WORKDIR/eval_TASK.json, the checkpoint's folder unless --workdir says otherwise;
 the same command goes on where a training was interrupted.
