@@ -1,6 +1,15 @@
 """The evaluations and analyses: name -> Task. A new one is a file like these and a line here."""
 
-from dppmask_jax.analyses import attention, diversity, frequencies, layers, saliency, shift, spectra, tsne
+from dppmask_jax.analyses import (
+    attention,
+    diversity,
+    frequencies,
+    layers,
+    saliency,
+    shift,
+    spectra,
+    tsne,
+)
 from dppmask_jax.evals import backgrounds, cluster, finetune, knn, linear, multilabel, reconstruct
 
 TASKS = {
