@@ -24,8 +24,8 @@ TASKS = {
     "diversity": diversity.TASK,
     "frequencies": frequencies.TASK,
     "layers": layers.TASK,
+    "saliency": saliency.TASK,
     "shift": shift.TASK,
     "spectra": spectra.TASK,
     "tsne": tsne.TASK,
-    "saliency": saliency.TASK,
 }
