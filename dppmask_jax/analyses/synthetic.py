@@ -1,0 +1,85 @@
+"""Images without content, to ask an encoder what it makes of positions alone.
+
+SOAP's generator (its code, CC0; written anew): pink noise, gradients and modulated white noise, in
+a mixture of random weights. Everything is on the scale of normalised images, drawn on the device.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dppmask_jax import patches
+from dppmask_jax.data.images import augment
+from dppmask_jax.imagenet import MEAN, STD
+
+_WEIGHTS = (1.0, 1.0, 2.0)  # Dirichlet's, of modulated white noise, pink noise and gradient
+
+
+def pink(white: jax.Array) -> jax.Array:
+    """White noise whose amplitude falls with frequency: 1 / rho, the mean as it is.
+
+    Args:
+      white: (H, W, C), more than one pixel.
+
+    Returns:
+      (H, W, C) with a standard deviation of 1 in each channel; the mean is not taken off.
+    """
+    spectrum = jax.scipy.fft.dctn(white, axes=(0, 1), norm="ortho")
+    rows, columns = (jnp.arange(side, dtype=jnp.float32) for side in white.shape[:2])
+    radius = jnp.hypot(rows[:, None], columns).at[0, 0].set(1.0)
+    noise = jax.scipy.fft.idctn(spectrum / radius[..., None], axes=(0, 1), norm="ortho")
+    return noise / jnp.std(noise, axis=(0, 1), ddof=1)
+
+
+def gradient(coefficients: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """(H, W, C) normalised: a x + b y + c, cut to 0 to 1, with x and y from 0 to 1.
+
+    Args:
+      coefficients: (C, 3), a, b and c of each channel.
+    """
+    y, x = (jnp.linspace(0.0, 1.0, side) for side in size)
+    a, b, c = coefficients.T
+    return augment.normalize(jnp.clip(a * x[:, None] + b * y[:, None, None] + c, 0.0, 1.0))
+
+
+def modulated_white(strength: jax.Array, white: jax.Array) -> jax.Array:
+    """White noise (H, W, 3) whose strength (H, W, 1), as of a normalised grey image, differs from
+    place to place."""
+    strength = strength * jnp.asarray(STD, jnp.float32) + jnp.asarray(MEAN, jnp.float32)
+    return jnp.clip(strength, 0.0, 1.0) * white
+
+
+def synthetic_image(key: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """(H, W, 3) float32: a mixture of the three, by its key alone."""
+    keys = jax.random.split(key, 5)
+    grey, white, noise = (
+        jax.random.normal(k, (*size, channels))
+        for k, channels in zip(keys[:3], (1, 3, 3), strict=True)
+    )
+    parts = (
+        modulated_white(pink(grey), white),
+        pink(noise),
+        gradient(jax.random.uniform(keys[3], (3, 3)), size),
+    )
+    weights = jax.random.dirichlet(keys[4], jnp.asarray(_WEIGHTS))
+    return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+
+
+def numbered(key: jax.Array, numbers: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """(B, H, W, 3): the synthetic images of a key that have these numbers (B,)."""
+    return jax.vmap(lambda number: synthetic_image(jax.random.fold_in(key, number), size))(numbers)
+
+
+def synthetic_images(key: jax.Array, count: int, size: patches.PatchSize) -> jax.Array:
+    """Images without content: mixtures of modulated white noise, pink noise and gradients.
+
+    Args:
+      key: image i is a function of it and of i alone.
+      count: how many.
+      size: (height, width) in pixels, or one number for both.
+
+    Returns:
+      (count, H, W, 3) float32, on the scale of normalised images.
+    """
+    return numbered(key, jnp.arange(count), patches.sides(size))
