@@ -13,6 +13,8 @@ Arguments after the colon:
            multilabel   several labels an image; train=finetune or train=linear
            backgrounds  the background challenge
            reconstruct  originals and reconstructions (MAE) side by side
+           soap         components that respond to the position alone, and a projector that
+                        damps them: soap.safetensors
            attention    how far attention reaches and whether it depends on the query, by block
            diversity    how alike heads, depths, tokens and images are, by block
            spectra      singular values of tokens and images, effective rank, RankMe, by block

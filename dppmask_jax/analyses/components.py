@@ -103,8 +103,9 @@ def principal(found: Moments) -> Basis:
     return Basis(found.mean, covariance, values, vectors * np.sign(largest))
 
 
+@jax.jit
 def respond(rows: jax.Array, valid, groups, mean, vectors) -> Responses:
-    """The responses of a batch, under jit.
+    """The responses of a batch; float32.
 
     Args:
       rows: (B, N, D).

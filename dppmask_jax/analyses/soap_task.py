@@ -15,7 +15,6 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.analyses import base, components, soap, synthetic
 from dppmask_jax.analyses.components import Basis, Place, Responses
-from dppmask_jax.data import loader
 from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base as evals
@@ -29,7 +28,6 @@ _LEAST = 10  # images; a probability from fewer says nothing
 _ROWS = 10  # of the table
 _SHOWN = 3  # components in figures
 _PHOTOGRAPHS = 3  # in figures
-_TRIED = 16  # in search of some that can be read
 
 FIELDS = {
     **base.FIELDS,
@@ -283,18 +281,10 @@ def _figures(evaluation: Evaluation, at: _At) -> dict[str, Any]:
 def _examples(evaluation: Evaluation, at: _At, top) -> tuple[np.ndarray, np.ndarray]:
     """(images (R, H, W, 3) uint8, responses (R, N, K)) of some photographs and a synthetic one."""
     config, run = evaluation.config, evaluation.run
-    size, source = tuple(config.image_size), base.split_of(evaluation)
-    indices = base.spread(source, _TRIED)
-    (batch,) = loader.eval_batches(
-        source,
-        image_size=size,
-        batch_size=len(indices),
-        indices=indices,
-        log=lambda line: None,  # the passes named what cannot be read
-    )
+    size = tuple(config.image_size)
     blank = augment.denormalize(soap.synthetic_images(jax.random.key(config.seed), 1, size))
     blank = np.asarray(255 * blank.clip(0, 1)).round().astype(np.uint8)
-    images = np.concatenate([batch["image"][batch["valid"]][:_PHOTOGRAPHS], blank])
+    images = np.concatenate([base.pictures(evaluation, _PHOTOGRAPHS), blank])
     read = components.photographs(run.method.encoder, (at.place,))
     (tokens,) = jax.jit(read)(run.encoder, {"image": images})
     return images, (np.asarray(tokens) - at.basis.mean) @ at.basis.eigenvectors[:, top]

@@ -6,14 +6,14 @@ a mixture of random weights. Everything is on the scale of normalised images, dr
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.imagenet import MEAN, STD
-
-_WEIGHTS = (1.0, 1.0, 2.0)  # Dirichlet's, of modulated white noise, pink noise and gradient
 
 
 def pink(white: jax.Array) -> jax.Array:
@@ -51,21 +51,26 @@ def modulated_white(strength: jax.Array, white: jax.Array) -> jax.Array:
 
 
 def synthetic_image(key: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """(H, W, 3) float32: a mixture of the three, by its key alone."""
-    keys = jax.random.split(key, 5)
-    grey, white, noise = (
-        jax.random.normal(k, (*size, channels))
-        for k, channels in zip(keys[:3], (1, 3, 3), strict=True)
-    )
+    """(H, W, 3) float32: a mixture of modulated white noise, pink noise and a gradient, with
+    weights of Dirichlet(1, 1, 2); by its key alone."""
+    of_pink, of_white, of_gradient, of_weights = jax.random.split(key, 4)
+    grey_and_colors = pink(jax.random.normal(of_pink, (*size, 4)))
     parts = (
-        modulated_white(pink(grey), white),
-        pink(noise),
-        gradient(jax.random.uniform(keys[3], (3, 3)), size),
+        modulated_white(grey_and_colors[..., :1], jax.random.normal(of_white, (*size, 3))),
+        grey_and_colors[..., 1:],
+        gradient(jax.random.uniform(of_gradient, (3, 3)), size),
     )
-    weights = jax.random.dirichlet(keys[4], jnp.asarray(_WEIGHTS))
-    return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    return sum(weight * part for weight, part in zip(_weights(of_weights), parts, strict=True))
 
 
+def _weights(key: jax.Array) -> jax.Array:
+    """(3,) of Dirichlet(1, 1, 2): shares of exponential variables, the last of two of them."""
+    first, second, *rest = jax.random.exponential(key, (4,))
+    gammas = jnp.stack([first, second, sum(rest)])
+    return gammas / gammas.sum()
+
+
+@functools.partial(jax.jit, static_argnames="size")
 def numbered(key: jax.Array, numbers: jax.Array, size: tuple[int, int]) -> jax.Array:
     """(B, H, W, 3): the synthetic images of a key that have these numbers (B,)."""
     return jax.vmap(lambda number: synthetic_image(jax.random.fold_in(key, number), size))(numbers)

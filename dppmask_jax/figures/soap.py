@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from dppmask_jax import patches
 from dppmask_jax.figures.axes import LINES
@@ -62,7 +63,9 @@ def draw_scores(curves: Mapping[str, Curve], levels: Mapping[str, float], note: 
         levels=levels,
         note=note,
     )
-    figure.axes[0].set_xscale("log")
+    (axes,) = figure.axes
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     return figure
 
 
@@ -105,17 +108,14 @@ def draw_maps(components: Sequence[Component], grid: tuple[int, int]) -> Figure:
         panels.append([*probabilities, *means])
         captions.append([one.title, "", f"from -{most:.2g} to {most:.2g}", ""])
     titles = [
-        "Responds above 0,\nphotographs",
+        "Responds above 0,\nreal images",
         "Responds above 0,\nsynthetic images",
-        "Mean response,\nphotographs",
+        "Mean response,\nreal images",
         "Mean response,\nsynthetic images",
     ]
     legend = [
-        (_color(heat(np.array(0.0))), "no image"),
-        (_color(heat(np.array(0.5))), "one half"),
-        (_color(heat(np.array(1.0))), "all images"),
-        (_color(_signed(np.array(-1.0))), "below 0"),
-        (_color(_signed(np.array(1.0))), "above 0"),
+        *_legend(heat, {0.0: "no image", 0.5: "one half", 1.0: "all images"}),
+        *_legend(_signed, {-1.0: "below 0", 1.0: "above 0"}),
     ]
     return compose(panels, titles, captions, legend, fill=True, note="the sign is arbitrary")
 
@@ -148,11 +148,7 @@ def draw_responses(
         ]
         for image, row in zip(images, responses, strict=True)
     ]
-    legend = [
-        (_color(_signed(np.array(-1.0))), "below the mean"),
-        (_color(_signed(np.array(0.0))), "the mean"),
-        (_color(_signed(np.array(1.0))), "above the mean"),
-    ]
+    legend = _legend(_signed, {-1.0: "below the mean", 0.0: "the mean", 1.0: "above the mean"})
     return compose(panels, ["Original", *titles], None, legend, fill=True, note=note)
 
 
@@ -175,5 +171,6 @@ def _signed(levels: np.ndarray) -> np.ndarray:
     return colormaps["RdBu_r"]((levels + 1) / 2, bytes=True)[..., :3]
 
 
-def _color(levels: np.ndarray) -> tuple[int, int, int]:
-    return tuple(map(int, levels))
+def _legend(colors: Callable, words: Mapping[float, str]) -> list[tuple]:
+    found = colors(np.array(list(words)))
+    return [(tuple(map(int, c)), text) for c, text in zip(found, words.values(), strict=True)]

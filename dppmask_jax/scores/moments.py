@@ -25,8 +25,9 @@ class Moments(NamedTuple):
     scatter: np.ndarray
 
 
+@jax.jit
 def of_batch(rows: jax.Array, valid: jax.Array) -> Moments:
-    """The moments of the rows of valid images; float32, under jit.
+    """The moments of the rows of valid images; float32.
 
     Args:
       rows: (B, N, D), N rows of each image.

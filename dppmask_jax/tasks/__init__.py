@@ -7,6 +7,7 @@ from dppmask_jax.analyses import (
     layers,
     saliency,
     shift,
+    soap_task,
     spectra,
     tsne,
 )
@@ -26,6 +27,7 @@ TASKS = {
     "layers": layers.TASK,
     "saliency": saliency.TASK,
     "shift": shift.TASK,
+    "soap": soap_task.TASK,
     "spectra": spectra.TASK,
     "tsne": tsne.TASK,
 }

@@ -1,0 +1,194 @@
+"""SOAP: scores by hand, a planted component, streaming, and the task."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from dppmask_jax import evaluate
+from dppmask_jax.analyses import components, soap, synthetic
+from dppmask_jax.errors import InputError
+
+GRID, WIDTH = (4, 6), 8
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """(real, synthetic) tokens (B, N, D): one direction tells left from right in every image,
+    another is the same all over an image, the rest is noise."""
+    rng = np.random.default_rng(0)
+    directions, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
+    side = np.where(np.arange(GRID[0] * GRID[1]) % GRID[1] < GRID[1] // 2, -1.0, 1.0)
+    scales = 0.3 * 0.9 ** np.arange(WIDTH)
+
+    def tokens(count):
+        of_image = 3 * rng.normal(size=(count, 1, 1)) * directions[1]
+        noise = rng.normal(size=(count, len(side), WIDTH)) * scales @ directions
+        return (5 * side[:, None] * directions[0] + of_image + noise + 2).astype(np.float32)
+
+    return tokens(300), tokens(200), directions
+
+
+def test_scores_by_hand():
+    by_hand = {
+        (0.5, 0.5): 0.70711, (0, 0): 1, (1, 1): 1, (1, 0): 0, (1, 0.5): 0.5858,
+        (0.75, 0.75): 0.7906, (0.9, 0.1): 0.1988,
+    }  # fmt: skip
+    for (p, q), expected in by_hand.items():
+        found = soap.semantic_invariance(p, q), soap.semantic_invariance(q, p)
+        assert found == pytest.approx((expected,) * 2, abs=1e-4), (p, q)
+    p, q = np.random.default_rng(0).random((2, 1000))
+    assert np.all(soap.semantic_invariance(p, q) <= 1) and np.all(
+        soap.semantic_invariance(p, q, 2.0) <= soap.semantic_invariance(p, q)
+    )
+    for p in (0.677, 0.323):
+        assert soap.semantic_invariance(p, p) == pytest.approx(soap.HIGH, abs=1e-3)
+
+
+def test_a_planted_position_component_is_found_and_removed(planted):
+    real, blank, directions = planted
+    found = soap.fit(real, blank, mode="hard", mu=1)
+    assert found.scores[0] > 0.999 and abs(found.eigenvectors[:, 0] @ directions[0]) > 0.999
+    assert np.all(np.abs(found.scores[1:] - soap.CHANCE) < 0.02)
+    averaged = soap.semantic_invariance(found.P.mean(axis=0), found.Q.mean(axis=0))
+    assert averaged[0] == pytest.approx(soap.CHANCE, abs=1e-3), "averaged first, it is missed"
+    assert np.abs(real @ found.projector @ directions[0]).max() < 0.5
+    np.testing.assert_allclose(
+        real @ found.projector @ directions[1], real @ directions[1], atol=0.5
+    )
+    # The sign of an eigenvector is arbitrary.
+    flipped = soap.component_scores(1 - found.P, 1 - found.Q)
+    np.testing.assert_allclose(flipped, found.scores, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", soap.MODES)
+def test_projectors_are_symmetric_and_damp_by_the_weights(planted, mode):
+    found = soap.fit(*planted[:2], mode=mode)
+    np.testing.assert_allclose(found.projector, found.projector.T, atol=1e-12)
+    values = np.linalg.eigvalsh(found.projector)
+    np.testing.assert_allclose(values, np.sort(1 - found.weights), atol=1e-9)
+    assert values.min() > -1e-9 and values.max() < 1 + 1e-9
+    again = found.projector @ found.projector
+    assert np.allclose(again, found.projector, atol=1e-9) == (mode == "hard")
+
+
+def test_weights_by_mode():
+    scores = np.array([0.6, 0.9, 0.74, 0.8])
+    weights = {mode: soap.component_weights(scores, mode, mu=1) for mode in soap.MODES}
+    np.testing.assert_allclose(weights["soft"], [0, 0.9, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(weights["auto"], [0, 0.9, 0, 0.8], atol=1e-3)
+    np.testing.assert_array_equal(weights["hard"], [0, 1, 0, 0])
+    np.testing.assert_array_equal(weights["scores"], scores)
+    assert not soap.component_weights(scores - 0.2, "auto").any(), "none is above .75"
+    with pytest.raises(ValueError, match="mode 'firm' is not soft"):
+        soap.component_weights(scores, "firm")
+
+
+def test_similarity_looks_at_what_is_removed():
+    first, second = np.diag([0.0, 1, 1, 1]), np.diag([1.0, 0, 1, 1])
+    assert soap.similarity(first, first) == pytest.approx({"projectors": 1, "removed": 1})
+    assert soap.similarity(first, second) == pytest.approx({"projectors": 2 / 3, "removed": 0})
+    nothing = np.eye(4)
+    assert soap.similarity(nothing, nothing)["removed"] == 1
+    assert soap.similarity(nothing, first)["removed"] == 0
+
+
+def padded(tokens, size):
+    """Tokens in batches, as images that an encoder takes as they are."""
+    for number in components.numbers(len(tokens), size):
+        rows = tokens[np.minimum(number["number"], len(tokens) - 1)]
+        yield {**number, "image": np.where(number["valid"][:, None, None], rows, 1e4)}
+
+
+def test_batches_on_all_devices_give_what_one_fit_gives(planted):
+    real, blank, _ = planted
+
+    def read(params, batch):
+        return [batch["image"]]
+
+    (basis,) = components.bases(read, {}, padded(real, 64))
+    reference = soap.fit(real, blank)
+    rows = real.reshape(-1, WIDTH).astype(np.float64)
+    np.testing.assert_allclose(basis.mean, rows.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(basis.covariance, np.cov(rows.T), rtol=1e-5, atol=1e-5)
+    (of_real,), (of_blank,) = (
+        components.responses(read, {}, padded(tokens, 64), [basis]) for tokens in (real, blank)
+    )
+    assert of_real.sizes.tolist() == [30] * components.GROUPS
+    found = soap.fitted(basis, of_real, of_blank, 1.0, "soft", 2.0, 0.05)
+    # A few responses next to 0 fall on its other side.
+    assert np.mean(np.abs(found.P - reference.P)) < 1e-3 / WIDTH
+    for name in ("scores", "projector"):
+        np.testing.assert_allclose(getattr(found, name), getattr(reference, name), atol=1e-5)
+    centred = (rows - rows.mean(axis=0)) @ basis.eigenvectors
+    mean = centred.reshape(real.shape).mean(axis=0)
+    np.testing.assert_allclose(of_real.mean(), mean, atol=1e-4)
+
+
+def test_a_direction_without_variance_is_no_position_noise(planted):
+    """Its responses are the rounding of the mean, alike in every image."""
+    real, blank, directions = planted
+    flat = np.eye(WIDTH) - np.outer(directions[4], directions[4])
+    real, blank = ((t @ flat + 3.3 * directions[4]).astype(np.float32) for t in (real, blank))
+    found = soap.fit(real, blank)
+    assert found.eigenvalues[-1] < 1e-6 and found.scores[-1] == pytest.approx(soap.CHANCE)
+
+
+def test_the_error_of_a_score_is_its_spread_over_draws():
+    rng = np.random.default_rng(0)
+    chances = rng.random((6, 1)) * np.ones(3)
+
+    def drawn(count):
+        groups = np.bincount(np.arange(count) % components.GROUPS)
+        counts = np.stack([rng.binomial(size, chances) for size in groups])
+        return components.Responses(groups, counts.astype(float), np.zeros((6, 3)))
+
+    draws = [(drawn(200), drawn(300)) for _ in range(150)]
+    scores = [soap.component_scores(p.probabilities(), q.probabilities()) for p, q in draws]
+    errors = np.mean([soap.score_errors(*draw) for draw in draws], axis=0)
+    np.testing.assert_allclose(errors, np.std(scores, axis=0), rtol=0.2)
+
+
+def test_synthetic_images_are_a_function_of_key_and_number():
+    key = jax.random.key(3)
+    images = np.asarray(soap.synthetic_images(key, 6, (8, 12)))
+    assert images.shape == (6, 8, 12, 3) and images.dtype == np.float32
+    assert np.isfinite(images).all() and 0.3 < images.std() < 1.5
+    fifth = synthetic.numbered(key, np.arange(4, 10), (8, 12))[0]
+    np.testing.assert_allclose(fifth, images[4], atol=1e-6)
+    assert len({image.tobytes() for image in images}) == 6
+
+
+pytestmark = pytest.mark.usefixtures("fewer_blocks")
+
+
+@pytest.fixture(scope="module")
+def run(fewer_blocks, tmp_path_factory):
+    return tiny.save_run(tmp_path_factory.mktemp("mae") / "run")
+
+
+def test_the_task_says_what_does_not_fit(run, tmp_path):
+    cases = {
+        "config.layer=3 is none of this encoder: 0 is the embedding, 2": {"layer": 3},
+        "needs 10 images .* and there are 4": {"data__source": "shapes:size=16,train=8,val=4"},
+    }
+    for words, changes in cases.items():
+        with pytest.raises(InputError, match=words):
+            evaluate.evaluate(tiny.evaluation("task=soap", **changes), run, tmp_path)
+
+
+def test_the_task_by_depth(run, tmp_path):
+    config = tiny.evaluation("task=soap", layers="all", images=20)
+    path = evaluate.evaluate(config, run, tmp_path)
+    found = json.loads(path.read_text())["metrics"]
+    assert [(d["layer"], d["after_norm"]) for d in found["depths"]] == [
+        (0, False), (1, False), (2, False), (2, True),
+    ]  # fmt: skip
+    assert found["scores"] == sorted(found["scores"], reverse=True) and len(found["scores"]) == 24
+    assert found["depths"][-1]["scores"] == found["scores"][:10]
+    drawn = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert drawn == {
+        "soap_maps.png", "soap_responses.png", "soap_scores.png", "soap_depths.png",
+    }  # fmt: skip
