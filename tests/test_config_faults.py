@@ -181,6 +181,8 @@ _CHOICE = {
     "train": ("finetune", "linear"),
     "classifier": ("ridge", "finetune", "linear", "own"),
     "mapping": ("same", "imagenet100", "imagenet1k", "wnid"),
+    "mode": ("soft", "auto", "hard", "scores"),
+    "layers": ("one", "all"),
 }
 BOUNDS = {
     "method": (["mae", "ibot"], ["", None, 1]),
@@ -298,6 +300,10 @@ BOUNDS = {
     "iterations": ([250, INT32], [249, 250.0]),
     "max_side": ([16, 4096], [15, 4097]),
     "bilateral": _FLAG,
+    "mu": _POSITIVE,
+    "gamma": _POSITIVE,
+    "layer": ([None, 0, INT32], [-1, 1.0, True]),
+    "against": _TEXT,
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
     "tau": ([None, *_SHARE[0]], _SHARE[1]),
@@ -333,6 +339,7 @@ EVALUATION_BOUNDS = BOUNDS | {
 
 OF_KIND["finetune finetune"] = EVALUATION_BOUNDS | {"epochs": _FROM_0}
 OF_KIND["reconstruct finetune"] = EVALUATION_BOUNDS | {"images": _TEXT}
+OF_KIND["soap finetune"] = EVALUATION_BOUNDS | {"images": ([10, INT32], [9, INT32 + 1, 20.0])}
 for _name in ("layers", "shift"):
     OF_KIND[f"{_name} finetune"] = EVALUATION_BOUNDS | {"k": _WHOLE_FROM_1}
 OF_KIND["saliency finetune"] = EVALUATION_BOUNDS | {"threshold": ([-1, 1], [-1.01, 1.01])}

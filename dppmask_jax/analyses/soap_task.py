@@ -22,8 +22,10 @@ from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation, Result, Task
 from dppmask_jax.fields import TEXT, Field, above, one_of, optional, whole
 from dppmask_jax.figures import soap as drawing
-from dppmask_jax.runs import metrics
+from dppmask_jax.runs import metrics as logging
+from dppmask_jax.runs import projection
 
+FILE = "soap.safetensors"
 _LEAST = 10  # images; a probability from fewer says nothing
 _ROWS = 10  # of the table
 _SHOWN = 3  # components in figures
@@ -99,6 +101,8 @@ def check(evaluation: Evaluation) -> None:
             f"task soap needs {needed} images for {encoder.width} components of {patches} patches, "
             f"and there are {there}; raise config.images, or name more: --config.data.source"
         )
+    if config.against:
+        projection.read(config.against, evaluation.run, _chosen(config, encoder).layer)
 
 
 def run(evaluation: Evaluation) -> Result:
@@ -111,14 +115,28 @@ def run(evaluation: Evaluation) -> Result:
     metrics = _metrics(of_chosen)
     if config.layers == "all":
         metrics["depths"] = [_summary(at) for at in found]
+    if config.against:
+        other = projection.read(config.against, evaluation.run, chosen.layer)
+        found_there = soap.similarity(of_chosen.fit.projector, other.matrix)
+        metrics["against"] = {"path": config.against, **found_there}
+    if parallel.is_main():
+        _write(evaluation, of_chosen)
     return Result(
         metrics,
         _by_depth(metrics["depths"]) if config.layers == "all" else _by_component(metrics),
         _protocol(config, metrics),
-        note=_note(config, metrics),
+        note=_note(metrics),
         row=_row(metrics),
         figures=_figures(evaluation, of_chosen),
     )
+
+
+def _write(evaluation: Evaluation, at: _At) -> None:
+    fit, path = at.fit, evaluation.folder / FILE
+    names = ("projector", "mean", "scores", "weights", "eigenvalues", "eigenvectors")
+    arrays = {name: getattr(fit, name) for name in names}
+    projection.write(path, arrays=arrays, layer=at.place.layer, run=evaluation.run)
+    evaluation.say(f"projector of layer {_where(_summary(at))}: {path}")
 
 
 def _chosen(config, encoder) -> Place:
@@ -146,7 +164,7 @@ def _found(evaluation: Evaluation, places) -> list[_At]:
     read = components.photographs(encoder, places)
     bases = components.bases(read, run.encoder, images("covariance"))
     real = components.responses(read, run.encoder, numbered("responses"), bases)
-    numbers = metrics.counted(
+    numbers = logging.counted(
         components.numbers(count, size), -(-count // size), "synthetic images", parallel.is_main()
     )
     without = components.responses(blank, run.encoder, numbers, bases)
@@ -232,12 +250,18 @@ def _protocol(config, metrics) -> str:
     )
 
 
-def _note(config, metrics) -> str:
-    return (
+def _note(metrics) -> str:
+    note = (
         f"SI is 1 where a component responds to the position alone, {soap.CHANCE:.2f} by chance; "
         f"{metrics['above']} of {len(metrics['scores'])} components are above {soap.HIGH}; ± is "
         "the standard error over images, the components held fixed"
     )
+    if other := metrics.get("against"):
+        note += (
+            f"\nagainst {other['path']}: cosine of the projectors {other['projectors']:.5f}, of "
+            f"what they remove {other['removed']:.4f}"
+        )
+    return note
 
 
 def _row(metrics) -> dict[str, str]:
