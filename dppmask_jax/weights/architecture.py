@@ -36,7 +36,7 @@ _PARTS = {
     "a patch embedding of several layers": r"patch_embed\.",
     "adapters": r"(lora|adapter)",
 }
-_OTHER = "tensors that no encoder here has"
+OTHER = "tensors that no encoder here has"
 _POSITIONS = re.compile(r"pos(ition(al)?)?_?(embed|enc)")
 _TENSORS = ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
             "norm.weight", "norm.bias")  # fmt: skip
@@ -67,6 +67,12 @@ _NO_PLACE = {
     "layer_scale": "layer scale",
     "qv_bias": "biases of queries and values alone",
 }
+# The same where an option is said at all, and is not as in a plain encoder.
+_UNLIKE_PLAIN = {
+    "class_token": (True, "no class token"),
+    "class_position": (True, "no position of the class token"),
+    "mlp": ("gelu", "gated MLPs"),
+}
 
 
 def check_plain(what: str, config, format_name: str) -> None:
@@ -83,6 +89,8 @@ def check_plain(what: str, config, format_name: str) -> None:
     options = encoder_options(config)
     words = [name for option, name in _NO_PLACE.items() if options.get(option)]
     words += ["no positions"] if options.get("position") == "none" else []
+    words += [word for option, (plain, word) in _UNLIKE_PLAIN.items()
+              if options.get(option, plain) != plain]  # fmt: skip
     if words:
         raise InputError(
             f"{what} has an encoder with {' and '.join(words)}, which --format={format_name} has "
@@ -97,7 +105,7 @@ def is_head(name: str) -> bool:
 
 def part_of(name: str) -> str:
     """In words what a tensor is that no encoder here has."""
-    return next((part for part, pattern in _PARTS.items() if re.search(pattern, name)), _OTHER)
+    return next((part for part, pattern in _PARTS.items() if re.search(pattern, name)), OTHER)
 
 
 def check_left_aside(path, prefix: str, names: Iterable[str]) -> None:
@@ -107,7 +115,7 @@ def check_left_aside(path, prefix: str, names: Iterable[str]) -> None:
         pairs = zip(name.split("."), prefix.split("."), strict=False)
         first = next((word for word, above in pairs if word != above), "") + "."
         part = "positions" if _POSITIONS.match(first) else part_of(first)
-        if part != _OTHER:
+        if part != OTHER:
             raise InputError(
                 f"{path} has {part} ({name}) beside {prefix}, which may take part in its encoder: "
                 "an encoder of this architecture is not supported yet"
@@ -140,6 +148,39 @@ def check(
     for part in _without(shapes, spellings[0], depth):
         found.setdefault(part, [])
     found |= {part: [] for part in _without_a_trace(stated)}
+    if found:
+        words = "; ".join(part + _some(names) for part, names in found.items())
+        raise InputError(
+            f"{path} has {words}: an encoder of this architecture is not supported yet"
+        )
+
+
+def check_published(path, shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, Any]) -> None:
+    """Raises InputError where an encoder lacks what each here has, or computes what none does,
+    without a tensor that shows it.
+
+    Args:
+      shapes: of its tensors, by the names of `families.base`.
+      stated: config.json beside it.
+    """
+    biases = any(re.match(r"blocks\.\d+\.attn\.(qkv\.bias|q\.bias|q_bias)$", name) for name in shapes)
+    lacks = [_WITHOUT[name] for name in ("norm1.bias", "attn.proj.bias")
+             if f"blocks.0.{name}" not in shapes]  # fmt: skip
+    lacks += [] if biases else [_WITHOUT["attn.qkv.bias"]]
+    lacks += _without_a_trace(stated)
+    if "blocks.0.norm1.weight" in shapes and lacks:
+        raise InputError(
+            f"{path} has {'; '.join(lacks)}: an encoder of this architecture is not supported yet"
+        )
+
+
+def check_known(path, names: Iterable[str]) -> None:
+    """Raises InputError where names of tensors that have no place here say that an encoder has
+    parts that none here has."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if not is_head(name) and (part := part_of(name)) != OTHER:
+            found.setdefault(part, []).append(name)
     if found:
         words = "; ".join(part + _some(names) for part, names in found.items())
         raise InputError(

@@ -77,8 +77,17 @@ class Format(NamedTuple):
     respell: Callable[[Iterable[str]], dict[str, str]]
     containers: tuple[str, ...]
 
+    @property
+    def anchor(self) -> str:
+        """The format's name of a tensor that every file has: the class token."""
+        return ("student.module." if self.holds == "both" else "") + self.spell("cls_token")[0]
 
-# What a tree holds, by MAE's names.
+
+# What a tree holds, by MAE's names; what MAE has not, by timm's, DINOv2's and BEiT's.
+
+_TOKENS = {"cls_token": "cls_token", "positions": "pos_embed", "registers": "reg_token"}
+_LAYERS = ("qkv", "proj", "fc1", "fc2", "w12", "w3")
+_RELATIVE = "relative_position_bias_table"
 
 
 def slots(
@@ -115,15 +124,17 @@ def _encoder(encoder, patch_size) -> Iterator[Slot]:
     if patch_size is None:
         patch_size = math.isqrt(encoder["patch_embed"]["proj"]["kernel"].shape[0] // 3)
     path = ("encoder",)
-    yield Slot((*path, "cls_token"), ("cls_token",), SAME)
-    if "positions" in encoder:
-        yield Slot((*path, "positions"), ("pos_embed",), SAME)
+    for ours, theirs in _TOKENS.items():
+        if ours in encoder:
+            yield Slot((*path, ours), (theirs,), SAME)
     proj = (*path, "patch_embed", "proj")
     yield Slot(
         (*proj, "kernel"), ("patch_embed.proj.weight",), convolution(*patches.sides(patch_size))
     )
     yield Slot((*proj, "bias"), ("patch_embed.proj.bias",), SAME)
-    yield from _blocks((*path, "blocks"), "blocks", len(encoder["blocks"]))
+    if "relative_bias" in encoder:
+        yield Slot((*path, "relative_bias", "table"), (f"rel_pos_bias.{_RELATIVE}",), SAME)
+    yield from _blocks((*path, "blocks"), "blocks", encoder["blocks"])
     if "norm" in encoder:
         yield from _norm((*path, "norm"), "norm")
 
@@ -134,18 +145,29 @@ def _decoder(decoder) -> Iterator[Slot]:
     if "positions" in decoder:
         yield Slot((*path, "positions"), ("decoder_pos_embed",), SAME)
     yield from _linear("decoder_embed", (*path, "embed"))
-    yield from _blocks((*path, "blocks"), "decoder_blocks", len(decoder["blocks"]))
+    yield from _blocks((*path, "blocks"), "decoder_blocks", decoder["blocks"])
     yield from _norm((*path, "norm"), "decoder_norm")
     yield from _linear("decoder_pred", (*path, "pred"))
 
 
-def _blocks(path, name: str, depth: int) -> Iterator[Slot]:
-    for i in range(depth):
+def _blocks(path, name: str, blocks) -> Iterator[Slot]:
+    for i in range(len(blocks)):
         block, prefix = (*path, f"block_{i}"), f"{name}.{i}"
+        tree = blocks[block[-1]]
         for norm in ("norm1", "norm2"):
             yield from _norm((*block, norm), f"{prefix}.{norm}")
-        for part, layer in (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2")):
-            yield from _linear(f"{prefix}.{part}.{layer}", (*block, part, layer))
+        for part in ("attn", "mlp"):
+            for layer in (layer for layer in _LAYERS if layer in tree[part]):
+                bias = "bias" in tree[part][layer]
+                yield from _linear(f"{prefix}.{part}.{layer}", (*block, part, layer), bias)
+        for bias in (bias for bias in ("q_bias", "v_bias") if bias in tree["attn"]):
+            yield Slot((*block, "attn", bias), (f"{prefix}.attn.{bias}",), SAME)
+        if "relative" in tree["attn"]:
+            table = (*block, "attn", "relative", "table")
+            yield Slot(table, (f"{prefix}.attn.{_RELATIVE}",), SAME)
+        for ours, theirs in (("scale1", "ls1"), ("scale2", "ls2")):
+            if ours in tree:
+                yield Slot((*block, ours), (f"{prefix}.{theirs}.gamma",), SAME)
 
 
 def _norm(path, name: str) -> Iterator[Slot]:
@@ -153,10 +175,11 @@ def _norm(path, name: str) -> Iterator[Slot]:
     yield Slot((*path, "bias"), (f"{name}.bias",), SAME)
 
 
-def _linear(name: str, path: tuple[str, ...] = ()) -> Iterator[Slot]:
+def _linear(name: str, path: tuple[str, ...] = (), bias: bool = True) -> Iterator[Slot]:
     path = path or (name,)
     yield Slot((*path, "kernel"), (f"{name}.weight",), LINEAR)
-    yield Slot((*path, "bias"), (f"{name}.bias",), SAME)
+    if bias:
+        yield Slot((*path, "bias"), (f"{name}.bias",), SAME)
 
 
 def _ibot_head(head) -> Iterator[Slot]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 
 from dppmask_jax.errors import InputError
-from dppmask_jax.weights import architecture, files, names, prefixes, sizes
+from dppmask_jax.weights import architecture, canonical, files, names, prefixes, sizes
+from dppmask_jax.weights.families import FAMILIES
 from dppmask_jax.words import count
 
 PARTS = ("decoder", "head", "norm")
@@ -82,26 +84,67 @@ def opened(path: str | Path, format_name: str, options: Options) -> Iterator[Fil
     form, path = names.FORMATS[format_name], files.find(path)
     stated = _stated(path)
     with files.opened(path, form.containers, options.strip_prefix) as (entries, beside):
-        for name in (*entries, *beside):
-            if not name.isprintable():  # shown by its repr: it could move a terminal's cursor
-                raise InputError(f"{path} has a tensor called {name!r}; it is no such file")
+        _check_names(path, (*entries, *beside))
         entries, prefix, others = prefixes.stripped(
-            path, entries, format_name, options.strip_prefix
+            path, entries, form, format_name, options.strip_prefix
         )
         entries, dropped = _without(path, entries, form, options.drop)
         entries = _respelled(path, entries, form, format_name)
         shapes = {name: entry.shape for name, entry in entries.items()}
         architecture.check(path, shapes, _spellings(form), stated)
-        whole = [name for name, entry in entries.items() if entry.spacing is None]
-        if whole:
-            raise InputError(f"{path}: tensors that are not of floats: {', '.join(whole)}")
-        num_values = sum(math.prod(entry.shape) for entry in entries.values())
-        if num_values > _MOST_VALUES:
-            raise InputError(
-                f"{path} holds {num_values:.1e} numbers, more than any model here (at most "
-                f"{_MOST_VALUES:.1e} are read)"
-            )
+        _check_values(path, entries)
         yield File(path, form, entries, stated, (*dropped, *others, *beside), prefix)
+
+
+@contextlib.contextmanager
+def opened_family(path: str | Path, format_name: str, options: Options) -> Iterator[File]:
+    """The file of a published encoder while it is open; its form is what this file's names are.
+
+    Args:
+      format_name: of `families.FAMILIES`.
+
+    Raises:
+      InputError: as `opened`.
+    """
+    family, path = FAMILIES[format_name], files.find(path)
+    stated = _stated(path)
+    with files.opened(path, family.containers, options.strip_prefix) as (entries, beside):
+        _check_names(path, (*entries, *beside))
+        entries, prefix, others = prefixes.stripped(
+            path, entries, family, format_name, options.strip_prefix
+        )
+        entries, dropped = _without(path, entries, family, options.drop)
+        aside = [name for name in entries if re.fullmatch(family.aside, name)]
+        entries = {name: entry for name, entry in entries.items() if name not in aside}
+        spelled = canonical.spelled(path, entries, family, format_name)
+        _check_values(path, entries, canonical.INDICES)
+        form = names.Format(
+            "encoder", canonical.speller(spelled), family.respell, family.containers
+        )
+        aside += dropped
+        aside = [prefixes.beginnings(aside)] if aside else []
+        yield File(path, form, entries, stated, (*aside, *others, *beside), prefix)
+
+
+def _check_names(path, found: Iterable[str]) -> None:
+    for name in found:
+        if not name.isprintable():  # shown by its repr: it could move a terminal's cursor
+            raise InputError(f"{path} has a tensor called {name!r}; it is no such file")
+
+
+def _check_values(path, entries, of_whole_numbers: str = "") -> None:
+    """Raises InputError where tensors hold no floats or too many, but for those whose names end
+    in `of_whole_numbers`."""
+    whole = [name for name, entry in entries.items()
+             if entry.spacing is None and not (of_whole_numbers and name.endswith(of_whole_numbers))]  # fmt: skip
+    if whole:
+        raise InputError(f"{path}: tensors that are not of floats: {', '.join(whole)}")
+    num_values = sum(math.prod(entry.shape) for entry in entries.values())
+    if num_values > _MOST_VALUES:
+        raise InputError(
+            f"{path} holds {num_values:.1e} numbers, more than any model here (at most "
+            f"{_MOST_VALUES:.1e} are read)"
+        )
 
 
 def matched(file: File, template, patch_size) -> dict[str, np.ndarray]:
@@ -186,7 +229,7 @@ def _spellings(form):
 
 def _respelled(path, entries, form, format_name):
     spelled = form.respell(entries)
-    cls_token = prefixes.cls_token(form)
+    cls_token = form.anchor
     if cls_token not in spelled.values():
         looks = prefixes.formats_of(entries)
         if not looks and any(

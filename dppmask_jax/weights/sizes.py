@@ -8,7 +8,8 @@ widths, in this order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dppmask_jax import patches
@@ -18,6 +19,8 @@ from dppmask_jax.models.sizes import SIZES, Size
 
 # Of MAE, and of this project's smaller presets.
 DECODER_HEADS = {512: 16, 192: 6, 64: 4}
+_USUAL_HEADS = {size.width: size.heads for size in SIZES.values()}
+_NONE: Mapping[int, int] = MappingProxyType({})
 _NO_CLASS_POSITION = (
     "the file has {} positions, one for each patch and none for the class token: an encoder of "
     "this architecture is not supported yet"
@@ -92,9 +95,9 @@ def read(
         num_patches = shape("pos_embed", 1, None, width)[1] - 1
         image_size = _image_size(num_patches, patch_size, stated, known)
     else:
-        image_size = _said_image_size(name_of("pos_embed"), stated, known, fixed)
-    _check_epsilon(stated, known)
-    size = _size(width, _heads(width, stated, known), shapes, name_of)
+        image_size = said_image_size(name_of("pos_embed"), stated, known, fixed)
+    check_epsilon(stated, known)
+    size = _size(width, heads_of(width, stated, known), shapes, name_of)
     decoder = head = None
     if has("decoder_embed.weight"):
         decoder_width = shape("decoder_embed.weight", None, width)[0]
@@ -106,14 +109,14 @@ def read(
     return Sizes(size, patch_size, image_size, decoder, head, classes)
 
 
-def _said_image_size(table: str, stated, known: Known, fixed: bool) -> tuple[int, int]:
+def said_image_size(table: str, stated, known: Known, fixed: bool) -> tuple[int, int]:
     """The image size of a file without positions, whose name would be `table`."""
     if not fixed:
         raise InputError(
             f"the file has no {table}, and only MAE's positions are known without; "
             "it does not fit --format, or its encoder is one that is not supported yet"
         )
-    image_size = known.image_size or _stated_image_size(stated)
+    image_size = known.image_size or stated_image_size(stated)
     if image_size is None:
         raise InputError(
             "the file has no positions, which are fixed, and so does not say for which images "
@@ -122,9 +125,10 @@ def _said_image_size(table: str, stated, known: Known, fixed: bool) -> tuple[int
     return image_size
 
 
-def _heads(width: int, stated, known: Known) -> int:
+def heads_of(width: int, stated, known: Known, usual: Mapping[int, int] = _NONE) -> int:
+    """The heads of an encoder: of flags, config.json, a family's usual ones, those of `SIZES`."""
     heads = known.heads or _whole(stated, "num_attention_heads")
-    heads = heads or {size.width: size.heads for size in SIZES.values()}.get(width)
+    heads = heads or usual.get(width) or _USUAL_HEADS.get(width)
     if heads is None:
         raise InputError(
             f"how many heads an encoder of width {width} has is not in the file; add --heads"
@@ -157,19 +161,28 @@ def _depth(shapes, name_of, blocks: str) -> int:
 
 
 def _size(width: int, heads: int, shapes, name_of) -> Size:
+    depth = _depth(shapes, name_of, "blocks")
+    hidden = shapes.get(name_of("blocks.0.mlp.fc1.weight"), (4 * width,))[0]
+    return sized(width, depth, heads, hidden)
+
+
+def sized(width: int, depth: int, heads: int, hidden: int) -> Size:
+    """A size that encoders here can have.
+
+    Raises:
+      InputError: none has so many heads.
+    """
     if width % heads or width % 4:
         raise InputError(
             f"an encoder of width {width} has not {heads} heads here: the width is a multiple of 4 "
             "and of the heads; say with --heads how many there are"
         )
-    depth = _depth(shapes, name_of, "blocks")
-    hidden = shapes.get(name_of("blocks.0.mlp.fc1.weight"), (4 * width,))[0]
     return Size(width, depth, heads, None if hidden == 4 * width else hidden)
 
 
 def _image_size(num_patches: int, patch_size, stated, known: Known) -> tuple[int, int]:
     (high, wide), image_size = patches.sides(patch_size), known.image_size
-    image_size = image_size or _stated_image_size(stated)
+    image_size = image_size or stated_image_size(stated)
     if image_size is None:
         side = math.isqrt(max(num_patches, 0))
         if side < 1 or side**2 != num_patches:
@@ -196,7 +209,7 @@ def _image_size(num_patches: int, patch_size, stated, known: Known) -> tuple[int
     return image_size
 
 
-def _stated_image_size(stated) -> tuple[int, int] | None:
+def stated_image_size(stated) -> tuple[int, int] | None:
     value = stated.get("image_size")
     pretrained = stated.get("pretrained_cfg")
     if isinstance(pretrained, dict) and isinstance(pretrained.get("input_size"), list):
@@ -220,7 +233,7 @@ def _whole(stated, field: str) -> int | None:
     return value
 
 
-def _check_epsilon(stated, known: Known) -> None:
+def check_epsilon(stated, known: Known) -> None:
     stated_epsilon = stated.get("layer_norm_eps", NORM_EPSILON)
     epsilon = stated_epsilon if known.epsilon is None else known.epsilon
     if epsilon not in (NORM_EPSILON, _HF_EPSILON):
