@@ -3,11 +3,14 @@
     python -m dppmask_jax.weights import FILE --format=FORMAT --workdir=DIR
     python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT
 
-FORMAT is mae (encoder only), mae-full, mae-finetuned (a classifier with its head), hf, hf-encoder
-(transformers' ViTMAE), timm (vit_*_patch16), ibot-teacher, ibot-student or ibot. FILE is
-.safetensors or .pth, or the index of its shards; for hf and hf-encoder a folder with them and
-config.json. What is imported is evaluated with eval.py; train.py goes on training it, eval.py a
-classifier. See docs/weights.md.
+FORMAT of a published encoder, which becomes a run that is an encoder alone: dino, dinov2, deit3,
+moco-v3, ijepa, simmim, vit (transformers' ViTModel), timm; with --kind=encoder also mae, hf-encoder.
+
+FORMAT of a run to go on training: mae (encoder only), mae-full, mae-finetuned (a classifier with its
+head), hf, hf-encoder (transformers' ViTMAE), timm (vit_*_patch16, with a --config), ibot-teacher,
+ibot-student or ibot. FILE is .safetensors or .pth, or the index of its shards; for formats of
+transformers a folder with them and config.json. What is imported is evaluated with eval.py;
+train.py goes on training it, eval.py a classifier. See docs/weights.md.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _FORMAT = flags.DEFINE_string("format", None, "What FILE is; see above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "import: the run to make.")
+_KIND = flags.DEFINE_enum(
+    "kind", None, ["encoder"], "import: what FILE becomes, where its format is of a method as well."
+)
 _IMAGE_SIZE = flags.DEFINE_list("image_size", [], "import: HEIGHT,WIDTH that FILE is for.")
 _HEADS = flags.DEFINE_integer("heads", None, "import: of the encoder.", lower_bound=1)
 _DECODER_HEADS = flags.DEFINE_integer("decoder_heads", None, "import: of it.", lower_bound=1)
@@ -51,11 +57,13 @@ _RESIZE = flags.DEFINE_list(
 )
 _MEAN = flags.DEFINE_list("mean", [], "import: R,G,B that FILE's model wants taken from pixels.")
 _STD = flags.DEFINE_list("std", [], "import: R,G,B that it then wants pixels divided by.")
+_OF_METHODS = ("mae", "hf-encoder", "timm")  # formats that a run of a method is made of, too
 _PLACEHOLDER = "--config.data.source=folder:PATH"
 
 
 def main(argv):
     from dppmask_jax.weights import names
+    from dppmask_jax.weights.families import FAMILIES, REFUSED
 
     usage = "import FILE --format=… --workdir=DIR, or export WORKDIR FILE --format=…"
     words = argv[1:]
@@ -63,11 +71,14 @@ def main(argv):
         raise InputError(f"say {usage}")
     if len(words) != (2 if words[0] == "import" else 3):
         raise InputError(f"{words[0]} takes other arguments: {usage}")
-    if _FORMAT.value not in names.FORMATS:
-        raise InputError(
-            f"--format={_FORMAT.value or ''} is not allowed: {' | '.join(names.FORMATS)}"
-        )
-    if words[0] == "import":
+    if _FORMAT.value in REFUSED:
+        raise InputError(f"--format={_FORMAT.value}: {REFUSED[_FORMAT.value]}")
+    allowed = names.FORMATS if words[0] == "export" else {**FAMILIES, **names.FORMATS}
+    if _FORMAT.value not in allowed:
+        raise InputError(f"--format={_FORMAT.value or ''} is not allowed: {' | '.join(allowed)}")
+    if words[0] == "import" and _as_encoder(_FORMAT.value, _KIND.value, sys.orig_argv):
+        _import_encoder(words[1])
+    elif words[0] == "import":
         _import(words[1])
     else:
         _export(*words[1:])
@@ -76,24 +87,9 @@ def main(argv):
 def _import(path: str) -> None:
     from dppmask_jax.models.sizes import name_of
     from dppmask_jax.patches import size_name
-    from dppmask_jax.weights.importing import Options, import_weights
-    from dppmask_jax.weights.sizes import Known
+    from dppmask_jax.weights.importing import import_weights
 
-    if not _WORKDIR.value:
-        raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
-    known = Known(
-        _numbers(_IMAGE_SIZE, 2, int) or None, _HEADS.value, _DECODER_HEADS.value, _EPSILON.value
-    )
-    options = Options(
-        known,
-        tuple(_ALLOW_MISSING.value),
-        tuple(_DROP.value),
-        _STRIP.value,
-        _asked(),
-        _numbers(_RESIZE, 2, int) or None,
-        _numbers(_MEAN, 3, float) or None,
-        _numbers(_STD, 3, float) or None,
-    )
+    options = _options()
     config, base = _CONFIG.value, _option("config", sys.argv)
     if not _option("config", sys.orig_argv) and "data.source" not in options.asked:
         config.data.source = ""  # no --config chose the images
@@ -116,13 +112,73 @@ def _import(path: str) -> None:
     print("\n".join(lines), flush=True)
 
 
+def _import_encoder(path: str) -> None:
+    """Imports an encoder that is a run of no method."""
+    from dppmask_jax.models.encoders import name_of
+    from dppmask_jax.weights.importing import import_weights
+
+    options = _options()
+    made = import_weights(path, _FORMAT.value, _WORKDIR.value, None, options)
+    height, width = made.config.image_size
+    evaluate = ["python", "eval.py", "--config=configs/eval.py:task=knn", _PLACEHOLDER,
+                f"--checkpoint={_WORKDIR.value}"]  # fmt: skip
+    lines = [
+        f"run         {_WORKDIR.value}: {made.config.label}, an encoder alone, "
+        f"{name_of(made.config.model)}, {height}x{width} px",
+        f"options     {_described(made.config.model.options)}",
+    ]
+    lines += [f"fresh       {', '.join(made.fresh)}"] if made.fresh else []
+    lines += [f"prefix      {made.prefix} taken off all names"] if made.prefix else []
+    lines += [f"left aside  {', '.join(made.left_aside)}"] if made.left_aside else []
+    lines += [f"evaluate    {shlex.join(evaluate)}"]
+    lines += ["            PATH stands for a folder of your images"]
+    print("\n".join(lines), flush=True)
+
+
+def _described(options) -> str:
+    """What an encoder has that a plain one has not, in words."""
+    words = {
+        "registers": "{} registers",
+        "relative": "relative positions ({})",
+        "layer_scale": "layer scale",
+        "qv_bias": "biases of queries and values alone",
+        "class_token": "no class token",
+        "class_position": "no position of the class token",
+        "mlp": "MLPs: {}",
+        "position": "{} positions",
+    }
+    return ", ".join(words[name].format(value) for name, value in sorted(options.items()))
+
+
+def _options():
+    """What the flags of an import say."""
+    from dppmask_jax.weights.importing import Options
+    from dppmask_jax.weights.sizes import Known
+
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
+    known = Known(
+        _numbers(_IMAGE_SIZE, 2, int) or None, _HEADS.value, _DECODER_HEADS.value, _EPSILON.value
+    )
+    return Options(
+        known,
+        tuple(_ALLOW_MISSING.value),
+        tuple(_DROP.value),
+        _STRIP.value,
+        _asked(),
+        _numbers(_RESIZE, 2, int) or None,
+        _numbers(_MEAN, 3, float) or None,
+        _numbers(_STD, 3, float) or None,
+    )
+
+
 def _export(folder: str, path: str) -> None:
     from dppmask_jax.weights.exporting import export_weights, loaded_by
 
     only_import = [
         flag.name
         for flag in (_WORKDIR, _IMAGE_SIZE, _HEADS, _DECODER_HEADS, _EPSILON, _ALLOW_MISSING, _DROP,
-                     _STRIP, _MEAN, _STD, _CONFIG)
+                     _STRIP, _MEAN, _STD, _CONFIG, _KIND)
         if flag.present
     ]  # fmt: skip
     if only_import:
@@ -229,7 +285,31 @@ def _with_default_config(words: list[str]) -> list[str]:
     change."""
     if "import" not in words or _option("config", words):
         return words
+    if _as_encoder(_option("format", words), _option("kind", words), words):
+        return words
     return [f"--config={_default_config(_option('format', words))}", *words]
+
+
+def _as_encoder(format_name: str, kind: str | None, words: list[str]) -> bool:
+    """Whether an import makes an encoder alone.
+
+    Raises:
+      InputError: it should, and the format or a --config says otherwise.
+    """
+    from dppmask_jax.weights.families import FAMILIES
+
+    of_config = next((word for word in words if word.startswith(("--config=", "--config."))), "")
+    only_here = format_name in FAMILIES and format_name not in _OF_METHODS
+    if kind and format_name not in FAMILIES:
+        raise InputError(
+            f"--kind={kind} does not go with --format={format_name}: {' | '.join(FAMILIES)}"
+        )
+    if (kind or only_here) and of_config:
+        raise InputError(
+            f"{of_config.partition('=')[0]}: --format={format_name} makes an encoder alone, whose "
+            "config is the file's; leave it out"
+        )
+    return bool(kind) or only_here or (format_name == "timm" and not of_config)
 
 
 def _default_config(format_name: str) -> str:
@@ -249,5 +329,8 @@ def _option(name: str, words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = _with_default_config([_underscored(word) for word in sys.argv[1:]])
+    try:
+        sys.argv[1:] = _with_default_config([_underscored(word) for word in sys.argv[1:]])
+    except InputError as error:
+        command.fail(error)
     command.run(main)

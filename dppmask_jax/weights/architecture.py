@@ -163,7 +163,9 @@ def check_published(path, shapes: Mapping[str, tuple[int, ...]], stated: Mapping
       shapes: of its tensors, by the names of `families.base`.
       stated: config.json beside it.
     """
-    biases = any(re.match(r"blocks\.\d+\.attn\.(qkv\.bias|q\.bias|q_bias)$", name) for name in shapes)
+    biases = any(
+        re.match(r"blocks\.\d+\.attn\.(qkv\.bias|q\.bias|q_bias)$", name) for name in shapes
+    )
     lacks = [_WITHOUT[name] for name in ("norm1.bias", "attn.proj.bias")
              if f"blocks.0.{name}" not in shapes]  # fmt: skip
     lacks += [] if biases else [_WITHOUT["attn.qkv.bias"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dppmask_jax import patches
@@ -118,7 +118,9 @@ def read(
     architecture.check_published(path, shapes, stated)
     kernel = shapes[family.anchor]
     if len(kernel) != 4 or kernel[1] != 3 or min(kernel) < 1:
-        raise InputError(f"{path}: {family.anchor} has shape {kernel}, wanted (D, 3, height, width)")
+        raise InputError(
+            f"{path}: {family.anchor} has shape {kernel}, wanted (D, 3, height, width)"
+        )
     width, _, high, wide = kernel
     patch_size = high if high == wide else (high, wide)
     sizes.check_epsilon(stated, known)
@@ -232,7 +234,9 @@ def _is_square(number: int) -> bool:
 
 def _relative_size(path, shapes, options, patch_size) -> tuple[int, int]:
     """The image size of a square grid that has as many relative positions as a table has rows."""
-    table = f"rel_pos_bias.{_TABLE}" if options["relative"] == "shared" else f"blocks.0.attn.{_TABLE}"
+    table = (
+        f"rel_pos_bias.{_TABLE}" if options["relative"] == "shared" else f"blocks.0.attn.{_TABLE}"
+    )
     between = shapes[table][0] - 3
     side = math.isqrt(max(between, 0))
     if side**2 != between or side % 2 == 0:
@@ -241,8 +245,3 @@ def _relative_size(path, shapes, options, patch_size) -> tuple[int, int]:
             "--image_size=HEIGHT,WIDTH"
         )
     return tuple((side + 1) // 2 * each for each in patches.sides(patch_size))
-
-
-def whole_numbers(names: Iterable[str]) -> list[str]:
-    """Those of the names that are of tables of whole numbers."""
-    return [name for name in names if name.endswith(INDICES)]

@@ -13,7 +13,15 @@ from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.runs import checkpoint, workdir
-from dppmask_jax.weights import architecture, classifiers, names, opened, pretraining, sizes
+from dppmask_jax.weights import (
+    architecture,
+    classifiers,
+    names,
+    opened,
+    pretraining,
+    published,
+    sizes,
+)
 from dppmask_jax.weights.opened import Options
 
 
@@ -35,10 +43,11 @@ def import_weights(
 
     Args:
       path: the file, an index of its parts, or a folder with either.
-      format_name: of `names.FORMATS`.
+      format_name: of `names.FORMATS`, or of `families.FAMILIES` where there is no config.
       folder: the workdir to make; missing or empty.
       config: what configs/mae.py or configs/ibot.py makes, or for a classifier configs/eval.py with
         task=finetune. The fields of the model's sizes give way to the file's; all others are kept.
+        None: the run is an encoder alone.
 
     Raises:
       InputError: the file, a tensor of it, the config or the folder is wrong; nothing was
@@ -48,6 +57,8 @@ def import_weights(
     workdir.check_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--workdir={folder} is not empty and is not overwritten; name another")
+    if config is None:
+        return _import_encoder(path, format_name, folder, options)
     form = names.FORMATS[format_name]
     kind = classifiers if "task" in config else pretraining
     kind.check(config, form, format_name, options)
@@ -65,6 +76,13 @@ def import_weights(
     _write(config, kind.state(config, method, tree, found, file), folder)
     classes = found.classes if kind is classifiers else None
     return Imported(config, classes, fresh, file.left_aside, file.prefix)
+
+
+def _import_encoder(path, format_name: str, folder: Path, options: Options) -> Imported:
+    read = published.read(path, format_name, options)
+    tree = _with_pixels_as_here({"encoder": read.encoder}, read.stated, options)
+    _write(read.config, {"params": tree, "extra": {}}, folder)
+    return Imported(read.config, None, read.fresh, read.left_aside, read.prefix)
 
 
 def _with_pixels_as_here(tree, stated, options: Options):
@@ -111,9 +129,7 @@ def _write(config, state, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     partial.mkdir()
     try:
-        checkpoints = checkpoint.Checkpoints(
-            partial / checkpoint.FOLDER, keep=config.checkpoint.keep
-        )
+        checkpoints = checkpoint.Checkpoints(partial / checkpoint.FOLDER)
         meta = {"config": workdir.to_json(config)}
         checkpoints.save(0, parallel.to_host(state), meta)
         checkpoints.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,7 @@ class File(NamedTuple):
       stated: config.json beside it, with "image_mean" and "image_std" of preprocessor_config.json.
       left_aside: what else it holds.
       prefix: what was taken off all names.
+      spelled: of a published encoder, {name of `families.base`: name in the file}.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class File(NamedTuple):
     stated: dict[str, Any]
     left_aside: tuple[str, ...]
     prefix: str = ""
+    spelled: Mapping[str, str] = MappingProxyType({})
 
     def name_of(self, name: str) -> str:
         """The format's name of the first tensor that MAE calls so."""
@@ -123,7 +126,7 @@ def opened_family(path: str | Path, format_name: str, options: Options) -> Itera
         )
         aside += dropped
         aside = [prefixes.beginnings(aside)] if aside else []
-        yield File(path, form, entries, stated, (*aside, *others, *beside), prefix)
+        yield File(path, form, entries, stated, (*aside, *others, *beside), prefix, spelled)
 
 
 def _check_names(path, found: Iterable[str]) -> None:
@@ -132,11 +135,11 @@ def _check_names(path, found: Iterable[str]) -> None:
             raise InputError(f"{path} has a tensor called {name!r}; it is no such file")
 
 
-def _check_values(path, entries, of_whole_numbers: str = "") -> None:
-    """Raises InputError where tensors hold no floats or too many, but for those whose names end
-    in `of_whole_numbers`."""
-    whole = [name for name, entry in entries.items()
-             if entry.spacing is None and not (of_whole_numbers and name.endswith(of_whole_numbers))]  # fmt: skip
+def _check_values(path, entries, allowed: str = "") -> None:
+    """Raises InputError where tensors hold no floats, unless their names end in `allowed`, or where
+    all hold too many values."""
+    whole = [name for name, entry in entries.items() if entry.spacing is None]
+    whole = [name for name in whole if not allowed or not name.endswith(allowed)]
     if whole:
         raise InputError(f"{path}: tensors that are not of floats: {', '.join(whole)}")
     num_values = sum(math.prod(entry.shape) for entry in entries.values())

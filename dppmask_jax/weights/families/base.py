@@ -30,6 +30,7 @@ class Family(NamedTuple):
       containers: keys under which a .pth file may keep the tensors, the most wanted first.
       heads: width -> number of heads, where they are others than those of the usual sizes.
       fixed: whether a file without positions has MAE's.
+      feature: which tokens were trained to stand for the image, "cls" or "patches".
     """
 
     label: str
@@ -39,6 +40,7 @@ class Family(NamedTuple):
     containers: tuple[str, ...] = ("state_dict", "model")
     heads: Mapping[int, int] = MappingProxyType({})
     fixed: bool = False
+    feature: str = "cls"
 
     @property
     def anchor(self) -> str:

@@ -15,4 +15,5 @@ FAMILY = Family(
     aside=r"(embeddings\.)?mask_token|pooler\..*|classifier\..*",
     containers=("target_encoder", "encoder", "state_dict"),
     heads=MappingProxyType({1408: 16}),
+    feature="patches",
 )

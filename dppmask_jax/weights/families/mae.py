@@ -12,6 +12,7 @@ FAMILY = Family(
     aside=r"mask_token|decoder.*|head\..*|fc_norm\..*",
     containers=("model", "state_dict"),
     fixed=True,
+    feature="patches",
 )
 IN_TRANSFORMERS = Family(
     "ViTMAE of transformers",
@@ -20,4 +21,5 @@ IN_TRANSFORMERS = Family(
     aside=r"decoder\..*|pooler\..*|classifier\..*",
     containers=("state_dict",),
     fixed=True,
+    feature="patches",
 )

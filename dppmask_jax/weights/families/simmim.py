@@ -14,4 +14,5 @@ FAMILY = Family(
     networks=("module.encoder.", "encoder.", "module."),
     aside=r"mask_token|(module\.)?decoder\..*|head\..*|fc_norm\..*",
     containers=("model", "state_dict"),
+    feature="patches",
 )
