@@ -4,13 +4,14 @@
     python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT
 
 FORMAT of a published encoder, which becomes a run that is an encoder alone: dino, dinov2, deit3,
-moco-v3, ijepa, simmim, vit (transformers' ViTModel), timm; with --kind=encoder also mae, hf-encoder.
+moco-v3, ijepa, simmim, vit (transformers' ViTModel), timm; with --kind=encoder also mae and
+hf-encoder.
 
-FORMAT of a run to go on training: mae (encoder only), mae-full, mae-finetuned (a classifier with its
-head), hf, hf-encoder (transformers' ViTMAE), timm (vit_*_patch16, with a --config), ibot-teacher,
-ibot-student or ibot. FILE is .safetensors or .pth, or the index of its shards; for formats of
-transformers a folder with them and config.json. What is imported is evaluated with eval.py;
-train.py goes on training it, eval.py a classifier. See docs/weights.md.
+FORMAT of a run to go on training: mae (encoder only), mae-full, mae-finetuned (a classifier with
+its head), hf, hf-encoder (transformers' ViTMAE), timm (vit_*_patch16, with a --config),
+ibot-teacher, ibot-student or ibot. FILE is .safetensors or .pth, or the index of its shards; for
+formats of transformers a folder with them and config.json. What is imported is evaluated with
+eval.py; train.py goes on training it, eval.py a classifier. See docs/weights.md.
 """
 
 from __future__ import annotations
