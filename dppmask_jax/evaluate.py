@@ -15,9 +15,11 @@ from dppmask_jax.models import encoders
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.image_sizes import checked_image_size
-from dppmask_jax.runs.kinds import encoder_options
+from dppmask_jax.runs.kinds import ENCODER, encoder_options
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.tasks import TASKS, checks
+
+_NO_CLASS_TOKEN = "the encoder has no class token, its mean patch token stands for one (cls)"
 
 
 def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -> list[Path]:
@@ -90,8 +92,8 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
         _say(f"warning: {idle}")
 
     result = TASKS[config.task].run(evaluation)
-    if run.resized:
-        result = result._replace(protocol=f"{result.protocol}; {run.resized}")
+    notes = [run.resized, "" if run.has_class_token else _NO_CLASS_TOKEN]
+    result = result._replace(protocol="; ".join([result.protocol, *filter(None, notes)]))
 
     path = folder / result_name(config)
     if parallel.is_main():
@@ -231,7 +233,8 @@ def _name(config) -> str:
 
 
 def _named(run: Run) -> str:
-    return f"{run.kind} {encoders.name_of(run.config.model)}"
+    name = run.label if run.kind == ENCODER else run.kind
+    return f"{name} {encoders.name_of(run.config.model)}"
 
 
 def _record(

@@ -201,8 +201,8 @@ def resize_positions(
     others = positions.shape[1] - math.prod(old_grid)
     on_grid = positions[0, others:].reshape(*old_grid, -1)
     resized = jnp.einsum("ir,jc,rcd->ijd", rows, columns, on_grid, precision="highest")
-    resized = resized.reshape(1, -1, positions.shape[-1])
-    return jnp.concatenate([positions[:, :others], resized], axis=1)
+    width = positions.shape[-1]
+    return jnp.concatenate([positions[:, :others], resized.reshape(1, -1, width)], axis=1)
 
 
 def _bicubic_weights(old: int, new: int, excess: float) -> np.ndarray:

@@ -17,9 +17,11 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
 from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.of_run import write_run_figures
+from dppmask_jax.models import vit
 from dppmask_jax.models.encoders import name_of
 from dppmask_jax.patches import sides
 from dppmask_jax.runs import metrics, workdir
+from dppmask_jax.runs.kinds import ENCODER, kind_of
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.training import resuming
 from dppmask_jax.training.build import method_from, plan_from, schedules
@@ -74,6 +76,7 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
         allow=allow_change,
         total_steps=plan.total_steps,
         ways=_WAYS.format(shlex.quote(str(folder))),
+        refuse=functools.partial(_refuse_encoder, folder),
     )
     images = functools.partial(identity.of_splits, train_source, val_source)
     start = resuming.start_in(folder, config, images, terms)
@@ -116,6 +119,7 @@ def _encoder_of(config, method):
         )
     run = load_run(config.init_from)
     run.check_encodes()
+    _check_options(config, run, method)
     wanted = method.encoder_of(*jax.eval_shape(method.init, jax.random.key(0)))
     fits = jax.tree.map(jnp.shape, run.encoder) == jax.tree.map(jnp.shape, wanted)
     # Patches of 8x4 and 4x8 have as many pixels.
@@ -138,6 +142,38 @@ def _encoder_of(config, method):
             + " to match"
         )
     return run.encoder
+
+
+def _check_options(config, run: Run, method) -> None:
+    """Raises InputError where the encoder of a run is of another build than the method's. How its
+    positions come about is left to the shapes of parameters."""
+    theirs, ours = ({**encoder.options} for encoder in (run.method.encoder, method.encoder))
+    for options in (theirs, ours):
+        options.pop("position", None)
+        if "layer_scale" in options:  # where it starts does not matter to one that has started
+            options["layer_scale"] = bool(options["layer_scale"])
+    defaults = vit.defaults()
+    differ = [
+        (name, theirs.get(name, defaults.get(name)), ours.get(name, defaults.get(name)))
+        for name in dict.fromkeys((*theirs, *ours))
+    ]
+    differ = [(name, their, our) for name, their, our in differ if their != our]
+    if differ:
+        words = [", ".join(f"{name}={pair[i]!r}" for name, *pair in differ) for i in (0, 1)]
+        raise InputError(
+            f"config.init_from={config.init_from} has {run.name} encoder with {words[0]}, and that "
+            f"of {config.method} has {words[1]}: it does not start from this one, which eval.py "
+            "takes as it is"
+        )
+
+
+def _refuse_encoder(folder: Path, config) -> None:
+    """Raises InputError where the config of a folder is that of an encoder alone."""
+    if kind_of(config) == ENCODER:
+        raise InputError(
+            f"--workdir={folder} holds an encoder alone, which is not trained on; start from it "
+            f"with --config.init_from={shlex.quote(str(folder))} and another --workdir"
+        )
 
 
 def _draw(config, folder, state) -> list[Path]:

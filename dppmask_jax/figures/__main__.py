@@ -145,7 +145,8 @@ def _of_run(args) -> list[Path]:
     if not (run.has_masks or run.has_attention):
         if not (workdir / "metrics.jsonl").exists():
             raise InputError(
-                f"--workdir={workdir} is {run.name} run, which masks nothing: name another"
+                f"--workdir={workdir} is {run.name} run, which masks nothing and shows no "
+                "attention of a class token: name another"
             )
         print(f"curves alone: this is {run.name} run, which masks nothing")
         return _write_curves_of(runs, out_dir)

@@ -257,14 +257,14 @@ class ViT(nn.Module):
 
     def _placed(self, tokens, images):
         """(B, N, D) embeddings -> (B, 1 + N, D) with the class token, if any, and positions."""
-        positions = None
-        if self.position != "none":
-            positions = self._positions(images).astype(tokens.dtype)
-        if positions is not None and not self.of_class:
-            tokens, positions = tokens + positions, None
+        has_positions = self.position != "none"
+        if has_positions and not self.of_class:
+            tokens = tokens + self._positions(images).astype(tokens.dtype)
         if self.class_token:
             tokens = jnp.concatenate([self._class_token(tokens), tokens], axis=1)
-        return tokens if positions is None else tokens + positions
+        if has_positions and self.of_class:
+            tokens = tokens + self._positions(images).astype(tokens.dtype)
+        return tokens
 
     def embed(self, images):
         """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions."""
@@ -419,11 +419,16 @@ def _with_positions(module: ViT, params):
     return {**params, "positions": jnp.asarray(table)}
 
 
+def defaults() -> dict[str, Any]:
+    """The options of a `ViT` at their defaults."""
+    return {name: getattr(ViT, name) for name in OPTIONS}
+
+
 def check_options(options) -> None:
     """Raises InputError where options of a `ViT` are unknown or do not go together."""
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise InputError(f"an encoder has no option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
-    values = {name: options.get(name, getattr(ViT, name)) for name in OPTIONS}
+    values = {**defaults(), **options}
     allowed = {
         "position": ("fixed", "learned", "none"),
         "relative": ("", "shared", "each"),
@@ -442,9 +447,10 @@ def check_options(options) -> None:
 def _options(module: ViT) -> dict[str, Any]:
     """Those that came later stand there only where they are not at their default: kept configs of
     fine-tunings lack them."""
-    later = {name: getattr(module, name) for name in _LATER}
-    return {name: getattr(module, name) for name in OPTIONS if name not in later} | {
-        name: value for name, value in later.items() if value != getattr(ViT, name)
+    values = {name: getattr(module, name) for name in OPTIONS}
+    usual = defaults()
+    return {
+        name: value for name, value in values.items() if name not in _LATER or value != usual[name]
     }
 
 

@@ -12,6 +12,7 @@ from dppmask_jax.models.encoders import name_of
 from dppmask_jax.results.portable import last_part
 from dppmask_jax.runs import history, workdir
 from dppmask_jax.targets import TARGETS
+from dppmask_jax.words import count
 
 
 def of(record) -> tuple[str, str, str, str]:
@@ -33,7 +34,8 @@ def how_trained(record) -> str:
     """The seed and the history of the run that was measured."""
     config = record["checkpoint"]["config"]
     training = "pre-training" if "method" in config else "fine-tuning"
-    words = f"{training} seed {config['seed']}" if "seed" in config else "imported classifier"
+    imported = f"imported {'encoder' if 'method' in config else 'classifier'}"
+    words = f"{training} seed {config['seed']}" if "seed" in config else imported
     past = history.of_run(record["checkpoint"].get("history", ()), config)
     return words + (f"; {past}" if past else "")
 
@@ -61,20 +63,19 @@ def data(record) -> str:
 
 
 def model(record) -> str:
-    """Method and what it predicts, if that is not the usual; size, image size and epochs."""
+    """Method and what it predicts, if that is not the usual, or whose encoder it is; size, image
+    size and epochs."""
     config = record["checkpoint"]["config"]
     height, width = config["image_size"]
-    method, epochs = config.get("method", "classifier"), config["epochs"]
-    name = METHODS[method].label if method in METHODS else method
+    method = config.get("method", "classifier")
+    name = METHODS[method].label if method in METHODS else config.get("label", method)
     target = config.get("loss", {}).get("target", next(iter(TARGETS)))
     if target != next(iter(TARGETS)):
         name += f" ({target})"
     tested = record["config"].get("image_size", [height, width])
     other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
-    return (
-        f"{name} {name_of(config['model'])}, {height}×{width}, "
-        f"{epochs:g} epoch{'s' * (epochs != 1)}{other}"
-    )
+    trained = f", {count(config['epochs'], 'epoch')}" if "epochs" in config else ""
+    return f"{name} {name_of(config['model'])}, {height}×{width}{trained}{other}"
 
 
 def masks(record) -> str:

@@ -48,7 +48,8 @@ class Run:
       image_size: (height, width) of the images that it takes.
       resized: how positions came to another image size, in words; "" where it is the run's own.
       kind: see `kind_of`.
-      name: the kind with its article, as "an iBOT".
+      label: the kind in words, as "iBOT"; of an encoder alone, whose it is.
+      name: the label with its article, as "an iBOT".
       step: the optimiser step of the checkpoint.
       history: what was changed in the run on the way, see `history`; empty for nearly all.
       data_identity: of the training data, see `data.sources.identity`; None if unknown.
@@ -58,6 +59,7 @@ class Run:
         That of a classifier which pools patch tokens has no final layer norm; one with scale 1 and
         shift 0 stands there.
       knn_feature: which tokens the run trains, "patches" or "cls".
+      has_class_token: whether `encode` gives one; else the mean patch token stands for it.
       num_masked: (fewest, most) patches that a masked view has masked.
       has_masks, can_reconstruct, has_attention: whether the method answers to `masks` (and so has
         the two above), to `reconstruct` and to `attention`.
@@ -83,7 +85,8 @@ class Run:
         self.kind = kind_of(config)
         kind = METHODS.get(self.kind)
         label = config.label if self.kind == ENCODER else self.kind
-        self.name = with_article(kind.label if kind else label)
+        self.label = kind.label if kind else label
+        self.name = with_article(self.label)
         self.step = step
         self._trained, self._dtype = (params, extra), dtype
         config, self.resized = as_used(config, image_size, dtype), ""
@@ -111,6 +114,7 @@ class Run:
         self.can_reconstruct = method.reconstruct is not None
         self.has_attention = method.attention is not None
         self.encoder = self._encode = None
+        self.has_class_token = bool(method.encoder and method.encoder.module.prefix)
         if method.encoder is not None:
             self.encoder, encode = method.encoder_of(params, extra), method.encoder.encode
             self._encode = jax.jit(lambda p, x: encoders.as_dict(encode(p, augment.normalize(x))))
@@ -312,7 +316,8 @@ class Encoder:
 
         Returns:
           {"cls": (B, D), "patches": (B, N, D)} float32, after the final layer norm, all patches
-          visible; patches row by row.
+          visible; patches row by row. Of an encoder without class token "cls" is the mean patch
+          token.
 
         Raises:
           InputError: another shape or type, or floats outside [0, 1].
