@@ -176,9 +176,13 @@ def check_published(path, shapes: Mapping[str, tuple[int, ...]], stated: Mapping
         )
 
 
-def check_known(path, names: Iterable[str]) -> None:
-    """Raises InputError where names of tensors that have no place here say that an encoder has
-    parts that none here has."""
+def check_known(path, names: Iterable[str], instead: str) -> None:
+    """Raises InputError where names of tensors that have no place say that an encoder has parts
+    that none of its family has.
+
+    Args:
+      instead: in words of which family it may be, "" where of none here.
+    """
     found: dict[str, list[str]] = {}
     for name in names:
         if not is_head(name) and (part := part_of(name)) != OTHER:
@@ -186,7 +190,8 @@ def check_known(path, names: Iterable[str]) -> None:
     if found:
         words = "; ".join(part + _some(names) for part, names in found.items())
         raise InputError(
-            f"{path} has {words}: an encoder of this architecture is not supported yet"
+            f"{path} has {words}"
+            + (instead or ": an encoder of this architecture is not supported yet")
         )
 
 

@@ -11,6 +11,7 @@ from dppmask_jax import patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.sizes import Size
 from dppmask_jax.weights import architecture, prefixes, sizes
+from dppmask_jax.weights.families import FAMILIES
 from dppmask_jax.weights.families.base import Family
 
 INDICES = "relative_position_index"  # how the names of such tensors end; they hold whole numbers
@@ -19,6 +20,11 @@ _PARTS = {
     "attn.qkv": ("attn.q", "attn.k", "attn.v"),
     "mlp.w12": ("mlp.fc1_g", "mlp.fc1_x"),
 }
+_KNOWN = re.compile(
+    r"cls_token|pos_embed|reg_token|(patch_embed\.proj|norm)\.(weight|bias)|rel_pos_bias\.\w+|"
+    r"blocks\.\d+\.((norm[12]|attn\.(qkv|[qkv]|proj)|mlp\.(fc[12]|fc1_[gx]|w12|w3))\.(weight|bias)|"
+    r"ls[12]\.gamma|attn\.([qv]_bias|relative_\w+))"
+)
 _LAYER_SCALE = 1.0  # where layer scale would start, which the file's values replace
 
 
@@ -54,9 +60,19 @@ def spelled(path, entries: Mapping[str, Any], family: Family, format_name: str) 
         raise InputError(
             f"{path} is not of --format={format_name}: it has no {family.anchor} in any spelling "
             f"of {family.label}" + (f", but {part}" if part else "")
-            + f"; its tensors start with {prefixes.beginnings(entries)}"
+            + f"; its tensors start with {prefixes.beginnings(entries)}{families_of(entries)}"
         )  # fmt: skip
     return _with_gates_named({name: entries[old].shape for name, old in found.items()}, found)
+
+
+def families_of(entries) -> str:
+    """In words the families that have a place for all names, "" where there is none."""
+    fitting = [
+        name for name, family in FAMILIES.items()
+        if all(_KNOWN.fullmatch(new) or re.fullmatch(family.aside, old)
+               for old, new in family.respell(entries).items())
+    ]  # fmt: skip
+    return f"; it looks like --format={' or '.join(fitting)}" if fitting else ""
 
 
 def _with_gates_named(shapes, found: dict[str, str]) -> dict[str, str]:
@@ -137,16 +153,13 @@ def read(
 
 def _options(path, shapes, family: Family) -> dict[str, Any]:
     registers = shapes.get("reg_token", (1, 0, 0))
-    relative = "none"
-    if f"rel_pos_bias.{_TABLE}" in shapes:
-        relative = "shared"
-    elif f"blocks.0.attn.{_TABLE}" in shapes:
-        relative = "each"
+    relative = "each" if _in_a_block(shapes, f"attn.{_TABLE}") else ""
+    relative = "shared" if f"rel_pos_bias.{_TABLE}" in shapes else relative
     options = {
         "registers": registers[1] if len(registers) == 3 else 0,
-        "relative": "" if relative == "none" else relative,
-        "layer_scale": _LAYER_SCALE if "blocks.0.ls1.gamma" in shapes else 0.0,
-        "qv_bias": "blocks.0.attn.q_bias" in shapes,
+        "relative": relative,
+        "layer_scale": _LAYER_SCALE if _in_a_block(shapes, "ls[12].gamma") else 0.0,
+        "qv_bias": _in_a_block(shapes, "attn.[qv]_bias"),
         "class_token": "cls_token" in shapes,
         "class_position": True,
         "mlp": "swiglu" if _gated(shapes) else "gelu",
@@ -157,6 +170,10 @@ def _options(path, shapes, family: Family) -> dict[str, Any]:
             "this architecture is not supported yet"
         )
     return options
+
+
+def _in_a_block(shapes, name: str) -> bool:
+    return any(re.fullmatch(rf"blocks\.\d+\.{name}", other) for other in shapes)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +193,9 @@ def _hidden(shapes, width: int) -> int:
 
 
 def _depth(shapes) -> int:
-    """How many blocks there are; those that a file lacks are found missing later."""
-    numbers = (re.match(r"blocks\.(\d{1,3})\.", name) for name in shapes)
-    return 1 + max((int(number[1]) for number in numbers if number), default=-1)
+    """How many blocks there are without a gap; tensors of others find no place later."""
+    found = {number[1] for name in shapes if (number := re.match(r"blocks\.(\d+)\.", name))}
+    return next(i for i in range(len(found) + 1) if str(i) not in found)
 
 
 def _positions(path, shapes, options, patch_size, family: Family, stated, known):
@@ -202,8 +219,8 @@ def _positions(path, shapes, options, patch_size, family: Family, stated, known)
         fitting = [front for front in allowed if _is_square(table[1] - front)]
         if not fitting:
             raise InputError(
-                f"{path} has {table[1]} positions, and how {table[1] - allowed[0]} patches lie is "
-                "not in the file; add --image_size=HEIGHT,WIDTH"
+                f"{path} has {table[1]} positions, which no square image has, and how patches lie "
+                "is not in the file; add --image_size=HEIGHT,WIDTH"
             )
         side = math.isqrt(table[1] - fitting[0])
         image_size = tuple(side * each for each in patches.sides(patch_size))

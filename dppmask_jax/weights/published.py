@@ -58,7 +58,9 @@ def read(path: str | Path, format_name: str, options: Options) -> Published:
         file = _without_indices(file, patches.grid_shape(found.image_size, found.patch_size))
         wanted = names.write_names({"encoder": template}, file.form.spell)
         architecture.check_known(
-            file.path, [inverse[name] for name in file.entries if name not in wanted]
+            file.path,
+            [name for name in file.entries if name not in wanted],
+            canonical.families_of(file.entries),
         )
         tensors = opened.matched(file, {"encoder": template}, found.patch_size)
     tree = names.read({"encoder": template}, file.form.spell, tensors)["encoder"]

@@ -127,7 +127,9 @@ def said_image_size(table: str, stated, known: Known, fixed: bool) -> tuple[int,
 
 def heads_of(width: int, stated, known: Known, usual: Mapping[int, int] = _NONE) -> int:
     """The heads of an encoder: of flags, config.json, a family's usual ones, those of `SIZES`."""
-    heads = known.heads or _whole(stated, "num_attention_heads")
+    arguments = stated.get("model_args")  # timm's
+    arguments = arguments if isinstance(arguments, dict) else {}
+    heads = known.heads or _whole(stated, "num_attention_heads") or _whole(arguments, "num_heads")
     heads = heads or usual.get(width) or _USUAL_HEADS.get(width)
     if heads is None:
         raise InputError(
