@@ -14,6 +14,7 @@ import safetensors.numpy
 from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.models.relative import relative_index
 from dppmask_jax.runs.run import load_run
+from dppmask_jax.weights import published
 from dppmask_jax.weights.importing import Options, import_weights
 from dppmask_jax.weights.sizes import Known
 
@@ -74,6 +75,12 @@ def close(ours, theirs, what):
     assert error < TOLERANCE, (what, error)
 
 
+def images_of(size):
+    """The same images for us and for PyTorch."""
+    images = np.random.default_rng(1).integers(0, 256, (2, *size, 3)).astype(np.uint8)
+    return images, torch.from_numpy(np.array(normalize(images)).transpose(0, 3, 1, 2).copy())
+
+
 def compared(
     tmp_path, model, format_name, image_size, tokens, *,
     file=None, prefix=1, pth=False, folder=None,
@@ -95,9 +102,7 @@ def compared(
     options = Options(Known(image_size, HEADS if image_size else None))
     imported = import_weights(path, format_name, tmp_path / "run", None, options)
     run = load_run(tmp_path / "run")
-    image_size = tuple(run.config.image_size)
-    images = np.random.default_rng(1).integers(0, 256, (2, *image_size, 3)).astype(np.uint8)
-    channels_first = torch.from_numpy(np.array(normalize(images)).transpose(0, 3, 1, 2).copy())
+    images, channels_first = images_of(tuple(run.config.image_size))
     with torch.no_grad():
         wanted = tokens(channels_first)
     got = run.encode(images)
@@ -261,3 +266,29 @@ def test_transformers(transformers, tmp_path, name, saved):
     image_size = (16, 40) if image_size == (0, 0) else image_size
     folder = tmp_path / "saved" if saved else None
     compared(tmp_path, model, family, image_size, tokens, prefix=prefix, folder=folder)
+
+
+def test_transformers_at_another_size(transformers, tmp_path):
+    """Positions are interpolated as `Dinov2Model` does it."""
+    model = filled(transformers.Dinov2Model(config_of(transformers.Dinov2Config, image_size=24)))
+    model.save_pretrained(tmp_path / "saved")
+    import_weights(tmp_path / "saved", "dinov2", tmp_path / "run", None, Options())
+    run = load_run(tmp_path / "run", image_size=(16, 40))
+    images, channels_first = images_of((16, 40))
+    with torch.no_grad():
+        wanted = model(pixel_values=channels_first).last_hidden_state
+    close(run.encode(images)["patches"], wanted[:, 1:], "patches")
+
+
+@pytest.mark.parametrize(
+    "file,format_name,prefix",
+    [(dino_checkpoint, "dino", "student"), (ijepa_checkpoint, "ijepa", "encoder")],
+)
+def test_the_other_network_of_a_checkpoint(timm, tmp_path, file, format_name, prefix):
+    class_token = {} if format_name == "dino" else {"class_token": False, "global_pool": ""}
+    model = vit(timm, "vit_tiny_patch16_224", (16, 24), 8, **class_token)
+    torch.save(file(dict(model.state_dict())), tmp_path / "weights.pth")
+    for asked, factor in (("", 1), (prefix, 2)):
+        options = Options(Known((16, 24), HEADS), strip_prefix=asked)
+        found = published.read(tmp_path / "weights.pth", format_name, options)
+        close(found.encoder["positions"], factor * model.pos_embed, asked)
