@@ -19,6 +19,7 @@ Arguments after the colon:
            diversity    how alike heads, depths, tokens and images are, by block
            spectra      singular values of tokens and images, effective rank, RankMe, by block
            saliency     TokenCut: objects by patch tokens alone, against foreground masks
+           segmentation a class for each pixel from frozen patch tokens: k-NN, ridge, linear
   dataset  shapes       CPU-sized recipes, a few minutes on two cores
            small        about 10,000 photographs
            imagenet100  ImageNet-100: the classes of the paper out of an ImageNet
@@ -27,8 +28,8 @@ Arguments after the colon:
   epochs   a whole number; the warm-up then takes at most a tenth of them
 
 Where the images are: --config.data.source=folder:PATH, tfds:NAME, coco:ROOT, clevr:ROOT, csv:FILE,
-saliency:ROOT or shapes; without it those that the run was pre-trained on. `dataset` only chooses
-the recipe.
+saliency:ROOT, ade20k:ROOT, voc:ROOT or shapes; without it those that the run was pre-trained on.
+`dataset` only chooses the recipe.
 
 The result goes to WORKDIR/eval_TASK.json, the checkpoint's folder unless --workdir says otherwise;
 the same command goes on where a training was interrupted.

@@ -304,6 +304,11 @@ BOUNDS = {
     "gamma": _POSITIVE,
     "layer": ([None, 0, INT32], [-1, 1.0, True]),
     "against": _TEXT,
+    "segments": (["", "2", "1000", "names.txt"], ["1", "1001", "names", 2, None]),
+    "ignored": ([None, 0, 2**16 - 1], [-1, 2**16, 255.0]),
+    "heads": ([("knn",), ("linear", "ridge", "knn")], [(), "knn", ("knn", "knn"), ("mlp",)]),
+    "head_epochs": _WHOLE_FROM_1,
+    "head_batch": _WHOLE_FROM_1,
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
     "tau": ([None, *_SHARE[0]], _SHARE[1]),
@@ -342,6 +347,12 @@ OF_KIND["reconstruct finetune"] = EVALUATION_BOUNDS | {"images": _TEXT}
 OF_KIND["soap finetune"] = EVALUATION_BOUNDS | {"images": ([10, INT32], [9, INT32 + 1, 20.0])}
 for _name in ("layers", "shift"):
     OF_KIND[f"{_name} finetune"] = EVALUATION_BOUNDS | {"k": _WHOLE_FROM_1}
+OF_KIND["segmentation finetune"] = EVALUATION_BOUNDS | {
+    "k": _WHOLE_FROM_1,
+    "tokens": ([2, INT32], [1, 2.0]),
+    "learning_rate": _POSITIVE,
+    "weight_decay": _FROM_0,
+}
 OF_KIND["saliency finetune"] = EVALUATION_BOUNDS | {"threshold": ([-1, 1], [-1.01, 1.01])}
 
 

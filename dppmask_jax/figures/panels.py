@@ -6,6 +6,7 @@ Outlines fall exactly on the borders of patches. Nothing is global here (no pypl
 from __future__ import annotations
 
 import itertools
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ SMALL_PANEL = 224  # the same where there are many columns
 _README = 900  # text is sized to be read when the picture is shown this many pixels wide, ...
 _COLUMN = 105  # ... or wider, where a column would be narrower than this
 _LETTER = 7.1  # width of one of a title, about
+_LEGEND_STEP = 47  # width of an entry of a legend without its text
 INK = "#222222"
 FAINT = "#666666"
 
@@ -165,7 +167,8 @@ def compose(
     top = round((10 + 17 * max(title.count("\n") + 1 for title in titles)) * unit)
     below = round(17 * unit) if captions else 0
     pitch = height + below + gap
-    bottom = round(30 * unit) if legend else 0
+    lines = _legend_lines(legend, total_width / unit)
+    bottom = round((8 + 22 * len(lines)) * unit) if legend else 0
     last = round(20 * unit) if note else 0
     total_height = top + len(panels) * pitch + bottom + last
 
@@ -191,16 +194,27 @@ def compose(
             for x, caption in zip(lefts, row, strict=True):
                 y_text = y + height + 4 * unit
                 write(x + width / 2, y_text, caption, 11, FAINT, ha="center", va="top")
-    if legend:
-        y = total_height - last - bottom / 2 - 4 * unit
-        texts = [write(0, y, text, 12, va="center_baseline") for _, text in legend]
-        _place_legend(axes, texts, [color for color, _ in legend], unit, fill)
+    for number, line in enumerate(lines):
+        y = total_height - last - bottom + (11 + 22 * number) * unit
+        texts = [write(0, y, text, 12, va="center_baseline") for _, text in line]
+        _place_legend(axes, texts, [color for color, _ in line], unit, fill)
     if note:
         y = total_height - 9 * unit
         write(total_width / 2, y, note, 11, FAINT, ha="center", va="bottom")
     axes.set_xlim(0, total_width)
     axes.set_ylim(total_height, 0)
     return axes.figure
+
+
+def _legend_lines(legend, width: float) -> list[list]:
+    """A legend in lines `width` units wide, about as full as one another."""
+    lengths = [_LEGEND_STEP + _LETTER * len(text) for _, text in legend]
+    number = max(1, math.ceil(sum(lengths) / width)) if legend else 0
+    lines, filled = [[] for _ in range(number)], 0.0
+    for entry, length in zip(legend, lengths, strict=True):
+        lines[min(int(filled / sum(lengths) * number), number - 1)].append(entry)
+        filled += length
+    return lines
 
 
 def _wrapped(title: str, width: float) -> str:

@@ -26,20 +26,26 @@ class Ridge(NamedTuple):
 
 
 def fit(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, strengths: tuple[float, ...]
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    strengths: tuple[float, ...],
+    held_out: np.ndarray | None = None,
 ) -> Ridge:
     """Least squares onto one-hot classes, with a penalty on the squared weights.
 
     Features are standardised first, so that a strength means the same for every encoder: it is
     the penalty relative to the variance of one feature. The strength with the highest accuracy on
-    every tenth image, when the others are fitted, is taken; then all images are fitted.
+    the images that are held out, when the others are fitted, is taken; then all images are fitted.
 
     Args:
       features: (M, D), may be a memory map.
       labels: (M,) int in 0..num_classes-1.
+      held_out: (M,) bool; None is every tenth.
     """
     mean, deviation = _moments(features)
-    held_out = np.arange(len(features)) % _HELD_OUT == _HELD_OUT - 1
+    if held_out is None:
+        held_out = np.arange(len(features)) % _HELD_OUT == _HELD_OUT - 1
     strength = strengths[0]
     if len(strengths) > 1 and held_out.any():
         sums = _sums(features, labels, num_classes, ~held_out, mean, deviation)

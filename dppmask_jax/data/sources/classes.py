@@ -21,10 +21,11 @@ FIELDS = {
 }
 
 
-def class_list(chosen: str) -> tuple[str, ...]:
+def class_list(chosen: str, field: str = "data.classes") -> tuple[str, ...]:
     """Reads a list of classes.
 
     Args:
+      field: of the config that chooses it, for messages.
       chosen: imagenet100, the 100 classes of ImageNet (WordNet ids, in ascending order) of CMC
         (arXiv 1906.05849), which ADIOS and DPPMask use as well; or a text file in UTF-8 with the
         name of a class on each line.
@@ -43,15 +44,15 @@ def class_list(chosen: str) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(
-            f"config.data.classes={chosen}: {error.strerror}; give imagenet100 or a text file with "
+            f"config.{field}={chosen}: {error.strerror}; give imagenet100 or a text file with "
             "a class on each line"
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"config.data.classes={chosen} is no text in UTF-8: {error}") from error
+        raise InputError(f"config.{field}={chosen} is no text in UTF-8: {error}") from error
     names = tuple(filter(None, map(str.strip, lines)))
     if not names:
-        raise InputError(f"config.data.classes={chosen} lists no class; write one on each line")
+        raise InputError(f"config.{field}={chosen} lists no class; write one on each line")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise InputError(f"config.data.classes={chosen} lists {twice[0]!r} twice; remove one")
+        raise InputError(f"config.{field}={chosen} lists {twice[0]!r} twice; remove one")
     return names
