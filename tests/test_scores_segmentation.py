@@ -75,7 +75,7 @@ def test_majority_of_oblong_patches_where_ignored_pixels_do_not_vote():
     true = np.array([[[0, 0, 2, 255], [1, 0, 255, 255], [255] * 4, [255, 1, 1, 0]]] * 2)
     found = majority(true, (2, 2), 3, ignored=255)
     np.testing.assert_array_equal(found, [[0, 2, 1, 0]] * 2)  # of equally many the lower class
-    np.testing.assert_array_equal(majority(true[:, :2], (1, 2), 3, 255)[0], [0, 2, 0, -1])
+    np.testing.assert_array_equal(majority(true[:, :2], (2, 2), 3, 255)[0], [0, 2, 0, -1])
     assert found.dtype == np.int32
-    maps = enlarged(majority(true[:, :2], (1, 2), 3, 255), (2, 2), (1, 2))
+    maps = enlarged(majority(true[:, :2], (2, 2), 3, 255), (2, 2), (2, 4))
     np.testing.assert_array_equal(maps[1], [[0, 0, 2, 2], [0, 0, -1, -1]])

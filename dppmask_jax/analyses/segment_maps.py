@@ -83,7 +83,7 @@ def opened(evaluation: Evaluation) -> Maps:
         (train, min(config.train_images, config.tokens), "training"),
         (val, config.images, "validation"),
     ):
-        rows = base.spread(source, count)
+        rows = base.spread(len(source), count)
         found.append((rows, _values(source, rows, names, ignored, what)))
     (train_rows, train_values), (val_rows, val_values) = found
     names = names or tuple(f"class {i}" for i in range(max(train_values | val_values) + 1))

@@ -116,8 +116,8 @@ def _examples(evaluation: Evaluation, maps: Maps) -> Examples:
 
 
 def _majority(evaluation: Evaluation, maps: Maps, true: np.ndarray) -> np.ndarray:
-    size = evaluation.config.model.patch_size
-    return scores.majority(true, size, len(maps.names), maps.ignored)
+    grid = evaluation.run.method.encoder.grid
+    return scores.majority(true, grid, len(maps.names), maps.ignored)
 
 
 def _predictor(evaluation: Evaluation, heads: dict[str, Head]):
@@ -167,8 +167,8 @@ def _tested(evaluation: Evaluation, maps: Maps, predict, commonest: int) -> dict
 
 
 def _of_pixels(evaluation: Evaluation, classes: np.ndarray) -> np.ndarray:
-    grid, size = evaluation.run.method.encoder.grid, evaluation.config.model.patch_size
-    return scores.enlarged(classes, grid, size)
+    grid, size = evaluation.run.method.encoder.grid, evaluation.config.image_size
+    return scores.enlarged(classes, grid, tuple(size))
 
 
 def _metrics(found: dict[str, Agreement], pixels: Pixels, maps: Maps, examples: Examples) -> dict:

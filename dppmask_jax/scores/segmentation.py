@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dppmask_jax import patches
 from dppmask_jax.scores.uncertainty import jackknife
 
 _IMAGES = 64  # whose leave-one-out scores are computed at a time
@@ -119,23 +118,22 @@ def _shares(right, true, predicted):
 
 
 def majority(
-    true: np.ndarray,
-    patch_size: patches.PatchSize,
-    num_classes: int,
-    ignored: int | None = None,
+    true: np.ndarray, grid: tuple[int, int], num_classes: int, ignored: int | None = None
 ) -> np.ndarray:
     """The class of most pixels of each patch; of equally many the lower one.
 
     Args:
       true: (B, H, W) int in 0..C-1, or `ignored`: such pixels do not vote.
+      grid: (rows, columns) of patches, which divide H and W.
 
     Returns:
       (B, N) int32, patches row by row; -1 where all pixels of a patch are ignored.
     """
-    rows, columns = patches.grid_shape(true.shape[1:], patch_size)
-    height, width = patches.sides(patch_size)
-    split = np.asarray(true, np.int64).reshape(-1, rows, height, columns, width)
-    split = split.swapaxes(2, 3).reshape(len(true) * rows * columns, height * width)
+    rows, columns = grid
+    true = np.asarray(true, np.int64)
+    height, width = true.shape[1] // rows, true.shape[2] // columns
+    split = true.reshape(-1, rows, height, columns, width).swapaxes(2, 3)
+    split = split.reshape(len(true) * rows * columns, height * width)
     cells = np.arange(len(split))[:, None] * num_classes + split
     counts = np.ones(split.shape, bool) if ignored is None else split != ignored
     votes = np.bincount(cells[counts], minlength=len(split) * num_classes)
@@ -143,10 +141,8 @@ def majority(
     return np.where(votes.any(axis=2), votes.argmax(axis=2), -1).astype(np.int32)
 
 
-def enlarged(
-    classes: np.ndarray, grid: tuple[int, int], patch_size: patches.PatchSize
-) -> np.ndarray:
-    """(B, N) classes of patches -> (B, H, W) of pixels: each has that of its patch."""
-    height, width = patches.sides(patch_size)
+def enlarged(classes: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """(B, N) classes of patches -> (B, H, W) of the pixels of images of `size`: each has that of
+    its patch."""
     maps = np.asarray(classes).reshape(-1, *grid)
-    return maps.repeat(height, axis=1).repeat(width, axis=2)
+    return maps.repeat(size[0] // grid[0], axis=1).repeat(size[1] // grid[1], axis=2)
