@@ -11,6 +11,7 @@ count.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -37,7 +38,7 @@ def token_log_singular_values(latents, prefix: int = 1):
     Returns:
       (min(N - 1, D),) float32, falling: of N centred tokens no more are above 0.
     """
-    return jnp.mean(_log_singular_values(jnp.asarray(latents)[:, prefix:]), axis=0)
+    return jnp.mean(_of_each_image(jnp.asarray(latents)[:, prefix:]), axis=0)
 
 
 def image_log_singular_values(latents, prefix: int = 1):
@@ -75,14 +76,24 @@ def rankme(singular_values) -> np.ndarray:
     return np.exp(-np.sum(shares * np.log(shares), axis=-1))
 
 
+def _of_each_image(tokens):
+    """(B, N, D) -> (B, min(N - 1, D)) log singular values of their covariances.
+
+    One image after the other: on a CPU, jaxlib's SVD of a batch waits for threads of the pool that
+    it runs in itself, for ever where several run at once.
+    """
+    return jax.lax.map(_log_singular_values, tokens)
+
+
 def _log_singular_values(vectors):
-    """(..., n, D) -> (..., min(n - 1, D)) of their covariance.
+    """(n, D) -> (min(n - 1, D),) of their covariance.
 
     Singular values of the centred vectors keep twice the digits of those of the covariance.
     """
-    count, width = vectors.shape[-2:]
-    centred = vectors.astype(jnp.float32) - jnp.mean(vectors, axis=-2, keepdims=True)
-    of_vectors = jnp.linalg.svd(centred, compute_uv=False)[..., : min(count - 1, width)]
+    count, width = vectors.shape
+    vectors = vectors.astype(jnp.float32)
+    centred = vectors - jnp.mean(vectors, axis=0)
+    of_vectors = jnp.linalg.svd(centred, compute_uv=False)[: min(count - 1, width)]
     return jnp.log(jnp.maximum(jnp.square(of_vectors) / (count - 1), _FLOOR))
 
 
@@ -99,7 +110,7 @@ def run(evaluation: Evaluation) -> Result:
     def statistic(trace: Trace):
         of_depths = [*patch_tokens(trace), trace.tokens.patches]
         return {
-            "logs": jnp.stack([_log_singular_values(tokens) for tokens in of_depths], axis=1),
+            "logs": jnp.stack([_of_each_image(tokens) for tokens in of_depths], axis=1),
             "pooled": jnp.stack([jnp.mean(tokens, axis=1) for tokens in of_depths], axis=1),
         }
 
