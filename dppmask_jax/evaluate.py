@@ -124,6 +124,11 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
     pasts = [history.of_run(outcome.run.history, outcome.run.config) for outcome in outcomes]
     notes = [outcomes[0].result.note, *_unlike(outcomes)]
     notes += [f"{label}: {past}" for label, past in zip(labels, pasts, strict=True) if past]
+    notes += [
+        f"{label}: {_NO_CLASS_TOKEN}"
+        for label, outcome in zip(labels, outcomes, strict=True)
+        if not outcome.run.has_class_token
+    ]
     path = folders[0] / compared_name(config)
     record = {
         "task": _name(config),
