@@ -269,3 +269,38 @@ def test_its_own_folder_is_not_trained_in(runs):
     with pytest.raises(InputError, match="holds an encoder alone, which is not trained on; start"):
         pretrain.train(tiny.config("ibot"), runs["plain"])
     assert files() == before
+
+
+@pytest.mark.slow
+def test_trainings_start_from_it(runs, tmp_path):
+    """An iBOT of its build, whose learning rate hardly moves it; and a classifier of any build."""
+    build = dict(zip(("width", "depth", "heads", "mlp"), SIZE, strict=True))
+    still = {
+        "image_size": (16, 24),
+        "epochs": 0.1,
+        "optim__base_lr": 1e-9,
+        "optim__warmup_epochs": 0.0,
+        "optim__freeze_last_layer_epochs": 0.0,
+        "evaluate__knn_images": 0,
+        **{f"model__{name}": value for name, value in build.items()},
+    }
+    config = tiny.config("ibot", init_from=str(runs["plain"]), **still)
+    pretrain.train(config, tmp_path / "warm")
+    encoder = checkpoint.read_newest(tmp_path / "warm")[1]["extra"]["teacher"]["encoder"]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, encoder, dict(load_run(runs["plain"]).encoder))
+
+    gated = save(tmp_path / "gated", "I-JEPA", mlp="swiglu", layer_scale=0.5)
+    tuning = tiny.evaluation(
+        "task=finetune,epochs=1",
+        data__source=tiny.COMMON["data.source"],
+        batch_size=16,
+        model__pool="cls",
+    )
+    for _ in range(2):  # the same command finds it done
+        path = evaluate.evaluate(tuning, gated, tmp_path / "tuned")
+    assert "mean patch token stands for one" in json.loads(path.read_text())["protocol"]
+    tuned = load_run(tmp_path / "tuned" / "eval_finetune" / "seed-0")
+    assert not tuned.has_class_token and "w12" in tuned.encoder["blocks"]["block_1"]["mlp"]
+    before = load_run(gated).encoder["blocks"]["block_1"]["mlp"]["w12"]["kernel"]
+    assert not np.array_equal(tuned.encoder["blocks"]["block_1"]["mlp"]["w12"]["kernel"], before)
