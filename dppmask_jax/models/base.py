@@ -103,7 +103,7 @@ class Encoder(NamedTuple):
 
     attended: Callable[..., tuple[Tokens, Any]] | None = None
     """(params, images) -> (Tokens, (B, H, N) float32: how much the class token attends to each
-    patch in the last block)."""
+    patch in the last block). None where there is no class token, or no attention."""
 
     trace: Callable[..., Trace] | None = None
     """(params, images) -> Trace."""

@@ -165,8 +165,8 @@ class ViT(nn.Module):
       relative: "" or relative position biases, "shared" by all blocks or of "each" block; see
         `relative.RelativeBias`. Such an encoder takes whole images of `image_size`.
       layer_scale, qv_bias, mlp: see `layers.BlockOptions`.
-      class_token: whether there is one (I-JEPA has none). It goes with registers and relative
-        positions alone.
+      class_token: whether there is one (I-JEPA has none); registers and relative positions need
+        it.
       class_position: whether the class token has a position (DeiT III gives it none).
     """
 
