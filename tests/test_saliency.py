@@ -9,7 +9,9 @@ from test_eval_tasks import found
 from dppmask_jax import evaluate
 from dppmask_jax.analyses import bilateral, masked_images, saliency, tokencut
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals.base import Evaluation
 from dppmask_jax.figures.saliency import Found, draw_scores, panels_of
+from dppmask_jax.runs.run import load_run, open_data
 from dppmask_jax.scores import saliency as scores
 
 pytestmark = pytest.mark.usefixtures("fewer_blocks")
@@ -143,7 +145,7 @@ def test_native_sizes_go_to_the_nearest_multiple_of_the_patch_and_half_to_even()
 
 
 def test_task_on_shapes(run, tmp_path, capsys):
-    settings = {"images": 20, "bilateral": True, "shown": 2, "threshold": 0.9}
+    settings = {"images": 20, "bilateral": True, "shown": 1, "threshold": 0.9}
     out = found(run, tmp_path, "task=saliency", **settings)
     of = out["metrics"]
     assert of["images"] == 20 and of["empty_truths"] == 0
@@ -156,6 +158,10 @@ def test_task_on_shapes(run, tmp_path, capsys):
     assert "20 whole images, squeezed into 16x16 pixels, 4x4 patches" in out["protocol"]
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"saliency.png", "saliency_scores.png"}
+    # A sweep checks before there is a run.
+    config = load_run(run).config
+    completed = evaluate.completed(tiny.evaluation("task=saliency", **settings), config)
+    saliency.check(Evaluation(completed, None, tmp_path, *open_data(completed), print))
 
 
 def painted(root):

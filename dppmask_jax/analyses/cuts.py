@@ -89,15 +89,14 @@ def _encoded(evaluation: Evaluation, groups: Groups) -> Iterator[tuple]:
                     yield batch["index"], batch["valid"], batch["image"], tokens, grid
 
     batch_sizes = {
-        size: _batch_size(config, evaluation.run, size, len(indices))
-        for size, indices in groups.items()
+        size: _batch_size(config, size, len(indices)) for size, indices in groups.items()
     }
     total = sum(-(-len(indices) // batch_sizes[size]) for size, indices in groups.items())
     return metrics.counted(batches(), total, "images", parallel.is_main())
 
 
-def _batch_size(config, run: Run, size: tuple[int, int], images: int) -> int:
-    rows, columns = patches.grid_shape(size, run.config.model.patch_size)
+def _batch_size(config, size: tuple[int, int], images: int) -> int:
+    rows, columns = patches.grid_shape(size, config.model.patch_size)
     most = max(1, _TOKENS_AT_ONCE // (rows * columns))
     return parallel.round_up(min(features.batch_size(config), most, images))
 

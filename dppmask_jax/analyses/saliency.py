@@ -53,19 +53,21 @@ FIELDS = {
 def check(evaluation: Evaluation) -> None:
     """Raises InputError unless there are masks of the images' sizes, and grids to cut."""
     config, run = evaluation.config, evaluation.run
-    own_size = tuple(config.image_size) == tuple(run.config.image_size)
-    if config.resolution == "native" and not own_size:
-        raise InputError(
-            f"config.image_size={tuple(config.image_size)} and config.resolution=native exclude "
-            "each other; leave one out"
-        )
+    if config.resolution == "native" and run is not None:
+        own, size = tuple(run.config.image_size), tuple(config.image_size)
+        if size != own:
+            raise InputError(
+                f"config.image_size={size} and config.resolution=native exclude each other; leave "
+                "one out"
+            )
     mend = {
         "model": "set config.image_size to a larger size",
         "native": "take these images out, or leave config.resolution=native out",
     }
     for size in (sizes := _groups(evaluation, _looked_at(evaluation))):
-        masked_images.check_grid(size, run.config.model.patch_size, mend[config.resolution])
-    run.at_size(next(iter(sizes)))  # raises where positions cannot be resized
+        masked_images.check_grid(size, config.model.patch_size, mend[config.resolution])
+    if run is not None:  # None: a sweep is yet to train it
+        run.at_size(next(iter(sizes)))  # raises where positions cannot be resized
 
 
 def _looked_at(evaluation: Evaluation) -> list[Looked]:
@@ -88,7 +90,7 @@ def _groups(evaluation: Evaluation, looked: list[Looked]) -> dict[tuple[int, int
     kept = [image for image in looked if not image.left_out]
     if config.resolution == "model":
         return {tuple(config.image_size): np.array([image.index for image in kept])}
-    return masked_images.by_size(kept, evaluation.run.config.model.patch_size, config.max_side)
+    return masked_images.by_size(kept, config.model.patch_size, config.max_side)
 
 
 def run(evaluation: Evaluation) -> Result:
@@ -177,7 +179,7 @@ def _protocol(evaluation: Evaluation, groups, images: int) -> str:
     config = evaluation.config
     if config.resolution == "model":
         (size,) = groups
-        rows, columns = patches.grid_shape(size, evaluation.run.config.model.patch_size)
+        rows, columns = patches.grid_shape(size, config.model.patch_size)
         seen = f"squeezed into {size[0]}x{size[1]} pixels, {rows}x{columns} patches"
     else:
         seen = (

@@ -44,9 +44,12 @@ def precision_recall(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Returns:
       (255, 2). The precision of an empty prediction and the recall of an empty truth are 1.
     """
-    above = np.searchsorted(THRESHOLDS, np.asarray(predicted, np.float64))  # thresholds below it
-    found = _reverse_sums(above)
-    right = _reverse_sums(above[truth])
+    if predicted.dtype == bool:  # above all thresholds or none
+        found, right = np.count_nonzero(predicted), np.count_nonzero(predicted & truth)
+        found, right = (np.full(len(THRESHOLDS), number) for number in (found, right))
+    else:
+        above = np.searchsorted(THRESHOLDS, predicted)  # how many thresholds are below each pixel
+        found, right = _reverse_sums(above), _reverse_sums(above[truth])
     true = np.count_nonzero(truth)
     precision = np.where(found > 0, right / np.maximum(found, 1), 1.0)
     recall = right / true if true else np.ones(len(THRESHOLDS))
