@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result, Score, Task, percent
 from dppmask_jax.fields import FLAG, Field, number, one_of, whole
 from dppmask_jax.figures.saliency import draw_saliency, draw_scores
+from dppmask_jax.runs.run import Run
 from dppmask_jax.scores import saliency as scores
 from dppmask_jax.scores.uncertainty import error_of_mean
 from dppmask_jax.words import count
@@ -67,7 +69,15 @@ def check(evaluation: Evaluation) -> None:
     for size in (sizes := _groups(evaluation, _looked_at(evaluation))):
         masked_images.check_grid(size, config.model.patch_size, mend[config.resolution])
     if run is not None:  # None: a sweep is yet to train it
-        run.at_size(next(iter(sizes)))  # raises where positions cannot be resized
+        _check_resizes(run, sizes)
+
+
+def _check_resizes(run: Run, sizes: Iterable[tuple[int, int]]) -> None:
+    """Raises InputError where the positions of an encoder cannot be resized."""
+    try:
+        run.at_size(next((size for size in sizes if size != run.image_size), run.image_size))
+    except InputError as error:
+        raise InputError(f"config.resolution=native: {error}") from error
 
 
 def _looked_at(evaluation: Evaluation) -> list[Looked]:
