@@ -236,3 +236,5 @@ def test_scores_of_several_runs_in_one_figure():
     assert [axes.get_xlabel() for axes in figure.axes] == ["IoU (%)", "accuracy (%)"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["first", "second"]
+    low, high = figure.axes[0].get_xlim()
+    assert low < 38 and high > 42 and high - low >= 10, "small differences do not fill the axis"

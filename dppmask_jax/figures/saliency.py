@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dppmask_jax.figures.axes import LINES, plain_axes
+from dppmask_jax.figures.axes import LINES, plain_axes, share_limits
 from dppmask_jax.figures.panels import DPI, INK, SMALL_PANEL, check_rows, compose, heat
 
 SIDE = SMALL_PANEL  # pixels of a panel
@@ -97,6 +97,9 @@ def draw_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figu
             value, error = (100 * of_run[measure][name] for name in ("value", "error"))
             color = LINES[place % len(LINES)]
             axes.errorbar(value, place, xerr=error, color=color, fmt="o", markersize=4, capsize=2)
+        found = [of[measure] for of in scores.values()]
+        ends = [of["value"] + sign * of["error"] for of in found for sign in (-1, 1)]
+        axes.set_xlim(*(100 * end for end in share_limits(ends)))
         axes.set_xlabel(f"{measure} (%)", color=INK, fontsize=9)
     panels[0].set_yticks(range(len(scores)), list(scores))
     panels[0].set_ylim(len(scores) - 0.5, -0.5)
