@@ -92,7 +92,7 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
         _say(f"warning: {idle}")
 
     result = TASKS[config.task].run(evaluation)
-    notes = [run.resized, "" if run.has_class_token else _NO_CLASS_TOKEN]
+    notes = [run.resized, _of_class_token(run, result)]
     result = result._replace(protocol="; ".join([result.protocol, *filter(None, notes)]))
 
     path = folder / result_name(config)
@@ -125,9 +125,9 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
     notes = [outcomes[0].result.note, *_unlike(outcomes)]
     notes += [f"{label}: {past}" for label, past in zip(labels, pasts, strict=True) if past]
     notes += [
-        f"{label}: {_NO_CLASS_TOKEN}"
+        f"{label}: {note}"
         for label, outcome in zip(labels, outcomes, strict=True)
-        if not outcome.run.has_class_token
+        if (note := _of_class_token(outcome.run, outcome.result))
     ]
     path = folders[0] / compared_name(config)
     record = {
@@ -235,6 +235,13 @@ def compared_name(config) -> str:
 
 def _name(config) -> str:
     return TASKS[config.task].record(config) or config.task
+
+
+def _of_class_token(run: Run, result: Result) -> str:
+    """What the class token of a result is where its encoder has none; "" where it names none."""
+    words = [result.protocol, *(cell for row in result.table for cell in row)]
+    named = any("cls" in text or "class token" in text for text in words)
+    return _NO_CLASS_TOKEN if named and not run.has_class_token else ""
 
 
 def _named(run: Run) -> str:

@@ -300,6 +300,9 @@ def test_trainings_start_from_it(runs, tmp_path):
     for _ in range(2):  # the same command finds it done
         path = evaluate.evaluate(tuning, gated, tmp_path / "tuned")
     assert "mean patch token stands for one" in json.loads(path.read_text())["protocol"]
+    of_patches = tiny.evaluation("task=diversity", data__source=tiny.COMMON["data.source"])
+    other = evaluate.evaluate(of_patches, gated, tmp_path / "tuned")
+    assert "class token" not in json.loads(other.read_text())["protocol"]
     tuned = load_run(tmp_path / "tuned" / "eval_finetune" / "seed-0")
     assert not tuned.has_class_token and "w12" in tuned.encoder["blocks"]["block_1"]["mlp"]
     before = load_run(gated).encoder["blocks"]["block_1"]["mlp"]["w12"]["kernel"]
