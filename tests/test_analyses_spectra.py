@@ -1,5 +1,7 @@
 """Singular values and ranks of tokens and images."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -31,6 +33,13 @@ def test_logs_are_of_the_variances_of_patches_alone():
     assert np.isfinite(both(np.ones_like(latents))[0]).all()
 
 
+def test_devices_that_compute_at_once_do_not_wait_for_each_other():
+    """jaxlib's SVD of a batch hangs where several CPU devices run it; see `spectra`."""
+    traced = jax.make_jaxpr(spectra.token_log_singular_values)(np.ones((5, 41, 4), np.float32))
+    (shape,) = re.findall(r"f32\[([\d,]+)\] = svd\[", str(traced))
+    assert shape == "4"
+
+
 def test_ranks_count_the_dimensions_that_are_filled():
     assert spectra.effective_rank(np.ones(7)) == pytest.approx(7)
     assert spectra.effective_rank([[5.0, 0, 0], [1, 1, 0]]) == pytest.approx([1, 2])
@@ -50,8 +59,15 @@ def test_images_are_measured_group_by_group_as_at_once():
     assert found["drop"]["error"][0] == 0
     rank = spectra.effective_rank(variances)
     assert found["effective_rank"]["mean"] == pytest.approx(rank)
-    of_features = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
-    assert found["rankme"]["mean"] == pytest.approx(spectra.rankme(of_features))
+
+    def rankme(rows):
+        return spectra.rankme(np.linalg.svd(rows.astype(np.float64), compute_uv=False))
+
+    assert found["rankme"]["mean"] == pytest.approx(rankme(vectors))
+    # The jackknife, by computing everything anew without each tenth image.
+    without = [rankme(np.delete(vectors, np.s_[first::10], axis=0)) for first in range(10)]
+    error = (0.9 * np.sum(np.square(without - np.mean(without)))) ** 0.5
+    assert found["rankme"]["error"] == pytest.approx(error)
     # The variance of a normal distribution is known to sqrt(2 / M) of itself.
     assert np.mean(logs["error"]) == pytest.approx((2 / 200) ** 0.5, rel=0.5)
     few = spectra.of_vectors(vectors[:20, [0, 1, 2] * 10])

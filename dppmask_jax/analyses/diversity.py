@@ -22,7 +22,7 @@ from dppmask_jax.models.base import Trace
 _LEAST_NORM = 1e-12
 _WORDS = {
     "heads": "heads",
-    "depths": "a token and itself a block before",
+    "depths": "successive blocks",
     "tokens": "tokens of an image",
     "images_level": "images",
 }
@@ -87,7 +87,7 @@ def run(evaluation: Evaluation) -> Result:
         f"mean cosine of pairs, {metrics['images']:,} images; depth 0 is the embedding, l the "
         "output of block l",
         note="± is the standard error over the images; heads: their weighted means of values at "
-        "the same token; before: a token's cosine to itself one block earlier; images: of mean "
+        "the same token; successive blocks: a token and itself one block before; images: of mean "
         "patch tokens",
         row=_row(metrics),
     )
@@ -107,10 +107,10 @@ def of_images(units: np.ndarray) -> dict[str, list[float]]:
 
 
 def _table(metrics) -> list[tuple[str, ...]]:
-    rows = [("depth (0: embedding)", "heads", "block before", "tokens of an image", "images")]
+    rows = [("depth (0: embedding)", "heads", "successive blocks", "tokens of an image", "images")]
     for depth in range(len(metrics["tokens"]["mean"])):
         cells = [
-            # The embedding has neither heads nor a block before.
+            # The embedding has no heads, and no block before it.
             with_error(metrics[name], depth - first, 3)
             if name in metrics and depth >= first
             else ""

@@ -237,8 +237,8 @@ def _row(metrics) -> dict[str, str]:
     """Behind the final norm: what users of the encoder get."""
     tokens, images = metrics["tokens_level"], metrics["images_level"]
     return {
-        "effective rank of tokens": with_error(tokens["effective_rank"], -1, 1),
-        "of images": with_error(images["effective_rank"], -1, 1),
+        "effective rank, tokens": with_error(tokens["effective_rank"], -1, 1),
+        "effective rank, images": with_error(images["effective_rank"], -1, 1),
         "RankMe": with_error(images["rankme"], -1, 1),
     }
 
