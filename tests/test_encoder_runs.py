@@ -23,6 +23,7 @@ from dppmask_jax.results.records import load as load_record
 from dppmask_jax.runs import checkpoint, workdir
 from dppmask_jax.runs.kinds import ENCODER, encoder_config, encoder_options, method_of
 from dppmask_jax.runs.run import load_run
+from dppmask_jax.weights.exporting import export_weights
 
 SIZE = Size(16, 2, 2, 24)
 FAMILIES = {
@@ -261,11 +262,13 @@ def test_a_training_does_not_start_from_another_build(runs, tmp_path, family, me
     assert words in str(caught.value) and not (tmp_path / "new").exists()
 
 
-def test_its_own_folder_is_not_trained_in(runs):
+def test_its_own_folder_is_not_trained_in_nor_exported_with_a_decoder(runs):
     def files():
         return sorted(path for path in runs["plain"].rglob("*") if path.name != ".lock")
 
     before = files()
+    with pytest.raises(InputError, match="is an encoder alone, which --format=mae-full does not"):
+        export_weights(runs["plain"], runs["plain"] / "new.safetensors", "mae-full")
     with pytest.raises(InputError, match="holds an encoder alone, which is not trained on; start"):
         pretrain.train(tiny.config("ibot"), runs["plain"])
     assert files() == before

@@ -19,7 +19,7 @@ from dppmask_jax.models.layers import NORM_EPSILON
 from dppmask_jax.models.sizes import Size, name_of, size_of
 from dppmask_jax.patches import grid_shape, sides, size_name
 from dppmask_jax.runs import checkpoint
-from dppmask_jax.runs.kinds import CLASSIFIER, kind_of, method_of
+from dppmask_jax.runs.kinds import CLASSIFIER, ENCODER, kind_of, method_of
 from dppmask_jax.runs.workdir import from_json
 from dppmask_jax.weights import architecture, files, names, positions
 
@@ -181,8 +181,10 @@ def _tree(folder, config, state, format_name: str) -> dict[str, Any]:
     }.get(kind, {})
     if holds not in makers:
         fitting = [name for name, form in names.FORMATS.items() if form.holds in makers]
+        of = kind or config.get("task")
+        what = "an encoder alone" if kind == ENCODER else f"a run of {of}"
         raise InputError(
-            f"{folder} is a run of {kind or config.get('task')}, which --format={format_name} does "
+            f"{folder} is {what}, which --format={format_name} does "
             "not fit; " + (f"use {' | '.join(fitting)}" if fitting else "there is no format for it")
         )
     architecture.check_plain(str(folder), config, format_name)
