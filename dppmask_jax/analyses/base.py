@@ -97,23 +97,37 @@ def pictures(evaluation: Evaluation, count: int) -> np.ndarray:
 
 
 def per_image(
-    evaluation: Evaluation, statistic: Callable[[Trace], dict[str, Any]], what: str
+    evaluation: Evaluation,
+    statistic: Callable[[Trace], dict[str, Any]],
+    what: str,
+    least: int = 2,
 ) -> dict[str, np.ndarray]:
     """A statistic of the chosen images, computed on all devices.
 
     Args:
       statistic: Trace -> {name: (B, ...)}, under jit.
       what: names the images in the progress bar.
+      least: images that the task needs; standard errors need two.
 
     Returns:
       {name: (M, ...)} of the M images that can be read, float32, in their order.
+
+    Raises:
+      InputError: fewer can be read.
     """
     trace = evaluation.run.method.encoder.trace
 
     def encode(params, images):
         return statistic(trace(params, augment.normalize(images)))
 
-    return base.extracted(evaluation, split_of(evaluation), encode, what, chosen(evaluation))[0]
+    numbers = chosen(evaluation)
+    found, labels = base.extracted(evaluation, split_of(evaluation), encode, what, numbers)
+    if len(labels) < least:
+        raise InputError(
+            f"{len(labels)} of {len(numbers)} images can be read, and task "
+            f"{evaluation.config.task} needs {least}; the lines above name the others and say why"
+        )
+    return found
 
 
 def numbered(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:

@@ -116,7 +116,7 @@ def run(evaluation: Evaluation) -> Result:
 
     # Threads of BLAS wait for each other longer than such small matrices take.
     with threadpool_limits(1, user_api="blas"):
-        found = per_image(evaluation, statistic, "images")  # (M, L + 2, ...)
+        found = per_image(evaluation, statistic, "images", least=_LEAST_IMAGES)  # (M, L + 2, ...)
         metrics = {
             "images": len(found["logs"]),
             "tokens_level": _of_tokens(found["logs"]),
@@ -136,11 +136,12 @@ def run(evaluation: Evaluation) -> Result:
 
 def _of_tokens(logs: np.ndarray) -> dict:
     """Of the log singular values (M, L + 2, R) of each image."""
-    logs = np.asarray(logs, np.float64)
+    of_depths = [logs[:, depth] for depth in range(logs.shape[1])]
+    ranks = [effective_rank(np.exp(of_depth)) for of_depth in of_depths]
     return {
-        "log_singular_values": [curve(of_depth) for of_depth in logs.swapaxes(0, 1)],
-        "drop": [curve(of_depth - of_depth[:, :1]) for of_depth in logs.swapaxes(0, 1)],
-        "effective_rank": curve(effective_rank(np.exp(logs))),
+        "log_singular_values": [curve(of_depth) for of_depth in of_depths],
+        "drop": [curve(of_depth - of_depth[:, :1]) for of_depth in of_depths],
+        "effective_rank": curve(np.stack(ranks, axis=1)),
     }
 
 
