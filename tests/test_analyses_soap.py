@@ -1,15 +1,20 @@
 """SOAP: scores by hand, a planted component, streaming, and the task."""
 
+import copy
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
 
 from dppmask_jax import evaluate
 from dppmask_jax.analyses import components, soap, synthetic
 from dppmask_jax.errors import InputError
+from dppmask_jax.runs import projection
+from dppmask_jax.runs.run import load_run
 
 GRID, WIDTH = (4, 6), 8
 
@@ -179,16 +184,62 @@ def test_the_task_says_what_does_not_fit(run, tmp_path):
             evaluate.evaluate(tiny.evaluation("task=soap", **changes), run, tmp_path)
 
 
-def test_the_task_by_depth(run, tmp_path):
-    config = tiny.evaluation("task=soap", layers="all", images=20)
-    path = evaluate.evaluate(config, run, tmp_path)
-    found = json.loads(path.read_text())["metrics"]
-    assert [(d["layer"], d["after_norm"]) for d in found["depths"]] == [
-        (0, False), (1, False), (2, False), (2, True),
-    ]  # fmt: skip
-    assert found["scores"] == sorted(found["scores"], reverse=True) and len(found["scores"]) == 24
-    assert found["depths"][-1]["scores"] == found["scores"][:10]
-    drawn = {file.name for file in (tmp_path / "figures").iterdir()}
-    assert drawn == {
-        "soap_maps.png", "soap_responses.png", "soap_scores.png", "soap_depths.png",
-    }  # fmt: skip
+def test_a_projection_of_another_encoder_or_layer_is_refused(run, tmp_path):
+    loaded, path = load_run(run), tmp_path / "new" / "soap.safetensors"
+    arrays = {"projector": np.eye(24), "scores": np.ones(24)}
+    projection.write(path, arrays=arrays, layer=2, run=loaded)
+    found = projection.read(path, loaded)
+    np.testing.assert_array_equal(found.matrix, np.eye(24))
+    assert found.arrays["scores"].shape == (24,) and found.path == path
+    # Positions change with the size of the images, and are no part of what it belongs to.
+    projection.read(path, load_run(run, image_size=(24, 24)))
+
+    inner, narrow, damaged, other = (tmp_path / f"{i}.safetensors" for i in range(4))
+    projection.write(inner, arrays=arrays, layer=1, run=loaded)
+    projection.write(narrow, arrays={"projector": np.eye(8)}, layer=2, run=loaded)
+    damaged.write_bytes(path.read_bytes()[:-8])
+    safetensors.numpy.save_file({"projector": np.eye(24)}, other)
+    another = copy.copy(loaded)
+    another.encoder = jax.tree.map(lambda leaf: leaf + np.float32(1e-3), loaded.encoder)
+    cases = {
+        "fitted to another encoder": (path, another),
+        "fitted to layer 1, and layer 2 is asked for": (inner, loaded),
+        "of width 8, and those of an MAE run have 24": (narrow, loaded),
+        "is no whole safetensors file": (damaged, loaded),
+        "is no projection": (other, loaded),
+        "there is no projection": (tmp_path / "missing", loaded),
+    }
+    for words, (file, of) in cases.items():
+        with pytest.raises(InputError, match=words):
+            projection.read(file, of)
+    with pytest.raises(InputError, match="fitted to layer 1"):
+        evaluate.evaluate(tiny.evaluation("task=soap", against=str(inner)), run, tmp_path)
+    assert projection.read(inner, loaded, layer=1)
+
+
+@pytest.mark.slow
+def test_one_and_four_devices_fit_the_same_projector(tmp_path):
+    run = tiny.save_run(tmp_path / "run", model__width=24, model__depth=2, model__heads=2)
+    fitted, printed = [], []
+    for devices in (1, 4):
+        folder = tmp_path / str(devices)
+        against = [f"--config.against={tmp_path / '1' / 'soap.safetensors'}"] * (devices == 4)
+        command = [sys.executable, "eval.py", "--config=configs/eval.py:task=soap,dataset=shapes"]
+        command += [f"--checkpoint={run}", f"--workdir={folder}", "--config.layers=all", *against]
+        process = tiny.run(command, devices)
+        assert process.returncode == 0, process.stderr
+        printed.append(process.stdout)
+        fitted.append(safetensors.numpy.load_file(folder / "soap.safetensors"))
+    for name, values in fitted[0].items():
+        if name != "eigenvectors":  # those of nearly equal eigenvalues may turn
+            largest = np.abs(values).max()
+            np.testing.assert_allclose(fitted[1][name], values, atol=1e-5 * largest, err_msg=name)
+    assert "cosine of the projectors 1.00000, of what they remove 1.0000" in printed[1]
+    record = json.loads((folder / "eval_soap.json").read_text())
+    found, depths = record["metrics"], record["metrics"]["depths"]
+    bare = [(layer, False) for layer in range(3)]
+    assert [(d["layer"], d["after_norm"]) for d in depths] == [*bare, (2, True)]
+    assert found["scores"] == sorted(found["scores"], reverse=True)
+    assert depths[-1]["scores"] == found["scores"][:10]
+    drawn = {file.name for file in (folder / "figures").iterdir()}
+    assert drawn == {f"soap_{kind}.png" for kind in ("maps", "responses", "scores", "depths")}
