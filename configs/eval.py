@@ -19,6 +19,7 @@ Arguments after the colon:
            diversity    how alike heads, depths, tokens and images are, by block
            spectra      singular values of tokens and images, effective rank, RankMe, by block
            saliency     TokenCut: objects by patch tokens alone, against foreground masks
+           attentive    a query that attends to frozen patch tokens, beside ridge and k-NN
            segmentation a class for each pixel from frozen patch tokens: k-NN, ridge, linear
   dataset  shapes       CPU-sized recipes, a few minutes on two cores
            small        about 10,000 photographs

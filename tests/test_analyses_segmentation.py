@@ -19,11 +19,13 @@ from dppmask_jax.figures.class_maps import NO_CLASS, class_color, draw_class_map
 from dppmask_jax.figures.panels import _legend_lines
 from dppmask_jax.scores import nearest
 
-CONFIG = tiny.evaluation("task=segmentation")
+CONFIG = tiny.evaluation("task=segmentation", head_epochs=10, head_batch=256)
+
+pytestmark = pytest.mark.usefixtures("fewer_blocks")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(fewer_blocks, tmp_path_factory):
     return tiny.save_run(tmp_path_factory.mktemp("run") / "mae")
 
 

@@ -309,6 +309,8 @@ BOUNDS = {
     "heads": ([("knn",), ("linear", "ridge", "knn")], [(), "knn", ("knn", "knn"), ("mlp",)]),
     "head_epochs": _WHOLE_FROM_1,
     "head_batch": _WHOLE_FROM_1,
+    "query_heads": _WHOLE_FROM_1,
+    "learning_rates": ([(TINY,), (1e-3, 1)], [(), 1e-3, (0.0,)]),
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
     "tau": ([None, *_SHARE[0]], _SHARE[1]),
@@ -353,6 +355,7 @@ OF_KIND["segmentation finetune"] = EVALUATION_BOUNDS | {
     "learning_rate": _POSITIVE,
     "weight_decay": _FROM_0,
 }
+OF_KIND["attentive finetune"] = EVALUATION_BOUNDS | {"k": _WHOLE_FROM_1, "weight_decay": _FROM_0}
 OF_KIND["saliency finetune"] = EVALUATION_BOUNDS | {"threshold": ([-1, 1], [-1.01, 1.01])}
 
 

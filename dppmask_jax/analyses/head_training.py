@@ -25,40 +25,48 @@ class Recipe(NamedTuple):
 
     epochs: int
     batch_size: int
-    learning_rate: float
     weight_decay: float
     seed: int
 
 
-def trained(
-    loss: Callable[..., Any], params, rows: np.ndarray, columns: tuple, recipe: Recipe, what: str
-):
-    """The parameters that a recipe arrives at.
+def trainer(loss: Callable[..., Any], recipe: Recipe, what: str) -> Callable[..., Any]:
+    """Compiles a training.
 
     Args:
       loss: (params, part of each column) -> the mean loss, under jit.
-      rows: (M,) int, which rows of the columns are trained on.
-      columns: arrays with a row for each example; may be memory maps.
       what: names the training in the progress bar.
+
+    Returns:
+      (params, rows (M,) int, columns, learning rate) -> params, from the first parameters to those
+      that the recipe arrives at with these rows of the columns, arrays or memory maps.
     """
-    size = min(recipe.batch_size, len(rows))
-    total = recipe.epochs * (len(rows) // size)
-    warmup = max(1, round(_WARMUP * total))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warmup, total)
-    optimizer = optax.adamw(schedule, weight_decay=recipe.weight_decay)
+    optimizer = optax.adamw(1.0, weight_decay=recipe.weight_decay)
 
     @jax.jit
-    def step(params, state, batch):
+    def step(params, state, batch, rate):
         gradient = jax.grad(loss)(params, *batch)
         updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, jax.tree.map(lambda x: rate * x, updates)), state
 
-    state = optimizer.init(params)
-    order = _order(rows, size, recipe)
-    for chosen in metrics.counted(order, total, what, parallel.is_main()):
-        batch = tuple(np.asarray(column[chosen]) for column in columns)
-        params, state = step(params, state, batch)
-    return params
+    def train(params, rows, columns, learning_rate: float):
+        size = min(recipe.batch_size, len(rows))
+        rates = learning_rate * _warmup_cosine(recipe.epochs * (len(rows) // size))
+        state = optimizer.init(params)
+        batches = zip(_order(rows, size, recipe), rates, strict=True)
+        for chosen, rate in metrics.counted(batches, len(rates), what, parallel.is_main()):
+            batch = tuple(np.asarray(column[chosen]) for column in columns)
+            params, state = step(params, state, batch, rate)
+        return params
+
+    return train
+
+
+def _warmup_cosine(total: int) -> np.ndarray:
+    """(total,) float32 factors of the learning rate."""
+    steps, warmup = np.arange(total), max(1, round(_WARMUP * total))
+    rise = (steps + 1) / warmup
+    fall = 0.5 + 0.5 * np.cos(np.pi * (steps - warmup + 1) / max(1, total - warmup + 1))
+    return np.where(steps < warmup, rise, fall).astype(np.float32)
 
 
 def _order(rows: np.ndarray, size: int, recipe: Recipe):

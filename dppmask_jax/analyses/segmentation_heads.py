@@ -102,15 +102,12 @@ def batch_normed(examples: Examples, num_classes: int, config) -> Head:
         "bias": np.zeros(num_classes, np.float32),
     }
     recipe = head_training.Recipe(
-        config.head_epochs,
-        config.head_batch,
-        config.learning_rate,
-        config.weight_decay,
-        config.seed,
+        config.head_epochs, config.head_batch, config.weight_decay, config.seed
     )
     rows = np.arange(len(examples.tokens))
     columns = (examples.tokens, examples.classes)
-    found = head_training.trained(loss, start, rows, columns, recipe, "linear head")
+    train = head_training.trainer(loss, recipe, "linear head")
+    found = train(start, rows, columns, config.learning_rate)
     weights = np.asarray(found["weights"], np.float64) / deviation[:, None]
     bias = np.asarray(found["bias"], np.float64) - mean @ weights
     return Head(

@@ -20,7 +20,11 @@ MAX_BLOCKS = 12  # that are drawn
 
 
 def draw_maps(
-    images: np.ndarray, maps: np.ndarray, patch_size: patches.PatchSize, note: str
+    images: np.ndarray,
+    maps: np.ndarray,
+    patch_size: patches.PatchSize,
+    note: str,
+    of: str = "Block",
 ) -> Figure:
     """One row an image: original, and the map of each block, scaled to its own maximum, which
     stands below it. Of many blocks MAX_BLOCKS are drawn, evenly spread, the first and the last
@@ -31,6 +35,7 @@ def draw_maps(
       maps: (R, L, N) float, attention to each patch.
       patch_size: of a patch in pixels.
       note: stands below the picture.
+      of: what L counts, in the titles.
 
     Raises:
       ValueError: the arrays do not fit one another.
@@ -49,7 +54,7 @@ def draw_maps(
         of_blocks = [attention_panel(of_image[block], grid, enlarged) for block in blocks]
         panels.append([enlarge(image, scale), *of_blocks])
         captions.append(["", *(f"max {of_image[block].max():.1%}" for block in blocks)])
-    titles = ["Original", *(f"Block {block + 1}" for block in blocks)]
+    titles = ["Original", *(f"{of} {block + 1}" for block in blocks)]
     if len(blocks) < depth:
-        note = f"{note}; {len(blocks)} of {depth} blocks"
+        note = f"{note}; {len(blocks)} of {depth} {of.lower()}s"
     return compose(panels, titles, captions, attention_legend(), fill=True, note=note)

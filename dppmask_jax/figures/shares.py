@@ -44,7 +44,7 @@ def draw_shares(
             linewidth=1.2,
         )
     axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel(xlabel, color=INK, fontsize=9)
     if len(found) > 1:

@@ -2,6 +2,7 @@
 
 from dppmask_jax.analyses import (
     attention,
+    attentive,
     diversity,
     frequencies,
     layers,
@@ -23,6 +24,7 @@ TASKS = {
     "multilabel": multilabel.TASK,
     "reconstruct": reconstruct.TASK,
     "attention": attention.TASK,
+    "attentive": attentive.TASK,
     "diversity": diversity.TASK,
     "frequencies": frequencies.TASK,
     "layers": layers.TASK,
