@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from dppmask_jax import patches
 from dppmask_jax.figures.axes import LINES
@@ -65,7 +65,7 @@ def draw_scores(curves: Mapping[str, Curve], levels: Mapping[str, float], note: 
     )
     (axes,) = figure.axes
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return figure
 
 
@@ -117,7 +117,14 @@ def draw_maps(components: Sequence[Component], grid: tuple[int, int]) -> Figure:
         *_legend(heat, {0.0: "no image", 0.5: "one half", 1.0: "all images"}),
         *_legend(_signed, {-1.0: "below 0", 1.0: "above 0"}),
     ]
-    return compose(panels, titles, captions, legend, fill=True, note="the sign is arbitrary")
+    return compose(
+        panels,
+        titles,
+        captions,
+        legend,
+        fill=True,
+        note="component 0 has the largest variance; signs are arbitrary",
+    )
 
 
 def draw_responses(
