@@ -20,6 +20,11 @@ Arguments after the colon:
            spectra      singular values of tokens and images, effective rank, RankMe, by block
            saliency     TokenCut: objects by patch tokens alone, against foreground masks
            attentive    a query that attends to frozen patch tokens, beside ridge and k-NN
+           frequencies  which spatial frequencies tokens have, by block, and what noise of each
+                        costs a classifier
+           layers       k-NN and ridge accuracy of every block
+           shift        accuracy lost on changed images: --config.changed=folder:PATH
+           tsne         a map of the tokens of images of several classes
            segmentation a class for each pixel from frozen patch tokens: k-NN, ridge, linear
   dataset  shapes       CPU-sized recipes, a few minutes on two cores
            small        about 10,000 photographs

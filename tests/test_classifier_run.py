@@ -275,13 +275,28 @@ def test_knn_of_a_classifiers_encoder(imported, tmp_path):
         ("task=multilabel", {"epochs": 1.0}),
         ("task=backgrounds", {}),
         ("task=backgrounds", {"classifier": "own"}),
+        ("task=frequencies", {"noise__frequencies": (1.5,)}),
+        ("task=shift", {"changed": SHAPES}),
     ],
 )
 def test_the_other_tasks_of_a_classifiers_encoder(imported, argument, changes, tmp_path):
     if "backgrounds" in argument:
         changes = changes | {"data__source": "shapes:size=32,train=36,val=120"}
     out = found(imported, tmp_path, argument, **changes)
+    if "frequencies" in argument:
+        noise, accuracy = out["metrics"]["noise"], direct_accuracies(load_run(imported))["top1"]
+        assert noise["classifier"] == "own" and noise["clean"]["mean"] == pytest.approx(accuracy)
+        return
     assert out["score"] is not None
+    if "shift" in argument:
+        own = out["metrics"]["classifiers"]["own"]
+        assert out["score"]["name"].endswith("(own head)") and own["drop"] == {
+            "mean": 0,
+            "error": 0,
+        }
+        assert own["original"]["mean"] == pytest.approx(
+            direct_accuracies(load_run(imported))["top1"]
+        )
     if changes.get("classifier") == "own":
         accuracy = direct_accuracies(load_run(imported), changes["data__source"])["top1"]
         assert out["metrics"]["variants"]["original"]["accuracy"] == pytest.approx(accuracy)

@@ -163,5 +163,9 @@ def in_percent(curve: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 def over_images(found: Iterable[Mapping[str, Any]]) -> str:
     """What the band of a figure is, for metrics that have the number of "images"."""
-    counts = " | ".join(dict.fromkeys(count(metrics["images"], "image") for metrics in found))
-    return f"bands: one standard error over {counts}"
+    return f"bands: one standard error over {counted_images(found)}"
+
+
+def counted_images(found: Iterable[Mapping[str, Any]]) -> str:
+    """How many "images" some metrics are of, in words; each number once."""
+    return " | ".join(dict.fromkeys(count(metrics["images"], "image") for metrics in found))

@@ -35,11 +35,10 @@ def no_own_head_because(evaluation: Evaluation) -> str:
 
 
 def fitted_ridge(evaluation: Evaluation) -> tuple[ridge.Ridge, int]:
-    """(a ridge classifier of the pooled patch tokens, see `supervised.encoder_features`; the number
-    of images that it was fitted to)."""
+    """(a ridge classifier of the mean patch token, the number of images that it was fitted to)."""
     found, labels = frozen_features(
-        evaluation, evaluation.train, ("mean",), "training", chosen(evaluation)
+        evaluation, evaluation.train, ("patches",), "training", chosen(evaluation)
     )
     strengths = tuple(evaluation.config.ridge)
-    fitted = ridge.fit(found["mean"], labels, evaluation.train.num_classes, strengths)
+    fitted = ridge.fit(found["patches"], labels, evaluation.train.num_classes, strengths)
     return fitted, len(labels)

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +51,8 @@ def log_amplitude(tokens, grid: tuple[int, int]):
 def of_images(tokens, grid: tuple[int, int]):
     """(B, bins) float32: the log amplitudes of `log_amplitude` of each image, not relative."""
     check_grid(grid)
+    if tokens.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"{tokens.shape[1]} tokens do not fit {grid[0]}x{grid[1]} patches")
     tokens = jnp.asarray(tokens, jnp.float32)
     mean = jnp.mean(tokens, axis=1, keepdims=True)
     # The few frequencies alone, as a matrix product; without the mean, which only the first has,
@@ -87,6 +88,7 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError without blocks to look into, for too few patches, or where the classifier
     that is to be tested under noise cannot be had."""
     base.require_trace(evaluation)
+    base.require_images(evaluation, 2)
     check_grid(evaluation.run.method.encoder.grid)
     ring_noise.check(evaluation)
 
@@ -96,8 +98,7 @@ def run(evaluation: Evaluation) -> Result:
     grid = evaluation.run.method.encoder.grid
 
     def statistic(trace):
-        depths = [trace.embedding, *(block.after_mlp for block in trace.blocks)]
-        found = [of_images(tokens[:, -math.prod(grid) :], grid) for tokens in depths]
+        found = [of_images(tokens, grid) for tokens in base.patch_tokens(trace)]
         return {"amplitude": jnp.stack(found, axis=1)}
 
     found = base.per_image(evaluation, statistic, "spectra")["amplitude"]
@@ -105,7 +106,7 @@ def run(evaluation: Evaluation) -> Result:
     spectra = [base.curve(delta[:, depth]) for depth in range(delta.shape[1])]
     highest = base.curve(delta[..., -1])
     rows = [("depth (0: embedding, l: output of block l)", "Δ log amplitude")]
-    rows += [(str(depth), _shown(highest, depth)) for depth in range(len(spectra))]
+    rows += [(str(depth), base.with_error(highest, depth, 3)) for depth in range(len(spectra))]
     metrics = {
         "images": len(found),
         "grid": list(grid),
@@ -141,10 +142,6 @@ def _of_grid(grid: tuple[int, int]) -> str:
     return f"{grid[0]} x {grid[1]} patches"
 
 
-def _shown(curve: dict[str, list[float]], depth: int) -> str:
-    return f"{curve['mean'][depth]:.3f} ± {curve['error'][depth]:.3f}"
-
-
 def _shown_depths(rows) -> tuple[int, ...]:
     """The depths that a table over several runs has: first, middle and last."""
     last = len(rows) - 2
@@ -155,15 +152,20 @@ def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The figure: the highest frequency by depth, and the drop under noise by frequency."""
     highest = Panel(
         {label: metrics["highest"] for label, metrics in found.items()},
-        "Δ log amplitude, highest frequency less mean",
+        "Δ log amplitude, highest frequency",
         xlabel="depth (0: embedding, l: output of block l)",
         first=0,
     )
     panels = [highest, *ring_noise.panels(found)]
-    note = base.over_images(found.values())
-    noise = [metrics["noise"] for metrics in found.values() if "noise" in metrics]
-    note += f"; under noise, {base.over_images(noise)}" if noise else ""
-    return {"frequencies.png": draw_panels(panels, note=note)}
+    return {"frequencies.png": draw_panels(panels, note=_note(found.values()))}
+
+
+def _note(found: Iterable[Mapping[str, Any]]) -> str:
+    """What the bands are, and of which images, where those under noise are others."""
+    found = list(found)
+    noise = [metrics["noise"] for metrics in found if "noise" in metrics]
+    under_noise = f", under noise over {base.counted_images(noise)}" if noise else ""
+    return base.over_images(found) + under_noise
 
 
 TASK = Task(check, run, FIELDS, compare=compare)

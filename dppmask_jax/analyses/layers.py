@@ -3,7 +3,6 @@ every block)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +36,7 @@ FIELDS = {
     "k": Field(20, whole(1), "neighbours"),
     "temperature": Field(0.07, above(0), "of their votes"),
     "center": Field(
-        True, FLAG, "k-NN of features less their training mean, which outweighs the rest in a block"
+        False, FLAG, "k-NN of features less their training mean; not the protocol of DINO and iBOT"
     ),
 }
 _WORDS = {"patches": "mean patch token", "cls": "class token"}
@@ -49,6 +48,7 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError without blocks to look into, or without labels."""
     base.require_trace(evaluation)
     require_labels(evaluation)
+    base.require_images(evaluation, 2)
 
 
 def run(evaluation: Evaluation) -> Result:
@@ -87,7 +87,8 @@ def run(evaluation: Evaluation) -> Result:
         _table(metrics),
         f"frozen features of every depth, {len(labels):,} training and {len(val_labels):,} "
         f"validation images: cosine k-NN (k = {config.k}, temperature {config.temperature:g}) and "
-        "closed-form ridge regression, its strength chosen on a tenth of the training images",
+        "closed-form ridge regression, its strength chosen on a tenth of the training images"
+        + ("; k-NN of features less their training mean" if config.center else ""),
         Score(
             "ridge accuracy of the last block (mean patch token)",
             last["mean"][-1],
@@ -102,16 +103,15 @@ def run(evaluation: Evaluation) -> Result:
 
 def _features(evaluation: Evaluation, source: Source, indices: np.ndarray, what: str):
     """({token: (M, 1 + L, D) float32}, labels (M,)): the embedding, then each block's output."""
-    encoder = evaluation.run.method.encoder
-    num_patches = math.prod(encoder.grid)
+    trace_of = evaluation.run.method.encoder.trace
 
     def encode(params, images):
-        trace = encoder.trace(params, augment.normalize(images))
-        depths = [trace.embedding, *(block.after_mlp for block in trace.blocks)]
-        depths = [tokens.astype(jnp.float32) for tokens in depths]
-        found = {"patches": jnp.stack([x[:, -num_patches:].mean(axis=1) for x in depths], axis=1)}
-        if depths[0].shape[1] > num_patches:
-            found["cls"] = jnp.stack([x[:, 0] for x in depths], axis=1)
+        trace = trace_of(params, augment.normalize(images))
+        means = [jnp.mean(tokens, axis=1) for tokens in base.patch_tokens(trace)]
+        found = {"patches": jnp.stack(means, axis=1)}
+        if base.prefix_of(trace):
+            first = [trace.embedding, *(block.after_mlp for block in trace.blocks)]
+            found["cls"] = jnp.stack([x[:, 0].astype(jnp.float32) for x in first], axis=1)
         return found
 
     return extracted(evaluation, source, encode, what, indices)

@@ -44,7 +44,7 @@ FIELDS = {
         "of a ring, in radians a pixel; None: 0.05 pi, more for images below 20 pixels",
     ),
     "noise.eps": Field(
-        0.1,
+        1.0,
         above(0),
         "noise before the filter is this or less this, in deviations of ImageNet's channels",
     ),
@@ -211,7 +211,7 @@ def _ridge(evaluation: Evaluation):
     layer = {"weights": fitted.weights.astype(np.float32), "bias": fitted.bias.astype(np.float32)}
 
     def scores(params, layer, images):
-        return encode(params, images)["mean"] @ layer["weights"] + layer["bias"]
+        return encode(params, images)["patches"] @ layer["weights"] + layer["bias"]
 
     return run.encoder, layer, scores
 
@@ -234,7 +234,8 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     table = [("accuracy without noise", percent(clean["mean"], clean["error"]))]
     for place, frequency in enumerate(found["frequencies"]):
         shown = percent(drop["mean"][place], drop["error"][place])
-        table.append((f"drop under noise at {frequency:g} rad", shown))
+        deviation = found["deviation"][place]
+        table.append((f"drop under noise at {frequency:g} rad, deviation {deviation:.2f}", shown))
     return table
 
 

@@ -228,7 +228,7 @@ def _classifiers(evaluation: Evaluation):
     train, _, labels = _features(
         evaluation, evaluation.train, classifiers.chosen(evaluation), "training", own=False
     )
-    fitted = ridge.fit(train["mean"], labels, number, tuple(config.ridge))
+    fitted = ridge.fit(train["patches"], labels, number, tuple(config.ridge))
 
     def neighbours(found):
         return nearest.predictions(
@@ -241,7 +241,7 @@ def _classifiers(evaluation: Evaluation):
         )[config.k]
 
     predict = {
-        "ridge": lambda found: np.argmax(fitted(found["mean"]), axis=1),
+        "ridge": lambda found: np.argmax(fitted(found["patches"]), axis=1),
         "knn": neighbours,
     }
     if not classifiers.no_own_head_because(evaluation):
@@ -262,7 +262,7 @@ def _features(evaluation: Evaluation, source: Source, rows, what: str, *, own: b
 
     def of_batch(encoder, whole_run, batch):
         out = encode(encoder, batch["image"])
-        found = {name: out[name] for name in ("mean", run.knn_feature)}
+        found = {name: out[name] for name in ("patches", run.knn_feature)}
         if own:
             scores = run.method.logits(*whole_run, batch["image"])
             found["own"] = jnp.argmax(scores, axis=-1)

@@ -74,12 +74,10 @@ def run(evaluation: Evaluation) -> Result:
 
     config, encoder = evaluation.config, evaluation.run.method.encoder
     depth = min(_DEPTH, encoder.depth) if config.depth is None else config.depth
-    num_patches = math.prod(encoder.grid)
 
     def encode(params, images):
         trace = encoder.trace(params, augment.normalize(images))
-        depths = (trace.embedding, *(block.after_mlp for block in trace.blocks))
-        return {"tokens": depths[depth][:, -num_patches:].astype("float32")}
+        return {"tokens": base.patch_tokens(trace)[depth]}
 
     source = base.split_of(evaluation)
     indices, _ = _chosen(evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from dppmask_jax.figures.panels import DPI, INK
 
 _PANELS = 3  # in a row
+_LONGEST = 28  # letters of a class in the legend
 
 
 def draw_tokens(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -47,9 +49,9 @@ def draw_tokens(maps: Mapping[str, Mapping[str, Any]]) -> Figure:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(
         handles.values(),
-        handles.keys(),
+        [textwrap.shorten(name, _LONGEST, placeholder="…") for name in handles],
         loc="outside lower center",
-        ncols=min(len(handles), 3 * columns),
+        ncols=min(len(handles), 2 * columns),
         fontsize=8,
         frameon=False,
         markerscale=2.5,
