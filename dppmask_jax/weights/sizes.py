@@ -19,7 +19,6 @@ from dppmask_jax.models.sizes import SIZES, Size
 
 # Of MAE, and of this project's smaller presets.
 DECODER_HEADS = {512: 16, 192: 6, 64: 4}
-_USUAL_HEADS = {size.width: size.heads for size in SIZES.values()}
 _NONE: Mapping[int, int] = MappingProxyType({})
 _NO_CLASS_POSITION = (
     "the file has {} positions, one for each patch and none for the class token: an encoder of "
@@ -130,7 +129,8 @@ def heads_of(width: int, stated, known: Known, usual: Mapping[int, int] = _NONE)
     arguments = stated.get("model_args")  # timm's
     arguments = arguments if isinstance(arguments, dict) else {}
     heads = known.heads or _whole(stated, "num_attention_heads") or _whole(arguments, "num_heads")
-    heads = heads or usual.get(width) or _USUAL_HEADS.get(width)
+    heads = heads or usual.get(width)
+    heads = heads or {size.width: size.heads for size in SIZES.values()}.get(width)
     if heads is None:
         raise InputError(
             f"how many heads an encoder of width {width} has is not in the file; add --heads"
