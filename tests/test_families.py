@@ -1,6 +1,8 @@
 """Published encoders by their names, which are written down here by hand, without PyTorch."""
 
 import re
+import shlex
+import sys
 
 import jax
 import numpy as np
@@ -308,6 +310,40 @@ def test_relative_positions_are_those_of_here(tmp_path):
     faults(tmp_path, tensors | {name: index[::-1].copy()}, "simmim", "another order")
     # The grid is told by the table where it is square.
     faults(tmp_path, tensors, "simmim", "no square grid", options=Options(Known(heads=2)))
+
+
+def test_mae_has_fixed_positions_where_the_file_has_none(tmp_path):
+    _, _, _, tensors = written("mae")
+    found = read(tmp_path, without(tensors, "pos_embed"), "mae")
+    assert found.config.model.options.position == "fixed" and "positions" not in found.encoder
+    faults(tmp_path, {n: x for n, x in tensors.items() if "blocks" not in n}, "mae", "no blocks")
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    """It imports, prints a command that runs, and answers bad input in one line."""
+    _, _, _, tensors = written("dino")
+    path, run = tmp_path / "dino.safetensors", tmp_path / "run"
+    safetensors.numpy.save_file(tensors | {"head.x": np.ones(3, np.float32)}, path)
+    command = [sys.executable, "-m", "dppmask_jax.weights", "import", str(path), "--heads=2"]
+    command += ["--image_size=8,12", f"--workdir={run}"]
+    done = tiny.run([*command, "--format=dino"])
+    assert done.returncode == 0, done.stderr
+    assert "DINO, an encoder alone, 8x2x2h12/4, 8x12 px" in done.stdout
+    assert "left aside  head. (1)" in done.stdout
+    evaluate, train = re.findall(r"python (.*folder:PATH.*)", done.stdout)
+    source = "shapes:size=16,train=40,val=24"
+    words = shlex.split(evaluate.replace("folder:PATH", source))
+    assert tiny.run([sys.executable, *words, "--config.k=(5,)"]).returncode == 0
+    assert "init_from" in train  # a plain ViT with learned positions is an iBOT's
+    again = [word for word in command if not word.startswith("--workdir")]
+    again.append(f"--workdir={tmp_path / 'other'}")
+    tiny.assert_refused({
+        "rotary": ([*again, "--format=dinov3"], "rotary positions"),
+        "config": ([*again, "--format=dino", "--config.seed=1"], "--config.seed: --format=dino"),
+        "kind": ([*again, "--format=hf", "--kind=encoder"], "does not go with --format=hf"),
+        "taken": ([*command, "--format=dino"], "is not empty"),
+    })  # fmt: skip
 
 
 def published_shapes(width, depth, hidden, positions, *, patch=14, registers=0, gated=False):

@@ -74,7 +74,7 @@ def main(argv):
         raise InputError(f"{words[0]} takes other arguments: {usage}")
     if _FORMAT.value in REFUSED:
         raise InputError(f"--format={_FORMAT.value}: {REFUSED[_FORMAT.value]}")
-    allowed = names.FORMATS if words[0] == "export" else {**FAMILIES, **names.FORMATS}
+    allowed = names.FORMATS if words[0] == "export" else {**names.FORMATS, **FAMILIES}
     if _FORMAT.value not in allowed:
         raise InputError(f"--format={_FORMAT.value or ''} is not allowed: {' | '.join(allowed)}")
     if words[0] == "import" and _as_encoder(_FORMAT.value, _KIND.value, sys.orig_argv):
@@ -132,6 +132,8 @@ def _import_encoder(path: str) -> None:
     lines += [f"prefix      {made.prefix} taken off all names"] if made.prefix else []
     lines += [f"left aside  {', '.join(made.left_aside)}"] if made.left_aside else []
     lines += [f"evaluate    {shlex.join(evaluate)}"]
+    if dict(made.config.model.options) == {"position": "learned"}:
+        lines += [f"pre-train   {shlex.join(_ibot_command(made.config))}"]
     lines += ["            PATH stands for a folder of your images"]
     print("\n".join(lines), flush=True)
 
@@ -205,9 +207,6 @@ def _numbers(flag, count: int, kind) -> tuple:
 
 def _classifier_commands(base: str, old, new) -> list[str]:
     """What can be done with an imported classifier."""
-    from configs import ibot
-    from dppmask_jax.weights.pretraining import local_size
-
     words = ["python", "eval.py", f"--config={base}"]
     words += [word for word in sys.argv if word.startswith("--config.")]
     if new.model.pool != old.model.pool:
@@ -215,10 +214,22 @@ def _classifier_commands(base: str, old, new) -> list[str]:
     if not new.data.source:
         words.append(_PLACEHOLDER)
     words.append(f"--checkpoint={_WORKDIR.value}")
+    return [
+        f"as it is    {shlex.join([*words, '--config.epochs=0'])}",
+        f"go on       {shlex.join(words)}",
+        f"pre-train   {shlex.join(_ibot_command(new))}",
+    ]
+
+
+def _ibot_command(new) -> list[str]:
+    """The command that pre-trains an iBOT from the encoder of an imported run."""
+    from configs import ibot
+    from dppmask_jax.weights.pretraining import local_size
+
     model = new.model
     recipe = ibot.get_config("dataset=imagenet1k")
     recipe.model.patch_size, recipe.image_size = model.patch_size, tuple(new.image_size)
-    pretraining = [
+    return [
         "python", "train.py", f"--config=configs/ibot.py:dataset=imagenet1k,size={model.size}",
         *(f"--config.model.{part}={model[part]}" for part in ("width", "depth", "heads", "mlp")
           if model.get(part) is not None),
@@ -228,11 +239,6 @@ def _classifier_commands(base: str, old, new) -> list[str]:
         _PLACEHOLDER if not new.data.source else f"--config.data.source={new.data.source}",
         "--workdir=RUN",
     ]  # fmt: skip
-    return [
-        f"as it is    {shlex.join([*words, '--config.epochs=0'])}",
-        f"go on       {shlex.join(words)}",
-        f"pre-train   {shlex.join(pretraining)}",
-    ]
 
 
 def _pretraining_commands(base: str, old, new) -> list[str]:

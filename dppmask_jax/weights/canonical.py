@@ -146,8 +146,11 @@ def read(
     )
     if not options["class_position"] and not options["class_token"]:
         del options["class_position"]
+    depth = _depth(shapes)
+    if not depth:
+        raise InputError(f"{path} has no blocks (blocks.0): it is no encoder of {family.label}")
     heads = sizes.heads_of(width, stated, known, family.heads)
-    size = sizes.sized(width, _depth(shapes), heads, _hidden(shapes, width))
+    size = sizes.sized(width, depth, heads, _hidden(shapes, width))
     return Found(size, patch_size, image_size, _plain(options), in_front)
 
 

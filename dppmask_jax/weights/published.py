@@ -57,11 +57,10 @@ def read(path: str | Path, format_name: str, options: Options) -> Published:
         template, fresh = _template(config, found, file, options.allow_missing)
         file = _without_indices(file, patches.grid_shape(found.image_size, found.patch_size))
         wanted = names.write_names({"encoder": template}, file.form.spell)
-        architecture.check_known(
-            file.path,
-            [name for name in file.entries if name not in wanted],
-            canonical.families_of(file.entries),
-        )
+        unplaced = [name for name in file.entries if name not in wanted]
+        if unplaced:
+            instead = canonical.families_of(file.entries)
+            architecture.check_known(file.path, unplaced, instead)
         tensors = opened.matched(file, {"encoder": template}, found.patch_size)
     tree = names.read({"encoder": template}, file.form.spell, tensors)["encoder"]
     if "norm" not in tree:
