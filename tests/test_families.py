@@ -341,8 +341,6 @@ def test_the_command(tmp_path):
     tiny.assert_refused({
         "rotary": ([*again, "--format=dinov3"], "rotary positions"),
         "config": ([*again, "--format=dino", "--config.seed=1"], "--config.seed: --format=dino"),
-        "kind": ([*again, "--format=hf", "--kind=encoder"], "does not go with --format=hf"),
-        "taken": ([*command, "--format=dino"], "is not empty"),
     })  # fmt: skip
 
 
