@@ -63,9 +63,7 @@ def neighbours(examples: Examples, num_classes: int, config) -> Head:
         voted = jax.nn.one_hot(state["classes"][nearest], num_classes)
         return jnp.argmax(jnp.einsum("nk,nkc->nc", weights, voted, precision=_EXACT), axis=1)
 
-    return Head(
-        state, predict, f"cosine k-NN, k = {k}, votes at temperature {config.temperature:g}"
-    )
+    return Head(state, predict, f"cosine, k = {k}, votes at temperature {config.temperature:g}")
 
 
 def closed_form(examples: Examples, num_classes: int, config) -> Head:
