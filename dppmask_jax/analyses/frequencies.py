@@ -122,9 +122,8 @@ def run(evaluation: Evaluation) -> Result:
     noise, because = ring_noise.measured(evaluation)
     if noise:
         metrics["noise"] = noise
-        more = ring_noise.rows(noise)
-        rows += more
-        row |= {name: cell for name, cell in more[1:]}
+        rows += ring_noise.rows(noise)
+        row |= ring_noise.row(noise)
         protocol += f"; {ring_noise.in_words(noise)}"
     else:
         protocol += f"; no accuracy under noise: {because}"

@@ -239,6 +239,15 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return table
 
 
+def row(found: Mapping[str, Any]) -> dict[str, str]:
+    """For a table over several runs: the accuracy without noise, and the largest drop."""
+    table = rows(found)
+    worst = int(np.argmax(found["drop"]["mean"]))
+    return dict(
+        [table[0], ("largest drop", f"{table[1 + worst][1]} ({found['frequencies'][worst]:g} rad)")]
+    )
+
+
 def panels(found: Mapping[str, dict[str, Any]]) -> list[Panel]:
     """A panel of the drops of those of some results that have them, if at the same frequencies."""
     noise = {label: metrics["noise"] for label, metrics in found.items() if "noise" in metrics}
