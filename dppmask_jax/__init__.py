@@ -4,7 +4,7 @@
 """
 
 
-def load_encoder(workdir, *, image_size=None, dtype=None):
+def load_encoder(workdir, *, image_size=None, dtype=None, projection=None):
     """The trained encoder of a run; see `dppmask_jax.runs.run.load_encoder`."""
     from dppmask_jax import extras
 
@@ -12,4 +12,4 @@ def load_encoder(workdir, *, image_size=None, dtype=None):
         raise ImportError(absent)
     from dppmask_jax.runs import run
 
-    return run.load_encoder(workdir, image_size=image_size, dtype=dtype)
+    return run.load_encoder(workdir, image_size=image_size, dtype=dtype, projection=projection)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppmask_jax import config_table, fields, parallel, whole_files
+from dppmask_jax import config_table, fields, parallel, paths, whole_files, words
 from dppmask_jax.data.sources.base import notes_of
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation, Result
@@ -36,10 +36,10 @@ def evaluate_all(config, checkpoints: Sequence[str | Path], command: str = "") -
     folders = [Path(checkpoint) for checkpoint in checkpoints]
     for folder in folders:
         workdir_files.check_folder(folder)
-        _opened(config, folder, folder)
-    found = [_locked(config, folder, folder, command) for folder in folders]
-    _compare(config, folders, [outcome for _, outcome in found], command)
-    return [path for path, _ in found]
+    subjects = _subjects(config, folders, folders)
+    for subject in subjects:
+        _opened(subject)
+    return _each(config, subjects, command)
 
 
 def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: str = "") -> Path:
@@ -52,7 +52,8 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
       command: what was typed, to be written down.
 
     Returns:
-      The path of eval_TASK.json, see `result_name`.
+      The path of eval_TASK.json, see `result_name`; with a projection that without it, and
+      eval_TASK_projected.json lies beside it.
 
     Raises:
       InputError: the config is wrong, the checkpoint, the data or the workdir does not fit it, or
@@ -62,7 +63,20 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
     checks.check(config)
     folder = Path(workdir or checkpoint)
     workdir_files.check_folder(folder)
-    return _locked(config, checkpoint, folder, command)[0]
+    subjects = _subjects(config, [Path(checkpoint)], [folder])
+    if len(subjects) > 1:
+        for subject in subjects:
+            _opened(subject)
+    return _each(config, subjects, command)[0]
+
+
+class _Subject(NamedTuple):
+    """What is evaluated: a checkpoint, without a projection or with one."""
+
+    config: Any
+    checkpoint: Path
+    folder: Path
+    label: str
 
 
 class _Outcome(NamedTuple):
@@ -73,13 +87,42 @@ class _Outcome(NamedTuple):
     config: Any
 
 
-def _locked(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Outcome]:
-    with workdir_files.locked(folder, f".lock_eval_{config.task}"):
-        return _evaluate(config, checkpoint, folder, command)
+def _subjects(config, checkpoints: Sequence[Path], folders: Sequence[Path]) -> list[_Subject]:
+    """One for each checkpoint; with `config.projection` two, without and with."""
+    labels = comparable.labels(folders)
+    given = paths.split(config.projection)
+    if not given:
+        return [_Subject(config, *of) for of in zip(checkpoints, folders, labels, strict=True)]
+    if len(given) not in (1, len(checkpoints)):
+        raise InputError(
+            f"config.projection names {len(given)} files for {len(checkpoints)} checkpoints; name "
+            "one for all, or one each"
+        )
+    given = given * (len(checkpoints) // len(given))
+    found = []
+    for path, checkpoint, folder, label in zip(given, checkpoints, folders, labels, strict=True):
+        for projection, which in (("", "without"), (path, "with projection")):
+            chosen = config.copy_and_resolve_references()
+            with chosen.unlocked():
+                chosen.projection = projection
+            found.append(_Subject(chosen, checkpoint, folder, f"{label}, {which}"))
+    return found
 
 
-def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Outcome]:
-    evaluation = _opened(config, checkpoint, folder)
+def _each(config, subjects: Sequence[_Subject], command: str) -> list[Path]:
+    """Evaluates each, and compares them where there are several."""
+    found = []
+    for subject in subjects:
+        with workdir_files.locked(subject.folder, f".lock_eval_{config.task}"):
+            found.append(_evaluate(subject, command))
+    if len(subjects) > 1:
+        _compare(config, subjects, [outcome for _, outcome in found], command)
+    return [path for path, _ in found]
+
+
+def _evaluate(subject: _Subject, command: str) -> tuple[Path, _Outcome]:
+    evaluation = _opened(subject)
+    checkpoint, folder = subject.checkpoint, subject.folder
     config, run = evaluation.config, evaluation.run
     # Barrier: no process writes before all have checked their input.
     parallel.wait_for_all("the input was looked at")
@@ -92,7 +135,8 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
         _say(f"warning: {idle}")
 
     result = TASKS[config.task].run(evaluation)
-    notes = [run.resized, _of_class_token(run, result)]
+    projected = f"patch tokens projected by {config.projection}" if config.projection else ""
+    notes = [run.resized, _of_class_token(run, result), projected]
     result = result._replace(protocol="; ".join([result.protocol, *filter(None, notes)]))
 
     path = folder / result_name(config)
@@ -104,20 +148,23 @@ def _evaluate(config, checkpoint, folder: Path, command: str) -> tuple[Path, _Ou
         print(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}", flush=True)
         figures = {
             **result.figures,
-            **TASKS[config.task].compare({comparable.labels([folder])[0]: result.metrics}),
+            **TASKS[config.task].compare({subject.label: result.metrics}),
         }
         for name, figure in figures.items():
+            name = "projected_" * bool(config.projection) + name
             print(f"figure  {save(figure, folder / 'figures', name)}", flush=True)
     return path, _Outcome(result, run, config)
 
 
-def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], command: str) -> None:
+def _compare(
+    config, subjects: Sequence[_Subject], outcomes: Sequence[_Outcome], command: str
+) -> None:
     """Prints and writes one table over several runs, of what the task found of all of them."""
     rows = [outcome.result.row for outcome in outcomes]
     if None in rows or not parallel.is_main():
         return
     columns = dict.fromkeys(name for row in rows for name in row)
-    labels = comparable.labels(folders)
+    folders, labels = ([getattr(s, name) for s in subjects] for name in ("folder", "label"))
     table = [("run", "step", *columns)]
     for label, outcome, row in zip(labels, outcomes, rows, strict=True):
         table.append((label, f"{outcome.run.step:,}", *(row.get(name, "") for name in columns)))
@@ -135,6 +182,7 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
         "runs": [
             {
                 "workdir": str(folder),
+                "projection": outcome.config.projection,
                 "step": outcome.run.step,
                 "score": outcome.result.score and outcome.result.score._asdict(),
                 "protocol": outcome.result.protocol,
@@ -147,12 +195,14 @@ def _compare(config, folders: Sequence[Path], outcomes: Sequence[_Outcome], comm
     }
     whole_files.write_json(path, record)
     below = "\n".join(filter(None, notes))
-    print(f"\n{len(folders)} runs\n\n{format_table(table)}\n{below}\n\ntable   {path}", flush=True)
+    heading = words.count(len(set(folders)), "run")
+    print(f"\n{heading}\n\n{format_table(table)}\n{below}\n\ntable   {path}", flush=True)
     metrics = {
         label: outcome.result.metrics for label, outcome in zip(labels, outcomes, strict=True)
     }
+    compared = "compare_projected" if config.projection else "compare"
     for name, figure in TASKS[config.task].compare(metrics).items():
-        print(f"figure  {save(figure, folders[0] / 'figures', f'compare_{name}')}", flush=True)
+        print(f"figure  {save(figure, folders[0] / 'figures', f'{compared}_{name}')}", flush=True)
 
 
 def _unlike(outcomes: Sequence[_Outcome]) -> list[str]:
@@ -165,14 +215,18 @@ def _unlike(outcomes: Sequence[_Outcome]) -> list[str]:
     return lines
 
 
-def _opened(config, checkpoint, folder: Path) -> Evaluation:
+def _opened(subject: _Subject) -> Evaluation:
     """An evaluation that can run.
 
     Raises:
       InputError: the checkpoint, the data or a training in the folder does not fit the config.
     """
+    config = subject.config
     run = load_run(
-        checkpoint, image_size=config.image_size, dtype=config.get("model", {}).get("dtype") or None
+        subject.checkpoint,
+        image_size=config.image_size,
+        dtype=config.get("model", {}).get("dtype") or None,
+        projection=config.projection or None,
     )
     run.check_encodes()
     config = completed(config, run.config)
@@ -185,7 +239,7 @@ def _opened(config, checkpoint, folder: Path) -> Evaluation:
     evaluation = Evaluation(
         config,
         run,
-        folder,
+        subject.folder,
         train,
         val,
         _say,
@@ -224,7 +278,8 @@ def completed(config, run_config):
 
 def result_name(config) -> str:
     """The name of the file that a result goes to: eval_TASK.json, eval_linear_ridge.json, or, for a
-    classifier that is not trained further, eval_classifier.json."""
+    classifier that is not trained further, eval_classifier.json; with a projection
+    eval_TASK_projected.json."""
     return f"eval_{_name(config)}.json"
 
 
@@ -234,7 +289,8 @@ def compared_name(config) -> str:
 
 
 def _name(config) -> str:
-    return TASKS[config.task].record(config) or config.task
+    name = TASKS[config.task].record(config) or config.task
+    return name + "_projected" * bool(config.projection)
 
 
 def _of_class_token(run: Run, result: Result) -> str:

@@ -125,6 +125,10 @@ def _check_configs(points: Sequence[Point], eval_config) -> None:
         checks.check(eval_config)
         if because := TASKS[eval_config.task].unswept(eval_config):
             raise InputError(because)
+        if eval_config.projection:
+            raise InputError(
+                "config.projection belongs to one encoder, and a sweep trains others; leave it out"
+            )
     for point in points:
         with _Naming(f"--grid at {words(point.values)}"):
             training_config.check(point.config)

@@ -15,7 +15,7 @@ from dppmask_jax import patches
 from dppmask_jax.analyses import base
 from dppmask_jax.analyses.base import curve, per_image, prefix_of, with_error
 from dppmask_jax.data.images import augment
-from dppmask_jax.evals.base import Evaluation, Result, Task
+from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task
 from dppmask_jax.fields import Field, whole
 from dppmask_jax.figures.attention_maps import draw_maps
 from dppmask_jax.figures.depths import Panel, draw_panels
@@ -222,4 +222,4 @@ def compare(found) -> dict:
     }
 
 
-TASK = Task(check, run, FIELDS, compare=compare)
+TASK = Task(check, run, FIELDS, compare=compare, unprojected=lambda config: BLOCKS_ALONE)

@@ -15,7 +15,7 @@ import numpy as np
 
 from dppmask_jax.analyses import base
 from dppmask_jax.analyses.base import curve, patch_tokens, per_image, prefix_of, with_error
-from dppmask_jax.evals.base import Evaluation, Result, Task
+from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task
 from dppmask_jax.figures.depths import Panel, draw_panels
 from dppmask_jax.models.base import Trace
 
@@ -147,4 +147,4 @@ def compare(found) -> dict:
     }
 
 
-TASK = Task(check, run, base.FIELDS, compare=compare)
+TASK = Task(check, run, base.FIELDS, compare=compare, unprojected=lambda config: BLOCKS_ALONE)

@@ -13,6 +13,7 @@ from dppmask_jax.analyses import base, classifiers
 from dppmask_jax.data.images import augment
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.evals.base import (
+    BLOCKS_ALONE,
     ERRORS,
     Evaluation,
     Result,
@@ -194,4 +195,4 @@ def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {"layers.png": draw_panels(panels, note=base.over_images(found.values()))}
 
 
-TASK = Task(check, run, FIELDS, compare=compare)
+TASK = Task(check, run, FIELDS, compare=compare, unprojected=lambda config: BLOCKS_ALONE)

@@ -349,5 +349,6 @@ TASK = Task(
     run,
     FIELDS,
     compare=compare,
+    unprojected=lambda config: "it fits one; config.against compares with another",
     unswept=lambda config: "task soap gives no number that is better when it is higher",
 )

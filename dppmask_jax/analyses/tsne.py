@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dppmask_jax.analyses import base
 from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals.base import Evaluation, Result, Task, extracted
+from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task, extracted
 from dppmask_jax.fields import Field, above, optional, whole
 from dppmask_jax.figures.tokens import draw_tokens
 from dppmask_jax.words import count
@@ -138,4 +138,4 @@ def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Figure]:
     return {"tsne.png": draw_tokens(found)}
 
 
-TASK = Task(check, run, FIELDS, compare=compare)
+TASK = Task(check, run, FIELDS, compare=compare, unprojected=lambda config: BLOCKS_ALONE)

@@ -253,6 +253,11 @@ TASK = Task(
         _cells,
         "Gap: mixed same less mixed random; its error is for variants that err independently.",
     ),
+    unprojected=lambda config: (
+        ""
+        if config.classifier == "ridge"
+        else f"config.classifier={config.classifier} was trained without; leave it at ridge"
+    ),
     unswept=lambda config: (
         ""
         if config.classifier == "ridge"

@@ -18,7 +18,7 @@ from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
 from dppmask_jax.evals.sections import Section
-from dppmask_jax.fields import Field, Rule, above, is_text, one_of, optional
+from dppmask_jax.fields import TEXT, Field, Rule, above, is_text, one_of, optional
 from dppmask_jax.methods import supervised
 from dppmask_jax.models import vit
 from dppmask_jax.runs import metrics
@@ -99,6 +99,8 @@ class Task(NamedTuple):
       record: config -> the NAME of its eval_NAME.json, "" for that of the task.
       unswept: config -> why a sweep cannot run the task, in words; "" where it can.
       of_run: (record, logged values of the pre-training) -> baselines that the run measured.
+      unprojected: config -> why a projection of patch tokens changes nothing for the task, in
+        words; "" where it does.
       compare: {label of a run: `Result.metrics`} -> figures by the names of their files, with
         something of each run in every one; drawn for a single run too.
     """
@@ -113,6 +115,7 @@ class Task(NamedTuple):
     by_train: Mapping[str, Mapping[str, Field]] = MappingProxyType({})
     check_fields: Callable[[Any], None] = lambda config: None
     compare: Callable[[Mapping[str, dict[str, Any]]], Mapping[str, Figure]] = lambda found: {}
+    unprojected: Callable[[Any], str] = lambda config: ""
 
 
 def _size_of_run() -> Field:
@@ -125,7 +128,18 @@ def _size_of_run() -> Field:
 
 
 # The fields of every task.
-COMMON_FIELDS = {"image_size": _size_of_run()}
+COMMON_FIELDS = {
+    "image_size": _size_of_run(),
+    "projection": Field(
+        "",
+        TEXT,
+        "a soap.safetensors of task soap: the task runs without and with its projector of patch "
+        "tokens, side by side; of several checkpoints, one for all or one each, commas between",
+        free="carried out",
+    ),
+}
+BLOCKS_ALONE = "it looks into the blocks, and a projection acts after the final norm"
+TRAINS = "it trains the encoder, and a projection is for a frozen one"
 # The fields of tasks that encode the images of a data set.
 FIELDS = {
     **COMMON_FIELDS,

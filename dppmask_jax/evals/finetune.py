@@ -8,6 +8,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features, sections, seeds
 from dppmask_jax.evals.base import (
     ERRORS,
+    TRAINS,
     Evaluation,
     Result,
     Score,
@@ -186,4 +187,5 @@ TASK = Task(
     record=lambda config: "" if config.epochs else "classifier",
     unswept=_unswept,
     check_fields=seeds.check_one_label,
+    unprojected=lambda config: TRAINS,
 )

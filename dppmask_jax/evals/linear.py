@@ -6,6 +6,8 @@ evaluation crop, computed once, and a closed-form solution.
 
 from __future__ import annotations
 
+import functools
+
 from dppmask_jax.evals import sections, seeds
 from dppmask_jax.evals.base import Evaluation, Result, Task, frozen_features, require_labels
 from dppmask_jax.evals.finetune import accuracy, plain_result, score
@@ -47,7 +49,7 @@ def run(evaluation: Evaluation) -> Result:
 def _lars(evaluation: Evaluation) -> Result:
     return accuracy(
         evaluation,
-        supervised.linear,
+        functools.partial(supervised.linear, projection=evaluation.run.method.encoder.projection),
         "linear layer on frozen features, LARS",
         "top-1 accuracy, linear probe",
     )

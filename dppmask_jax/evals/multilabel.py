@@ -12,6 +12,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import sections, seeds
 from dppmask_jax.evals.base import (
     ERRORS,
+    TRAINS,
     Evaluation,
     Result,
     Score,
@@ -89,6 +90,9 @@ def run(evaluation: Evaluation) -> Result:
     build = {"finetune": supervised.finetune, "linear": supervised.linear}[config.train]
     if config.train == "finetune":
         build = functools.partial(build, head=starting_head(evaluation, names, several=True))
+    else:
+        projection = evaluation.run.method.encoder.projection
+        build = functools.partial(build, projection=projection)
     method = build(config, plan_from(config, len(train)), num_outputs=len(names), several=True)
 
     def all_scores(scores, targets):
@@ -197,4 +201,5 @@ TASK = Task(
     ),
     check_fields=seeds.check_several_labels,
     by_train=FIELDS_BY_TRAIN,
+    unprojected=lambda config: TRAINS if config.train == "finetune" else "",
 )

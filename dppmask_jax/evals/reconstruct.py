@@ -84,4 +84,5 @@ TASK = Task(
     run,
     FIELDS,
     unswept=lambda config: "task reconstruct gives no number; choose another task",
+    unprojected=lambda config: "a decoder takes the tokens as they are",
 )

@@ -72,14 +72,15 @@ check_one_label = functools.partial(check_loss, several_labels=False)
 check_several_labels = functools.partial(check_loss, several_labels=True)
 
 
-def folder_of(evaluation_folder: Path, task: str, seed: int) -> Path:
-    """Where the training of a seed lies."""
-    return evaluation_folder / f"eval_{task}" / f"seed-{seed}"
+def folder_of(evaluation_folder: Path, task: str, seed: int, projected: bool = False) -> Path:
+    """Where the training of a seed lies, one of projected tokens or not."""
+    return evaluation_folder / f"eval_{task}{'_projected' * projected}" / f"seed-{seed}"
 
 
 def pretrained(run: Run) -> dict:
     """What tells the encoder that a training starts from; it is kept in the training's config."""
-    return {
+    projected = {"projection": run.projection.digest()} if run.projection else {}
+    return projected | {
         "step": run.step,
         "config": run.config.to_dict(),
         "data_identity": run.data_identity,
@@ -128,7 +129,7 @@ def _runs(evaluation, names) -> list[tuple]:
             config.seed = seed
             config.pretrained = pretrained(evaluation.run)
             config.class_names = tuple(names)
-        folder = folder_of(evaluation.folder, config.task, seed)
+        folder = folder_of(evaluation.folder, config.task, seed, bool(config.projection))
         refuse = functools.partial(_refuse_other_names, folder, names)
         terms = resuming.Terms(known, free, evaluation.free_of_run, refuse=refuse)
         start = resuming.start_in(folder, config, images, terms)

@@ -154,13 +154,15 @@ def head_of(params) -> dict:
     return {name: params[name] for name in ("fc_norm", "head") if name in params}
 
 
-def linear(config, plan: Plan, *, num_outputs: int, several: bool) -> Method:
+def linear(config, plan: Plan, *, num_outputs: int, several: bool, projection=None) -> Method:
     """Trains a linear layer on the frozen encoder's batch-normalised features.
 
-    Args are those of `finetune`, but for its `head`. The statistics of the batch norm are those of
-    the whole batch, over all devices.
+    Args are those of `finetune`, but for its `head`; `projection` is `Encoder.projection`. The
+    statistics of the batch norm are those of the whole batch, over all devices.
     """
     model, encoder = config.model, encoder_from(config)
+    if projection is not None:
+        encoder = encoders.projected(encoder, projection)
     encode, width = encoder_features(encoder), encoder.width
 
     def init(key):
@@ -235,18 +237,22 @@ def encoder_features(encoder: Encoder):
 
     "cls" is the class token and "patches" the mean patch token, both after the encoder's final
     layer norm; "mean" is the mean of the patch tokens before it, normalised without trained scale
-    and shift, as fine-tuning pools before its first step.
+    and shift, as fine-tuning pools before its first step. A projection belongs to tokens behind
+    that scale and shift: where there is one, "mean" is given both, then projected.
     """
     norm = layer_norm(None)
     untrained = _untrained_norm(encoder.width)
 
     def encode(params, images):
         tokens = encoders.as_dict(encoder.encode(params, augment.normalize(images)))
-        pooled = jnp.mean(tokens["patches_prenorm"], axis=1)
+        pooled = norm.apply({"params": untrained}, jnp.mean(tokens["patches_prenorm"], axis=1))
+        if encoder.projection is not None:
+            scaled = pooled * params["norm"]["scale"] + params["norm"]["bias"]
+            pooled = jnp.matmul(scaled, encoder.projection, precision=jax.lax.Precision.HIGHEST)
         return {
             "cls": tokens["cls"],
             "patches": jnp.mean(tokens["patches"], axis=1),
-            "mean": norm.apply({"params": untrained}, pooled),
+            "mean": pooled,
         }
 
     return encode

@@ -108,6 +108,10 @@ class Encoder(NamedTuple):
     trace: Callable[..., Trace] | None = None
     """(params, images) -> Trace."""
 
+    projection: Any = None
+    """(D, D), what the patch tokens are multiplied with after the final norm, see
+    `encoders.projected`; None: they are not."""
+
 
 class EncoderKind(NamedTuple):
     """A kind of encoder.

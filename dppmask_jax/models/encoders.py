@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from dppmask_jax.errors import InputError
@@ -69,6 +70,37 @@ def name_of(model) -> str:
     size = ENCODERS[name].size(model) if name in ENCODERS else ""
     words = size if name == "vit" else f"{name} {size}".strip()
     return f"{words}/{size_name(model['patch_size'])}"
+
+
+def projected(encoder: Encoder, matrix) -> Encoder:
+    """An encoder whose patch tokens go through a linear map after the final norm.
+
+    `Tokens.patches` alone change, also those of a trace; class tokens, what is before the norm and
+    the blocks stay as they are.
+
+    Args:
+      matrix: (D, D); tokens @ matrix are the projected ones.
+    """
+
+    def of(tokens: Tokens) -> Tokens:
+        mapped = jnp.matmul(tokens.patches, matrix, precision=jax.lax.Precision.HIGHEST)
+        return tokens._replace(patches=mapped)
+
+    def attended(*inputs):
+        tokens, attention = encoder.attended(*inputs)
+        return of(tokens), attention
+
+    def trace(*inputs):
+        found = encoder.trace(*inputs)
+        return found._replace(tokens=of(found.tokens))
+
+    return encoder._replace(
+        encode=lambda *inputs, **options: of(encoder.encode(*inputs, **options)),
+        blocks=encoder.blocks and (lambda *inputs, **more: of(encoder.blocks(*inputs, **more))),
+        attended=encoder.attended and attended,
+        trace=encoder.trace and trace,
+        projection=matrix,
+    )
 
 
 def as_dict(tokens: Tokens) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 # What a flag's path is called on a page for others.
 _RUN_FLAGS = ("checkpoint", "workdir", "init_from")
-_IMAGE_FLAGS = ("source", "dir", "root", "images")
+_IMAGE_FLAGS = ("source", "dir", "root", "images", "projection")
 # A path that begins where a word does, or after the kind of a data source.
 _PATH = re.compile(r"(?<![\w/.)])~?/[^\s,;'\"()|`/][^\s,;'\"()|`]*")
 

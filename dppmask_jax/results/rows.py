@@ -72,6 +72,7 @@ def model(record) -> str:
     target = config.get("loss", {}).get("target", next(iter(TARGETS)))
     if target != next(iter(TARGETS)):
         name += f" ({target})"
+    name += ", projected tokens" if record["config"].get("projection") else ""
     tested = record["config"].get("image_size", [height, width])
     other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
     trained = f", {count(config['epochs'], 'epoch')}" if "epochs" in config else ""

@@ -32,6 +32,10 @@ class Projection(NamedTuple):
     path: Path
     arrays: Mapping[str, np.ndarray]
 
+    def digest(self) -> str:
+        """Tells the matrix from any other."""
+        return hashlib.sha256(np.ascontiguousarray(self.matrix).tobytes()).hexdigest()
+
 
 def write(path: str | Path, *, arrays: Mapping[str, np.ndarray], layer: int, run: Run) -> None:
     """Writes a safetensors file whole; its folder is made where it is missing.
@@ -55,11 +59,14 @@ def write(path: str | Path, *, arrays: Mapping[str, np.ndarray], layer: int, run
         safetensors.numpy.save_file(arrays, partial, metadata)
 
 
-def read(path: str | Path, run: Run, layer: int | None = None) -> Projection:
+def read(
+    path: str | Path, run: Run, layer: int | None = None, whose: str = "this run"
+) -> Projection:
     """Reads what `write` wrote for the encoder of a run.
 
     Args:
       layer: that it has to belong to; None is the last, after the final norm.
+      whose: names the run in errors.
 
     Raises:
       InputError: there is no such file, it is damaged or something else, or it belongs to another
@@ -80,8 +87,8 @@ def read(path: str | Path, run: Run, layer: int | None = None) -> Projection:
     matrix = arrays["projector"]
     if matrix.shape != (encoder.width, encoder.width):
         raise InputError(
-            f"{path} projects tokens of width {matrix.shape[0]}, and those of {run.name} run have "
-            f"{encoder.width}; fit one for it: task soap"
+            f"{path} projects tokens of width {matrix.shape[0]}, and those of {whose} "
+            f"({run.label}) have {encoder.width}; fit one for it: task soap"
         )
     if metadata.get("layer") != str(layer):
         raise InputError(
@@ -90,7 +97,7 @@ def read(path: str | Path, run: Run, layer: int | None = None) -> Projection:
         )
     if metadata.get("encoder") != fingerprint(run):
         raise InputError(
-            f"{path} was fitted to another encoder ({metadata.get('run')}) than that of this run "
+            f"{path} was fitted to another encoder ({metadata.get('run')}) than that of {whose} "
             f"({run.kind}, step {run.step}); fit one for it: task soap"
         )
     return Projection(matrix, path, arrays)

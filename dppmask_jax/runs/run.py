@@ -22,9 +22,11 @@ from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import checkpoint, proposed
+from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.image_sizes import as_used, checked_images, resized
 from dppmask_jax.runs.kinds import CLASSIFIER, ENCODER, kind_of, method_of
+from dppmask_jax.runs.projection import Projection
 from dppmask_jax.words import with_article
 
 _TRIED = 64  # images, in search of an example that can be read
@@ -39,6 +41,9 @@ class Run:
         another size positions are resized (PyTorch's bicubic interpolation), learned or fixed,
         those of a decoder as well.
       dtype: of matrix products, "float32" or "bfloat16"; None is the run's.
+      projection: of the patch tokens after the final norm, see `runs.projection`. It is attached to
+        the encoder: what encodes gives projected patches; class tokens, what is before the norm
+        and a decoder know nothing of it.
 
     Raises:
       InputError: the size is no multiple of the patches or leaves none visible, or another dtype.
@@ -51,6 +56,7 @@ class Run:
       label: the kind in words, as "iBOT"; of an encoder alone, whose it is.
       name: the label with its article, as "an iBOT".
       step: the optimiser step of the checkpoint.
+      projection: as given.
       history: what was changed in the run on the way, see `history`; empty for nearly all.
       data_identity: of the training data, see `data.sources.identity`; None if unknown.
       method: the functions of the method, see `methods.base.Method`.
@@ -78,6 +84,7 @@ class Run:
         dtype: str | None = None,
         history: Sequence[dict] = (),
         data_identity=None,
+        projection: Projection | None = None,
     ):
         self.config = config
         self.history = list(history)
@@ -105,6 +112,10 @@ class Run:
         else:
             method = method_of(config, step)
             self.knn_feature = config.evaluate.knn_feature
+        self.projection = projection
+        if projection is not None:
+            encoder = encoders.projected(method.encoder, projection.matrix)
+            method = method._replace(encoder=encoder)
         self.method = method
         self.num_masked = method.num_masked
         hidden = {name for name in ("attention", "features") if getattr(method, name) is None}
@@ -134,15 +145,21 @@ class Run:
         """
         if image_size == self.image_size:
             return self
-        return Run(
-            self.config,
-            *self._trained,
-            self.step,
-            image_size=image_size,
-            dtype=self._dtype,
-            history=self.history,
-            data_identity=self.data_identity,
-        )
+        return self._again(image_size=image_size)
+
+    def projected(self, projection: Projection) -> Run:
+        """The same run with a projection, see `Run`."""
+        return self._again(projection=projection)
+
+    def _again(self, **changes) -> Run:
+        kept = {
+            "image_size": self.image_size,
+            "dtype": self._dtype,
+            "history": self.history,
+            "data_identity": self.data_identity,
+            "projection": self.projection,
+        }
+        return Run(self.config, *self._trained, self.step, **kept | changes)
 
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
@@ -242,6 +259,7 @@ def load_run(
     *,
     image_size: tuple[int, int] | None = None,
     dtype: str | None = None,
+    projection: str | Path | None = None,
 ) -> Run:
     """Loads the newest checkpoint of a run.
 
@@ -249,9 +267,11 @@ def load_run(
       workdir: what train.py wrote, the `eval_finetune/seed-N` of a fine-tuning, or what
         `dppmask_jax.weights` imported.
       image_size, dtype: see `Run`.
+      projection: the file of one, such as soap.safetensors of task soap.
 
     Raises:
-      InputError: there is no checkpoint in `workdir`, or one of something else; or see `Run`.
+      InputError: there is no checkpoint in `workdir`, or one of something else; the projection
+        belongs to another encoder; or see `Run`.
     """
     meta, state, step = checkpoint.read_newest(workdir)
     config = workdir_files.from_json(meta.get("config", {}))
@@ -260,7 +280,7 @@ def load_run(
             f"the checkpoint in {workdir} is neither a pre-training run nor a fine-tuning; name a "
             "workdir that train.py wrote, or the seed-N folder of a fine-tuning"
         )
-    return Run(
+    run = Run(
         config,
         state["params"],
         state.get("extra", {}),
@@ -270,6 +290,10 @@ def load_run(
         history=meta.get("history", ()),
         data_identity=meta.get("data_identity"),
     )
+    if projection is None:
+        return run
+    run.check_encodes()
+    return run.projected(projections.read(projection, run, whose=str(workdir)))
 
 
 def open_data(config):
@@ -317,7 +341,7 @@ class Encoder:
         Returns:
           {"cls": (B, D), "patches": (B, N, D)} float32, after the final layer norm, all patches
           visible; patches row by row. Of an encoder without class token "cls" is the mean patch
-          token.
+          token. With a projection "patches" are projected, and "cls" is not.
 
         Raises:
           InputError: another shape or type, or floats outside [0, 1].
@@ -331,6 +355,7 @@ def load_encoder(
     *,
     image_size: tuple[int, int] | None = None,
     dtype: str | None = None,
+    projection: str | Path | None = None,
 ) -> Encoder:
     """The encoder of a run's newest checkpoint.
 
@@ -340,11 +365,13 @@ def load_encoder(
         run's. Positions are resized for it, see `Run`.
       dtype: of matrix products, "float32" or "bfloat16"; None is the run's. Parameters and outputs
         are float32.
+      projection: the soap.safetensors that task soap wrote for this encoder; "patches" are then
+        projected.
 
     Raises:
-      InputError: there is no checkpoint in `workdir`, one without an encoder, or another size or
-        dtype.
+      InputError: there is no checkpoint in `workdir`, one without an encoder, another size or
+        dtype, or a projection of another encoder, layer or width.
     """
-    run = load_run(workdir, image_size=image_size, dtype=dtype)
+    run = load_run(workdir, image_size=image_size, dtype=dtype, projection=projection)
     run.check_encodes()
     return Encoder(run)

@@ -66,6 +66,11 @@ def check(config) -> None:
             scaled_by=f"configs/eval.py:task={task},epochs=N",
         )
     TASKS[task].check_fields(config)
+    if config.projection and (because := TASKS[task].unprojected(config)):
+        raise InputError(
+            f"config.projection={fields.shown(config.projection)} does nothing for task {task}: "
+            f"{because}; leave it out"
+        )
 
 
 def _check_train(task: str, values) -> None:
