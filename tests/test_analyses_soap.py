@@ -204,7 +204,7 @@ def test_a_projection_of_another_encoder_or_layer_is_refused(run, tmp_path):
     cases = {
         "fitted to another encoder": (path, another),
         "fitted to layer 1, and layer 2 is asked for": (inner, loaded),
-        "of width 8, and those of an MAE run have 24": (narrow, loaded),
+        "of width 8, and those of this run, an MAE run, have 24": (narrow, loaded),
         "is no whole safetensors file": (damaged, loaded),
         "is no projection": (other, loaded),
         "there is no projection": (tmp_path / "missing", loaded),

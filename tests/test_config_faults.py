@@ -198,6 +198,7 @@ BOUNDS = {
     "mask.cell": _WHOLE_FROM_1,
     "memory_gb": _POSITIVE,
     "data.dir": _TEXT,
+    "projection": _TEXT,
     "data.classes": (["", "imagenet100", "a/b.txt"], ["imagenet", "a\n.txt", None]),
     "data.val_fraction": _BELOW_1,
     "data.crop_scale": _AREA,

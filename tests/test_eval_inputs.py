@@ -143,7 +143,11 @@ def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
         evaluate._Outcome(base.Result({}, [], "", row=row), run, config)
         for row in ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "0.3"})
     ]
-    evaluate._compare(config, [tmp_path, tmp_path.parent], outcomes, "")
+    subjects = [
+        evaluate._Subject(config, folder, folder, folder.name)
+        for folder in (tmp_path, tmp_path.parent)
+    ]
+    evaluate._compare(config, subjects, outcomes, "")
     heading, *rows = json.loads((tmp_path / "compared_cluster.json").read_text())["table"]
     assert heading[2:] == ["NMI", "of the head"]
     assert [row[2:] for row in rows] == [["0.1", ""], ["0.2", "0.3"]]

@@ -13,7 +13,7 @@ from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import supervised
 from dppmask_jax.models import encoders
-from dppmask_jax.runs import metrics, projection
+from dppmask_jax.runs import checkpoint, projection
 from dppmask_jax.runs.run import load_run
 from dppmask_jax.tasks import TASKS, checks
 
@@ -87,26 +87,6 @@ def constant(tokens):
     )  # fmt: skip
 
 
-def test_a_projection_of_something_else_is_refused(workdir, file, tmp_path):
-    run = load_run(workdir)
-    width = run.method.encoder.width
-    other = load_run(tiny.save_run(tmp_path / "other", seed=4))
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(file.read_bytes()[:-40])
-    matrix, _ = half_space(width)
-    small, _ = half_space(8)
-    cases = {
-        fitted(tmp_path / "a", other, matrix): "another encoder .* than that of .*run",
-        fitted(tmp_path / "b", run, matrix, layer=1): "layer 1, and layer 2 is asked for",
-        fitted(tmp_path / "c", run, small): f"width 8, .* have {width}",
-        tmp_path / "none": "there is no projection",
-        damaged: "no whole safetensors file",
-    }
-    for path, words in cases.items():
-        with pytest.raises(InputError, match=words):
-            load_run(workdir, projection=path)
-
-
 def test_tasks_run_without_and_with(workdir, file, tmp_path, capsys):
     run = shutil.copytree(workdir, tmp_path / "mine")
     config = tiny.evaluation("task=knn", k=(5,), projection=str(file))
@@ -135,14 +115,12 @@ def test_a_linear_layer_on_projected_tokens(workdir, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     width = load_run(run).method.encoder.width
     file = fitted(tmp_path / "soap", load_run(run), np.zeros((width, width), np.float32))
-    settings = tiny.evaluation("task=linear", epochs=3.0, projection=str(file))
-    settings.batch_size, settings.optim.warmup_epochs, settings.optim.base_lr = 32, 0.5, 99.0
+    settings = tiny.evaluation("task=linear", epochs=1.0, projection=str(file))
+    settings.batch_size, settings.optim.warmup_epochs = 32, 0.5
     evaluate.evaluate(settings, run)
     folders = [run / f"eval_linear{end}" / "seed-0" for end in ("", "_projected")]
-    plain, blind = (metrics.read_metrics(folder / "metrics.jsonl") for folder in folders)
-    losses = [[one["loss"] for one in records if "loss" in one] for records in (plain, blind)]
-    # Of tokens that are projected to nothing no more is learnt than how frequent classes are.
-    assert losses[0][-1] < losses[1][-1] - 0.05, losses
+    means = [checkpoint.read_newest(folder)[1]["extra"]["mean"] for folder in folders]
+    assert means[0].any() and not means[1].any()
     logged = folders[1] / "metrics.jsonl"
     before = logged.read_text()
     evaluate.evaluate(settings, run)

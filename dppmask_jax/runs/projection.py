@@ -34,7 +34,7 @@ class Projection(NamedTuple):
 
     def digest(self) -> str:
         """Tells the matrix from any other."""
-        return hashlib.sha256(np.ascontiguousarray(self.matrix).tobytes()).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.matrix).tobytes()).hexdigest()[:16]
 
 
 def write(path: str | Path, *, arrays: Mapping[str, np.ndarray], layer: int, run: Run) -> None:
@@ -87,8 +87,8 @@ def read(
     matrix = arrays["projector"]
     if matrix.shape != (encoder.width, encoder.width):
         raise InputError(
-            f"{path} projects tokens of width {matrix.shape[0]}, and those of {whose} "
-            f"({run.label}) have {encoder.width}; fit one for it: task soap"
+            f"{path} projects tokens of width {matrix.shape[0]}, and those of {whose}, "
+            f"{run.name} run, have {encoder.width}; fit one for it: task soap"
         )
     if metadata.get("layer") != str(layer):
         raise InputError(

@@ -207,7 +207,7 @@ def _other_encoder(old: Mapping, new: Mapping, free: Collection[str]) -> dict:
     ]
     changed, _ = differences(*configs, free)
     changed = {f"config.{field}": values for field, values in changed.items()}
-    for name in ("step", "history"):
+    for name in ("step", "history", "projection"):
         if old.get(name) != new.get(name):
             changed[name] = (old.get(name), new.get(name))
     return {f"pretrained.{field}": values for field, values in changed.items()}
