@@ -37,7 +37,7 @@ def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Sourc
     from_file.check_rows(mask.path, len(train), rows * columns, fewest, most)
     train = dataclasses.replace(
         train,
-        extras=functools.partial(_row, mask.path, train.extras),
+        extras=functools.partial(_row, mask.path, rows * columns, train.extras),
         identity=functools.partial(_identity, mask.path, train.identity),
     )
     if val is not None:
@@ -47,7 +47,11 @@ def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Sourc
     return train, val
 
 
-_opened = functools.lru_cache(maxsize=4)(from_file.read)  # once in each loading process
+@functools.lru_cache(maxsize=4)  # once in each loading process
+def _bits(path: str) -> np.ndarray:
+    """The masks of a file in memory, eight patches a byte. A map of a file that is written anew
+    while it is read ends the process with a bus error."""
+    return np.packbits(from_file.read(path).astype(bool), axis=1)
 
 
 def _identity(path: str, of_images) -> str:
@@ -55,8 +59,9 @@ def _identity(path: str, of_images) -> str:
         return identity.of_texts(of_images(), hashlib.file_digest(file, "blake2b").hexdigest())
 
 
-def _row(path: str, extras, i: int) -> dict:
-    return {**extras(i), NAME: np.array(_opened(path)[i], bool)}
+def _row(path: str, num_patches: int, extras, i: int) -> dict:
+    mask = np.unpackbits(_bits(path)[i], count=num_patches).astype(bool)
+    return {**extras(i), NAME: mask}
 
 
 def _random_row(num_patches: int, num_masked: int, extras, i: int) -> dict:
