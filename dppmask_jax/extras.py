@@ -9,7 +9,7 @@ MODULES = (
     "absl", "array_record", "chex", "cykooz_resizer", "dm_pix", "filelock", "flax", "grain",
     "importlib_resources", "jax", "matplotlib", "ml_collections", "numpy", "optax", "orbax", "PIL",
     "safetensors", "scipy", "simplejpeg", "sklearn", "tensorboardX", "tensorflow_datasets",
-    "tqdm",
+    "threadpoolctl", "tqdm",
 )  # fmt: skip
 
 

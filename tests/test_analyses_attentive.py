@@ -86,6 +86,7 @@ def squares(root, train=20):
     return f"folder:{root}"
 
 
+@pytest.mark.slow
 def test_the_task_sets_three_heads_beside_one_another(run, tmp_path, capsys):
     config = tiny.evaluation(
         "task=attentive", data__source=squares(tmp_path), batch_size=4, head_batch=8,

@@ -25,6 +25,7 @@ def colours(tmp_path_factory):
     return painted(tmp_path_factory.mktemp("colours"), shuffled=False)
 
 
+@pytest.mark.slow
 def test_every_layer_tells_colours_apart_and_no_label_by_chance(run, colours, tmp_path):
     out = found(run, tmp_path, "task=layers", data__source=colours, k=5)
     tokens = out["metrics"]["tokens"]
@@ -93,7 +94,7 @@ def test_changed_copies_go_by_class_and_name(run, colours, tmp_path):
 def opened(run, source, argument, **changes):
     """An evaluation that could run."""
     config = tiny.evaluation(argument, data__source=source, **changes)
-    return evaluate._opened(config, run, run)
+    return evaluate._opened(evaluate._Subject(config, run, run, ""))
 
 
 def test_other_images_are_no_copies(run, colours, tmp_path):

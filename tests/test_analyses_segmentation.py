@@ -112,7 +112,9 @@ def test_the_task_finds_what_is_painted(run, tmp_path, capsys):
 
 def opened(run, tmp_path, source, **changes):
     config = tiny.evaluation("task=segmentation", data__source=source, **changes)
-    return segment_maps.opened(evaluate._opened(config, run, tmp_path / "out"))
+    return segment_maps.opened(
+        evaluate._opened(evaluate._Subject(config, run, tmp_path / "out", ""))
+    )
 
 
 def test_classes_come_from_the_source_its_maps_or_its_masks(run, tmp_path):

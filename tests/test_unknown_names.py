@@ -55,7 +55,6 @@ CHOICES = {
     "pool": lambda: classifier_pooling("nosuch"),
     "layer": lambda: layer_of(("nosuch",), 12),
     "source": lambda: opening.open_splits("nosuch:there"),
-    "annotations": lambda: opening._open_annotated("nosuch", "there", 0.1),
     "classes of ImageNet-9": lambda: imagenet9.in9_of_model_class(1000, "nosuch"),
 }
 

@@ -289,8 +289,8 @@ def _cells(record) -> list[dict[str, str]]:
         {
             "head": _words(name),
             **{
-                of: sections.share(values[of], None, values[f"{of}_error"])
-                for of in ("miou", "accuracy")
+                column: sections.share(values[of], None, values[f"{of}_error"])
+                for column, of in (("miou", "miou"), ("pixel_accuracy", "accuracy"))
             },
         }
         for name, values in found.items()
@@ -303,7 +303,7 @@ TASK = Task(
     FIELDS,
     section=Section(
         "Segmentation",
-        {"head": "head", "miou": "mean IoU", "accuracy": "pixel accuracy"},
+        {"head": "head", "miou": "mean IoU", "pixel_accuracy": "pixel accuracy"},
         _cells,
         "Frozen patch tokens, a class for each patch; errors are of the jackknife over images.",
     ),

@@ -43,7 +43,7 @@ def of_section(
         if note not in notes:
             notes.append(note)
         lines.append((f"*measured here* ({notes.index(note) + 1})", *common, cells))
-    if not lines and not with_paper:
+    if not lines and not (with_paper and section.of_paper):
         return ""
     columns = {
         key: words
