@@ -159,23 +159,31 @@ def _evaluate(subject: _Subject, command: str) -> tuple[Path, _Outcome]:
 def _compare(
     config, subjects: Sequence[_Subject], outcomes: Sequence[_Outcome], command: str
 ) -> None:
-    """Prints and writes one table over several runs, of what the task found of all of them."""
-    rows = [outcome.result.row for outcome in outcomes]
-    if None in rows or not parallel.is_main():
+    """Prints and writes one table over several runs, where the task gives rows of one, and draws
+    what it found of all of them."""
+    if not parallel.is_main():
         return
+    folder, labels = subjects[0].folder, [subject.label for subject in subjects]
+    if all(outcome.result.row is not None for outcome in outcomes):
+        _tabulate(config, subjects, outcomes, command)
+    metrics = {
+        label: outcome.result.metrics for label, outcome in zip(labels, outcomes, strict=True)
+    }
+    compared = "compare_projected" if config.projection else "compare"
+    for name, figure in TASKS[config.task].compare(metrics).items():
+        print(f"figure  {save(figure, folder / 'figures', f'{compared}_{name}')}", flush=True)
+
+
+def _tabulate(
+    config, subjects: Sequence[_Subject], outcomes: Sequence[_Outcome], command: str
+) -> None:
+    rows = [outcome.result.row for outcome in outcomes]
     columns = dict.fromkeys(name for row in rows for name in row)
     folders, labels = ([getattr(s, name) for s in subjects] for name in ("folder", "label"))
     table = [("run", "step", *columns)]
     for label, outcome, row in zip(labels, outcomes, rows, strict=True):
         table.append((label, f"{outcome.run.step:,}", *(row.get(name, "") for name in columns)))
-    pasts = [history.of_run(outcome.run.history, outcome.run.config) for outcome in outcomes]
-    notes = [outcomes[0].result.note, *_unlike(outcomes)]
-    notes += [f"{label}: {past}" for label, past in zip(labels, pasts, strict=True) if past]
-    notes += [
-        f"{label}: {note}"
-        for label, outcome in zip(labels, outcomes, strict=True)
-        if (note := _of_class_token(outcome.run, outcome.result))
-    ]
+    notes = [outcomes[0].result.note, *_unlike(outcomes), *_of_runs(subjects, outcomes)]
     path = folders[0] / compared_name(config)
     record = {
         "task": _name(config),
@@ -197,12 +205,21 @@ def _compare(
     below = "\n".join(filter(None, notes))
     heading = words.count(len(set(folders)), "run")
     print(f"\n{heading}\n\n{format_table(table)}\n{below}\n\ntable   {path}", flush=True)
-    metrics = {
-        label: outcome.result.metrics for label, outcome in zip(labels, outcomes, strict=True)
-    }
-    compared = "compare_projected" if config.projection else "compare"
-    for name, figure in TASKS[config.task].compare(metrics).items():
-        print(f"figure  {save(figure, folders[0] / 'figures', f'{compared}_{name}')}", flush=True)
+
+
+def _of_runs(subjects: Sequence[_Subject], outcomes: Sequence[_Outcome]) -> list[str]:
+    """What to know of single runs, said once of each: a run with a projection has two rows."""
+    notes: dict[Path, dict[str, None]] = {}
+    for subject, outcome in zip(subjects, outcomes, strict=True):
+        past = history.of_run(outcome.run.history, outcome.run.config)
+        found = filter(None, (past, _of_class_token(outcome.run, outcome.result)))
+        notes.setdefault(subject.folder, {}).update(dict.fromkeys(found))
+    names = comparable.labels(list(notes))
+    return [
+        f"{name}: {note}"
+        for name, of_run in zip(names, notes.values(), strict=True)
+        for note in of_run
+    ]
 
 
 def _unlike(outcomes: Sequence[_Outcome]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
+from matplotlib.figure import Figure
 from PIL import Image
 from test_eval_tasks import FINETUNE, QUICK, files, found, painted, painted_squares
 
@@ -152,6 +153,34 @@ def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
     assert heading[2:] == ["NMI", "of the head"]
     assert [row[2:] for row in rows] == [["0.1", ""], ["0.2", "0.3"]]
     assert "of the head" in capsys.readouterr().out
+
+
+def test_runs_without_rows_share_figures_and_a_note_stands_once_of_each_run(tmp_path, monkeypatch):
+    drawn = []
+
+    def compare(found):
+        drawn.append(list(found))
+        return {"maps.png": Figure(figsize=(1, 1))}
+
+    task = evaluate.TASKS["knn"]._replace(compare=compare)
+    monkeypatch.setitem(evaluate.TASKS, "knn", task)
+    config = tiny.evaluation("task=knn", projection="soap.safetensors")
+    run = SimpleNamespace(step=3, history=(), config={}, has_class_token=False)
+    subjects = [
+        evaluate._Subject(config, tmp_path, tmp_path, f"run, {which}")
+        for which in ("without", "with projection")
+    ]
+
+    def compared(row):
+        result = base.Result({}, [("cls",)], "", row=row)
+        evaluate._compare(config, subjects, [evaluate._Outcome(result, run, config)] * 2, "")
+        assert drawn.pop() == ["run, without", "run, with projection"]
+        assert (tmp_path / "figures" / "compare_projected_maps.png").is_file()
+        return tmp_path / "compared_knn_projected.json"
+
+    assert not compared(None).exists()
+    notes = json.loads(compared({"cls": "1"}).read_text())["notes"]
+    assert notes == ["", f"{tmp_path.name}: {evaluate._NO_CLASS_TOKEN}"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
