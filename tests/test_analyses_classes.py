@@ -86,7 +86,7 @@ def test_changed_copies_go_by_class_and_name(run, colours, tmp_path):
         assert of_one["original"] == {"mean": 1.0, "error": 0.0}
         assert of_one["changed"]["mean"] == pytest.approx(5 / 11)
         assert of_one["drop"]["mean"] == pytest.approx(6 / 11)
-        assert of_one["drop"]["error"] == pytest.approx((5 * 6 / 11**3) ** 0.5)
+        assert of_one["drop"]["error"] == pytest.approx((5 * 6 / 11**2 / 10) ** 0.5)
     assert out["score"]["value"] == pytest.approx(5 / 11)
     assert [p.name for p in (tmp_path / "out" / "figures").iterdir()] == ["shift.png"]
 
@@ -104,7 +104,7 @@ def test_other_images_are_no_copies(run, colours, tmp_path):
     assert len(tested.original_rows) == len(tested.changed_rows) == 4 * VAL
     independent = shift._drop(np.array([1, 1, 1, 0]), np.array([1, 0]), paired=False)
     assert independent["drop"]["mean"] == 0.25
-    assert independent["drop"]["error"] == pytest.approx((0.1875 / 4 + 0.25 / 2) ** 0.5)
+    assert independent["drop"]["error"] == pytest.approx((0.1875 / 3 + 0.25 / 1) ** 0.5)
     (tmp_path / "train").symlink_to(Path(colours.removeprefix("folder:")) / "train")
     for path in (tmp_path / "other").glob("*/*"):  # the last images of training, by name
         path.unlink()

@@ -70,5 +70,21 @@ def test_images_are_measured_group_by_group_as_at_once():
     assert found["rankme"]["error"] == pytest.approx(error)
     # The variance of a normal distribution is known to sqrt(2 / M) of itself.
     assert np.mean(logs["error"]) == pytest.approx((2 / 200) ** 0.5, rel=0.5)
+    # Of fewer images than dimensions, ranks are of all singular values that there are.
+    wide = np.float32(rng.normal(size=(20, 40)))
+    of_wide = spectra.of_vectors(wide)
+    variances = np.linalg.svd(wide - wide.mean(axis=0), compute_uv=False)[:19] ** 2
+    assert of_wide["effective_rank"]["mean"] == pytest.approx(spectra.effective_rank(variances))
+    assert of_wide["rankme"]["mean"] == pytest.approx(rankme(wide))
     few = spectra.of_vectors(vectors[:20, [0, 1, 2] * 10])
     assert len(few["drop"]["mean"]) == 17 and np.isfinite(few["rankme"]["mean"])
+
+
+def test_vectors_that_are_all_alike_fill_no_dimension():
+    for value in (0.0, 3.0):
+        found = spectra.of_vectors(np.full((30, 5), value, np.float32))
+        ranks = [found[name]["mean"] for name in ("effective_rank", "rankme")]
+        assert ranks == pytest.approx([1, 1], abs=1e-4)
+        assert np.isfinite([*found["drop"]["mean"], found["rankme"]["error"]]).all()
+    logs = np.full((2, 3, 4), np.log(1e-12), np.float32)
+    assert spectra._of_tokens(logs)["effective_rank"]["mean"] == [1.0] * 3

@@ -20,6 +20,7 @@ from dppmask_jax.fields import Field, whole
 from dppmask_jax.figures.attention_maps import draw_maps
 from dppmask_jax.figures.depths import Panel, draw_panels
 from dppmask_jax.models.base import Trace
+from dppmask_jax.scores.uncertainty import errors_of_means
 
 FIELDS = {
     **base.FIELDS,
@@ -149,7 +150,7 @@ def _of_heads(values: np.ndarray) -> dict:
     return {
         **curve(values.mean(axis=2)),
         "heads": values.mean(axis=0, dtype=np.float64).tolist(),
-        "heads_error": (values.std(axis=0, dtype=np.float64) / len(values) ** 0.5).tolist(),
+        "heads_error": errors_of_means(values).tolist(),
     }
 
 
@@ -222,4 +223,11 @@ def compare(found) -> dict:
     }
 
 
-TASK = Task(check, run, FIELDS, compare=compare, unprojected=lambda config: BLOCKS_ALONE)
+TASK = Task(
+    check,
+    run,
+    FIELDS,
+    compare=compare,
+    unprojected=lambda config: BLOCKS_ALONE,
+    unswept=base.no_score,
+)

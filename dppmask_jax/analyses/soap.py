@@ -20,6 +20,7 @@ from dppmask_jax.analyses import components
 from dppmask_jax.analyses.components import GROUPS, Basis, Responses
 from dppmask_jax.analyses.synthetic import synthetic_images
 from dppmask_jax.scores import moments
+from dppmask_jax.scores.uncertainty import jackknife
 
 __all__ = ["Fit", "fit", "semantic_invariance", "similarity", "synthetic_images"]
 
@@ -173,10 +174,8 @@ def _variance(found: Responses, statistic: Callable) -> np.ndarray:
     if len(there) < 2:
         return np.full(found.counts.shape[2], np.nan)
     total, size = found.counts.sum(axis=0), found.sizes.sum()
-    values = np.stack(
-        [statistic((total - found.counts[g]) / (size - found.sizes[g])) for g in there]
-    )
-    return (len(there) - 1) / len(there) * np.sum((values - values.mean(axis=0)) ** 2, axis=0)
+    without = [statistic((total - found.counts[g]) / (size - found.sizes[g])) for g in there]
+    return np.square(jackknife(without))
 
 
 def similarity(first, second) -> dict[str, float]:

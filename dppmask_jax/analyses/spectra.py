@@ -21,6 +21,7 @@ from dppmask_jax.analyses.base import curve, patch_tokens, per_image, with_error
 from dppmask_jax.evals.base import Evaluation, Result, Task
 from dppmask_jax.figures.depths import Panel, draw_panels
 from dppmask_jax.models.base import Trace
+from dppmask_jax.scores.uncertainty import jackknife
 
 _LEAST_IMAGES = 20
 _GROUPS = 10  # of images, each left out once
@@ -72,7 +73,8 @@ def rankme(singular_values) -> np.ndarray:
     """RankMe: as `effective_rank`, of the singular values of the features themselves (M, D), which
     are not centred; with the epsilon of the paper."""
     values = np.asarray(singular_values, np.float64)
-    shares = values / values.sum(axis=-1, keepdims=True) + _RANKME_EPSILON
+    total = np.maximum(values.sum(axis=-1, keepdims=True), _FLOOR)
+    shares = values / total + _RANKME_EPSILON
     return np.exp(-np.sum(shares * np.log(shares), axis=-1))
 
 
@@ -137,12 +139,17 @@ def run(evaluation: Evaluation) -> Result:
 def _of_tokens(logs: np.ndarray) -> dict:
     """Of the log singular values (M, L + 2, R) of each image."""
     of_depths = [logs[:, depth] for depth in range(logs.shape[1])]
-    ranks = [effective_rank(np.exp(of_depth)) for of_depth in of_depths]
+    ranks = [effective_rank(_from_logs(of_depth)) for of_depth in of_depths]
     return {
         "log_singular_values": [curve(of_depth) for of_depth in of_depths],
         "drop": [curve(of_depth - of_depth[:, :1]) for of_depth in of_depths],
         "effective_rank": curve(np.stack(ranks, axis=1)),
     }
+
+
+def _from_logs(logs: np.ndarray) -> np.ndarray:
+    """Singular values; at the floor there are none, or the rank of equal tokens would be full."""
+    return np.where(logs > np.log(2 * _FLOOR), np.exp(logs.astype(np.float64)), 0.0)
 
 
 def _of_images(pooled: np.ndarray) -> dict:
@@ -175,7 +182,7 @@ def of_vectors(vectors: np.ndarray) -> dict[str, dict]:
     of_all = _statistics(*everything, mean, rank)
     without = [_statistics(*of_rest, mean, rank) for of_rest in left]
     return {
-        name: {"mean": value.tolist(), "error": _jackknife([one[name] for one in without])}
+        name: {"mean": value.tolist(), "error": jackknife([one[name] for one in without]).tolist()}
         for name, value in of_all.items()
     }
 
@@ -187,25 +194,19 @@ def _sums(rows: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
 
 def _statistics(count: int, total, squares, mean, rank: int) -> dict[str, np.ndarray]:
     """Of `count` vectors, of whose differences to `mean` total (D,) is the sum and squares (D, D)
-    the sum of outer products; the `rank` largest singular values count."""
+    the sum of outer products; the `rank` largest singular values are listed, ranks are of all."""
     around_mean = squares - np.outer(total, total) / count
     shifted = np.outer(total, mean)
     around_zero = squares + shifted + shifted.T + count * np.outer(mean, mean)
-    variances = np.maximum(np.linalg.eigvalsh(around_mean)[::-1][:rank] / (count - 1), _FLOOR)
-    of_features = np.sqrt(np.maximum(np.linalg.eigvalsh(around_zero)[::-1][: rank + 1], 0))
-    logs = np.log(variances)
+    variances = np.linalg.eigvalsh(around_mean)[::-1][: count - 1] / (count - 1)
+    of_features = np.sqrt(np.maximum(np.linalg.eigvalsh(around_zero)[::-1][:count], 0))
+    logs = np.log(np.maximum(variances, _FLOOR))
     return {
-        "log_singular_values": logs,
-        "drop": logs - logs[0],
-        "effective_rank": effective_rank(variances),
+        "log_singular_values": logs[:rank],
+        "drop": logs[:rank] - logs[0],
+        "effective_rank": effective_rank(_from_logs(logs)),
         "rankme": rankme(of_features),
     }
-
-
-def _jackknife(without: list[np.ndarray]):
-    """The standard error of a statistic, from its values without a group of images each."""
-    count = len(without)
-    return (np.std(without, axis=0) * np.sqrt(count - 1)).tolist()
 
 
 def _table(metrics) -> list[tuple[str, ...]]:
@@ -245,11 +246,11 @@ def _row(metrics) -> dict[str, str]:
 
 
 def compare(found) -> dict:
-    """Singular values after the last block and ranks by depth, a line a run, see
-    `base.Task.compare`."""
+    """Singular values behind the final norm, where a projection acts, and ranks by depth, a line a
+    run, see `base.Task.compare`."""
 
-    def after_last_block(level: str) -> dict:
-        return {label: metrics[level]["drop"][-2] for label, metrics in found.items()}
+    def behind_norm(level: str) -> dict:
+        return {label: metrics[level]["drop"][-1] for label, metrics in found.items()}
 
     def by_depth(level: str, rank: str) -> dict:
         return {
@@ -261,8 +262,8 @@ def compare(found) -> dict:
     nth, depth = "singular value", "depth (0: embedding)"
     tokens, images = "tokens_level", "images_level"
     panels = [
-        Panel(after_last_block(tokens), f"{fall}(tokens of an image)", nth),
-        Panel(after_last_block(images), f"{fall}(images)", nth),
+        Panel(behind_norm(tokens), f"{fall}(tokens of an image)", nth),
+        Panel(behind_norm(images), f"{fall}(images)", nth),
         Panel(
             by_depth(tokens, "effective_rank"),
             "effective rank (tokens of an image)",
@@ -272,8 +273,8 @@ def compare(found) -> dict:
         ),
         Panel(by_depth(images, "rankme"), "RankMe (images)", depth, 0, from_zero=True),
     ]
-    note = "singular values of covariances after the last block; band: standard error over images"
+    note = "singular values of covariances behind the final norm; band: standard error over images"
     return {"spectra.png": draw_panels(panels, note=note)}
 
 
-TASK = Task(check, run, base.FIELDS, compare=compare)
+TASK = Task(check, run, base.FIELDS, compare=compare, unswept=base.no_score)

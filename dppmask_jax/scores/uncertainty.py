@@ -21,20 +21,38 @@ def standard_error(share: float, count: int) -> float:
 
 
 def error_of_mean(values: np.ndarray) -> float:
-    """Of the mean of a value an image, (M,); for values of 0 and 1 it is `standard_error`."""
-    return float(np.std(values) / math.sqrt(len(values)))
+    """Of the mean of a value an image, (M,), see `errors_of_means`."""
+    return float(errors_of_means(values))
+
+
+def errors_of_means(values: np.ndarray) -> np.ndarray:
+    """Of the means of values of each image.
+
+    Args:
+      values: (M, ...).
+
+    Returns:
+      (...) sample deviation, of M - 1 degrees of freedom, / sqrt(M); nan for a single image, which
+      knows no deviation.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    return values.std(axis=0, ddof=1) / math.sqrt(len(values))
 
 
 def jackknife(without: np.ndarray) -> np.ndarray:
     """Of a quantity of all images that is no mean over them, such as a ratio of sums.
 
     Args:
-      without: (M, ...), the quantity without each of the M images in turn.
+      without: (M, ...), the quantity without each of the M images, or groups of as many images, in
+        turn; M at least 2.
 
     Returns:
       (...) sqrt((M - 1) / M * sum of squared deviations from the mean); of the mean of a value an
-      image it is its standard error with M - 1 in the place of M. nan where one of them is.
+      image it is `error_of_mean`. nan where one of them is.
     """
+    without = np.asarray(without, np.float64)
     count = len(without)
     squares = np.square(without - np.mean(without, axis=0)).sum(axis=0)
     return np.sqrt(squares * (count - 1) / count)
