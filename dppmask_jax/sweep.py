@@ -140,18 +140,21 @@ def _check_configs(points: Sequence[Point], eval_config) -> None:
 def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
     """Opens the data of points, which would otherwise be found missing after hours, and what their
     folders hold."""
-    seen = set()
+    opened, checked = {}, set()
     for point in points:
         completed = evaluate.completed(eval_config, point.config)
         asked = [workdir.to_json(config)["data"] for config in (point.config, completed)]
         asked = json.dumps([*asked, point.config.get("mask", {}).get("path", "")])
-        if asked in seen:
+        of_encoder = json.dumps([asked, workdir.to_json(completed)])
+        if of_encoder in checked:
             continue
-        seen.add(asked)
-        open_data(point.config)
+        checked.add(of_encoder)
+        if asked not in opened:
+            open_data(point.config)
+            with _Naming("--eval"):
+                opened[asked] = open_data(completed)
         with _Naming("--eval"):
-            train, val = open_data(completed)
-            evaluation = Evaluation(completed, None, folder, train, val, _say)
+            evaluation = Evaluation(completed, None, folder, *opened[asked], _say)
             TASKS[completed.task].check(evaluation)
     for point in points:
         if (folder / point.name).exists():

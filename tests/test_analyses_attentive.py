@@ -110,7 +110,10 @@ def test_the_task_sets_three_heads_beside_one_another(run, tmp_path, capsys):
     "changes, words",
     [
         ({"query_heads": 5}, "config.query_heads=5 does not divide the encoder's width"),
-        ({"train_images": 19}, "needs at least 20 training images, .*; there are 19"),
+        (
+            {"train_images": 19},
+            "needs at least 20 training images, .*, and there are 19; name one rate",
+        ),
         ({"data__source": "folder:{root}/train/red"}, "needs labels"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import sys
 
@@ -14,9 +15,11 @@ from configs import eval as eval_config
 from dppmask_jax import evaluate, pretrain, sweep
 from dppmask_jax.errors import InputError
 from dppmask_jax.figures import sweep as sweep_figure
+from dppmask_jax.models import encoders
 from dppmask_jax.runs import metrics, workdir
 from dppmask_jax.sweeps import summary
 from dppmask_jax.sweeps.grid import grid_points
+from dppmask_jax.tasks import TASKS
 
 GRID = "mask.ratio=0.5,0.75 mask.tau=0.9,1"
 
@@ -160,6 +163,38 @@ def test_a_bad_evaluation_is_refused_before_the_first_point(
     with pytest.raises(InputError, match=words):
         sweep.sweep(tiny.config(), config, GRID, tmp_path / "new")
     assert not calls
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_checked_without_a_run_or_says_why_no_sweep_takes_it(tmp_path, task):
+    points = grid_points(tiny.config(model__size="Pi", image_size=(16, 16)), "mask.ratio=0.5")
+    config = tiny.evaluation(f"task={task}")
+    if task == "shift":
+        config.changed = tiny.COMMON["data.source"]
+    if because := TASKS[task].unswept(config):
+        with pytest.raises(InputError, match=re.escape(f"--eval: {because}")):
+            sweep._check_configs(points, config)
+        return
+    if "batch_size" in config:
+        config.batch_size = 8
+    try:
+        sweep._check_data(points, config, tmp_path)
+    except InputError as error:  # shapes have one label an image
+        assert task == "multilabel" and "needs several labels" in str(error)
+
+
+def test_points_of_other_encoders_are_each_checked(tmp_path, calls):
+    grid = "model.width=24,36 model.heads=3"
+    config = tiny.evaluation("task=attentive", query_heads=8)
+    with pytest.raises(InputError, match="query_heads=8 does not divide the encoder's width 36"):
+        sweep.sweep(tiny.config(), config, grid, tmp_path / "new")
+    assert not calls
+    encoder = encoders.ENCODERS["vit"]
+    blind = encoder._replace(build=lambda *a, **k: encoder.build(*a, **k)._replace(trace=None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(encoders.ENCODERS, "vit", blind)
+        with pytest.raises(InputError, match=r"and model\.encoder=vit has none; name a ViT"):
+            sweep.sweep(tiny.config(), tiny.evaluation("task=layers"), grid, tmp_path / "new")
 
 
 def test_a_finished_point_is_left_alone_and_a_deleted_one_is_redone(tmp_path, calls):

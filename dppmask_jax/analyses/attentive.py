@@ -25,6 +25,7 @@ from dppmask_jax.evals.base import (
     Result,
     Score,
     Task,
+    encoder_of,
     extracted,
     percent,
     require_labels,
@@ -70,16 +71,17 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError without labels, with too few images or where heads do not fit the width."""
     require_labels(evaluation)
     base.require_images(evaluation, 2)
-    config, width = evaluation.config, evaluation.run.method.encoder.width
+    config, width = evaluation.config, encoder_of(evaluation).width
     if width % config.query_heads:
         raise InputError(
             f"config.query_heads={config.query_heads} does not divide the encoder's width {width}"
         )
     count = min(len(evaluation.train), config.train_images)
-    if count < 2 * _HELD_OUT:
+    if len(config.learning_rates) > 1 and count < 2 * _HELD_OUT:
         raise InputError(
             f"task attentive needs at least {2 * _HELD_OUT} training images, a tenth of which "
-            f"choose the learning rate; there are {count}"
+            f"choose the learning rate, and there are {count}; name one rate alone: "
+            "--config.learning_rates=(1e-3,)"
         )
 
 

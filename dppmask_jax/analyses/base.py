@@ -16,6 +16,7 @@ from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation
 from dppmask_jax.fields import Field, whole
 from dppmask_jax.models.base import Trace
+from dppmask_jax.scores.uncertainty import errors_of_means
 from dppmask_jax.words import count
 
 FIELDS = {
@@ -39,12 +40,19 @@ def spread(total: int, most: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(total, most)).round().astype(np.int64)
 
 
+def no_score(config) -> str:
+    """Why a sweep cannot run a task without a score, see `Task.unswept`."""
+    return f"task {config.task} gives no number that is better when it is higher"
+
+
 def require_trace(evaluation: Evaluation) -> None:
     """Raises InputError where the encoder does not show what happens in its blocks."""
-    if evaluation.run.method.encoder.trace is None:
+    if base.encoder_of(evaluation).trace is None:
+        run = evaluation.run
+        whose = f"{run.name} run" if run else f"model.encoder={evaluation.config.model.encoder}"
         raise InputError(
-            f"task {evaluation.config.task} needs an encoder with attention, and "
-            f"{evaluation.run.name} run has none; name a ViT"
+            f"task {evaluation.config.task} needs an encoder with attention, and {whose} has none; "
+            "name a ViT"
         )
 
 
@@ -60,7 +68,7 @@ def require_images(evaluation: Evaluation, least: int) -> None:
 
 def require_patches(evaluation: Evaluation, least: int) -> None:
     """Raises InputError where an image has fewer patches than a task needs."""
-    rows, columns = evaluation.run.method.encoder.grid
+    rows, columns = base.encoder_of(evaluation).grid
     if rows * columns < least:
         raise InputError(
             f"task {evaluation.config.task} needs at least {least} patches an image, and images of "
@@ -147,7 +155,7 @@ def curve(values: np.ndarray) -> dict[str, list[float]]:
       {"mean": L numbers, "error": L numbers}.
     """
     values = np.asarray(values, np.float64)
-    error = values.std(axis=0) / np.sqrt(len(values))
+    error = errors_of_means(values)
     return {"mean": values.mean(axis=0).tolist(), "error": error.tolist()}
 
 

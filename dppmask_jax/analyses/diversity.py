@@ -147,4 +147,11 @@ def compare(found) -> dict:
     }
 
 
-TASK = Task(check, run, base.FIELDS, compare=compare, unprojected=lambda config: BLOCKS_ALONE)
+TASK = Task(
+    check,
+    run,
+    base.FIELDS,
+    compare=compare,
+    unprojected=lambda config: BLOCKS_ALONE,
+    unswept=base.no_score,
+)

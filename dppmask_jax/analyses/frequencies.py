@@ -167,4 +167,4 @@ def _note(found: Iterable[Mapping[str, Any]]) -> str:
     return base.over_images(found) + under_noise
 
 
-TASK = Task(check, run, FIELDS, compare=compare)
+TASK = Task(check, run, FIELDS, compare=compare, unswept=base.no_score)

@@ -138,4 +138,11 @@ def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Figure]:
     return {"tsne.png": draw_tokens(found)}
 
 
-TASK = Task(check, run, FIELDS, compare=compare, unprojected=lambda config: BLOCKS_ALONE)
+TASK = Task(
+    check,
+    run,
+    FIELDS,
+    compare=compare,
+    unprojected=lambda config: BLOCKS_ALONE,
+    unswept=base.no_score,
+)

@@ -20,7 +20,8 @@ from dppmask_jax.evals import features
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.fields import TEXT, Field, Rule, above, is_text, one_of, optional
 from dppmask_jax.methods import supervised
-from dppmask_jax.models import vit
+from dppmask_jax.models import encoders, vit
+from dppmask_jax.models.base import Encoder
 from dppmask_jax.runs import metrics
 from dppmask_jax.runs.run import Run
 from dppmask_jax.training import build
@@ -169,6 +170,14 @@ ERRORS = "± is the standard error over the validation images"
 def percent(share: float, error: float | None = None) -> str:
     """A share from 0 to 1 in percent, with its error if that is given."""
     return f"{100 * share:.2f} %" + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def encoder_of(evaluation: Evaluation) -> Encoder:
+    """The encoder that is evaluated; that of the config where a sweep is yet to train it."""
+    config, run = evaluation.config, evaluation.run
+    if run is not None:
+        return run.method.encoder
+    return encoders.build(config, **config.model.get("options", {}))
 
 
 def require_validation(evaluation: Evaluation) -> None:
