@@ -38,3 +38,17 @@ def fewer_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "Pi", Size(24, 2, 2))
         yield
+
+
+@pytest.fixture(scope="module")
+def timm():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[peer]'")
+    # torchvision's wheel is built with CUDA; beside a PyTorch without, its operators do not load,
+    # and importing it fails where it describes them.
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    return pytest.importorskip("timm", reason="timm is not installed: pip install '.[peer]'")

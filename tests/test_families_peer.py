@@ -30,19 +30,6 @@ HEADS = 4
 
 
 @pytest.fixture(scope="module")
-def timm():
-    # torchvision's wheel is built with CUDA; beside a PyTorch without, its operators do not load,
-    # and importing it fails where it describes them.
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        operators = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-    return pytest.importorskip("timm", reason="timm is not installed: pip install '.[peer]'")
-
-
-@pytest.fixture(scope="module")
 def transformers():
     os.environ["HF_HUB_OFFLINE"] = "1"
     return pytest.importorskip(

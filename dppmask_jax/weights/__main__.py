@@ -1,7 +1,7 @@
 """Imports published weights as a run, and exports a run's weights.
 
     python -m dppmask_jax.weights import FILE --format=FORMAT --workdir=DIR
-    python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT
+    python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT [--projection=FILE]
 
 FORMAT of a published encoder, which becomes a run that is an encoder alone: dino, dinov2, deit3,
 moco-v3, ijepa, simmim, vit (transformers' ViTModel), timm; with --kind=encoder also mae and
@@ -59,6 +59,9 @@ _RESIZE = flags.DEFINE_list(
 _MEAN = flags.DEFINE_list("mean", [], "import: R,G,B that FILE's model wants taken from pixels.")
 _STD = flags.DEFINE_list("std", [], "import: R,G,B that it then wants pixels divided by.")
 _OF_METHODS = ("mae", "hf-encoder", "timm")  # formats that a run of a method is made of, too
+_PROJECTION = flags.DEFINE_string(
+    "projection", None, "export: soap.safetensors of task soap; it becomes the head."
+)
 _PLACEHOLDER = "--config.data.source=folder:PATH"
 
 
@@ -158,6 +161,10 @@ def _options():
     from dppmask_jax.weights.importing import Options
     from dppmask_jax.weights.sizes import Known
 
+    if _PROJECTION.present:
+        raise InputError(
+            "--projection is for export; a run is used with one by load_encoder and eval.py"
+        )
     if not _WORKDIR.value:
         raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
     known = Known(
@@ -176,7 +183,7 @@ def _options():
 
 
 def _export(folder: str, path: str) -> None:
-    from dppmask_jax.weights.exporting import export_weights, loaded_by
+    from dppmask_jax.weights.exporting import PROJECTED, export_weights, loaded_by
 
     only_import = [
         flag.name
@@ -187,9 +194,16 @@ def _export(folder: str, path: str) -> None:
     if only_import:
         raise InputError(f"--{only_import[0]} is for import; export takes its sizes from the run")
     resize = _numbers(_RESIZE, 2, int) or None
-    print(export_weights(folder, path, _FORMAT.value, resize))
-    how = loaded_by(folder, path, _FORMAT.value, resize)
-    print(*([how] if how else []), end="\n" if how else "", flush=True)
+    projection = _PROJECTION.value
+    lines = [str(export_weights(folder, path, _FORMAT.value, resize, projection))]
+    lines.append(loaded_by(folder, path, _FORMAT.value, resize, projected=bool(projection)))
+    if projection:
+        lines += [
+            f"its head is {PROJECTED[_FORMAT.value]}",
+            "model(images) is the mean of the projected patch tokens, and they themselves are",
+            "model.head(model.forward_features(images)[:, 1:])",
+        ]
+    print("\n".join(line for line in lines if line), flush=True)
 
 
 def _numbers(flag, count: int, kind) -> tuple:

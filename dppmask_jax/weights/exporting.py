@@ -19,7 +19,9 @@ from dppmask_jax.models.layers import NORM_EPSILON
 from dppmask_jax.models.sizes import Size, name_of, size_of
 from dppmask_jax.patches import grid_shape, sides, size_name
 from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs.kinds import CLASSIFIER, ENCODER, kind_of, method_of
+from dppmask_jax.runs.run import Run
 from dppmask_jax.runs.workdir import from_json
 from dppmask_jax.weights import architecture, files, names, positions
 
@@ -29,6 +31,7 @@ def export_weights(
     path: str | Path,
     format_name: str,
     resize_positions: tuple[int, int] | None = None,
+    projection: str | Path | None = None,
 ) -> Path:
     """Writes the newest checkpoint of a run into a new file.
 
@@ -38,20 +41,30 @@ def export_weights(
         model.safetensors, config.json and preprocessor_config.json.
       format_name: of `names.FORMATS`.
       resize_positions: (height, width) of images that the positions are interpolated for.
+      projection: the file of one, such as soap.safetensors of task soap. It becomes the head, a
+        linear layer without shift behind the final norm; for `PROJECTED` formats.
 
     Returns:
       `path`.
 
     Raises:
-      InputError: the run has nothing of that format, or `path` is taken; nothing was written.
+      InputError: the run has nothing of that format, or `path` is taken; the format has no place
+        for a projection, or it belongs to another encoder, width or layer. Nothing was written.
     """
     path = Path(path)
     form = names.FORMATS[format_name]
     of_huggingface = format_name.startswith("hf")
     files.check_target(path, folder=of_huggingface)
-    meta, state, _ = checkpoint.read_newest(folder)
+    if projection is not None:
+        _check_has_place(format_name)
+    meta, state, step = checkpoint.read_newest(folder)
     config = from_json(meta["config"])
-    tree = _tree(folder, config, state, format_name)
+    tree, notes = _tree(folder, config, state, format_name), {}
+    if projection is not None:
+        run = Run(config, state["params"], state.get("extra", {}), step)
+        projector = projections.read(projection, run, whose=str(folder))
+        tree["head"] = _head_of(projector.matrix)
+        notes = {"head": PROJECTED[format_name], "projection": projector.digest()}
     image_size, patch_size = tuple(config.image_size), config.model.patch_size
     if format_name not in _OBLONG and len(set(sides(patch_size))) > 1:
         raise InputError(
@@ -69,10 +82,25 @@ def export_weights(
         )
     tensors = names.write(tree, form.spell, patch_size)
     if not of_huggingface:
-        files.write(path, tensors, form.containers)
+        files.write(path, tensors, form.containers, notes)
         return path
     _write_huggingface(path, tensors, config, image_size, form.holds == "autoencoder")
     return path
+
+
+def _check_has_place(format_name: str) -> None:
+    """Raises InputError unless a format has a linear layer that can be the projection."""
+    if format_name not in PROJECTED:
+        raise InputError(
+            f"--format={format_name} has no place for a projection: {_NO_PLACE[format_name]}, and "
+            "the scale and shift of the final norm are per channel, so no matrix folds into them; "
+            f"use --format={' | '.join(PROJECTED)}, or load_encoder"
+        )
+
+
+def _head_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """A projection (D, D) as a linear layer; its shift is 0, as none is taken off the tokens."""
+    return {"kernel": matrix, "bias": np.zeros(len(matrix), np.float32)}
 
 
 def _write_huggingface(path: Path, tensors, config, image_size, with_decoder: bool) -> None:
@@ -90,6 +118,22 @@ def _write_huggingface(path: Path, tensors, config, image_size, with_decoder: bo
         shutil.rmtree(partial, ignore_errors=True)
 
 
+# Formats whose head can be a projection, and what it then is.
+PROJECTED = {
+    "timm": "a projection of patch tokens after the final norm; it is not for the class token"
+}
+# Why others have no place for one.
+_NO_PLACE = {
+    "mae": "its file ends with the norm, and MAE's code has a head for the class token or a norm "
+    "after the mean",
+    "mae-full": "the linear layer behind its norm takes the class token as well",
+    "mae-finetuned": "its head was trained on tokens without one",
+    "hf": "the linear layer behind its norm takes the class token as well",
+    "hf-encoder": "ViTMAEModel ends with the norm",
+    "ibot-teacher": "the head of iBOT takes the class token as well",
+    "ibot-student": "the head of iBOT takes the class token as well",
+    "ibot": "the head of iBOT takes the class token as well",
+}
 _OBLONG = ("mae", "mae-finetuned", "timm")  # formats that code with oblong patches reads
 # The models of timm that are those of here, by the names in `SIZES`.
 _TIMM = {
@@ -106,9 +150,15 @@ def loaded_by(
     path: str | Path,
     format_name: str,
     resize_positions: tuple[int, int] | None = None,
+    projected: bool = False,
 ) -> str:
-    """The Python that loads an exported file, "" where no other library does; arguments as of
-    `export_weights`."""
+    """The Python that loads an exported file, "" where no other library does.
+
+    Args:
+      projected: whether its head is a projection. The model then gives the mean of the projected
+        patch tokens, which is the projected mean as long as the norm comes before the mean.
+      Others as of `export_weights`.
+    """
     meta, state, _ = checkpoint.read_newest(folder)
     config = from_json(meta["config"])
     image_size = tuple(resize_positions or config.image_size)
@@ -124,6 +174,9 @@ def loaded_by(
     if format_name == "mae-finetuned":
         arguments = {"num_classes": len(state["params"]["head"]["bias"])}
         arguments |= {"global_pool": "avg"} if config.model.pool == "mean" else {}
+    if projected:
+        # With this pooling timm would have the norm after the mean.
+        arguments = {"num_classes": size.width, "global_pool": "avg", "fc_norm": False}
     if image_size != (224, 224):
         arguments["img_size"] = image_size
     if f"patch{patch_size}_" not in name:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +171,21 @@ def check_target(path: Path, folder: bool) -> None:
         raise InputError(f"{path}: {there} is no folder that can be written; name another place")
 
 
-def write(path: Path, tensors: dict[str, np.ndarray], containers: tuple[str, ...]) -> None:
+def write(
+    path: Path,
+    tensors: dict[str, np.ndarray],
+    containers: tuple[str, ...],
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Writes tensors into a new file, .safetensors or .pth, whole or not at all.
 
     Args:
       containers: the first is the key that a .pth file keeps the tensors under; without any, the
         parts of the names before the first dot are.
+      notes: what a file says of itself by name: the metadata of safetensors, texts beside the
+        container of a .pth file.
     """
+    notes = dict(notes or {})
     # safetensors ignores strides: it would write a transposed array as it lies in memory.
     tensors = {name: np.array(array, np.float32, order="C") for name, array in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,9 +194,9 @@ def write(path: Path, tensors: dict[str, np.ndarray], containers: tuple[str, ...
         if path.suffix == ".pth":
             torch = torch_files.torch()
             saved = {name: torch.from_numpy(array) for name, array in tensors.items()}
-            torch.save(_nested(saved, containers), partial)
+            torch.save(_nested(saved, containers) | notes, partial)
         else:
-            safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
+            safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt", **notes})
         mask = os.umask(0)
         os.umask(mask)
         partial.chmod(0o666 & ~mask)  # safetensors writes files that only the owner reads
