@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 
 import jax
@@ -201,6 +202,13 @@ def test_a_projection_of_another_encoder_or_layer_is_refused(run, tmp_path):
     safetensors.numpy.save_file({"projector": np.eye(24)}, other)
     another = copy.copy(loaded)
     another.encoder = jax.tree.map(lambda leaf: leaf + np.float32(1e-3), loaded.encoder)
+    off, broken = np.eye(24), np.eye(24)
+    off[0, 1], broken[0, 0] = 1e-3, np.nan
+    wrong = {"symmetric": off, "finite": broken, "(3, 24)": np.eye(3, 24), "(1,)": np.array(1.0)}
+    for words, matrix in wrong.items():
+        projection.write(tmp_path / "wrong", arrays={"projector": matrix}, layer=2, run=loaded)
+        with pytest.raises(InputError, match=rf"holds no projector: .*{re.escape(words)}.*; fit"):
+            projection.read(tmp_path / "wrong", loaded)
     cases = {
         "fitted to another encoder": (path, another),
         "fitted to layer 1, and layer 2 is asked for": (inner, loaded),

@@ -74,8 +74,9 @@ class _At(NamedTuple):
 
     @property
     def shares(self) -> np.ndarray:
-        """Of the variance, by rank."""
-        return self.fit.eigenvalues / self.fit.eigenvalues.sum()
+        """Of the variance, by rank; 0 where tokens are all alike."""
+        values = np.maximum(self.fit.eigenvalues, 0)
+        return values / (values.sum() or 1)
 
 
 def check(evaluation: Evaluation) -> None:
@@ -112,6 +113,11 @@ def run(evaluation: Evaluation) -> Result:
     places = components.places(encoder) if config.layers == "all" else (chosen,)
     found = _found(evaluation, places)
     of_chosen = found[places.index(chosen)]
+    if (images := int(of_chosen.real.sizes.sum())) < _LEAST:
+        raise InputError(
+            f"{images} of {len(base.chosen(evaluation))} images can be read, and task soap needs "
+            f"{_LEAST}; the lines above name the others and say why"
+        )
     metrics = _metrics(of_chosen)
     if config.layers == "all":
         metrics["depths"] = [_summary(at) for at in found]

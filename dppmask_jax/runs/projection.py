@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dppmask_jax.runs.run import Run
 
 _FORMAT = "dppmask_jax projection"
+_ASYMMETRY = 1e-4  # of entries that differ by rounding alone
 
 
 class Projection(NamedTuple):
@@ -85,6 +86,8 @@ def read(
     if metadata.get("format") != _FORMAT or "projector" not in arrays:
         raise InputError(f"{path} is no projection; task soap writes one, soap.safetensors")
     matrix = arrays["projector"]
+    if because := _no_projector_because(matrix):
+        raise InputError(f"{path} holds no projector: {because}; fit it again: task soap")
     if matrix.shape != (encoder.width, encoder.width):
         raise InputError(
             f"{path} projects tokens of width {matrix.shape[0]}, and those of {whose}, "
@@ -101,6 +104,19 @@ def read(
             f"({run.kind}, step {run.step}); fit one for it: task soap"
         )
     return Projection(matrix, path, arrays)
+
+
+def _no_projector_because(matrix: np.ndarray) -> str:
+    """Why an array is no symmetric map of finite numbers, in words; "" where it is."""
+    if matrix.dtype != np.float32:
+        return f"its numbers are {matrix.dtype}, not float32"
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        return f"its shape is {matrix.shape}, not (D, D)"
+    if not np.isfinite(matrix).all():
+        return "some of its numbers are not finite"
+    if np.abs(matrix - matrix.T).max(initial=0) > _ASYMMETRY:
+        return "it is not symmetric"
+    return ""
 
 
 def fingerprint(run: Run) -> str:
