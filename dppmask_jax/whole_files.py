@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,5 +32,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes a JSON file whole, to be read by people as well."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    """Writes a JSON file whole, to be read by people as well.
+
+    Numbers that JSON lacks, nan and the infinities, become null: not known.
+    """
+    write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    if isinstance(values, Mapping):
+        return {name: _finite(value) for name, value in values.items()}
+    return [_finite(value) for value in values] if isinstance(values, (list, tuple)) else values

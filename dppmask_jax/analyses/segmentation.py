@@ -76,7 +76,7 @@ def run(evaluation: Evaluation) -> Result:
         f"{how}; fitted to {metrics['train_tokens']:,} patch tokens of "
         f"{metrics['train_images']:,} images, tested on the pixels of {metrics['images']:,} "
         f"validation images, {len(maps.names) - len(metrics['absent'])} classes",
-        Score(f"mean IoU ({LABELS[first]})", score.miou, None, score.miou_error),
+        Score(f"mean IoU ({LABELS[first]})", score.miou, None, _plain(score.miou_error)),
         _note(metrics),
         _row(metrics, config.heads),
         {name: found[name].miou for name in (_COMMONEST, _LIMIT)},
@@ -174,7 +174,7 @@ def _of_pixels(evaluation: Evaluation, classes: np.ndarray) -> np.ndarray:
 def _metrics(found: dict[str, Agreement], pixels: Pixels, maps: Maps, examples: Examples) -> dict:
     there = pixels.true.sum(axis=0) > 0
     return {
-        "train_images": int(examples.image.max()) + 1,
+        "train_images": len(np.unique(examples.image)),  # without those that have no class
         "train_tokens": len(examples.tokens),
         "images": len(pixels.true),
         "classes": list(maps.names),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -168,8 +169,9 @@ ERRORS = "± is the standard error over the validation images"
 
 
 def percent(share: float, error: float | None = None) -> str:
-    """A share from 0 to 1 in percent, with its error if that is given."""
-    return f"{100 * share:.2f} %" + ("" if error is None else f" ± {100 * error:.2f}")
+    """A share from 0 to 1 in percent, with its error, unless that is None or nan: not known."""
+    unknown = error is None or math.isnan(error)
+    return f"{100 * share:.2f} %" + ("" if unknown else f" ± {100 * error:.2f}")
 
 
 def encoder_of(evaluation: Evaluation) -> Encoder:
