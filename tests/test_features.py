@@ -222,7 +222,25 @@ def test_the_strength_is_chosen_on_every_tenth_image():
     # With next to no weights only the bias is left: the more frequent class, right on half.
     uneven = np.concatenate([swapped, np.ones(40, int)])
     values = np.concatenate([values, rng.normal(size=(40, 3)) * 0.1 + 1.0])
-    assert ridge.fit(values, uneven, 2, (1e-3, 1e9)).strength == 1e9
+    chosen = ridge.fit(values, uneven, 2, (1e-3, 1e9))
+    assert chosen.strength == 1e9
+    assert chosen.words == "strength 1e+09 chosen on a tenth of the training images"
+
+
+def test_a_strength_that_was_not_chosen_says_so():
+    values, labels = np.eye(9, 3), np.arange(9) % 2
+    few = ridge.fit(values, labels, 2, (1e-3, 1e9))
+    assert few.words == "strength 0.001 (the first, of too few training images to choose on)"
+    assert ridge.fit(values, labels, 2, (0.5,)).words == "strength 0.5"
+
+
+def test_no_penalty_and_features_that_say_nothing():
+    values = np.stack([[1.0, 2, 3, 4], [2.0, 4, 6, 8], [5.0] * 4], axis=1)
+    labels = np.array([0, 0, 1, 1])
+    fitted = ridge.fit(values, labels, 2, (0.0,))
+    x = values[:, :1] - 2.5
+    slope = (x[:, 0] @ (labels - 0.5)) / (x[:, 0] @ x[:, 0])
+    np.testing.assert_allclose(fitted(values)[:, 1], 0.5 + slope * x[:, 0], atol=1e-9)
 
 
 def test_ridge_separates_what_can_be_separated():

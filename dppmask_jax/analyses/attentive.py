@@ -114,7 +114,7 @@ def run(evaluation: Evaluation) -> Result:
         _table(metrics),
         f"one cross-attention query of {config.query_heads} heads on frozen patch tokens and a "
         f"linear layer, AdamW {rate:g} chosen on every tenth image, {config.head_epochs} epochs; "
-        f"ridge (strength {fitted.strength:g}) and k-NN (k = {config.k}) on their mean; "
+        f"ridge ({fitted.words}) and k-NN (k = {config.k}) on their mean; "
         f"{len(labels):,} training and {len(true):,} validation images",
         Score("top-1 accuracy, attentive probe", value, None, error),
         f"{ERRORS}; that of a difference is of the same images",

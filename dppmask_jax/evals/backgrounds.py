@@ -221,7 +221,7 @@ def _ridge(evaluation: Evaluation):
     features = parallel.data_parallel_map(lambda encoder, images: encode(encoder, images)["mean"])
     return (
         lambda images: np.argmax(fitted(parallel.all_rows(features(run.encoder, images))), axis=1),
-        f"ridge classifier on frozen features (strength {fitted.strength:g})",
+        f"ridge classifier on frozen features ({fitted.words})",
     )
 
 

@@ -66,8 +66,8 @@ def _ridge(evaluation: Evaluation) -> Result:
         values,
         len(val_labels),
         f"closed-form ridge regression on frozen features ({pool} pooling, evaluation crop), "
-        f"{len(train_labels):,} training images, strength {fitted.strength:g} chosen on a tenth "
-        f"of them, tested on {len(val_labels):,} images; not MAE's protocol",
+        f"{len(train_labels):,} training images, {fitted.words}, tested on {len(val_labels):,} "
+        "images; not MAE's protocol",
         "top-1 accuracy, ridge probe",
         evaluation.train.num_classes,
     )

@@ -15,11 +15,18 @@ _HELD_OUT = 10  # every tenth image chooses the strength
 
 
 class Ridge(NamedTuple):
-    """A linear classifier. Call it with features (M, D) for scores (M, C)."""
+    """A linear classifier. Call it with features (M, D) for scores (M, C); `how` says in words how
+    the strength was come by, "" where there was one alone."""
 
     weights: np.ndarray
     bias: np.ndarray
     strength: float
+    how: str
+
+    @property
+    def words(self) -> str:
+        """The strength, and how it was come by."""
+        return f"strength {self.strength:g} {self.how}".rstrip()
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         return np.asarray(features, np.float64) @ self.weights + self.bias
@@ -37,6 +44,7 @@ def fit(
     Features are standardised first, so that a strength means the same for every encoder: it is
     the penalty relative to the variance of one feature. The strength with the highest accuracy on
     the images that are held out, when the others are fitted, is taken; then all images are fitted.
+    Where none is held out, as of fewer than ten, it is the first strength, and `how` says so.
 
     Args:
       features: (M, D), may be a memory map.
@@ -46,17 +54,20 @@ def fit(
     mean, deviation = _moments(features)
     if held_out is None:
         held_out = np.arange(len(features)) % _HELD_OUT == _HELD_OUT - 1
-    strength = strengths[0]
-    if len(strengths) > 1 and held_out.any():
+    strength, how = strengths[0], ""
+    if len(strengths) > 1 and not held_out.any():
+        how = "(the first, of too few training images to choose on)"
+    elif len(strengths) > 1:
+        how = "chosen on a tenth of the training images"
         sums = _sums(features, labels, num_classes, ~held_out, mean, deviation)
         test, test_labels = features[held_out], labels[held_out]
-        accuracy = [
-            np.mean(np.argmax(_solve(*sums, mean, deviation, s)(test), axis=1) == test_labels)
-            for s in strengths
-        ]
+        found = [_solve(*sums, mean, deviation, each) for each in strengths]
+        scores = (np.asarray(test, np.float64) @ weights + bias for weights, bias in found)
+        accuracy = [np.mean(np.argmax(each, axis=1) == test_labels) for each in scores]
         strength = strengths[int(np.argmax(accuracy))]
     everything = _sums(features, labels, num_classes, np.ones_like(held_out), mean, deviation)
-    return _solve(*everything, mean, deviation, strength)
+    weights, bias = _solve(*everything, mean, deviation, strength)
+    return Ridge(weights, bias, strength, how)
 
 
 def _moments(features):
@@ -85,6 +96,12 @@ def _sums(features, labels, num_classes, chosen, mean, deviation):
     return gram, moment, share
 
 
-def _solve(gram, moment, share, mean, deviation, strength: float) -> Ridge:
-    weights = np.linalg.solve(gram + strength * np.eye(len(gram)), moment) / deviation[:, None]
-    return Ridge(weights, share - mean @ weights, strength)
+def _solve(gram, moment, share, mean, deviation, strength: float):
+    """(weights (D, C), bias (C,)). Without a penalty, the smallest weights of equally good ones:
+    features that are constant or depend on one another leave them open."""
+    if strength:
+        weights = np.linalg.solve(gram + strength * np.eye(len(gram)), moment)
+    else:
+        weights = np.linalg.pinv(gram, hermitian=True) @ moment
+    weights = weights / deviation[:, None]
+    return weights, share - mean @ weights
