@@ -79,7 +79,8 @@ def test_changed_copies_go_by_class_and_name(run, colours, tmp_path):
     values = out["metrics"]
     assert values["paired"] and values["images"] == values["changed_images"] == 2 * VAL - 1
     for words in ("1 changed image of other classes left out", "12 validation images of classes "
-                  "without", "1 changed image without an original left out"):  # fmt: skip
+                  "without", "1 changed image without an original left out", "strength 1e-06 "
+                  "chosen on a tenth", "k-NN of the mean patch token, k = 5"):  # fmt: skip
         assert words in out["protocol"]
     # Red is green now, and blue is as it was but for a little: 6 of 11 go wrong.
     for of_one in values["classifiers"].values():
@@ -106,6 +107,10 @@ def test_other_images_are_no_copies(run, colours, tmp_path):
     assert independent["drop"]["mean"] == 0.25
     assert independent["drop"]["error"] == pytest.approx((0.1875 / 3 + 0.25 / 1) ** 0.5)
     (tmp_path / "train").symlink_to(Path(colours.removeprefix("folder:")) / "train")
+    same = copied(colours, tmp_path / "same")
+    sorted((tmp_path / "same").glob("red/*.tif"))[0].unlink()
+    tested = shift._tested(opened(run, colours, "task=shift", changed=same))
+    assert tested.paired and tested.notes == ["1 validation image without a copy left out"]
     for path in (tmp_path / "other").glob("*/*"):  # the last images of training, by name
         path.unlink()
     for path in sorted((tmp_path / "train").glob("white/*.png")):

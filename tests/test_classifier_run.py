@@ -13,6 +13,7 @@ import tiny
 
 import dppmask_jax
 from dppmask_jax import evaluate, pretrain
+from dppmask_jax.analyses import base, ring_noise, shift
 from dppmask_jax.config import check
 from dppmask_jax.data import loader
 from dppmask_jax.data.images.augment import normalize
@@ -20,13 +21,14 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals.seeds import folder_of
 from dppmask_jax.evals.starting_head import head_for
 from dppmask_jax.figures import __main__ as figures
+from dppmask_jax.imagenet import STD
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.sizes import SIZES, Size
 from dppmask_jax.models.vit import ViT
 from dppmask_jax.results.page import page as page_of
 from dppmask_jax.results.records import load as load_record
-from dppmask_jax.runs import checkpoint, metrics
+from dppmask_jax.runs import checkpoint, metrics, projection
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.weights.exporting import export_weights
 from dppmask_jax.weights.importing import Options, import_weights
@@ -301,6 +303,60 @@ def test_the_other_tasks_of_a_classifiers_encoder(imported, argument, changes, t
         accuracy = direct_accuracies(load_run(imported), changes["data__source"])["top1"]
         assert out["metrics"]["variants"]["original"]["accuracy"] == pytest.approx(accuracy)
         assert "as it is" in out["protocol"]
+
+
+def opened(run, argument, **changes):
+    """An evaluation that could run."""
+    config = tiny.evaluation(argument, data__source=SHAPES, **changes)
+    return evaluate._opened(evaluate._Subject(config, run, run, ""))
+
+
+def test_its_own_head_under_noise_of_one_ring(files):
+    """Against NumPy's transform, image by image."""
+    run, _ = files["mean"]
+    settings = {"noise__images": 12, "noise__frequencies": (0.9, 2.2), "noise__eps": 3.0}
+    evaluation = opened(run, "task=frequencies", **settings)
+    loaded, rows = evaluation.run, base.spread(len(evaluation.val), 12)
+    (batch,) = loader.eval_batches(evaluation.val, image_size=(16, 24), batch_size=12, indices=rows)
+    scores_of = functools.partial(loaded.method.logits, loaded.params, loaded.extra)
+    # Random weights name one class alone, unless each has as high a mean score.
+    loaded.params["head"]["bias"] -= np.mean(scores_of(batch["image"]), axis=0)
+    noise, _ = ring_noise.measured(evaluation)
+    assert noise["classifier"] == "own" and noise["words"] == "the checkpoint's own head"
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), rows)
+    drawn = np.asarray(ring_noise.sign_noise(keys, (16, 24, 3), 3.0), np.float64)
+    images = batch["image"] / 255.0
+    for place, frequency in enumerate(settings["noise__frequencies"]):
+        inside = ring_noise.ring((16, 24), frequency, noise["half_width"])
+        kept = np.fft.ifft2(np.fft.fft2(drawn, axes=(1, 2)) * inside[..., None], axes=(1, 2)).real
+        best = np.argmax(scores_of(np.float32(images + kept * STD)), axis=1)
+        right = best == batch["label"]
+        assert noise["accuracy"]["mean"][place] == pytest.approx(right.mean())
+        assert noise["deviation"][place] == pytest.approx(kept.std(), rel=1e-3)
+        assert len(set(best.tolist())) > 1
+    assert noise["clean"]["mean"] not in noise["accuracy"]["mean"]
+
+
+def test_what_a_projection_does_not_change_is_not_measured_twice(files, tmp_path, monkeypatch):
+    run, _ = files["mean"]
+    loaded, file = load_run(run), tmp_path / "soap.safetensors"
+    projection.write(file, arrays={"projector": np.eye(24)}, layer=2, run=loaded)
+    with pytest.raises(InputError, match=r"own head was trained without; set .*classifier=ridge"):
+        opened(run, "task=frequencies", projection=str(file))
+    opened(run, "task=frequencies", projection=str(file), noise__classifier="ridge")
+
+    labels = np.arange(20) % CLASSES
+    found = {name: np.random.default_rng(0).normal(size=(20, 24)) for name in ("patches", "cls")}
+    monkeypatch.setattr(shift, "_features", lambda *_, **__: (found, None, labels))
+    evaluations = [
+        opened(run, "task=shift", changed=SHAPES, projection=path) for path in ("", str(file))
+    ]
+    predict = [list(shift._classifiers(evaluation)[0]) for evaluation in evaluations]
+    assert predict == [["own", "ridge", "knn"], ["ridge", "knn"]]
+    for evaluation in evaluations:
+        evaluation.run.knn_feature = "cls"
+    predict = [list(shift._classifiers(evaluation)[0]) for evaluation in evaluations]
+    assert predict == [["own", "ridge", "knn"], ["ridge"]]
 
 
 def test_what_a_classifier_cannot_do_is_said_in_one_line(imported, mae_run, tmp_path):

@@ -102,13 +102,20 @@ def check(evaluation: Evaluation) -> None:
         _rings(evaluation.config)
 
 
+def unprojected_because(evaluation: Evaluation) -> str:
+    """Why a projection changes no accuracy under noise, in words; "" where it does."""
+    name, because = _classifier(evaluation)
+    own = "the checkpoint's own head was trained without; set config.noise.classifier=ridge"
+    return {"": f"no accuracy under noise: {because}", "own": own}.get(name, "")
+
+
 def measured(evaluation: Evaluation) -> tuple[dict[str, Any] | None, str]:
     """(accuracies under noise of each ring, ""), or (None, why there are none, in words)."""
     name, because = _classifier(evaluation)
     if not name:
         return None, because
     config = evaluation.config
-    params, extra, scores = {"own": _own, "ridge": _ridge}[name](evaluation)
+    params, extra, scores, words = {"own": _own, "ridge": _ridge}[name](evaluation)
     rings, half_width = _rings(config)
     rings = np.concatenate([np.zeros_like(rings[:1]), rings])  # the first leaves no noise
     key = jax.random.key(config.noise.seed)
@@ -136,6 +143,7 @@ def measured(evaluation: Evaluation) -> tuple[dict[str, Any] | None, str]:
     right = found["right"].astype(np.float64)
     return {
         "classifier": name,
+        "words": words,
         "images": len(right),
         "classes": evaluation.train.num_classes,
         "eps": config.noise.eps,
@@ -198,9 +206,10 @@ def _rings(config) -> tuple[np.ndarray, float]:
 
 
 def _own(evaluation: Evaluation):
-    """(parameters, more of them, (both, images in 0..1 and beyond) -> (B, C))."""
+    """(parameters, more of them, (both, images in 0..1 and beyond) -> (B, C), what it is in
+    words)."""
     run = evaluation.run
-    return run.params, run.extra, run.method.logits
+    return run.params, run.extra, run.method.logits, "the checkpoint's own head"
 
 
 def _ridge(evaluation: Evaluation):
@@ -213,7 +222,7 @@ def _ridge(evaluation: Evaluation):
     def scores(params, layer, images):
         return encode(params, images)["patches"] @ layer["weights"] + layer["bias"]
 
-    return run.encoder, layer, scores
+    return run.encoder, layer, scores, f"a ridge classifier ({fitted.words})"
 
 
 # What is shown of it.
@@ -221,9 +230,8 @@ def _ridge(evaluation: Evaluation):
 
 def in_words(found: Mapping[str, Any]) -> str:
     """How it was measured."""
-    which = {"own": "the checkpoint's own head", "ridge": "a ridge classifier"}
     return (
-        f"accuracy of {which[found['classifier']]} on {found['images']:,} images under noise of "
+        f"accuracy of {found['words']} on {found['images']:,} images under noise of "
         f"±{found['eps']:g} deviations, filtered by rings {2 * found['half_width']:.3g} rad wide"
     )
 

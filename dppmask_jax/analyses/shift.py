@@ -36,6 +36,7 @@ from dppmask_jax.words import count
 
 _SHARE_OF_PAIRS = 0.5  # of the smaller set, for the images to count as copies
 _NAMED = 5
+_LEAST = 2  # images, for an error
 
 FIELDS = {
     **base.FIELDS,
@@ -83,7 +84,7 @@ def run(evaluation: Evaluation) -> Result:
     """Accuracy on the validation images and on the changed ones, of classifiers of the former."""
     tested = _tested(evaluation)
     config = evaluation.config
-    predict, trained = _classifiers(evaluation)
+    predict, trained, how = _classifiers(evaluation)
     original, rows, labels = _predicted(
         evaluation, evaluation.val, tested.original_rows, predict, "validation"
     )
@@ -118,8 +119,9 @@ def run(evaluation: Evaluation) -> Result:
             "chance": 1 / number,
         },
         table,
-        f"classifiers of {trained:,} images of {config.data.source}, tested on {len(labels):,} of "
-        f"its validation images and {len(changed_labels):,} images of {config.changed}, "
+        f"classifiers of {trained:,} images of {config.data.source} ({how}), tested on "
+        f"{len(labels):,} of its validation images and {len(changed_labels):,} images of "
+        f"{config.changed}, "
         + ("copies of them by class and name" if tested.paired else "no copies of them by name")
         + "".join(f"; {note}" for note in tested.notes),
         Score(
@@ -184,8 +186,10 @@ def _tested(evaluation: Evaluation) -> _Tested:
     pairs = [(val_keys[key], row) for key, row in keys.items() if key in val_keys]
     paired = len(pairs) >= _SHARE_OF_PAIRS * min(len(rows), len(val_rows))
     if paired:
-        alone = len(rows) - len(pairs)
-        notes += [f"{count(alone, 'changed image')} without an original left out"] * bool(alone)
+        if alone := len(rows) - len(pairs):
+            notes.append(f"{count(alone, 'changed image')} without an original left out")
+        if alone := len(val_rows) - len(pairs):
+            notes.append(f"{count(alone, 'validation image')} without a copy left out")
         val_rows, rows = np.array(sorted(pairs)).T
     else:
         train = evaluation.train
@@ -196,6 +200,11 @@ def _tested(evaluation: Evaluation) -> _Tested:
                 f"{seen:,} of the changed images have names of training images: if they are copies "
                 "of these, the drop is too small"
             )
+    if (least := min(len(rows), len(val_rows))) < _LEAST:
+        raise InputError(
+            f"task shift needs {_LEAST} images of either kind, and {where} leaves {least}; name a "
+            "source with more images of these classes"
+        )
     return _Tested(
         changed,
         val_rows[base.spread(len(val_rows), config.images)],
@@ -222,7 +231,11 @@ def _keys(source: Source, rows: np.ndarray, labels: np.ndarray) -> dict[tuple[in
 
 
 def _classifiers(evaluation: Evaluation):
-    """({name: features of images -> classes}, number of training images)."""
+    """({name: features of images -> classes}, number of training images, what they are in words).
+
+    With a projection those alone that see it: an own head and neighbours of the class token would
+    be measured twice.
+    """
     config, run = evaluation.config, evaluation.run
     number = evaluation.train.num_classes
     train, _, labels = _features(
@@ -240,13 +253,17 @@ def _classifiers(evaluation: Evaluation):
             temperature=config.temperature,
         )[config.k]
 
-    predict = {
-        "ridge": lambda found: np.argmax(fitted(found["patches"]), axis=1),
-        "knn": neighbours,
-    }
-    if not classifiers.no_own_head_because(evaluation):
+    projected = run.method.encoder.projection is not None
+    predict = {"ridge": lambda found: np.argmax(fitted(found["patches"]), axis=1)}
+    how = f"ridge on the mean patch token, {fitted.words}"
+    if not (projected and run.knn_feature == "cls"):
+        predict["knn"] = neighbours
+        token = {"patches": "mean patch token", "cls": "class token"}[run.knn_feature]
+        how += f"; k-NN of the {token}, k = {config.k}"
+    if not (projected or classifiers.no_own_head_because(evaluation)):
         predict = {"own": lambda found: found["own"], **predict}
-    return predict, len(labels)
+        how += "; the checkpoint's own head"
+    return predict, len(labels), how
 
 
 def _predicted(evaluation: Evaluation, source: Source, rows, predict, what: str):
