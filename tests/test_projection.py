@@ -141,6 +141,12 @@ def test_tasks_that_a_projection_does_not_change_refuse_it():
         config.projection = "soap.safetensors"
         with pytest.raises(InputError, match=f"does nothing for task {name}: .*; leave it out"):
             checks.check(config)
+    config = checks.defaults("linear")
+    config.projection, config.model.pool = "soap.safetensors", "cls"
+    with pytest.raises(
+        InputError, match=r"model\.pool=cls reads the class token, which is not pro"
+    ):
+        checks.check(config)
     config = checks.defaults("backgrounds")
     config.projection, config.classifier = "soap.safetensors", "linear"
     with pytest.raises(InputError, match="was trained without"):

@@ -174,6 +174,12 @@ def percent(share: float, error: float | None = None) -> str:
     return f"{100 * share:.2f} %" + ("" if unknown else f" ± {100 * error:.2f}")
 
 
+def unprojected_pool(config) -> str:
+    """Why a projection changes nothing for a linear layer, see `Task.unprojected`."""
+    cls = config.model.pool == "cls"
+    return "config.model.pool=cls reads the class token, which is not projected" if cls else ""
+
+
 def encoder_of(evaluation: Evaluation) -> Encoder:
     """The encoder that is evaluated; that of the config where a sweep is yet to train it."""
     config, run = evaluation.config, evaluation.run

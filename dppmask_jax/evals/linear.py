@@ -9,7 +9,14 @@ from __future__ import annotations
 import functools
 
 from dppmask_jax.evals import sections, seeds
-from dppmask_jax.evals.base import Evaluation, Result, Task, frozen_features, require_labels
+from dppmask_jax.evals.base import (
+    Evaluation,
+    Result,
+    Task,
+    frozen_features,
+    require_labels,
+    unprojected_pool,
+)
 from dppmask_jax.evals.finetune import accuracy, plain_result, score
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.fields import Field, number, one_of, several
@@ -86,4 +93,5 @@ TASK = Task(
     ),
     record=lambda config: "linear_ridge" if config.solver == "ridge" else "",
     check_fields=seeds.check_one_label,
+    unprojected=unprojected_pool,
 )

@@ -19,6 +19,7 @@ from dppmask_jax.evals.base import (
     Task,
     percent,
     require_validation,
+    unprojected_pool,
 )
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import starting_head
@@ -201,5 +202,5 @@ TASK = Task(
     ),
     check_fields=seeds.check_several_labels,
     by_train=FIELDS_BY_TRAIN,
-    unprojected=lambda config: TRAINS if config.train == "finetune" else "",
+    unprojected=lambda config: TRAINS if config.train == "finetune" else unprojected_pool(config),
 )
