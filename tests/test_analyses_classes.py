@@ -9,7 +9,7 @@ from PIL import Image
 from test_eval_tasks import COLOURS, TRAIN, VAL, found, painted
 
 from dppmask_jax import evaluate
-from dppmask_jax.analyses import ring_noise, shift
+from dppmask_jax.analyses import ring_noise, shift, tsne
 from dppmask_jax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("fewer_blocks")
@@ -133,6 +133,14 @@ def test_a_map_has_as_many_tokens_of_each_class(run, colours, tmp_path):
     assert np.shape(values["points"]) == (48, 2) and out["score"] is None
     again = found(run, tmp_path, "task=tsne", data__source=colours, **settings)["metrics"]
     assert again == values
+
+
+def test_tokens_that_are_all_alike_have_no_map():
+    tokens = np.ones((2, 3, 4), np.float32)
+    with pytest.raises(InputError, match="all tokens at depth 5 are alike"):
+        tsne._check_different(tokens, 5)
+    tokens[1, 2, 3] = 2
+    tsne._check_different(tokens, 5)
 
 
 def test_what_the_source_or_the_encoder_cannot_serve_is_refused(run, colours, tmp_path):

@@ -83,6 +83,7 @@ def run(evaluation: Evaluation) -> Result:
     indices, _ = _chosen(evaluation)
     found, labels = extracted(evaluation, source, encode, "tokens", indices)
     tokens = _drawn(found["tokens"], config.tokens, config.seed)
+    _check_different(tokens, depth)
     of_token = np.repeat(labels, tokens.shape[1])
     fitted = TSNE(
         perplexity=config.perplexity, max_iter=config.iterations, random_state=config.seed
@@ -122,6 +123,15 @@ def _chosen(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
         indices.append(rows[base.spread(len(rows), wanted)])
     indices = np.concatenate(indices) if indices else np.zeros(0, np.int64)
     return indices, labels[indices]
+
+
+def _check_different(tokens: np.ndarray, depth: int) -> None:
+    """Raises InputError where a map cannot be begun: scikit-learn divides by the tokens' spread."""
+    if not np.ptp(tokens.reshape(-1, tokens.shape[-1]), axis=0).any():
+        raise InputError(
+            f"all tokens at depth {depth} are alike, and a map has nothing to place apart; choose "
+            "another config.depth, or another checkpoint"
+        )
 
 
 def _drawn(tokens: np.ndarray, most: int, seed: int) -> np.ndarray:
