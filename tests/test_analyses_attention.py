@@ -60,3 +60,19 @@ def test_mutual_information_says_whether_attention_depends_on_the_query():
     assert found(weights(of_two)) == pytest.approx(bits / np.log(2), rel=1e-5)
     with pytest.raises(ValueError, match="no two patches"):
         mutual_information(np.ones((1, 1, 2, 2)))
+
+
+def test_even_attention_of_as_many_patches_of_other_sizes_has_two_levels(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(attention, "draw_panels", lambda panels, note: drawn.extend(panels))
+    curves = {
+        name: {"mean": [1.0], "error": [0.1], "heads": [[1.0]]} for name in ("distance", "nmi")
+    }
+    found = {
+        str(height): {**curves, "grid": [4, 4], "uniform_distance": height} for height in (7.5, 15)
+    }
+    attention.compare(found)
+    assert drawn[0].levels == {
+        "uniform, 4x4 patches: 7.5 px": 7.5,
+        "uniform, 4x4 patches: 15.0 px": 15,
+    }

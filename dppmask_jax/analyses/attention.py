@@ -208,9 +208,11 @@ def compare(found) -> dict:
         }
         for name in ("distance", "nmi")
     }
+    # Named by their height too: as many patches may be of other sizes.
     levels = {
-        f"uniform, {'x'.join(map(str, metrics['grid']))} patches": metrics["uniform_distance"]
+        f"uniform, {'x'.join(map(str, metrics['grid']))} patches: {height:.1f} px": height
         for metrics in found.values()
+        for height in (metrics["uniform_distance"],)
     }
     panels = [
         Panel(curves["distance"], "attention distance (pixels)", levels=levels, from_zero=True),
