@@ -183,7 +183,7 @@ def _tabulate(
     table = [("run", "step", *columns)]
     for label, outcome, row in zip(labels, outcomes, rows, strict=True):
         table.append((label, f"{outcome.run.step:,}", *(row.get(name, "") for name in columns)))
-    notes = [outcomes[0].result.note, *_unlike(outcomes), *_of_runs(subjects, outcomes)]
+    notes = [*_of_results(labels, outcomes), *_unlike(outcomes), *_of_runs(subjects, outcomes)]
     path = folders[0] / compared_name(config)
     record = {
         "task": _name(config),
@@ -205,6 +205,16 @@ def _tabulate(
     below = "\n".join(filter(None, notes))
     heading = words.count(len(set(folders)), "run")
     print(f"\n{heading}\n\n{format_table(table)}\n{below}\n\ntable   {path}", flush=True)
+
+
+def _of_results(labels: Sequence[str], outcomes: Sequence[_Outcome]) -> list[str]:
+    """The notes of results, each once; with whose they are where they differ."""
+    told: dict[str, list[str]] = {}
+    for label, outcome in zip(labels, outcomes, strict=True):
+        told.setdefault(outcome.result.note, []).append(label)
+    if len(told) == 1:
+        return list(filter(None, told))
+    return [f"{', '.join(whose)}: {note}" for note, whose in told.items() if note]
 
 
 def _of_runs(subjects: Sequence[_Subject], outcomes: Sequence[_Outcome]) -> list[str]:

@@ -141,7 +141,7 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
 def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
     config, run = tiny.evaluation("task=cluster"), SimpleNamespace(step=3, history=(), config={})
     outcomes = [
-        evaluate._Outcome(base.Result({}, [], "", row=row), run, config)
+        evaluate._Outcome(base.Result({}, [], "", row=row, note=row["NMI"]), run, config)
         for row in ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "0.3"})
     ]
     subjects = [
@@ -149,7 +149,11 @@ def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
         for folder in (tmp_path, tmp_path.parent)
     ]
     evaluate._compare(config, subjects, outcomes, "")
-    heading, *rows = json.loads((tmp_path / "compared_cluster.json").read_text())["table"]
+    record = json.loads((tmp_path / "compared_cluster.json").read_text())
+    heading, *rows = record["table"]
+    assert record["notes"] == [f"{tmp_path.name}: 0.1", f"{tmp_path.parent.name}: 0.2"]
+    alike = [outcome._replace(result=outcomes[0].result) for outcome in outcomes]
+    assert evaluate._of_results(["a", "b"], alike) == ["0.1"]
     assert heading[2:] == ["NMI", "of the head"]
     assert [row[2:] for row in rows] == [["0.1", ""], ["0.2", "0.3"]]
     assert "of the head" in capsys.readouterr().out
@@ -180,7 +184,7 @@ def test_runs_without_rows_share_figures_and_a_note_stands_once_of_each_run(tmp_
 
     assert not compared(None).exists()
     notes = json.loads(compared({"cls": "1"}).read_text())["notes"]
-    assert notes == ["", f"{tmp_path.name}: {evaluate._NO_CLASS_TOKEN}"]
+    assert notes == [f"{tmp_path.name}: {evaluate._NO_CLASS_TOKEN}"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
