@@ -101,7 +101,7 @@ def _subjects(config, checkpoints: Sequence[Path], folders: Sequence[Path]) -> l
     given = given * (len(checkpoints) // len(given))
     found = []
     for path, checkpoint, folder, label in zip(given, checkpoints, folders, labels, strict=True):
-        for projection, which in (("", "without"), (path, "with projection")):
+        for projection, which in (("", "without projection"), (path, "with projection")):
             chosen = config.copy_and_resolve_references()
             with chosen.unlocked():
                 chosen.projection = projection

@@ -123,3 +123,14 @@ def test_what_does_not_fit_is_refused(changes, words, run, tmp_path):
     with pytest.raises(InputError, match=words) as error:
         evaluate.evaluate(tiny.evaluation("task=attentive", **changes), run, tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_the_figure_has_chance_and_says_of_how_many_images():
+    accuracy = {"attentive": 0.7, "ridge": 0.5}
+    error = {"attentive": 0.1, "ridge": 0.1}
+    metrics = {"accuracy": accuracy, "error": error, "chance": 0.25, "images": 40}
+    (figure,) = attentive.compare({"mine": metrics}).values()
+    (axes,) = figure.axes
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(legend) == ["chance (25.00 %)", "mine"]
+    assert figure.get_supxlabel() == "bars: one standard error over 40 images"

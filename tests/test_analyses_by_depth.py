@@ -51,9 +51,14 @@ def test_what_an_analysis_by_depth_cannot_measure_is_refused(mae_run, tmp_path):
     half = tiny.save_run(tmp_path / "half", mask__ratio=0.5)
     few = "shapes:size=16,train=96,val=12"
     for run, argument, changes, words in (
-        (mae_run, "spectra", {"data__source": few}, "at least 20 images; .* has 12 in this split"),
+        (
+            mae_run,
+            "spectra",
+            {"data__source": few},
+            "20 images, and .* has 12 in its validation split",
+        ),
         (half, "spectra", {"image_size": (4, 8)}, "at least 3 patches an image, .* 4x8 have 1x2"),
-        (mae_run, "spectra", {"images": 19}, "config.images=19 of them are looked at"),
+        (mae_run, "spectra", {"images": 19}, "at least 20 images, and config.images=19; raise"),
     ):
         with pytest.raises(InputError, match=words) as error:
             found(run, tmp_path / "new", f"task={argument}", **changes)

@@ -161,10 +161,31 @@ def test_what_the_source_or_the_encoder_cannot_serve_is_refused(run, colours, tm
         ("shift", colours, {"changed": green}, "no class in common: rosso, verde there, blue, gre"),
         ("frequencies", colours, {"image_size": (8, 16)}, "at least 3 x 3 patches, .* have 2 x 4"),
         ("frequencies", colours, {"noise__classifier": "own"}, "is an MAE run, which has none; gi"),
-        ("frequencies", plain, {"noise__classifier": "ridge"}, "needs labels, and .*; set it to n"),
+        (
+            "frequencies",
+            plain,
+            {"noise__classifier": "ridge"},
+            "needs labels of both splits, and .*plain has no labels: .*; set it to n",
+        ),
         ("frequencies", colours, {"noise__half_width": 0.01}, "about 0.8 holds no frequency of im"),
     ):
         with pytest.raises(InputError, match=words) as error:
             opened(run, source, f"task={argument}", **changes)
         assert "\n" not in str(error.value)
     assert ring_noise._classifier(opened(run, plain, "task=frequencies"))[0] == ""
+
+
+def test_drops_are_in_points_and_stand_under_no_other_quantity():
+    drop = {"mean": [0.02, 0.135], "error": [0.01, 0.0233]}
+    noise = {
+        "clean": {"mean": 0.53, "error": 0.025},
+        "drop": drop,
+        "frequencies": [0.4, 2.4],
+        "deviation": [0.13, 0.4],
+    }
+    assert ring_noise.rows(noise) == [
+        ("accuracy without noise", "53.00 % ± 2.50"),
+        ("drop under noise at 0.4 rad, deviation 0.13", "2.00 ± 1.00 points"),
+        ("drop under noise at 2.4 rad, deviation 0.40", "13.50 ± 2.33 points"),
+    ]
+    assert ring_noise.row(noise)["largest drop"] == "13.50 ± 2.33 points (2.4 rad)"

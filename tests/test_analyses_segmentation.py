@@ -15,7 +15,7 @@ from dppmask_jax.analyses import segment_maps
 from dppmask_jax.analyses.segmentation_heads import HEADS, Examples
 from dppmask_jax.data.images import decode
 from dppmask_jax.errors import InputError
-from dppmask_jax.figures.class_maps import NO_CLASS, class_color, draw_class_maps
+from dppmask_jax.figures.class_maps import NO_CLASS, class_colors, draw_class_maps, voc_color
 from dppmask_jax.figures.panels import _legend_lines
 from dppmask_jax.scores import nearest
 
@@ -177,11 +177,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(name, run, tmp
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_colours_of_classes_are_those_of_voc():
-    assert [class_color(i) for i in (0, 1, 5, 15)] == [
+def test_colours_of_many_classes_are_those_of_voc_and_of_few_far_apart():
+    few = np.array(class_colors(11))
+    apart = np.abs(few[:, None] - few).sum(axis=2) + 999 * np.eye(11)
+    assert apart.min() > 60 and tuple(few[0]) == (0, 0, 0)
+    assert class_colors(12) == [voc_color(i) for i in range(12)]
+    assert [voc_color(i) for i in (0, 1, 5, 15)] == [
         (0, 0, 0), (128, 0, 0), (128, 0, 128), (192, 128, 128),
     ]  # fmt: skip
-    assert len({class_color(i) for i in range(256)}) == 256
+    assert len({voc_color(i) for i in range(256)}) == 256
 
 
 def test_the_picture_shows_the_colours_of_the_maps(tmp_path):
@@ -191,7 +195,7 @@ def test_the_picture_shows_the_colours_of_the_maps(tmp_path):
     figure = draw_class_maps(images, {"k-NN": maps % 255, "Truth": maps}, names, 255)
     figure.savefig(tmp_path / "maps.png")
     pixels = decode.decode((tmp_path / "maps.png").read_bytes()).reshape(-1, 3)
-    for color in ((77, 77, 77), class_color(0), class_color(1), NO_CLASS):
+    for color in ((77, 77, 77), voc_color(0), voc_color(1), NO_CLASS):
         assert (pixels == color).all(axis=1).sum() > 1000, color
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["Image", "k-NN", "Truth", "background", "thing", "no class"]

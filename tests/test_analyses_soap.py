@@ -178,7 +178,9 @@ def run(fewer_blocks, tmp_path_factory):
 def test_the_task_says_what_does_not_fit(run, tmp_path):
     cases = {
         "config.layer=3 is none of this encoder: 0 is the embedding, 2": {"layer": 3},
-        "needs 10 images .* and there are 4": {"data__source": "shapes:size=16,train=8,val=4"},
+        "needs at least 10 images, and .*val=4 has 4 in its validation split; give": {
+            "data__source": "shapes:size=16,train=8,val=4"
+        },
     }
     for words, changes in cases.items():
         with pytest.raises(InputError, match=words):

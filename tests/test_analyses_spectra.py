@@ -88,3 +88,8 @@ def test_vectors_that_are_all_alike_fill_no_dimension():
         assert np.isfinite([*found["drop"]["mean"], found["rankme"]["error"]]).all()
     logs = np.full((2, 3, 4), np.log(1e-12), np.float32)
     assert spectra._of_tokens(logs)["effective_rank"]["mean"] == [1.0] * 3
+
+
+def test_the_figure_ends_where_values_are_rounding():
+    drop = {"mean": [0.0, -5.0, -22.0, -28.0], "error": [0.0, 0.1, 0.2, 9.0]}
+    assert spectra.above_rounding(drop) == {"mean": [0.0, -5.0, -22.0], "error": [0.0, 0.1, 0.2]}

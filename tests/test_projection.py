@@ -97,7 +97,10 @@ def test_tasks_run_without_and_with(workdir, file, tmp_path, capsys):
     assert projected["task"] == "knn_projected" and f"projected by {file}" in projected["protocol"]
     assert plain["table"][1] == projected["table"][1]
     table = json.loads((run / "compared_knn_projected.json").read_text())
-    assert [row[0] for row in table["table"][1:]] == ["mine, without", "mine, with projection"]
+    assert [row[0] for row in table["table"][1:]] == [
+        "mine, without projection",
+        "mine, with projection",
+    ]
     assert [one["projection"] for one in table["runs"]] == ["", str(file)]
     assert "mine, with projection" in capsys.readouterr().out
 

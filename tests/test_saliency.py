@@ -164,6 +164,12 @@ def test_task_on_shapes(run, tmp_path, capsys):
     saliency.check(Evaluation(completed, None, tmp_path, *open_data(completed), print))
 
 
+def test_true_masks_without_foreground_are_counted():
+    config = tiny.evaluation("task=saliency")
+    assert "have no foreground" not in saliency._note(config, 0, 0, 9, 0.5)
+    assert "2 of 9 true masks have no foreground" in saliency._note(config, 2, 0, 9, 0.5)
+
+
 def painted(root):
     """Squares on noise in two sizes, one without an object and one all of it."""
     rng = np.random.default_rng(0)
@@ -232,7 +238,8 @@ def test_panels_keep_the_shape_of_the_image():
 
 def test_scores_of_several_runs_in_one_figure():
     of = {"IoU": {"value": 0.4, "error": 0.02}, "accuracy": {"value": 0.7, "error": 0.01}}
-    figure = draw_scores({"first": of, "second": of})
+    figure = draw_scores({"first": of, "second": of}, "bars: one standard error over 9 images")
+    assert figure.get_supxlabel() == "bars: one standard error over 9 images"
     assert [axes.get_xlabel() for axes in figure.axes] == ["IoU (%)", "accuracy (%)"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["first", "second"]

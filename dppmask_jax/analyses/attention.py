@@ -26,6 +26,8 @@ FIELDS = {
     **base.FIELDS,
     "shown": Field(4, whole(0, 32), "images whose maps are drawn; 0 draws none"),
 }
+# (Name in the metrics, heading, digits) of the columns of tables.
+_COLUMNS = (("distance", "distance (px)", 2), ("nmi", "mutual information", 4))
 # Added to every weight by the authors' code; a row that only sees the class token becomes even.
 _DISTANCE_EPSILON = 1e-32
 _INFORMATION_EPSILON = 1e-8
@@ -155,10 +157,10 @@ def _of_heads(values: np.ndarray) -> dict:
 
 
 def _table(metrics) -> list[tuple[str, ...]]:
-    rows = [("block", "distance (px)", "heads", "mutual information", "heads")]
+    rows = [("block", *(cell for _, words, _ in _COLUMNS for cell in (words, "heads")))]
     for i in range(len(metrics["nmi"]["mean"])):
         cells = []
-        for name, digits in (("distance", 1), ("nmi", 3)):
+        for name, _, digits in _COLUMNS:
             of_heads = metrics[name]["heads"][i]
             cells += [
                 with_error(metrics[name], i, digits),
@@ -172,7 +174,7 @@ def _row(metrics) -> dict[str, str]:
     depth = len(metrics["nmi"]["mean"])
     return {
         f"{words}, {which} block": with_error(metrics[name], i, digits)
-        for name, words, digits in (("distance", "distance (px)", 1), ("nmi", "NMI", 3))
+        for name, words, digits in _COLUMNS
         for which, i in (("first", 0), ("middle", depth // 2), ("last", depth - 1))
     }
 
@@ -216,11 +218,11 @@ def compare(found) -> dict:
     }
     panels = [
         Panel(curves["distance"], "attention distance (pixels)", levels=levels, from_zero=True),
-        Panel(curves["nmi"], "mutual information of query and key", from_zero=True),
+        Panel(curves["nmi"], "mutual information of query and key,\nnormalised", from_zero=True),
     ]
     return {
         "attention_depth.png": draw_panels(
-            panels, note="band: standard error over images; dots: heads"
+            panels, note=f"{base.over_images(found.values())}; dots: heads"
         )
     }
 

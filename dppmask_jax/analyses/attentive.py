@@ -285,7 +285,13 @@ def compare(found) -> dict:
         }
         for label, metrics in found.items()
     }
-    figure = draw_shares(shown, "top-1 accuracy (%)", "bars: standard error over validation images")
+    chances = sorted({metrics["chance"] for metrics in found.values()})
+    figure = draw_shares(
+        shown,
+        "top-1 accuracy (%)",
+        f"bars: one standard error over {base.counted_images(found.values())}",
+        {f"chance ({percent(chance)})": chance for chance in chances},
+    )
     return {"attentive_accuracy.png": figure}
 
 

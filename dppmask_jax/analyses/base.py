@@ -58,11 +58,17 @@ def require_trace(evaluation: Evaluation) -> None:
 
 def require_images(evaluation: Evaluation, least: int) -> None:
     """Raises InputError where there are fewer images to look at than a task needs."""
-    if len(chosen(evaluation)) < least:
+    config, there = evaluation.config, len(split_of(evaluation))
+    if there < least:
+        where = " in its validation split" if evaluation.val else ""
         raise InputError(
-            f"task {evaluation.config.task} needs at least {least} images; config.data.source="
-            f"{evaluation.config.data.source} has {len(split_of(evaluation))} in this split, and "
-            f"config.images={evaluation.config.images} of them are looked at"
+            f"task {config.task} needs at least {least} images, and config.data.source="
+            f"{config.data.source} has {there:,}{where}; give a source with more"
+        )
+    if config.images < least:
+        raise InputError(
+            f"task {config.task} needs at least {least} images, and config.images="
+            f"{config.images}; raise it"
         )
 
 

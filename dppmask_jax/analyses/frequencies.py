@@ -111,8 +111,11 @@ def run(evaluation: Evaluation) -> Result:
     delta = found - found[..., :1]
     spectra = [base.curve(delta[:, depth]) for depth in range(delta.shape[1])]
     highest = base.curve(delta[..., -1])
-    rows = [("depth (0: embedding, l: output of block l)", "Δ log amplitude")]
-    rows += [(str(depth), base.with_error(highest, depth, 3)) for depth in range(len(spectra))]
+    rows = [("what", "value")]
+    rows += [
+        (f"Δ log amplitude, depth {depth}", base.with_error(highest, depth, 3))
+        for depth in range(len(spectra))
+    ]
     metrics = {
         "images": len(found),
         "grid": list(grid),
@@ -122,24 +125,25 @@ def run(evaluation: Evaluation) -> Result:
     }
     protocol = (
         f"Fourier amplitudes of the patch tokens of {len(found):,} images, the highest frequency "
-        f"of the diagonal ({metrics['frequencies'][-1]:.2f} π) against the mean, {_of_grid(grid)}"
+        f"of the diagonal ({metrics['frequencies'][-1]:.2f} π) against the mean, {_of_grid(grid)}; "
+        "depth 0 is the embedding, l the output of block l"
     )
-    row = {f"Δ log amplitude, depth {depth}": rows[1 + depth][1] for depth in _shown_depths(rows)}
+    row = dict(rows[1 + depth] for depth in _shown_depths(rows))
+    note = "± is the standard error over the images. 0: as strong as the mean; below 0: weaker"
     noise, because = ring_noise.measured(evaluation)
     if noise:
         metrics["noise"] = noise
         rows += ring_noise.rows(noise)
         row |= ring_noise.row(noise)
         protocol += f"; {ring_noise.in_words(noise)}"
+        note += f". {ring_noise.NOTE}"
     else:
         protocol += f"; no accuracy under noise: {because}"
     return Result(
         metrics,
         rows,
         protocol,
-        note="± is the standard error over the images. 0: as strong as the mean; below 0: weaker. "
-        "A drop is that of the accuracy without noise, its error that of the same images; the "
-        "largest of them is chosen on these very images, and so overstated",
+        note=note,
         row=row,
     )
 
@@ -158,7 +162,7 @@ def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The figure: the highest frequency by depth, and the drop under noise by frequency."""
     highest = Panel(
         {label: metrics["highest"] for label, metrics in found.items()},
-        "Δ log amplitude, highest frequency",
+        "Δ log amplitude (natural log),\nhighest frequency less mean",
         xlabel="depth (0: embedding, l: output of block l)",
         first=0,
     )

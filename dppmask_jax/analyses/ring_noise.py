@@ -171,7 +171,8 @@ def _classifier(evaluation: Evaluation) -> tuple[str, str]:
         return "", because
     if because:
         raise InputError(
-            f"config.noise.classifier={wanted} needs labels, and {because}; set it to none"
+            f"config.noise.classifier={wanted} needs labels of both splits, and {because}; set "
+            "it to none"
         )
     because = "" if wanted == "ridge" else classifiers.no_own_head_because(evaluation)
     if because and wanted == "own":
@@ -187,7 +188,7 @@ def _unlabelled_because(evaluation: Evaluation) -> str:
     if evaluation.val is None:
         return f"{where} has no validation split"
     because = evaluation.train.unlabelled_because or evaluation.val.unlabelled_because
-    return f"{where} has none: {because}" if because else ""
+    return f"{where} has no labels: {because}" if because else ""
 
 
 def _rings(config) -> tuple[np.ndarray, float]:
@@ -227,6 +228,11 @@ def _ridge(evaluation: Evaluation):
 
 # What is shown of it.
 
+NOTE = (
+    "A drop is the accuracy without noise less that under it, in percentage points; its error is "
+    "that of the same images; the largest of them is chosen on these very images, and so overstated"
+)
+
 
 def in_words(found: Mapping[str, Any]) -> str:
     """How it was measured."""
@@ -241,7 +247,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     clean, drop = found["clean"], found["drop"]
     table = [("accuracy without noise", percent(clean["mean"], clean["error"]))]
     for place, frequency in enumerate(found["frequencies"]):
-        shown = percent(drop["mean"][place], drop["error"][place])
+        shown = f"{100 * drop['mean'][place]:.2f} ± {100 * drop['error'][place]:.2f} points"
         deviation = found["deviation"][place]
         table.append((f"drop under noise at {frequency:g} rad, deviation {deviation:.2f}", shown))
     return table

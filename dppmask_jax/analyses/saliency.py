@@ -139,13 +139,13 @@ def _result(evaluation: Evaluation, groups, found: Cuts) -> Result:
     truth = rows["truth"]
     everything = scores.f_beta(np.stack([truth, np.ones_like(truth)], axis=-1))
     masks["whole"] = _scores(np.repeat(everything[:, None], 255, axis=1), truth, truth)
-    uncut = int(rows["uncut"].sum())
+    empty, uncut = int(np.sum(truth == 0)), int(rows["uncut"].sum())
     iou, cosine = masks["tokencut"]["IoU"], float(rows["cosine"].mean())
     return Result(
         {
             "images": len(truth),
             "uncut": uncut,
-            "empty_truths": int(np.sum(truth == 0)),
+            "empty_truths": empty,
             "foreground": float(truth.mean()),
             "mean_cosine": cosine,
             "masks": masks,
@@ -159,7 +159,7 @@ def _result(evaluation: Evaluation, groups, found: Cuts) -> Result:
         ],
         _protocol(evaluation, groups, len(truth)),
         Score("IoU of TokenCut", iou["value"], None, iou["error"]),
-        _note(config, uncut, len(truth), cosine),
+        _note(config, empty, uncut, len(truth), cosine),
         {
             measure + f" ({_LABELS[name]})" * (name != "tokencut"): percent(*_shares(of))
             for name in names
@@ -203,8 +203,13 @@ def _protocol(evaluation: Evaluation, groups, images: int) -> str:
     )
 
 
-def _note(config, uncut: int, images: int, cosine: float) -> str:
+def _note(config, empty: int, uncut: int, images: int, cosine: float) -> str:
     lines = ["± is the standard error over the images; two empty masks have an IoU of 1"]
+    if empty:
+        lines.append(
+            f"{empty:,} of {count(images, 'true mask')} have no foreground: F-beta is 0 there, and "
+            "IoU too wherever anything is found"
+        )
     if config.bilateral:
         lines.append("max F-beta of the bilateral solver is that of its values, not of its mask")
     if uncut:
@@ -234,7 +239,9 @@ def _figures(found: Cuts, names: list[str]) -> dict[str, Figure]:
 
 def _compared(found: dict[str, dict[str, Any]]):
     scores_of = {label: of["masks"]["tokencut"] for label, of in found.items()}
-    return {"saliency_scores.png": draw_scores(scores_of)}
+    images = base.counted_images(found.values())
+    note = f"masks of TokenCut; bars: one standard error over {images}"
+    return {"saliency_scores.png": draw_scores(scores_of, note)}
 
 
 TASK = Task(check, run, FIELDS, compare=_compared)

@@ -96,12 +96,8 @@ def check(evaluation: Evaluation) -> None:
             "and config.layers as they are"
         )
     patches = encoder.grid[0] * encoder.grid[1]
-    there, needed = len(base.chosen(evaluation)), max(_LEAST, encoder.width // patches + 1)
-    if there < needed:
-        raise InputError(
-            f"task soap needs {needed} images for {encoder.width} components of {patches} patches, "
-            f"and there are {there}; raise config.images, or name more: --config.data.source"
-        )
+    # More tokens than components, or the covariance leaves some without a direction.
+    base.require_images(evaluation, max(_LEAST, encoder.width // patches + 1))
     if config.against:
         projection.read(config.against, evaluation.run, _chosen(config, encoder).layer)
 
@@ -322,7 +318,7 @@ def _examples(evaluation: Evaluation, at: _At, top) -> tuple[np.ndarray, np.ndar
 
 def compare(found) -> dict[str, Any]:
     """SI in descending order, and by depth where every run has that, a line a run."""
-    levels = {f"high ({soap.HIGH})": soap.HIGH, "chance": soap.CHANCE}
+    levels = {f"high ({soap.HIGH})": soap.HIGH, f"chance ({soap.CHANCE:.2f})": soap.CHANCE}
 
     def curve(values):
         return {"mean": values["scores"], "error": values["errors"]}

@@ -27,6 +27,7 @@ _LEAST_IMAGES = 20
 _GROUPS = 10  # of images, each left out once
 _FLOOR = 1e-12  # of a singular value, before its logarithm
 _RANKME_EPSILON = 1e-7
+_ROUNDING = np.log(1e-10)  # a variance this far below the first is float32's rounding
 
 
 def token_log_singular_values(latents, prefix: int = 1):
@@ -215,8 +216,8 @@ def _table(metrics) -> list[tuple[str, ...]]:
     heading = (
         "depth (0: embedding)",
         "effective rank, tokens of an image",
-        "of images",
-        "RankMe of images",
+        "effective rank, images",
+        "RankMe, images",
     )
     ranks = (tokens["effective_rank"], images["effective_rank"], images["rankme"])
     return [heading] + [
@@ -245,12 +246,21 @@ def _row(metrics) -> dict[str, str]:
     }
 
 
+def above_rounding(drop: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The curve of log singular values up to the first that is rounding, such as that of the
+    direction that a layer norm takes away: it would stretch the axis for nothing."""
+    number = sum(value > _ROUNDING for value in drop["mean"])
+    return {part: values[:number] for part, values in drop.items()}
+
+
 def compare(found) -> dict:
     """Singular values behind the final norm, where a projection acts, and ranks by depth, a line a
     run, see `base.Task.compare`."""
 
     def behind_norm(level: str) -> dict:
-        return {label: metrics[level]["drop"][-1] for label, metrics in found.items()}
+        return {
+            label: above_rounding(metrics[level]["drop"][-1]) for label, metrics in found.items()
+        }
 
     def by_depth(level: str, rank: str) -> dict:
         return {
@@ -258,8 +268,8 @@ def compare(found) -> dict:
             for label, metrics in found.items()
         }
 
-    fall = "log singular value, less the first\n"
-    nth, depth = "singular value", "depth (0: embedding)"
+    fall = "log singular value less the first\n"
+    nth, depth = "singular value, from the largest", "depth (0: embedding)"
     tokens, images = "tokens_level", "images_level"
     panels = [
         Panel(behind_norm(tokens), f"{fall}(tokens of an image)", nth),
@@ -273,7 +283,10 @@ def compare(found) -> dict:
         ),
         Panel(by_depth(images, "rankme"), "RankMe (images)", depth, 0, from_zero=True),
     ]
-    note = "singular values of covariances behind the final norm; band: standard error over images"
+    note = (
+        "singular values of covariances behind the final norm, natural logarithms; "
+        f"{base.over_images(found.values())}"
+    )
     return {"spectra.png": draw_panels(panels, note=note)}
 
 

@@ -15,6 +15,7 @@ from dppmask_jax.figures.axes import LINES, plain_axes
 from dppmask_jax.figures.panels import DPI, INK
 
 _MOST_MARKED = 40  # numbers of a line with a dot each
+_BROKEN = (":", "--", "-.")
 Curve = Mapping[str, Sequence[Any]]
 
 
@@ -26,7 +27,8 @@ class Panel(NamedTuple):
         lists of numbers whose mean is drawn, shown as dots. Depths may differ.
       first: x of the first number; the others follow in steps of 1.
       places: x of all numbers, where these are no steps of 1.
-      levels: {what: y} of dotted lines to compare with, such as {"uniform attention": 116.5}.
+      levels: {what: y} of grey lines to compare with, such as {"uniform attention": 116.5}; each
+        is broken in another way.
       from_zero: the axis of y starts there, so that no small difference looks large.
     """
 
@@ -87,8 +89,9 @@ def _draw(axes, panel: Panel, named: bool) -> None:
         axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
         if "parts" in curve:
             axes.plot(x, curve["parts"], color=color, linestyle="", marker=".", ms=3, alpha=0.35)
-    for what, y in panel.levels.items():
-        axes.axhline(y, color="#888888", linestyle=":", linewidth=1, label=what)
+    for i, (what, y) in enumerate(panel.levels.items()):
+        broken = _BROKEN[i % len(_BROKEN)]
+        axes.axhline(y, color="#888888", linestyle=broken, linewidth=1, label=what)
     if panel.from_zero:
         axes.set_ylim(bottom=0)
     if panel.places is None:

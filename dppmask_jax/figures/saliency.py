@@ -80,11 +80,12 @@ def draw_saliency(
     )
 
 
-def draw_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+def draw_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]], note: str = "") -> Figure:
     """One panel a measure, with a point and a bar of one standard error for each run.
 
     Args:
       scores: {label of a run: {measure: {"value", "error"}}}, shares from 0 to 1.
+      note: stands below.
     """
     measures = list(next(iter(scores.values())))
     height = 1.3 + 0.3 * len(scores)
@@ -103,6 +104,8 @@ def draw_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figu
         axes.set_xlabel(f"{measure} (%)", color=INK, fontsize=9)
     panels[0].set_yticks(range(len(scores)), list(scores))
     panels[0].set_ylim(len(scores) - 0.5, -0.5)
+    if note:
+        figure.supxlabel(note, fontsize=8, color=INK)
     return figure
 
 

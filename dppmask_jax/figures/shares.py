@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,12 +18,15 @@ def draw_shares(
     found: Mapping[str, Mapping[str, tuple[float | None, float | None]]],
     xlabel: str,
     note: str = "",
+    levels: Mapping[str, float] = MappingProxyType({}),
 ) -> Figure:
     """A dot and a bar of one error to either side for each run and row.
 
     Args:
       found: {label of a run: {row: (share from 0 to 1, its error)}}; None where it is not known.
       xlabel: says what the shares are, in percent.
+      note: stands below.
+      levels: {what: share} of dotted lines to compare with, such as {"chance": 0.1}.
     """
     rows = list(dict.fromkeys(row for of_run in found.values() for row in of_run))
     figure = Figure(figsize=(6.2, 1.3 + 0.26 * len(rows)), dpi=DPI, layout="constrained")
@@ -47,7 +51,9 @@ def draw_shares(
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel(xlabel, color=INK, fontsize=9)
-    if len(found) > 1:
+    for what, share in levels.items():
+        axes.axvline(100 * share, color="#888888", linestyle=":", linewidth=1, label=what)
+    if len(found) > 1 or levels:
         axes.legend(fontsize=8, frameon=False)
     if note:
         figure.supxlabel(note, fontsize=8, color=INK)

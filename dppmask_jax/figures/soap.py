@@ -108,14 +108,14 @@ def draw_maps(components: Sequence[Component], grid: tuple[int, int]) -> Figure:
         panels.append([*probabilities, *means])
         captions.append([one.title, "", f"from -{most:.2g} to {most:.2g}", ""])
     titles = [
-        "Responds above 0,\nreal images",
-        "Responds above 0,\nsynthetic images",
+        "Share above 0,\nreal images",
+        "Share above 0,\nsynthetic images",
         "Mean response,\nreal images",
         "Mean response,\nsynthetic images",
     ]
     legend = [
         *_legend(heat, {0.0: "no image", 0.5: "one half", 1.0: "all images"}),
-        *_legend(_signed, {-1.0: "below 0", 1.0: "above 0"}),
+        *_legend(_signed, {-1.0: "below 0", 0.0: "0", 1.0: "above 0"}),
     ]
     return compose(
         panels,
@@ -123,7 +123,8 @@ def draw_maps(components: Sequence[Component], grid: tuple[int, int]) -> Figure:
         captions,
         legend,
         fill=True,
-        note="component 0 has the largest variance; signs are arbitrary",
+        note="response: of a patch token along the component, less the mean of real tokens; "
+        "signs are arbitrary",
     )
 
 
