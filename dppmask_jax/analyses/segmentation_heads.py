@@ -78,7 +78,7 @@ def closed_form(examples: Examples, num_classes: int, config) -> Head:
     return Head(
         _affine(fitted.weights, fitted.bias),
         _predict_affine,
-        f"ridge regression, {fitted.words}",
+        f"closed form, {fitted.words}",
     )
 
 
