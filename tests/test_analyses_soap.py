@@ -12,7 +12,7 @@ import safetensors.numpy
 import tiny
 
 from dppmask_jax import evaluate
-from dppmask_jax.analyses import components, soap, synthetic
+from dppmask_jax.analyses import components, soap, soap_task, synthetic
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import projection
 from dppmask_jax.runs.run import load_run
@@ -253,3 +253,10 @@ def test_one_and_four_devices_fit_the_same_projector(tmp_path):
     assert depths[-1]["scores"] == found["scores"][:10]
     drawn = {file.name for file in (folder / "figures").iterdir()}
     assert drawn == {f"soap_{kind}.png" for kind in ("maps", "responses", "scores", "depths")}
+
+
+def test_a_note_says_where_nothing_stands_out():
+    found = {"above": 0, "scores": [0.71, 0.7], "weights": [0.71, 0.0]}
+    assert "no component is above 0.75: " in soap_task._note(found)
+    assert "no component" not in soap_task._note({**found, "above": 1, "scores": [0.76, 0.7]})
+    assert "no component" not in soap_task._note({**found, "weights": [0.0, 0.0]}), "as with auto"

@@ -218,7 +218,7 @@ def compare(found) -> dict:
     }
     panels = [
         Panel(curves["distance"], "attention distance (pixels)", levels=levels, from_zero=True),
-        Panel(curves["nmi"], "mutual information of query and key,\nnormalised", from_zero=True),
+        Panel(curves["nmi"], "normalised mutual information\nof query and key", from_zero=True),
     ]
     return {
         "attention_depth.png": draw_panels(

@@ -61,9 +61,10 @@ def require_images(evaluation: Evaluation, least: int) -> None:
     config, there = evaluation.config, len(split_of(evaluation))
     if there < least:
         where = " in its validation split" if evaluation.val else ""
+        mend = " or, where it is held out, raise config.data.val_fraction" if evaluation.val else ""
         raise InputError(
             f"task {config.task} needs at least {least} images, and config.data.source="
-            f"{config.data.source} has {there:,}{where}; give a source with more"
+            f"{config.data.source} has {there:,}{where}; give a source with more{mend}"
         )
     if config.images < least:
         raise InputError(

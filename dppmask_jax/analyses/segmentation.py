@@ -75,7 +75,8 @@ def run(evaluation: Evaluation) -> Result:
         _table(metrics),
         f"{how}; fitted to {metrics['train_tokens']:,} patch tokens of "
         f"{metrics['train_images']:,} images, tested on the pixels of {metrics['images']:,} "
-        f"validation images, {len(maps.names) - len(metrics['absent'])} classes",
+        f"validation images, cut to {config.image_size[0]}x{config.image_size[1]} from the middle, "
+        f"{len(maps.names) - len(metrics['absent'])} classes",
         Score(f"mean IoU ({LABELS[first]})", score.miou, None, _plain(score.miou_error)),
         _note(metrics),
         _row(metrics, config.heads),

@@ -258,6 +258,11 @@ def _note(metrics) -> str:
         f"{metrics['above']} of {len(metrics['scores'])} components are above {soap.HIGH}; ± is "
         "the standard error over images, the components held fixed"
     )
+    if not metrics["above"] and max(metrics["weights"]) > 0:
+        note += (
+            f"\nno component is above {soap.HIGH}: what is damped need not be noise of the position"
+            "; config.mode=auto would damp nothing"
+        )
     if other := metrics.get("against"):
         note += (
             f"\nagainst {other['path']}: cosine of the projectors {other['projectors']:.5f}, of "
