@@ -1,0 +1,45 @@
+"""The clock of the benchmark of analyses, and which tasks it knows."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from dppmask_jax.tasks import TASKS
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def beside_the_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_parts_of_the_clock_sum_up(monkeypatch):
+    import inside_task
+
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = inside_task.Clock()
+    now = 1.0
+    with clock.part("device"):
+        now = 3.0
+        with clock.part("loading"):
+            now = 7.0
+        # Lowering a second ago, within a tracing of two; then an event that is no compilation's.
+        now = 12.0
+        clock.on_event("/jax/core/compile/jaxpr_to_mlir_module_duration", 1.0)
+        clock.on_event("/jax/core/compile/jaxpr_trace_duration", 2.0)
+        clock.on_event("/jax/checkpoint/write", 3.0)
+    now = 12.5
+    clock.charge()
+    assert clock.seconds == {
+        "loading": 4.0, "device": 5.0, "compiling": 2.0, "figures": 0.0, "host": 1.5,
+    }  # fmt: skip
+
+
+def test_every_analysis_is_timed():
+    import inside
+
+    analyses = {name for name, task in TASKS.items() if ".analyses." in task.run.__module__}
+    assert set(inside.TASKS) == analyses - {"inside"}  # which runs the others
