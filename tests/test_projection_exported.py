@@ -24,10 +24,11 @@ SMALL = {"model__width": 24, "model__depth": 2, "model__heads": 2}
 
 
 def fitted(path, run, width=None, layer=None):
-    """A file with a matrix that is not its own transpose, so that the two cannot be confused."""
+    """A file with a symmetric matrix that is far from the identity, and the matrix."""
     encoder = run.method.encoder
     rng, width = np.random.default_rng(3), width or encoder.width
-    matrix = (np.eye(width) + 0.2 * rng.normal(size=(width, width))).astype(np.float32)
+    drawn = 0.2 * rng.normal(size=(width, width))
+    matrix = (np.eye(width) + drawn + drawn.T).astype(np.float32)
     layer = encoder.depth if layer is None else layer
     projection.write(path, arrays={"projector": matrix}, layer=layer, run=run)
     return path, matrix
