@@ -9,6 +9,12 @@ class InputError(ValueError):
     """
 
 
+class NotServed(InputError):
+    """The images or the encoder lack what a task needs, such as masks, labels or attention, and no
+    field of its config is wrong. A task that consists of others leaves out the one that says so.
+    """
+
+
 class Stopped(Exception):
     """A run that ended early and in good order.
 

@@ -17,7 +17,7 @@ import optax
 
 from dppmask_jax.analyses import base, head_training
 from dppmask_jax.data.images import augment
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import NotServed
 from dppmask_jax.evals import linear, sections
 from dppmask_jax.evals.base import (
     ERRORS,
@@ -73,12 +73,12 @@ def check(evaluation: Evaluation) -> None:
     base.require_images(evaluation, 2)
     config, width = evaluation.config, encoder_of(evaluation).width
     if width % config.query_heads:
-        raise InputError(
+        raise NotServed(
             f"config.query_heads={config.query_heads} does not divide the encoder's width {width}"
         )
     count = min(len(evaluation.train), config.train_images)
     if len(config.learning_rates) > 1 and count < 2 * _HELD_OUT:
-        raise InputError(
+        raise NotServed(
             f"task attentive needs at least {2 * _HELD_OUT} training images, a tenth of which "
             f"choose the learning rate, and there are {count}; name one rate alone: "
             "--config.learning_rates=(1e-3,)"

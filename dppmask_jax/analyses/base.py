@@ -11,7 +11,7 @@ import numpy as np
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import augment
 from dppmask_jax.data.sources.base import Source
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation
 from dppmask_jax.fields import Field, whole
@@ -46,23 +46,24 @@ def no_score(config) -> str:
 
 
 def require_trace(evaluation: Evaluation) -> None:
-    """Raises InputError where the encoder does not show what happens in its blocks."""
+    """Raises NotServed where the encoder does not show what happens in its blocks."""
     if base.encoder_of(evaluation).trace is None:
         run = evaluation.run
         whose = f"{run.name} run" if run else f"model.encoder={evaluation.config.model.encoder}"
-        raise InputError(
+        raise NotServed(
             f"task {evaluation.config.task} needs an encoder with attention, and {whose} has none; "
             "name a ViT"
         )
 
 
 def require_images(evaluation: Evaluation, least: int) -> None:
-    """Raises InputError where there are fewer images to look at than a task needs."""
+    """Raises NotServed where a split has fewer images than a task needs, InputError where fewer are
+    to be looked at."""
     config, there = evaluation.config, len(split_of(evaluation))
     if there < least:
         where = " in its validation split" if evaluation.val else ""
         mend = " or, where it is held out, raise config.data.val_fraction" if evaluation.val else ""
-        raise InputError(
+        raise NotServed(
             f"task {config.task} needs at least {least} images, and config.data.source="
             f"{config.data.source} has {there:,}{where}; give a source with more{mend}"
         )
@@ -74,10 +75,10 @@ def require_images(evaluation: Evaluation, least: int) -> None:
 
 
 def require_patches(evaluation: Evaluation, least: int) -> None:
-    """Raises InputError where an image has fewer patches than a task needs."""
+    """Raises NotServed where an image has fewer patches than a task needs."""
     rows, columns = base.encoder_of(evaluation).grid
     if rows * columns < least:
-        raise InputError(
+        raise NotServed(
             f"task {evaluation.config.task} needs at least {least} patches an image, and images of "
             f"{'x'.join(map(str, evaluation.config.image_size))} have {rows}x{columns}; raise "
             "config.image_size"
@@ -128,7 +129,7 @@ def per_image(
       {name: (M, ...)} of the M images that can be read, float32, in their order.
 
     Raises:
-      InputError: fewer can be read.
+      NotServed: fewer can be read.
     """
     trace = evaluation.run.method.encoder.trace
 
@@ -138,7 +139,7 @@ def per_image(
     numbers = chosen(evaluation)
     found, labels = base.extracted(evaluation, split_of(evaluation), encode, what, numbers)
     if len(labels) < least:
-        raise InputError(
+        raise NotServed(
             f"{len(labels)} of {len(numbers)} images can be read, and task "
             f"{evaluation.config.task} needs {least}; the lines above name the others and say why"
         )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppmask_jax.analyses import base, classifiers, ring_noise
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import NotServed
 from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task
 from dppmask_jax.figures.depths import Panel, draw_panels
 
@@ -68,7 +68,7 @@ def of_images(tokens, grid: tuple[int, int]):
 def check_grid(grid: tuple[int, int]) -> None:
     """Raises InputError where a grid of patches has one frequency alone."""
     if min(grid) < LEAST_SIDE:
-        raise InputError(
+        raise NotServed(
             f"frequencies need at least {LEAST_SIDE} x {LEAST_SIDE} patches, and the images have "
             f"{grid[0]} x {grid[1]}; give larger images with --config.image_size"
         )

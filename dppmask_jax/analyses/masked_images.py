@@ -12,7 +12,7 @@ from dppmask_jax import patches
 from dppmask_jax.data.images import decode
 from dppmask_jax.data.sources.base import Source, first_extras
 from dppmask_jax.data.sources.image_files import why
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 
 LEAST = 3  # patches a side, of a grid on which anything can be told apart
 
@@ -97,7 +97,7 @@ def check_grid(size: tuple[int, int], patch_size: patches.PatchSize, mend: str) 
     what to do then."""
     rows, columns = patches.grid_shape(size, patch_size)
     if min(rows, columns) < LEAST:
-        raise InputError(
+        raise NotServed(
             f"an image of {size[0]}x{size[1]} pixels is a grid of {rows}x{columns} patches, and at "
             f"least {LEAST}x{LEAST} are needed; {mend}"
         )

@@ -14,7 +14,7 @@ from dppmask_jax.analyses.cuts import Cuts
 from dppmask_jax.analyses.masked_images import Looked
 from dppmask_jax.analyses.tokencut import THRESHOLD
 from dppmask_jax.analyses.tokencut import tokencut as tokencut
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals.base import Evaluation, Result, Score, Task, percent
 from dppmask_jax.fields import FLAG, Field, number, one_of, whole
 from dppmask_jax.figures.saliency import draw_saliency, draw_scores
@@ -86,7 +86,7 @@ def _looked_at(evaluation: Evaluation) -> list[Looked]:
     looked = masked_images.look_at(source, base.chosen(evaluation), "task saliency")
     kept = sum(not image.left_out for image in looked)
     if kept < 2:
-        raise InputError(
+        raise NotServed(
             f"task saliency needs 2 images with a mask or more, and "
             f"config.data.source={evaluation.config.data.source} has {kept} among "
             f"{len(looked):,}; add masks, or raise config.images"

@@ -14,7 +14,7 @@ from dppmask_jax.data.images import decode
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.data.sources.segments import IGNORED, segmented
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals.base import Evaluation, require_validation
 from dppmask_jax.fields import Field, Rule, is_text, optional, whole
 from dppmask_jax.runs import metrics
@@ -70,7 +70,7 @@ def opened(evaluation: Evaluation) -> Maps:
     config = evaluation.config
     splits = [segmented(split) for split in (evaluation.train, evaluation.val)]
     if None in splits:
-        raise InputError(
+        raise NotServed(
             f"task {config.task} needs classes of pixels or foreground masks, and "
             f"config.data.source={config.data.source} has none; set it to shapes, ade20k:ROOT, "
             "voc:ROOT or a csv:FILE with a column segments or mask"
@@ -88,7 +88,7 @@ def opened(evaluation: Evaluation) -> Maps:
     (train_rows, train_values), (val_rows, val_values) = found
     names = names or tuple(f"class {i}" for i in range(max(train_values | val_values) + 1))
     if len(train_values) < 2 or len(names) > _MOST_CLASSES:
-        raise InputError(
+        raise NotServed(
             f"the maps of config.data.source={config.data.source} have {len(names)} classes, of "
             f"which {len(train_values)} appear in {len(train_rows):,} training images; task "
             f"{config.task} needs 2 that appear, and takes {_MOST_CLASSES} at most"
@@ -124,13 +124,13 @@ def _values(source: Source, rows, names, ignored, what: str) -> set[int]:
     finally:
         threads.shutdown(cancel_futures=True)
     if len(readable) < 2:
-        raise InputError(
+        raise NotServed(
             f"{len(readable)} of {len(rows)} {what} images can be read with their map of classes; "
             "at least 2 are needed"
         )
     values = set().union(*readable)
     if not values:
-        raise InputError(f"no pixel of {len(rows)} {what} images has a class; see config.ignored")
+        raise NotServed(f"no pixel of {len(rows)} {what} images has a class; see config.ignored")
     return values
 
 

@@ -16,7 +16,7 @@ from dppmask_jax.analyses import base, classifiers
 from dppmask_jax.data.images import greys
 from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import Source
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals import features
 from dppmask_jax.evals.base import (
     Evaluation,
@@ -149,7 +149,7 @@ def _tested(evaluation: Evaluation) -> _Tested:
     """
     config, val = evaluation.config, evaluation.val
     if not config.changed:
-        raise InputError(
+        raise NotServed(
             "config.changed is empty; say where the changed images are: "
             "--config.changed=folder:PATH (or tfds:NAME, …)"
         )

@@ -16,7 +16,7 @@ from dppmask_jax import parallel
 from dppmask_jax.analyses import base, components, soap, synthetic
 from dppmask_jax.analyses.components import Basis, Place, Responses
 from dppmask_jax.data.images import augment
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals import base as evals
 from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation, Result, Task

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dppmask_jax.analyses import base
 from dppmask_jax.data.images import augment
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task, extracted
 from dppmask_jax.fields import Field, above, optional, whole
 from dppmask_jax.figures.tokens import draw_tokens
@@ -50,19 +50,19 @@ def check(evaluation: Evaluation) -> None:
         )
     source = base.split_of(evaluation)
     if source.labels is None:
-        raise InputError(
+        raise NotServed(
             f"task {config.task} needs labels, and config.data.source={config.data.source} has "
             f"none: {source.unlabelled_because}"
         )
     indices, labels = _chosen(evaluation)
     if len(set(labels.tolist())) < 2:
-        raise InputError(
+        raise NotServed(
             f"task {config.task} needs images of two classes, and config.data.source="
             f"{config.data.source} has those of one; give another source or raise config.images"
         )
     shown = len(indices) * min(config.tokens, math.prod(encoder.grid))
     if shown <= (least := _LEAST_NEIGHBOURS * config.perplexity):
-        raise InputError(
+        raise NotServed(
             f"config.perplexity={config.perplexity:g} needs more than {least:g} tokens, and "
             f"{count(len(indices), 'image')} have {shown}; raise config.images or lower it"
         )

@@ -16,7 +16,7 @@ from dppmask_jax.data import loader
 from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import Source
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import NotServed
 from dppmask_jax.evals import features
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.fields import TEXT, Field, Rule, above, is_text, one_of, optional
@@ -189,22 +189,22 @@ def encoder_of(evaluation: Evaluation) -> Encoder:
 
 
 def require_validation(evaluation: Evaluation) -> None:
-    """Raises InputError unless there is a validation split."""
+    """Raises NotServed unless there is a validation split."""
     if evaluation.val is None:
-        raise InputError(
+        raise NotServed(
             f"config.data.source={evaluation.config.data.source} has no validation split; raise "
             "config.data.val_fraction above 0"
         )
 
 
 def require_labels(evaluation: Evaluation) -> None:
-    """Raises InputError unless both splits are there and have one label an image."""
+    """Raises NotServed unless both splits are there and have one label an image."""
     require_validation(evaluation)
     config = evaluation.config
     where = f"config.data.source={config.data.source}"
     because = evaluation.train.unlabelled_because or evaluation.val.unlabelled_because
     if because:
-        raise InputError(f"task {config.task} needs labels, and {where} has none: {because}")
+        raise NotServed(f"task {config.task} needs labels, and {where} has none: {because}")
 
 
 def batches(

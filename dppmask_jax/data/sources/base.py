@@ -13,7 +13,7 @@ import numpy as np
 from dppmask_jax.data.images import decode
 from dppmask_jax.data.images.greys import Range
 from dppmask_jax.data.sources import identity
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, NotServed
 
 _NAMED = 5  # missing classes that a message lists
 _LOOKED_AT = 8  # images that are searched for extras
@@ -126,7 +126,7 @@ def first_extras(source: Source, names: Sequence[str], where: str) -> dict[str, 
             known = source.extras(i)
             if all(name in known for name in names):
                 return {name: np.asarray(known[name]) for name in names}
-    raise InputError(
+    raise NotServed(
         f"{where} needs the {' and '.join(names)} of each image, and the data set of "
         f"{source.name(0)} has none; set data.source to shapes, or for masks to saliency:ROOT or a "
         "csv:FILE with a column of them"
