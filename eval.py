@@ -46,8 +46,6 @@ def main(argv):
     checkpoints = paths.split(_CHECKPOINT.value)
     if not checkpoints:
         raise InputError("--checkpoint is missing: name the workdir of a run, such as runs/mine")
-    if _WORKDIR.value and len(checkpoints) > 1:
-        raise InputError("--workdir takes the result of one --checkpoint; leave it out for several")
 
     from dppmask_jax import evaluate, parallel
     from dppmask_jax.masking import own
@@ -57,7 +55,7 @@ def main(argv):
         own.load(_MASKER.value)
     command_line = shlex.join(sys.argv)
     if len(checkpoints) > 1:
-        evaluate.evaluate_all(_CONFIG.value, checkpoints, command_line)
+        evaluate.evaluate_all(_CONFIG.value, checkpoints, _WORKDIR.value, command_line)
     else:
         evaluate.evaluate(_CONFIG.value, checkpoints[0], _WORKDIR.value, command_line)
 

@@ -10,8 +10,10 @@ class InputError(ValueError):
 
 
 class NotServed(InputError):
-    """The images or the encoder lack what a task needs, such as masks, labels or attention, and no
-    field of its config is wrong. A task that consists of others leaves out the one that says so.
+    """The images or the encoder lack what a task needs, such as masks, labels or attention, or what
+    a projection could change; no field of its config is wrong by itself.
+
+    A task that consists of others leaves out the one that says so.
     """
 
 

@@ -39,6 +39,7 @@ from dppmask_jax import evaluate, fields, parallel, pretrain, whole_files
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.runs import metrics, workdir
 from dppmask_jax.runs.run import open_data
 from dppmask_jax.sweeps import records, summary
@@ -142,7 +143,7 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
     folders hold."""
     opened, checked = {}, set()
     for point in points:
-        completed = evaluate.completed(eval_config, point.config)
+        completed = subjects.completed(eval_config, point.config)
         asked = [workdir.to_json(config)["data"] for config in (point.config, completed)]
         asked = json.dumps([*asked, point.config.get("mask", {}).get("path", "")])
         of_encoder = json.dumps([asked, workdir.to_json(completed)])

@@ -15,6 +15,7 @@ from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.runs.run import load_run, open_data
 
 pytestmark = pytest.mark.usefixtures("fewer_blocks")
@@ -73,7 +74,7 @@ def test_what_an_analysis_by_depth_cannot_measure_is_refused(mae_run, tmp_path):
 
 
 def test_images_that_cannot_be_read_may_leave_too_few(mae_run, tmp_path, monkeypatch):
-    config = evaluate.completed(tiny.evaluation("task=spectra"), load_run(mae_run).config)
+    config = subjects.completed(tiny.evaluation("task=spectra"), load_run(mae_run).config)
     evaluation = Evaluation(config, load_run(mae_run), tmp_path, None, range(24), print)
     monkeypatch.setattr(base, "extracted", lambda *_: ({"logs": None}, np.zeros(19)))
     with pytest.raises(InputError, match="19 of 24 images can be read, and task spectra needs 20"):

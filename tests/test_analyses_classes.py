@@ -8,9 +8,9 @@ import tiny
 from PIL import Image
 from test_eval_tasks import COLOURS, TRAIN, VAL, found, painted
 
-from dppmask_jax import evaluate
 from dppmask_jax.analyses import ring_noise, shift, tsne
 from dppmask_jax.errors import InputError
+from dppmask_jax.evaluating import subjects
 
 pytestmark = pytest.mark.usefixtures("fewer_blocks")
 
@@ -95,7 +95,7 @@ def test_changed_copies_go_by_class_and_name(run, colours, tmp_path):
 def opened(run, source, argument, **changes):
     """An evaluation that could run."""
     config = tiny.evaluation(argument, data__source=source, **changes)
-    return evaluate._opened(evaluate._Subject(config, run, run, ""))
+    return subjects.opened(subjects.Subject(config, run, run, ""))
 
 
 def test_other_images_are_no_copies(run, colours, tmp_path):

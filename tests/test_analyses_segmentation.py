@@ -15,6 +15,7 @@ from dppmask_jax.analyses import segment_maps
 from dppmask_jax.analyses.segmentation_heads import HEADS, Examples
 from dppmask_jax.data.images import decode
 from dppmask_jax.errors import InputError
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.figures.class_maps import NO_CLASS, class_colors, draw_class_maps, voc_color
 from dppmask_jax.figures.panels import _legend_lines
 from dppmask_jax.scores import nearest
@@ -112,9 +113,7 @@ def test_the_task_finds_what_is_painted(run, tmp_path, capsys):
 
 def opened(run, tmp_path, source, **changes):
     config = tiny.evaluation("task=segmentation", data__source=source, **changes)
-    return segment_maps.opened(
-        evaluate._opened(evaluate._Subject(config, run, tmp_path / "out", ""))
-    )
+    return segment_maps.opened(subjects.opened(subjects.Subject(config, run, tmp_path / "out", "")))
 
 
 def test_classes_come_from_the_source_its_maps_or_its_masks(run, tmp_path):

@@ -20,6 +20,7 @@ from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.seeds import folder_of
 from dppmask_jax.evals.starting_head import head_for
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.imagenet import STD
 from dppmask_jax.methods import supervised
@@ -220,7 +221,7 @@ def test_the_encoder_of_a_classifier(files, pool):
 
 def direct_accuracies(run, source=SHAPES):
     """Top-1 and top-5 of the run's own logits on the validation split, in float64."""
-    config = evaluate.completed(tiny.evaluation("task=finetune", data__source=source), run.config)
+    config = subjects.completed(tiny.evaluation("task=finetune", data__source=source), run.config)
     _, val = open_data(config)
     (batch,) = loader.eval_batches(val, image_size=(16, 24), batch_size=len(val))
     logits = np.asarray(run.method.logits(run.params, run.extra, batch["image"]), np.float64)
@@ -414,7 +415,7 @@ def test_a_head_is_taken_for_its_own_classes_only(imported):
 
 def test_training_on_starts_from_the_head(imported):
     run = load_run(imported)
-    config = evaluate.completed(tiny.evaluation("task=finetune", **QUICK), run.config)
+    config = subjects.completed(tiny.evaluation("task=finetune", **QUICK), run.config)
     for head, kept in ((supervised.head_of(run.params), True), (None, False)):
         method = supervised.finetune(
             config, Plan(1, 1), num_outputs=CLASSES, several=False, head=head

@@ -9,7 +9,7 @@ from test_config import encoded_image
 from test_config_faults import BELOW_1, KINDS, LARGEST, TINY, refusal
 
 from configs import mae
-from dppmask_jax import evaluate
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.methods import supervised
 from dppmask_jax.training import build
 from dppmask_jax.training.step import init_state
@@ -144,7 +144,7 @@ def build_a_random_config(data):
     finetune = next(k for k in KINDS if k.name == "finetune finetune")
     config = drawn_config(data, finetune, VALUES["finetune"])
     assume(config.batch_size % 2 == 0 or not (config.data.mixup or config.data.cutmix))
-    config = evaluate.completed(config, mae.get_config("dataset=shapes"))
+    config = subjects.completed(config, mae.get_config("dataset=shapes"))
     plan = build.plan_from(config, 20)
     method = supervised.finetune(config, plan, num_outputs=3, several=False)
     trace_a_step(method, config.batch_size)

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from dppmask_jax import evaluate, parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.seeds import folder_of
+from dppmask_jax.evaluating import records, subjects
 from dppmask_jax.models.sizes import SIZES, Size
 from dppmask_jax.runs import checkpoint, integrity
 from dppmask_jax.runs.run import load_run, open_data
@@ -114,7 +114,7 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
     past = [{"step": 3, "changed": {"mask.tau": [0.5, 0.9]}}]
     other = tiny.save_run(tmp_path / "other", data__source=colours, seed=4, history=past)
     capsys.readouterr()
-    paths = evaluate.evaluate_all(config, [other, good], "as typed")
+    paths = evaluate.evaluate_all(config, [other, good], command="as typed")
     assert paths == [other / "eval_knn.json", good / "eval_knn.json"]
     alone = [json.loads(path.read_text()) for path in paths]
     assert alone[0]["command"] == "as typed"
@@ -133,29 +133,30 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
     assert printed.count("\nother  ") == printed.count("\ngood  ") == 1
     assert printed.endswith(f"table   {other / 'compared_knn.json'}\n")
     one, two = (tiny.evaluation("task=knn", data__source=f"folder:{name}") for name in "ab")
-    outcomes = [evaluate._Outcome(None, None, config) for config in (one, two, one)]
-    assert evaluate._unlike(outcomes) == ["not on the same images: data.source folder:a | folder:b"]
-    assert evaluate._unlike(outcomes[::2]) == []
+    found = [{"config": config.to_dict()} for config in (one, two, one)]
+    assert records._unlike(found) == ["not on the same images: data.source folder:a | folder:b"]
+    assert records._unlike(found[::2]) == []
+
+
+def recorded(config, row, protocol=""):
+    """A record of `records.evaluated` that has what a comparison reads."""
+    return {
+        "task": "", "row": row, "note": "", "protocol": protocol, "score": None, "metrics": {},
+        "checkpoint": {"step": 3, "history": [], "config": {}}, "config": config.to_dict(),
+    }  # fmt: skip
 
 
 def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
-    config, run = tiny.evaluation("task=cluster"), SimpleNamespace(step=3, history=(), config={})
-    outcomes = [
-        evaluate._Outcome(base.Result({}, [], "", row=row, note=row["NMI"]), run, config)
-        for row in ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "0.3"})
-    ]
-    subjects = [
-        evaluate._Subject(config, folder, folder, folder.name)
+    config = tiny.evaluation("task=cluster")
+    found = [recorded(config, row) for row in ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "3"})]
+    chosen = [
+        subjects.Subject(config, folder, folder, folder.name)
         for folder in (tmp_path, tmp_path.parent)
     ]
-    evaluate._compare(config, subjects, outcomes, "")
-    record = json.loads((tmp_path / "compared_cluster.json").read_text())
-    heading, *rows = record["table"]
-    assert record["notes"] == [f"{tmp_path.name}: 0.1", f"{tmp_path.parent.name}: 0.2"]
-    alike = [outcome._replace(result=outcomes[0].result) for outcome in outcomes]
-    assert evaluate._of_results(["a", "b"], alike) == ["0.1"]
+    records.compare(chosen, found, tmp_path, "")
+    heading, *rows = json.loads((tmp_path / "compared_cluster.json").read_text())["table"]
     assert heading[2:] == ["NMI", "of the head"]
-    assert [row[2:] for row in rows] == [["0.1", ""], ["0.2", "0.3"]]
+    assert [row[2:] for row in rows] == [["0.1", ""], ["0.2", "3"]]
     assert "of the head" in capsys.readouterr().out
 
 
@@ -169,22 +170,22 @@ def test_runs_without_rows_share_figures_and_a_note_stands_once_of_each_run(tmp_
     task = evaluate.TASKS["knn"]._replace(compare=compare)
     monkeypatch.setitem(evaluate.TASKS, "knn", task)
     config = tiny.evaluation("task=knn", projection="soap.safetensors")
-    run = SimpleNamespace(step=3, history=(), config={}, has_class_token=False)
-    subjects = [
-        evaluate._Subject(config, tmp_path, tmp_path, f"run, {which}")
+    chosen = [
+        subjects.Subject(config, tmp_path, tmp_path, "run", which)
         for which in ("without", "with projection")
     ]
 
     def compared(row):
-        result = base.Result({}, [("cls",)], "", row=row)
-        evaluate._compare(config, subjects, [evaluate._Outcome(result, run, config)] * 2, "")
+        found = [recorded(config, row, f"k-NN; {records._NO_CLASS_TOKEN}")] * 2
+        table, figures = records.compare(chosen, found, tmp_path, "")
         assert drawn.pop() == ["run, without", "run, with projection"]
-        assert (tmp_path / "figures" / "compare_projected_maps.png").is_file()
+        assert figures == [tmp_path / "figures" / "compare_projected_maps.png"]
+        assert figures[0].is_file() and bool(table) == bool(row)
         return tmp_path / "compared_knn_projected.json"
 
     assert not compared(None).exists()
     notes = json.loads(compared({"cls": "1"}).read_text())["notes"]
-    assert notes == [f"{tmp_path.name}: {evaluate._NO_CLASS_TOKEN}"]
+    assert notes == ["", f"run: {records._NO_CLASS_TOKEN}"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -197,7 +198,7 @@ def test_labels_are_scored_on_what_is_seen(mae_run, colours, tmp_path, whole):
     source = f"csv:{tmp_path}/list.csv"
     config = tiny.evaluation("task=multilabel", data__source=source, data__whole=whole)
     run = load_run(mae_run)
-    config = evaluate.completed(config, run.config)
+    config = subjects.completed(config, run.config)
     train, val = open_data(config)
     evaluation = base.Evaluation(config, run, tmp_path, train, val, print)
     (batch,) = base.batches(evaluation, val, "validation")

@@ -20,6 +20,7 @@ from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base, cluster
 from dppmask_jax.evals.seeds import folder_of
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.models.sizes import SIZES, Size
 from dppmask_jax.runs import checkpoint, metrics
 from dppmask_jax.runs.run import load_run, open_data
@@ -206,7 +207,7 @@ def test_features_too_large_for_memory_are_kept_in_a_file(mae_run, colours, tmp_
     run, results = load_run(mae_run), []
     for gigabytes in (1.0, 1e-9):
         config = tiny.evaluation("task=knn", data__source=colours, memory_gb=gigabytes)
-        config = evaluate.completed(config, run.config)
+        config = subjects.completed(config, run.config)
         train, val = open_data(config)
         evaluation = base.Evaluation(config, run, tmp_path, train, val, print)
         results.append(base.frozen_features(evaluation, train, ("cls", "pixels"), "training"))

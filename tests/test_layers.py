@@ -23,6 +23,7 @@ ROWS = (
     {"tasks"},
     {"announcement", "config"},
     {"config_table"},
+    {"evaluating"},
     {"pretrain", "evaluate"},
     {"results", "sweeps", "weights"},
     {"sweep"},

@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from configs import eval as eval_config
-from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.results import __main__ as results
 from dppmask_jax.results import paper, portable, records
 from dppmask_jax.results import rows as of_records
@@ -21,7 +21,7 @@ def record(task="linear", metrics=None, run="/home/me/runs/mine", source=None, *
     """An eval_TASK.json of a run on folder:/home/me/my data/imagenette128."""
     source = source or "folder:/home/me/my data/imagenette128"
     trained = tiny.config(data__source=source, **changes)
-    config = evaluate.completed(eval_config.get_config(f"task={task},dataset=small"), trained)
+    config = subjects.completed(eval_config.get_config(f"task={task},dataset=small"), trained)
     top1 = {"mean": 0.4321, "std": 0.0123, "values": []}
     return {
         "task": task,

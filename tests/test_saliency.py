@@ -10,6 +10,7 @@ from dppmask_jax import evaluate
 from dppmask_jax.analyses import bilateral, masked_images, saliency, tokencut
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.figures.saliency import Found, draw_scores, panels_of
 from dppmask_jax.runs.run import load_run, open_data
 from dppmask_jax.scores import saliency as scores
@@ -160,7 +161,7 @@ def test_task_on_shapes(run, tmp_path, capsys):
     assert names == {"saliency.png", "saliency_scores.png"}
     # A sweep checks before there is a run.
     config = load_run(run).config
-    completed = evaluate.completed(tiny.evaluation("task=saliency", **settings), config)
+    completed = subjects.completed(tiny.evaluation("task=saliency", **settings), config)
     saliency.check(Evaluation(completed, None, tmp_path, *open_data(completed), print))
 
 

@@ -7,8 +7,9 @@ import pytest
 import tiny
 from scipy.special import expit, log_softmax, softmax
 
-from dppmask_jax import evaluate, optim, parallel
+from dppmask_jax import optim, parallel
 from dppmask_jax.data.images import augment, mixing
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
@@ -44,7 +45,7 @@ def config_of(task, name="mae", **changes):
     changes = {"data__source": "shapes", "batch_size": 8} | changes
     config = tiny.evaluation(f"task={task}", **changes)
     check(config)
-    return evaluate.completed(config, tiny.config(name))
+    return subjects.completed(config, tiny.config(name))
 
 
 def built(task, name="mae", several=False, plan=UNTRAINED, **changes):

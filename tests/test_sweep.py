@@ -14,6 +14,7 @@ from PIL import Image
 from configs import eval as eval_config
 from dppmask_jax import evaluate, pretrain, sweep
 from dppmask_jax.errors import InputError
+from dppmask_jax.evaluating import records, subjects
 from dppmask_jax.figures import sweep as sweep_figure
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import metrics, workdir
@@ -47,8 +48,8 @@ def calls(monkeypatch):
     def evaluated(config, folder, command=""):
         made.append(f"evaluate {folder.name}")
         saved = json.loads((folder / "config.json").read_text())
-        full = evaluate.completed(config, workdir.from_json(saved))
-        path = folder / evaluate.result_name(config)
+        full = subjects.completed(config, workdir.from_json(saved))
+        path = folder / records.result_name(config)
         record = {
             "config": workdir.to_json(full),
             "checkpoint": {"config": saved, "step": 3},
@@ -356,7 +357,7 @@ def test_baselines_are_those_of_the_same_measure():
         point["pretraining"] = {"knn_untrained": share}
         point["evaluation"] |= {
             "task": "knn",
-            "config": workdir.to_json(evaluate.completed(tested, config)),
+            "config": workdir.to_json(subjects.completed(tested, config)),
             "checkpoint": {"config": workdir.to_json(config)},
             "data": {"train_images": 96, "val_images": 24},
             "baselines": {"chance": 0.1},
@@ -365,7 +366,7 @@ def test_baselines_are_those_of_the_same_measure():
     assert found == {"chance": [(0.5, 0.1), (0.75, 0.1)], "untrained": list(untrained.items())}
     for change in ({"k": (5,)}, {"temperature": 0.1}, {"data__source": "shapes"}):
         other = tiny.evaluation("task=knn", **change)
-        points[0]["evaluation"]["config"] = workdir.to_json(evaluate.completed(other, config))
+        points[0]["evaluation"]["config"] = workdir.to_json(subjects.completed(other, config))
         assert summary.baselines(points)["untrained"] == [(0.75, 0.3)], change
     points[1]["evaluation"]["data"]["train_images"] = 97  # more than the probe looked at
     assert "untrained" not in summary.baselines(points)

@@ -93,7 +93,7 @@ def check(evaluation: Evaluation) -> None:
     ring_noise.check(evaluation)
     because = ring_noise.unprojected_because(evaluation)
     if evaluation.config.projection and because:
-        raise InputError(
+        raise NotServed(
             f"config.projection={evaluation.config.projection} does nothing for task frequencies: "
             f"{because}, and the amplitudes are taken before the final norm; leave it out"
         )

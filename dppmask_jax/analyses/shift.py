@@ -201,7 +201,7 @@ def _tested(evaluation: Evaluation) -> _Tested:
                 "of these, the drop is too small"
             )
     if (least := min(len(rows), len(val_rows))) < _LEAST:
-        raise InputError(
+        raise NotServed(
             f"task shift needs {_LEAST} images of either kind, and {where} leaves {least}; name a "
             "source with more images of these classes"
         )

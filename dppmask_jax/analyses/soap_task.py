@@ -110,7 +110,7 @@ def run(evaluation: Evaluation) -> Result:
     found = _found(evaluation, places)
     of_chosen = found[places.index(chosen)]
     if (images := int(of_chosen.real.sizes.sum())) < _LEAST:
-        raise InputError(
+        raise NotServed(
             f"{images} of {len(base.chosen(evaluation))} images can be read, and task soap needs "
             f"{_LEAST}; the lines above name the others and say why"
         )
@@ -130,6 +130,7 @@ def run(evaluation: Evaluation) -> Result:
         note=_note(metrics),
         row=_row(metrics),
         figures=_figures(evaluation, of_chosen),
+        files=(FILE,),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,7 +74,8 @@ class Result(NamedTuple):
     was measured. `score` is None where a task finds no number, and `row` too: {column: text}, the
     result in a table over several runs. `baselines` are shares that the score is to be compared
     with, such as {"chance": 0.1}; None where nothing is known. `figures`, matplotlib's by the names
-    of their files, are written into figures/.
+    of their files, are written into figures/; `files` are the names of others that the task wrote
+    into the folder.
     """
 
     metrics: dict[str, Any]
@@ -85,6 +86,44 @@ class Result(NamedTuple):
     row: dict[str, str] | None = None
     baselines: dict[str, float] | None = None
     figures: Mapping[str, Figure] = MappingProxyType({})
+    files: tuple[str, ...] = ()
+
+
+class Part(NamedTuple):
+    """What a task that runs others has of one of them.
+
+    Attributes:
+      name: of the task.
+      records: {label of a run: its record, see `evaluating.records`}.
+      table: rows of texts, the first the heading: of the one record, or over all of them.
+      figures: {name of the file: path from the page}, with all runs in each.
+      pictures: {name of the file: {label: path from the page}}, of one run each.
+      left_out: {label: why this run has no record, in words}.
+    """
+
+    name: str
+    records: Mapping[str, Mapping[str, Any]]
+    table: Sequence[Sequence[str]]
+    figures: Mapping[str, str]
+    pictures: Mapping[str, Mapping[str, str]]
+    left_out: Mapping[str, str]
+
+
+class Together(NamedTuple):
+    """How a task runs others, see `evaluating.parts`.
+
+    Attributes:
+      parts: config -> names of the tasks that it runs, in their order.
+      passed: (config, part) -> {field: value}, what the config of a part has from that of the whole
+        where it has such a field; the others are at their defaults.
+      page: (parts, {label of a run: its encoder in words}, command) -> the page, in Markdown.
+      file: its name.
+    """
+
+    parts: Callable[[Any], Sequence[str]]
+    passed: Callable[[Any, str], Mapping[str, Any]]
+    page: Callable[[Sequence[Part], Mapping[str, str], str], str]
+    file: str
 
 
 class Task(NamedTuple):
@@ -92,8 +131,8 @@ class Task(NamedTuple):
 
     Attributes:
       check: Evaluation -> None; raises InputError where the data, or a training in the folder, does
-        not fit the task.
-      run: Evaluation -> Result.
+        not fit the task, and NotServed where they lack what it needs. None as `run` is.
+      run: Evaluation -> Result; None where the task is `together`.
       fields: {name: Field}, what it reads of its config.
       by_train: {value of `config.train`: fields}, where the fields depend on what is trained.
       check_fields: config -> None; raises InputError where fields do not fit one another.
@@ -105,10 +144,11 @@ class Task(NamedTuple):
         words; "" where it does.
       compare: {label of a run: `Result.metrics`} -> figures by the names of their files, with
         something of each run in every one; drawn for a single run too.
+      together: of a task that runs others.
     """
 
-    check: Callable[[Evaluation], None]
-    run: Callable[[Evaluation], Result]
+    check: Callable[[Evaluation], None] | None
+    run: Callable[[Evaluation], Result] | None
     fields: Mapping[str, Field] = MappingProxyType({})
     section: Section | None = None
     record: Callable[[Any], str] = lambda config: ""
@@ -118,6 +158,7 @@ class Task(NamedTuple):
     check_fields: Callable[[Any], None] = lambda config: None
     compare: Callable[[Mapping[str, dict[str, Any]]], Mapping[str, Figure]] = lambda found: {}
     unprojected: Callable[[Any], str] = lambda config: ""
+    together: Together | None = None
 
 
 def _size_of_run() -> Field:

@@ -80,7 +80,7 @@ def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
 
 def _draw(axes, panel: Panel, named: bool) -> None:
     for i, (label, curve) in enumerate(panel.curves.items()):
-        mean, error = np.asarray(curve["mean"]), np.asarray(curve["error"])
+        mean, error = (np.asarray(curve[name], float) for name in ("mean", "error"))  # null: nan
         x, color = panel.first + np.arange(len(mean)), LINES[i % len(LINES)]
         x = x if panel.places is None else panel.places
         label = label if named else None

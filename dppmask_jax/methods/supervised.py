@@ -226,7 +226,7 @@ def _example(config, **augmentation):
 def encoder_from(config) -> Encoder:
     """The encoder of a checked config as a training has it, with positions of its own.
 
-    `model.options` are those of the encoder that it starts from, see `evaluate.completed`.
+    `model.options` are those of the encoder that it starts from, see `evaluating.subjects`.
     """
     encoder = encoders.build(config, **config.model.get("options", {}))
     return encoder.tuned() if encoder.tuned else encoder

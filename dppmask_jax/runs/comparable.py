@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +81,7 @@ def warnings_of(runs: Sequence[Path]) -> list[str]:
 
 def labels(runs: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart; equal paths are numbered."""
-    parts = [run.absolute().parts[1:] for run in runs]
+    parts = [Path(os.path.abspath(run)).parts[1:] for run in runs]  # without ".."
     for length in range(1, max(map(len, parts)) + 1):
         ends = ["/".join(part[-length:]) for part in parts]
         if len(set(ends)) == len(ends):

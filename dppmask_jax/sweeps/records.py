@@ -7,8 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from dppmask_jax import config_table, evaluate, fields
+from dppmask_jax import config_table, fields
 from dppmask_jax.errors import InputError
+from dppmask_jax.evaluating import records as evaluated
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.runs import history, workdir
 from dppmask_jax.sweeps.grid import Point
 from dppmask_jax.training import resuming
@@ -83,8 +85,8 @@ def finished(old, new, points, eval_config, folder) -> dict[str, dict]:
 
 
 def _is_done(record, point: Point, eval_config, folder: Path) -> bool:
-    path = folder / point.name / evaluate.result_name(eval_config)
-    wanted = evaluate.completed(eval_config, point.config)
+    path = folder / point.name / evaluated.result_name(eval_config)
+    wanted = subjects.completed(eval_config, point.config)
     found = record["evaluation"]
     return (
         path.exists()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dppmask_jax import evaluate
 from dppmask_jax.evals.base import percent
+from dppmask_jax.evaluating import records as evaluated
 from dppmask_jax.fields import flatten
 from dppmask_jax.figures import panels
 from dppmask_jax.figures.sweep import draw_sweep
@@ -61,7 +61,7 @@ def table(records: Sequence[dict]) -> str:
     if "loss" in shown:
         configs = [record["evaluation"]["checkpoint"]["config"] for record in records]
         notes += [line for line in comparable.warnings(configs) if line.startswith("loss")]
-    return "\n".join([evaluate.format_table(rows), *notes])
+    return "\n".join([evaluated.format_table(rows), *notes])
 
 
 def _in_percent(records: Sequence[dict]) -> bool:

@@ -1,0 +1,220 @@
+"""A task that runs others and ends in one page: each part is run as if it were alone, once.
+
+A part whose record is there, of the same encoder, images and settings, is not run again, so that
+the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dppmask_jax import parallel, whole_files
+from dppmask_jax.errors import InputError, NotServed
+from dppmask_jax.evals.base import Part
+from dppmask_jax.evaluating import records
+from dppmask_jax.evaluating.subjects import (
+    Subject,
+    evaluation_of,
+    loaded,
+    say,
+    subjects,
+)
+from dppmask_jax.runs import comparable
+from dppmask_jax.runs import workdir as workdir_files
+from dppmask_jax.tasks import TASKS, checks
+from dppmask_jax.words import count
+
+
+class _Step(NamedTuple):
+    """A part of a subject: its record where it is done, or why it is left out."""
+
+    part: str
+    subject: Subject
+    record: Mapping[str, Any] | None = None
+    left_out: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        return self.record is None and not self.left_out
+
+
+class _Plan(NamedTuple):
+    """The steps of a subject, and its encoder in words."""
+
+    subject: Subject
+    encoder: str
+    steps: list[_Step]
+
+
+def evaluate(
+    config, checkpoints: Sequence[Path], workdir: str | Path = "", command: str = ""
+) -> Path:
+    """Runs the parts of `config.task` on some runs and writes their page.
+
+    Args:
+      workdir: where the page is written; "" is the folder of the first run. The results of the runs
+        lie in their own folders, with a workdir in it, with several runs in folders of it that have
+        their names.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: a config is wrong, an encoder or images cannot be read or do not fit a field, or
+        nothing can be run, before any part was; or as for the parts.
+    """
+    together = TASKS[config.task].together
+    home = Path(workdir or checkpoints[0])
+    folders = list(checkpoints)
+    if workdir:
+        several = len(checkpoints) > 1
+        folders = [home / name if several else home for name in comparable.labels(checkpoints)]
+    for folder in (home, *folders):
+        workdir_files.check_folder(folder)
+    configs = _configs(config)
+    with workdir_files.locked(home, f".lock_eval_{config.task}"):
+        plans = [_plan(subject, configs) for subject in subjects(config, checkpoints, folders)]
+        _check_any(config, plans)
+        plans = _run(plans, command)
+        page = home / together.file
+        if parallel.is_main():
+            found = [_part(name, plans, home, command) for name in configs]
+            encoders = {plan.subject.name: plan.encoder for plan in plans}
+            text = together.page(found, encoders, command)
+            home.mkdir(parents=True, exist_ok=True)
+            whole_files.write_text(page, text)
+            say(f"page    {page}")
+    return page
+
+
+def _configs(config) -> dict[str, Any]:
+    """{part: its checked config}; that of a part which a projection does not change has none."""
+    together, found = TASKS[config.task].together, {}
+    for part in together.parts(config):
+        allowed = checks.fields_of(part)
+        passed = together.passed(config, part)
+        values = {name: value for name, value in passed.items() if name in allowed}
+        built = checks.defaults(part)
+        with built.unlocked():
+            built.update_from_flattened_dict(values)
+        if TASKS[part].unprojected(built):
+            built.projection = ""
+        try:
+            checks.check(built)
+        except InputError as error:
+            raise InputError(f"{part}: {error}") from error
+        found[part] = built
+    if config.projection and not any(built.projection for built in found.values()):
+        raise InputError(
+            f"config.projection={config.projection} changes none of {', '.join(found)}; leave it "
+            "out, or add others to config.tasks"
+        )
+    return found
+
+
+def _plan(subject: Subject, configs: Mapping[str, Any]) -> _Plan:
+    """What there is to do, checked."""
+    shared, steps = loaded(subject), []
+    for part, config in configs.items():
+        if subject.config.projection and not config.projection:
+            continue
+        of_part = subject.with_config(config)
+        if not config.projection:
+            of_part = of_part._replace(which="")
+        evaluation, found = evaluation_of(of_part, shared), {}
+
+        def look(of_part=of_part, evaluation=evaluation, found=found) -> int:
+            found["record"] = records.finished(of_part, evaluation)
+            return int(found["record"] is not None)
+
+        step = _Step(part, of_part)
+        if parallel.decided_by_main(look):
+            step = step._replace(record=found.get("record", {}))
+        else:
+            try:
+                TASKS[part].check(evaluation)
+            except NotServed as why:
+                step = step._replace(left_out=str(why))
+        steps.append(step)
+    return _Plan(subject, f"{records.named(shared.run)}, step {shared.run.step:,}", steps)
+
+
+def _check_any(config, plans: Sequence[_Plan]) -> None:
+    steps = [step for plan in plans for step in plan.steps]
+    if all(step.left_out for step in steps):
+        raise InputError(
+            f"task {config.task} has nothing to run, all {count(len(steps), 'part')} are left out; "
+            f"{steps[0].part}: {steps[0].left_out}"
+        )
+
+
+def _run(plans: Sequence[_Plan], command: str) -> list[_Plan]:
+    """The plans with every step done or left out."""
+    total = sum(step.is_open for plan in plans for step in plan.steps)
+    numbers = iter(range(1, total + 1))
+    return [plan._replace(steps=list(_steps(plan, numbers, total, command))) for plan in plans]
+
+
+def _steps(plan: _Plan, numbers: Iterator[int], total: int, command: str) -> Iterator[_Step]:
+    shared = None
+    for step in plan.steps:
+        if step.left_out:
+            say(f"{step.part}: left out of {step.subject.label}: {step.left_out}")
+        elif step.record is not None:
+            say(f"{step.part}: done, {step.subject.folder / records.result_name(_config(step))}")
+        else:
+            if shared is None:
+                shared = loaded(plan.subject)
+                first = evaluation_of(plan.subject, shared)
+                records.announce(plan.subject, first)
+            began = time.monotonic()
+            say(f"\npart {next(numbers)} of {total}: {step.part} of {step.subject.label}")
+            step = _done(step, evaluation_of(step.subject, shared), command)
+            say(f"{step.part}: {time.monotonic() - began:.0f} s")
+        yield step
+
+
+def _config(step: _Step):
+    return step.subject.config
+
+
+def _done(step: _Step, evaluation, command: str) -> _Step:
+    with workdir_files.locked(step.subject.folder, f".lock_eval_{step.part}"):
+        try:
+            return step._replace(record=records.evaluated(step.subject, evaluation, command))
+        except NotServed as why:  # images that cannot be read
+            return step._replace(left_out=str(why))
+
+
+def _part(name: str, plans: Sequence[_Plan], home: Path, command: str) -> Part:
+    """What was found of a part, compared where it is of several subjects."""
+    steps = [step for plan in plans for step in plan.steps if step.part == name]
+    left_out = {step.subject.label: step.left_out for step in steps if step.left_out}
+    steps = [step for step in steps if not step.left_out]
+    table: Sequence[Sequence[str]] = []
+    figures: dict[str, str] = {}
+    pictures: dict[str, dict[str, str]] = {}
+    if len(steps) > 1:
+        of_runs = [step.subject for step in steps]
+        table, drawn = records.compare(of_runs, [step.record for step in steps], home, command)
+        start = "compare_projected_" if of_runs[-1].config.projection else "compare_"
+        figures = {path.name.removeprefix(start): _from(home, path) for path in drawn}
+    elif steps:
+        table = steps[0].record["table"]
+    for step in steps:
+        folder = step.subject.folder
+        for file in step.record["files"]:
+            figure = Path(file).name.removeprefix("projected_" * bool(_config(step).projection))
+            if Path(file).suffix == ".png" and figure not in figures:
+                of_figure = pictures.setdefault(figure, {})
+                of_figure[step.subject.label] = _from(home, folder / file)
+    found = {step.subject.label: step.record for step in steps}
+    return Part(name, found, table, figures, pictures, left_out)
+
+
+def _from(home: Path, path: Path) -> str:
+    return os.path.relpath(path, home)

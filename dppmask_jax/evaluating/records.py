@@ -1,0 +1,275 @@
+"""One task of one subject, run and written down, and the table over several that is made of what
+was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dppmask_jax import fields, parallel, whole_files, words
+from dppmask_jax.data.sources import identity
+from dppmask_jax.data.sources.base import notes_of
+from dppmask_jax.evals.base import Evaluation, Result
+from dppmask_jax.evaluating.subjects import Subject, say
+from dppmask_jax.figures.panels import save
+from dppmask_jax.models import encoders
+from dppmask_jax.runs import history
+from dppmask_jax.runs import projection as projections
+from dppmask_jax.runs import workdir as workdir_files
+from dppmask_jax.runs.kinds import ENCODER
+from dppmask_jax.runs.run import Run
+from dppmask_jax.tasks import TASKS
+
+FIGURES = "figures"
+Record = Mapping[str, Any]
+_NO_CLASS_TOKEN = "the encoder has no class token, its mean patch token stands for one (cls)"
+
+
+def result_name(config) -> str:
+    """The name of the file that a result goes to: eval_TASK.json, eval_linear_ridge.json, or, for a
+    classifier that is not trained further, eval_classifier.json; with a projection
+    eval_TASK_projected.json."""
+    return f"eval_{name_of(config)}.json"
+
+
+def compared_name(config) -> str:
+    """The name of the file with the table over several runs, such as compared_knn.json."""
+    return f"compared_{name_of(config)}.json"
+
+
+def name_of(config) -> str:
+    """A task as its files are called."""
+    name = TASKS[config.task].record(config) or config.task
+    return name + "_projected" * bool(config.projection)
+
+
+def announce(subject: Subject, evaluation: Evaluation) -> None:
+    """Says what is evaluated, and what to know of it."""
+    run = evaluation.run
+    say(f"{evaluation.config.task}: {subject.checkpoint} ({named(run)}, step {run.step:,})")
+    for note in notes_of(evaluation.train, evaluation.val):
+        say(f"data: {note}")
+    if past := history.of_run(run.history, run.config):
+        say(f"history: {past}")
+    if idle := parallel.idle_dtype(evaluation.config.get("model", run.config.model).dtype):
+        say(f"warning: {idle}")
+
+
+def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[str, Any]:
+    """Runs the task, prints its table and writes its figures, then its record: where there is a
+    record, all is there.
+
+    Returns:
+      The record, as JSON has it.
+    """
+    config, run = evaluation.config, evaluation.run
+    # Barrier: no process writes before all have checked their input.
+    parallel.wait_for_all("the input was looked at")
+    result = TASKS[config.task].run(evaluation)
+    projected = f"patch tokens projected by {config.projection}" if config.projection else ""
+    notes = [run.resized, _of_class_token(run, result), projected]
+    result = result._replace(protocol="; ".join([result.protocol, *filter(None, notes)]))
+    figures = {}
+    if parallel.is_main():
+        subject.folder.mkdir(parents=True, exist_ok=True)
+        figures = {
+            **result.figures,
+            **TASKS[config.task].compare({subject.label: result.metrics}),
+        }
+    figures = {"projected_" * bool(config.projection) + name: figures[name] for name in figures}
+    record = _record(evaluation, subject.checkpoint, result, figures, command)
+    if parallel.is_main():
+        drawn = [save(figure, subject.folder / FIGURES, name) for name, figure in figures.items()]
+        path = subject.folder / result_name(config)
+        whole_files.write_json(path, record)
+        note = f"\n{result.note}" if result.note else ""
+        table = format_table(result.table)
+        say(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}")
+        for figure in drawn:
+            say(f"figure  {figure}")
+    return record
+
+
+def _record(
+    evaluation: Evaluation, checkpoint: Path, result: Result, figures, command: str
+) -> dict[str, Any]:
+    record = {
+        "task": name_of(evaluation.config),
+        "protocol": result.protocol,
+        "score": result.score and result.score._asdict(),
+        "baselines": result.baselines,
+        "metrics": result.metrics,
+        "table": result.table,
+        "row": result.row,
+        "note": result.note,
+        "files": [*result.files, *(f"{FIGURES}/{name}" for name in figures)],
+        **_subject_of(evaluation, checkpoint),
+        "command": command,
+        "devices": parallel.describe(),
+    }
+    return json.loads(json.dumps(record))
+
+
+def _subject_of(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
+    """What the result depends on, as JSON: encoder, images and config."""
+    config, run = evaluation.config, evaluation.run
+    train, val = evaluation.train, evaluation.val
+    return {
+        "checkpoint": {
+            "workdir": str(checkpoint),
+            "step": run.step,
+            "encoder": projections.fingerprint(run),
+            "projection": run.projection.digest() if run.projection else "",
+            "history": run.history,
+            "config": workdir_files.to_json(run.config),
+        },
+        "data": {
+            "train_images": len(train) if train else 0,
+            "val_images": len(val) if val else 0,
+            "classes": val.num_classes if val else 0,
+            "digest": identity.of_splits(train, val)["digest"] if train else "",
+        },
+        "config": workdir_files.to_json(config),
+    }
+
+
+def finished(subject: Subject, evaluation: Evaluation) -> dict[str, Any] | None:
+    """The record of this very evaluation that stands in the folder, with all of its files; None
+    where there is none, or that of another encoder, of other images or with other settings."""
+    path = subject.folder / result_name(evaluation.config)
+    try:
+        record = json.loads(path.read_text())
+        there = _compared(record, evaluation)
+        files = record["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or a damaged one
+        return None
+    wanted = json.loads(json.dumps(_subject_of(evaluation, subject.checkpoint)))
+    whole = all((subject.folder / name).is_file() for name in files)
+    return record if whole and there == _compared(wanted, evaluation) else None
+
+
+def _compared(record: Record, evaluation: Evaluation) -> dict[str, Any]:
+    """What has to be the same: all of `_subject_of` but places and how the work is done."""
+    free = fields.free(evaluation.fields, "carried out")
+    config = fields.flatten(record["config"])
+    return {
+        "checkpoint": {**record["checkpoint"], "workdir": ""},
+        "data": record["data"],
+        "config": {name: value for name, value in config.items() if name not in free},
+    }
+
+
+def compare(
+    subjects: Sequence[Subject], records: Sequence[Record], home: Path, command: str
+) -> tuple[list[list[str]], list[Path]]:
+    """Prints one table over several subjects, of what the task found of all of them, and writes it,
+    and their figures, into a folder.
+
+    Args:
+      records: of `evaluated`, one for each subject.
+
+    Returns:
+      (the table, empty where the task finds nothing to be compared, the paths of the figures).
+    """
+    if not parallel.is_main():
+        return [], []
+    config = subjects[-1].config  # with the projection, where there is one
+    rows = [record["row"] for record in records]
+    table = [] if None in rows else _table(subjects, records)
+    if table:
+        _write_table(subjects, records, table, home / compared_name(config), command)
+    metrics = {
+        subject.label: record["metrics"] for subject, record in zip(subjects, records, strict=True)
+    }
+    compared = "compare_projected" if config.projection else "compare"
+    drawn = []
+    for name, figure in TASKS[config.task].compare(metrics).items():
+        drawn.append(save(figure, home / FIGURES, f"{compared}_{name}"))
+        say(f"figure  {drawn[-1]}")
+    return table, drawn
+
+
+def _table(subjects: Sequence[Subject], records: Sequence[Record]) -> list[list[str]]:
+    columns = dict.fromkeys(name for record in records for name in record["row"])
+    table = [["run", "step", *columns]]
+    for subject, record in zip(subjects, records, strict=True):
+        cells = (record["row"].get(name, "") for name in columns)
+        table.append([subject.label, f"{record['checkpoint']['step']:,}", *cells])
+    return table
+
+
+def _write_table(subjects, records, table, path: Path, command: str) -> None:
+    notes = [records[0]["note"], *_unlike(records), *_of_runs(subjects, records)]
+    runs = [
+        {
+            "workdir": str(subject.folder),
+            "projection": record["config"]["projection"],
+            "step": record["checkpoint"]["step"],
+            "score": record["score"],
+            "protocol": record["protocol"],
+        }
+        for subject, record in zip(subjects, records, strict=True)
+    ]
+    written = {
+        "task": records[-1]["task"],
+        "runs": runs,
+        "table": table,
+        "notes": notes,
+        "command": command,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole_files.write_json(path, written)
+    heading = words.count(len({subject.folder for subject in subjects}), "run")
+    below = "\n".join(filter(None, notes))
+    say(f"\n{heading}\n\n{format_table(table)}\n{below}\n\ntable   {path}")
+
+
+def _of_runs(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:
+    """What to know of single runs, said once of each: a run with a projection has two rows."""
+    notes: dict[str, None] = {}
+    for subject, record in zip(subjects, records, strict=True):
+        checkpoint = record["checkpoint"]
+        past = history.of_run(checkpoint["history"], checkpoint["config"])
+        of_class_token = _NO_CLASS_TOKEN if _NO_CLASS_TOKEN in record["protocol"] else ""
+        found = filter(None, (past, of_class_token))
+        notes |= dict.fromkeys(f"{subject.name}: {note}" for note in found)
+    return list(notes)
+
+
+def _unlike(records: Sequence[Record]) -> list[str]:
+    """What differs between the evaluations of several runs, beside the runs."""
+    lines = []
+    for field in ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size"):
+        values = [str(fields.flatten(record["config"]).get(field)) for record in records]
+        if len(set(values)) > 1:
+            lines.append(f"not on the same images: {field} {' | '.join(dict.fromkeys(values))}")
+    return lines
+
+
+def _of_class_token(run: Run, result: Result) -> str:
+    """What the class token of a result is where its encoder has none; "" where it names none."""
+    named = [result.protocol, *(cell for row in result.table for cell in row)]
+    named = any("cls" in text or "class token" in text for text in named)
+    return _NO_CLASS_TOKEN if named and not run.has_class_token else ""
+
+
+def named(run: Run) -> str:
+    """Whose encoder it is, and which."""
+    name = run.label if run.kind == ENCODER else run.kind
+    return f"{name} {encoders.name_of(run.config.model)}"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts in columns of even width, the first row as the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row):
+        first, *rest = row
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    heading, *body = map(line, rows)
+    return "\n".join([heading, "-" * len(heading), *body])
