@@ -309,7 +309,7 @@ def test_the_other_tasks_of_a_classifiers_encoder(imported, argument, changes, t
 def opened(run, argument, **changes):
     """An evaluation that could run."""
     config = tiny.evaluation(argument, data__source=SHAPES, **changes)
-    return evaluate._opened(evaluate._Subject(config, run, run, ""))
+    return subjects.opened(subjects.Subject(config, run, run, ""))
 
 
 def test_its_own_head_under_noise_of_one_ring(files):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ numbers. It does so in blocks, one after the other; depth 0 is what enters the f
 what leaves block l. Nothing of the encoder was trained for this page.
 
 ± and the bands and bars of figures are one standard error over the images: what other images of the
-same kind could have changed. Another training of the same encoder could change more. Two numbers
-that lie closer than about twice their ± are not told apart."""
+same kind could have changed. Another training of the same encoder could change more. Two numbers are
+told apart here where they differ by more than twice the error of their difference."""
 
 
 def text(parts: Sequence[Part], encoders: Mapping[str, str], command: str) -> str:
@@ -68,10 +69,19 @@ def _in_short(parts: Sequence[Part]) -> str:
 
 
 def _findings(figure: Figure, records: Mapping[str, Mapping[str, Any]], joined: str) -> str:
-    said = {label: figure.says(record["metrics"]) for label, record in records.items()}
+    said = {label: figure.says(_with_nan(record["metrics"])) for label, record in records.items()}
     if len(said) == 1:
         return next(iter(said.values()))
     return joined.join(f"*{label}*: {sentence}" for label, sentence in said.items())
+
+
+def _with_nan(values: Any) -> Any:
+    """Metrics with nan where a number is not known, for which their file has null."""
+    if isinstance(values, Mapping):
+        return {name: _with_nan(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_with_nan(value) for value in values]
+    return math.nan if values is None else values
 
 
 def _section(part: Part) -> Iterator[str]:

@@ -38,9 +38,9 @@ def _between(one: tuple[float, float], other: tuple[float, float], words: Sequen
     """The words for a second number (value, error) that is below, above, or not told apart from the
     first."""
     difference = other[0] - one[0]
-    if abs(difference) <= _APART * math.hypot(one[1], other[1]):
-        return words[2]
-    return words[difference > 0]
+    if abs(difference) > _APART * math.hypot(one[1], other[1]):
+        return words[difference > 0]
+    return words[2]  # also where an error is not known
 
 
 def _at(curve: Metrics, place: int) -> tuple[float, float]:
@@ -57,7 +57,7 @@ _MOVES = ("falls", "rises", "does not change beyond its error,")
 
 
 def _soap_scores(m: Metrics) -> str:
-    highest = f"The strongest direction scores {m['scores'][0]:.2f} ± {m['errors'][0]:.2f}"
+    highest = f"The strongest direction scores {m['scores'][0]:.3f} ± {m['errors'][0]:.3f}"
     if not m["above"]:
         return f"{highest}; none is above {soap.HIGH}, so there is little position noise to remove."
     of = f"{m['above']} of {len(m['scores'])} directions"
@@ -119,7 +119,7 @@ def _attentive(m: Metrics) -> str:
             "attending is not told apart from the mean",
         ),
     )
-    return f"{cells}; chance is {percent(m['chance'])}: {gain}."
+    return f"Accuracy: {cells}; chance is {percent(m['chance'])}: {gain}."
 
 
 def _distance(m: Metrics) -> str:
@@ -127,14 +127,17 @@ def _distance(m: Metrics) -> str:
         f"The distance {_along(m['distance'], 1, _MOVES)} pixels between the first block and the "
         f"last, where attention that is the same everywhere would reach "
         f"{m['uniform_distance']:.1f}; the dependence on the looking patch "
-        f"{_along(m['nmi'], 3, _MOVES)}."
+        f"{_along(m['nmi'], 4, _MOVES)}."
     )
 
 
 def _frequencies(m: Metrics) -> str:
-    words = ("smoother", "sharper", "neither smoother nor sharper beyond the error,")
-    change = _along(m["highest"], 2, words)
-    said = f"From the embedding to the last block the map of tokens gets {change}"
+    change = _along(
+        m["highest"],
+        2,
+        ("falls, so the map gets smoother,", "rises, so it gets sharper,", _MOVES[2]),
+    )
+    said = f"From the embedding to the last block the finest frequency {change}"
     if "noise" not in m:
         return f"{said}. Noise was not tried: the images have no labels."
     noise = m["noise"]
@@ -150,19 +153,19 @@ def _spectra(m: Metrics) -> str:
     tokens, images = m["tokens_level"]["effective_rank"], m["images_level"]["rankme"]
     return (
         f"The tokens of an image fill about {with_error(tokens, -2, 1)} dimensions after the last "
-        f"block, {with_error(tokens, 0, 1)} at the embedding; mean tokens of images fill "
-        f"{with_error(images, -2, 1)}, and {with_error(images, 0, 1)} at the embedding."
+        f"block (effective rank), {with_error(tokens, 0, 1)} at the embedding; mean tokens of images "
+        f"fill {with_error(images, -2, 1)} (RankMe), {with_error(images, 0, 1)} at the embedding."
     )
 
 
 def _diversity(m: Metrics) -> str:
     said = (
-        f"The likeness of the tokens of one image {_along(m['tokens'], 2, _MOVES)} from the "
+        f"The cosine of the tokens of one image {_along(m['tokens'], 3, _MOVES)} from the "
         f"embedding to the last block, that of different images "
-        f"{_along(m['images_level'], 2, _MOVES)}"
+        f"{_along(m['images_level'], 3, _MOVES)}"
     )
     if "heads" in m:
-        said += f"; that of the heads of the last block is {with_error(m['heads'], -1, 2)}"
+        said += f"; that of the heads of the last block is {with_error(m['heads'], -1, 3)}"
     return f"{said}."
 
 
@@ -188,13 +191,6 @@ def _shift(m: Metrics) -> str:
     )
 
 
-def _tsne(m: Metrics) -> str:
-    return (
-        f"{len(m['points']):,} tokens at depth {m['depth']} of {m['blocks']}, of images of "
-        f"{count(len(m['classes']), 'class', 'classes')}."
-    )
-
-
 WORDS = {
     "soap": Words(
         "Position noise",
@@ -204,7 +200,7 @@ WORDS = {
         "`--config.projection=…/soap.safetensors` measures the encoder with it.",
         {
             "soap_scores.png": Figure(
-                "Each dot is a direction, sorted by its score: 1 means that it responds to the "
+                "Each dot is a direction, sorted by its score (SI): 1 means that it responds to the "
                 "position alone, the lower dotted line is what chance gives, and directions above "
                 "the upper one are taken for position noise.",
                 _soap_scores,
@@ -322,8 +318,8 @@ WORDS = {
         {
             "diversity.png": Figure(
                 "By depth: how alike heads of a block are, a token before and after a block, the "
-                "tokens of one image, and different images. Lines near 1 say that things are told "
-                "apart badly.",
+                "tokens of one image, and different images. Near 1 heads do the same, a block "
+                "changes little, tokens or images are hard to tell apart.",
                 _diversity,
             )
         },
@@ -360,7 +356,6 @@ WORDS = {
                 "Each dot is a token, each colour the class of its image. Groups of one colour "
                 "say that tokens tell the classes apart, mixed ones that they do not; distances "
                 "between groups and their sizes mean nothing.",
-                _tsne,
             )
         },
     ),
