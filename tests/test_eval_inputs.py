@@ -138,23 +138,27 @@ def test_a_fault_of_the_last_run_shows_before_the_first_is_evaluated(
     assert records._unlike(found[::2]) == []
 
 
-def recorded(config, row, protocol=""):
+def recorded(config, row, protocol="", note=""):
     """A record of `records.evaluated` that has what a comparison reads."""
     return {
-        "task": "", "row": row, "note": "", "protocol": protocol, "score": None, "metrics": {},
+        "task": "", "row": row, "note": note, "protocol": protocol, "score": None, "metrics": {},
         "checkpoint": {"step": 3, "history": [], "config": {}}, "config": config.to_dict(),
     }  # fmt: skip
 
 
 def test_runs_of_other_methods_share_a_table(tmp_path, capsys):
     config = tiny.evaluation("task=cluster")
-    found = [recorded(config, row) for row in ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "3"})]
+    rows = ({"NMI": "0.1"}, {"NMI": "0.2", "of the head": "3"})
+    found = [recorded(config, row, note=row["NMI"]) for row in rows]
     chosen = [
         subjects.Subject(config, folder, folder, folder.name)
         for folder in (tmp_path, tmp_path.parent)
     ]
     records.compare(chosen, found, tmp_path, "")
-    heading, *rows = json.loads((tmp_path / "compared_cluster.json").read_text())["table"]
+    record = json.loads((tmp_path / "compared_cluster.json").read_text())
+    heading, *rows = record["table"]
+    assert record["notes"] == [f"{tmp_path.name}: 0.1", f"{tmp_path.parent.name}: 0.2"]
+    assert records._of_results(chosen, [found[0]] * 2) == ["0.1"]
     assert heading[2:] == ["NMI", "of the head"]
     assert [row[2:] for row in rows] == [["0.1", ""], ["0.2", "3"]]
     assert "of the head" in capsys.readouterr().out
@@ -185,7 +189,7 @@ def test_runs_without_rows_share_figures_and_a_note_stands_once_of_each_run(tmp_
 
     assert not compared(None).exists()
     notes = json.loads(compared({"cls": "1"}).read_text())["notes"]
-    assert notes == ["", f"run: {records._NO_CLASS_TOKEN}"]
+    assert notes == [f"run: {records._NO_CLASS_TOKEN}"]
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -18,8 +18,8 @@ numbers. It does so in blocks, one after the other; depth 0 is what enters the f
 what leaves block l. Nothing of the encoder was trained for this page.
 
 ± and the bands and bars of figures are one standard error over the images: what other images of the
-same kind could have changed. Another training of the same encoder could change more. Two numbers are
-told apart here where they differ by more than twice the error of their difference."""
+same kind could have changed. Another training of the same encoder could change more. Two numbers
+are told apart here where they differ by more than twice the error of their difference."""
 
 
 def text(parts: Sequence[Part], encoders: Mapping[str, str], command: str) -> str:

@@ -153,8 +153,9 @@ def _spectra(m: Metrics) -> str:
     tokens, images = m["tokens_level"]["effective_rank"], m["images_level"]["rankme"]
     return (
         f"The tokens of an image fill about {with_error(tokens, -2, 1)} dimensions after the last "
-        f"block (effective rank), {with_error(tokens, 0, 1)} at the embedding; mean tokens of images "
-        f"fill {with_error(images, -2, 1)} (RankMe), {with_error(images, 0, 1)} at the embedding."
+        f"block (effective rank), {with_error(tokens, 0, 1)} at the embedding; mean tokens of "
+        f"images fill {with_error(images, -2, 1)} (RankMe), {with_error(images, 0, 1)} at the "
+        "embedding."
     )
 
 
@@ -200,9 +201,9 @@ WORDS = {
         "`--config.projection=…/soap.safetensors` measures the encoder with it.",
         {
             "soap_scores.png": Figure(
-                "Each dot is a direction, sorted by its score (SI): 1 means that it responds to the "
-                "position alone, the lower dotted line is what chance gives, and directions above "
-                "the upper one are taken for position noise.",
+                "Each dot is a direction, sorted by its score (SI): 1 means that it responds to "
+                "the position alone, the lower dotted line is what chance gives, and directions "
+                "above the upper one are taken for position noise.",
                 _soap_scores,
             ),
             "soap_depths.png": Figure("The highest score at each depth."),

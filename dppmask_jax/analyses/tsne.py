@@ -126,9 +126,9 @@ def _chosen(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_different(tokens: np.ndarray, depth: int) -> None:
-    """Raises InputError where a map cannot be begun: scikit-learn divides by the tokens' spread."""
+    """Raises NotServed where a map cannot be begun: scikit-learn divides by the tokens' spread."""
     if not np.ptp(tokens.reshape(-1, tokens.shape[-1]), axis=0).any():
-        raise InputError(
+        raise NotServed(
             f"all tokens at depth {depth} are alike, and a map has nothing to place apart; choose "
             "another config.depth, or another checkpoint"
         )

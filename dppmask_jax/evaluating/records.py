@@ -201,7 +201,7 @@ def _table(subjects: Sequence[Subject], records: Sequence[Record]) -> list[list[
 
 
 def _write_table(subjects, records, table, path: Path, command: str) -> None:
-    notes = [records[0]["note"], *_unlike(records), *_of_runs(subjects, records)]
+    notes = [*_of_results(subjects, records), *_unlike(records), *_of_runs(subjects, records)]
     runs = [
         {
             "workdir": str(subject.folder),
@@ -224,6 +224,16 @@ def _write_table(subjects, records, table, path: Path, command: str) -> None:
     heading = words.count(len({subject.folder for subject in subjects}), "run")
     below = "\n".join(filter(None, notes))
     say(f"\n{heading}\n\n{format_table(table)}\n{below}\n\ntable   {path}")
+
+
+def _of_results(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:
+    """The notes of results, each once; with whose they are where they differ."""
+    told: dict[str, list[str]] = {}
+    for subject, record in zip(subjects, records, strict=True):
+        told.setdefault(record["note"], []).append(subject.label)
+    if len(told) == 1:
+        return list(filter(None, told))
+    return [f"{', '.join(whose)}: {note}" for note, whose in told.items() if note]
 
 
 def _of_runs(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:
