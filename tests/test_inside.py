@@ -200,7 +200,10 @@ def test_with_a_projection_a_part_runs_without_and_with(run, ran, tmp_path):
     page = evaluate.evaluate(settings(projection=str(file)), run)
     assert ran == ["saliency", "layers", "tsne", "saliency"]
     text = page.read_text()
-    assert "| mine, with projection | 12 | 1 |" in text and "*mine, without*: The cut" in text
+    assert (
+        "| mine, with projection | 12 | 1 |" in text
+        and "*mine, without projection*: The cut" in text
+    )
     assert pictures(page) == [
         "figures/compare_projected_saliency_scores.png", "figures/layers.png", "figures/tsne.png"
     ]  # fmt: skip

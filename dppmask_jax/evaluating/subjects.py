@@ -68,7 +68,7 @@ def subjects(config, checkpoints: Sequence[Path], folders: Sequence[Path]) -> li
     given = given * (len(checkpoints) // len(given))
     found = []
     for path, *of in zip(given, checkpoints, folders, names, strict=True):
-        for projection, which in (("", "without"), (path, "with projection")):
+        for projection, which in (("", "without projection"), (path, "with projection")):
             found.append(Subject(with_fields(config, projection=projection), *of, which))
     return found
 
