@@ -129,8 +129,8 @@ def _subject_of(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
             "train_images": len(train) if train else 0,
             "val_images": len(val) if val else 0,
             "classes": val.num_classes if val else 0,
-            "digest": identity.of_splits(train, val)["digest"] if train else "",
         },
+        "identity": identity.of_splits(train, val)["digest"] if train else "",
         "config": workdir_files.to_json(config),
     }
 
@@ -156,7 +156,7 @@ def _compared(record: Record, evaluation: Evaluation) -> dict[str, Any]:
     config = fields.flatten(record["config"])
     return {
         "checkpoint": {**record["checkpoint"], "workdir": ""},
-        "data": record["data"],
+        "identity": record["identity"],
         "config": {name: value for name, value in config.items() if name not in free},
     }
 
