@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
-from dppmask_jax import evaluate
 from dppmask_jax.analyses import components
 from dppmask_jax.analyses.base import patch_tokens, per_image
 from dppmask_jax.data.images import augment
 from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.runs.run import load_run
 from dppmask_jax.scores import moments
 
@@ -52,7 +52,7 @@ class Watched:
 def test_statistics_of_four_devices_are_those_of_one(run, images, tmp_path, monkeypatch):
     assert jax.local_device_count() == 4
     config = tiny.evaluation("task=attention", images=IMAGES, batch_size=BATCH)
-    config = evaluate.completed(config, run.config)
+    config = subjects.completed(config, run.config)
     evaluation = Evaluation(config, run, tmp_path, None, range(IMAGES), print)
     watched = Watched(images)
     monkeypatch.setattr(base, "batches", lambda *_: watched)
