@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from dppmask_jax.analyses import base
 from dppmask_jax.data.images import augment
@@ -88,7 +89,10 @@ def run(evaluation: Evaluation) -> Result:
     fitted = TSNE(
         perplexity=config.perplexity, max_iter=config.iterations, random_state=config.seed
     )
-    places = fitted.fit_transform(tokens.reshape(-1, tokens.shape[-1]))
+    # Its threads wait for each other longer than so few tokens take; where others compute as well,
+    # for minutes.
+    with threadpool_limits(1):
+        places = fitted.fit_transform(tokens.reshape(-1, tokens.shape[-1]))
     shown = sorted(set(labels.tolist()))
     names = [source.class_names[label] for label in shown]
     counts = [(name, str(int((labels == label).sum())), str(int((of_token == label).sum())))
