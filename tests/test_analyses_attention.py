@@ -69,7 +69,8 @@ def test_even_attention_of_as_many_patches_of_other_sizes_has_two_levels(monkeyp
         name: {"mean": [1.0], "error": [0.1], "heads": [[1.0]]} for name in ("distance", "nmi")
     }
     found = {
-        str(height): {**curves, "grid": [4, 4], "uniform_distance": height} for height in (7.5, 15)
+        str(height): {**curves, "images": 3, "grid": [4, 4], "uniform_distance": height}
+        for height in (7.5, 15)
     }
     attention.compare(found)
     assert drawn[0].levels == {
