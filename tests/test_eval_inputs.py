@@ -254,6 +254,8 @@ EVERY_TASK = (
     ("mae", "task=multilabel,train=linear", QUICK | {"epochs": 2.0}),
     ("mae", "task=backgrounds", {"classifier": "finetune", "classifier_seed": 1}),
     ("mae", "task=reconstruct", {"num": 2}),
+    ("mae", "task=soap", {"batch_size": 20}),
+    ("mae", "task=frequencies", {"batch_size": 20}),
 )
 
 

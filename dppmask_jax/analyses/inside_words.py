@@ -202,8 +202,8 @@ WORDS = {
         {
             "soap_scores.png": Figure(
                 "Each dot is a direction, sorted by its score (SI): 1 means that it responds to "
-                "the position alone, the lower dotted line is what chance gives, and directions "
-                "above the upper one are taken for position noise.",
+                "the position alone, the dashed line is what chance gives, and directions above "
+                "the dotted line are taken for position noise.",
                 _soap_scores,
             ),
             "soap_depths.png": Figure("The highest score at each depth."),
