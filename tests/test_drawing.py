@@ -8,7 +8,7 @@ from PIL import Image
 
 from dppmask_jax.figures import attention as attention_figure
 from dppmask_jax.figures import axes as axes_of_figures
-from dppmask_jax.figures import curves, panels
+from dppmask_jax.figures import curves, depths, panels, shares
 from dppmask_jax.figures import masks as masks_figure
 from dppmask_jax.figures import tau as tau_figure
 
@@ -462,3 +462,27 @@ def test_smoothing_keeps_a_constant_and_the_first_value():
     smooth = curves._smooth(values, 5)
     assert smooth[0] == 0.0
     np.testing.assert_allclose(smooth[5:-5], values[5:-5])
+
+
+@pytest.mark.parametrize("runs", (3, 8))
+def test_many_encoders_are_told_apart_and_named_above_their_lines(runs):
+    names = [f"an encoder with a long name {i}" for i in range(runs)]
+    depths_of = {name: {"mean": [i, i + 1], "error": [0, 0]} for i, name in enumerate(names)}
+    by_depth = depths.draw_depths(depths_of, "y", levels={"chance": 0.5})
+    by_row = shares.draw_shares({name: {"row": (0.5, 0.1)} for name in names}, "x")
+    for figure, with_levels in ((by_depth, ["chance"]), (by_row, [])):
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        above = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        beside = (
+            [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
+        )
+        expected = (names, with_levels) if runs > 3 else ([], names + with_levels)
+        assert (above, beside) == expected
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+            assert box.y0 >= axes.get_window_extent().y1
+    (axes,) = by_depth.axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(looks) == runs + 1

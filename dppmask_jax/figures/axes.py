@@ -9,9 +9,33 @@ from matplotlib.ticker import MaxNLocator
 from dppmask_jax.figures.panels import FAINT, INK
 
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#56b4e9")
+MOST_BESIDE = 3  # encoders whose names have room among their lines
+_SIGN, _LETTER, _LINE = 0.6, 0.07, 0.17  # inches: of a legend's line, letter and height
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "v")
+
+
+def style(place: int) -> dict[str, str]:
+    """Colour, dash and marker of the line in a place; no two of the first 24 are alike."""
+    turn = place // len(LINES) % len(_DASHES)
+    return {
+        "color": LINES[place % len(LINES)],
+        "linestyle": _DASHES[turn],
+        "marker": _MARKERS[turn],
+    }
 
 
 _LEAST_SPAN = 0.1  # of an axis of shares, so that half a point does not fill it
+
+
+def legend_above(figure, handles) -> None:
+    """A legend above all axes, in as many columns as fit; the figure grows by its height."""
+    letters = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() / (_SIGN + _LETTER * letters)))
+    figure.set_figheight(figure.get_figheight() + _LINE * -(-len(handles) // columns))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, fontsize=8, frameon=False
+    )
 
 
 def share_limits(shares: Sequence[float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dppmask_jax.figures.axes import LINES, plain_axes
+from dppmask_jax.figures.axes import MOST_BESIDE, legend_above, plain_axes, style
 from dppmask_jax.figures.panels import DPI, INK
 
 _MOST_MARKED = 40  # numbers of a line with a dot each
@@ -57,7 +57,7 @@ def draw_depths(
 
 def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
     """Panels, two in a row, with a line and a band of one standard error for each encoder, whose
-    labels stand in the first.
+    labels stand in the first, or above all where there are many.
 
     Args:
       note: what to know to read them; stands below.
@@ -71,8 +71,13 @@ def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
         axes = figure.add_subplot(rows, columns, place + 1)
         plain_axes(axes)
         _draw(axes, panel, named=place == 0)
-        if (place == 0 and len(panel.curves) > 1) or panel.levels:
-            axes.legend(fontsize=8, frameon=False)
+        handles = axes.get_legend_handles_labels()[0]
+        encoders = handles[: len(panel.curves)] if place == 0 else []
+        if len(encoders) > MOST_BESIDE:
+            legend_above(figure, encoders)
+            handles = handles[len(encoders) :]
+        if len(handles) > 1 or panel.levels:
+            axes.legend(handles=handles, fontsize=8, frameon=False)
     if note:
         figure.supxlabel(note, fontsize=8, color=INK)
     return figure
@@ -81,11 +86,12 @@ def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
 def _draw(axes, panel: Panel, named: bool) -> None:
     for i, (label, curve) in enumerate(panel.curves.items()):
         mean, error = (np.asarray(curve[name], float) for name in ("mean", "error"))  # null: nan
-        x, color = panel.first + np.arange(len(mean)), LINES[i % len(LINES)]
-        x = x if panel.places is None else panel.places
-        label = label if named else None
-        marker = "o" if len(mean) <= _MOST_MARKED else ""
-        axes.plot(x, mean, color=color, label=label, marker=marker, markersize=3)
+        x = panel.first + np.arange(len(mean)) if panel.places is None else panel.places
+        look = style(i)
+        color = look["color"]
+        if len(mean) > _MOST_MARKED:
+            look["marker"] = ""
+        axes.plot(x, mean, **look, label=label if named else None, markersize=3)
         axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
         if "parts" in curve:
             axes.plot(x, curve["parts"], color=color, linestyle="", marker=".", ms=3, alpha=0.35)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dppmask_jax.figures.axes import LINES, plain_axes
+from dppmask_jax.figures.axes import MOST_BESIDE, legend_above, plain_axes, style
 from dppmask_jax.figures.panels import DPI, INK
 
 _SPREAD = 0.5  # of the runs within a row
@@ -40,11 +40,9 @@ def draw_shares(
             [100 * share for share, _ in known.values()],
             [rows.index(row) + shift for row in known],
             xerr=[100 * (error or 0.0) for _, error in known.values()],
-            color=LINES[i % len(LINES)],
+            **style(i) | {"linestyle": ""},
             label=label,
-            marker="o",
             markersize=4,
-            linestyle="",
             linewidth=1.2,
         )
     axes.set_yticks(range(len(rows)), rows)
@@ -53,7 +51,9 @@ def draw_shares(
     axes.set_xlabel(xlabel, color=INK, fontsize=9)
     for what, share in levels.items():
         axes.axvline(100 * share, color="#888888", linestyle=":", linewidth=1, label=what)
-    if len(found) > 1 or levels:
+    if len(found) > MOST_BESIDE:
+        legend_above(figure, axes.get_legend_handles_labels()[0])
+    elif len(found) > 1 or levels:
         axes.legend(fontsize=8, frameon=False)
     if note:
         figure.supxlabel(note, fontsize=8, color=INK)
