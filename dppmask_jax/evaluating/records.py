@@ -227,13 +227,14 @@ def _write_table(subjects, records, table, path: Path, command: str) -> None:
 
 
 def _of_results(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:
-    """The notes of results, each once; with whose they are where they differ."""
+    """The lines of the results' notes, each once; with whose they are where not all have them."""
     told: dict[str, list[str]] = {}
     for subject, record in zip(subjects, records, strict=True):
-        told.setdefault(record["note"], []).append(subject.label)
-    if len(told) == 1:
-        return list(filter(None, told))
-    return [f"{', '.join(whose)}: {note}" for note, whose in told.items() if note]
+        for line in dict.fromkeys(filter(None, record["note"].splitlines())):
+            told.setdefault(line, []).append(subject.label)
+    of_all = [line for line, whose in told.items() if len(whose) == len(subjects)]
+    of_some = [f"{', '.join(whose)}: {line}" for line, whose in told.items() if line not in of_all]
+    return of_all + of_some
 
 
 def _of_runs(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:
