@@ -52,3 +52,12 @@ def timm():
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     return pytest.importorskip("timm", reason="timm is not installed: pip install '.[peer]'")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_compiled_is_kept():
+    """What one file compiled would double the memory of a worker."""
+    import jax
+
+    yield
+    jax.clear_caches()
