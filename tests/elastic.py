@@ -30,6 +30,7 @@ def config(method, workers=0):
         checkpoint__every=4,
         evaluate__every_epochs=99.0,
         evaluate__knn_images=0,
+        model__depth=2,
         **({"evaluate__loss_images": 0} if method == "mae" else {}),
     )
 

@@ -242,9 +242,9 @@ def test_wrong_command_lines_are_one_line_and_status_2(tmp_path):
 def test_help_ends_with_status_0():
     modules = ("figures", "results", "sweep", "weights")
     commands = [["train.py"], ["eval.py"], *(["-m", f"dppmask_jax.{name}"] for name in modules)]
-    for words in [*([*words, "--help"] for words in commands), ["train.py", "-h"]]:
-        done = tiny.run([sys.executable, *words])
-        assert (done.returncode, done.stderr) == (0, "") and "--" in done.stdout, (words, done)
+    commands = [*([*words, "--help"] for words in commands), ["train.py", "-h"]]
+    for done in tiny.run_all([[sys.executable, *words] for words in commands]):
+        assert (done.returncode, done.stderr) == (0, "") and "--" in done.stdout, done
 
 
 def test_settings_of_jax_that_change_a_run_are_put_back_and_named(capsys):

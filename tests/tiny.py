@@ -1,9 +1,11 @@
 """A run small enough for tests: 16 px shapes, 16 patches of 4 px, a four-block encoder."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -69,7 +71,9 @@ def config(method="mae", **changes):
 
 
 def command(workdir, *extra, method="mae", **changes):
-    """The train.py command line of `config(method, **changes)`."""
+    """The train.py command line of `config(method, **changes)`, with two blocks instead of four:
+    a command compiles or traces all of them."""
+    changes = {"model__depth": 2} | changes
     fields = OVERRIDES[method] | {name.replace("__", "."): value for name, value in changes.items()}
     # A tuple given twice would be taken for one long tuple.
     replaced = {word.split("=")[0] for word in extra}
@@ -115,6 +119,31 @@ def run(arguments, devices=1):
     )
 
 
+def run_all(commands, devices=1, **variables):
+    """As `run` of each command, one after another, but they share the imports; see forked.py.
+
+    Args:
+      variables: of the environment.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "tests/forked.py", folder],
+            input=json.dumps([list(map(str, words[1:])) for words in commands]),
+            cwd=ROOT,
+            env=environment(devices) | {"PYTHONPATH": str(ROOT)} | variables,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return [
+            subprocess.CompletedProcess(
+                words, status, *(Path(folder, f"{i}.{name}").read_text() for name in ("out", "err"))
+            )
+            for i, (words, status) in enumerate(zip(commands, json.loads(done.stdout), strict=True))
+        ]
+
+
 def assert_refused(cases, devices=1, **variables):
     """Each command ends with status 2 and one line on stderr that has its words, and says no more.
 
@@ -122,20 +151,12 @@ def assert_refused(cases, devices=1, **variables):
       cases: {name: (arguments, words)}.
       variables: of the environment.
     """
-    env = environment(devices) | variables
-    for first in range(0, len(cases), 4):
-        running = {
-            name: subprocess.Popen(
-                cases[name][0], cwd=ROOT, env=env, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-            for name in list(cases)[first : first + 4]
-        }  # fmt: skip
-        for name, process in running.items():
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 2 and not out, (name, out, err)
-            assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
-            assert cases[name][1] in err, (name, err)
+    ran = run_all([arguments for arguments, _ in cases.values()], devices, **variables)
+    for (name, (_, words)), done in zip(cases.items(), ran, strict=True):
+        out, err = done.stdout, done.stderr
+        assert done.returncode == 2 and not out, (name, out, err)
+        assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
+        assert words in err, (name, err)
 
 
 def with_optimizer(method, optimizer):
