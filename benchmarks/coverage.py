@@ -43,7 +43,7 @@ from scipy.stats import hypergeom
 from dppmask_jax import command, dpp, imagenet, patches
 from dppmask_jax.data.sources import shapes
 from dppmask_jax.errors import InputError
-from dppmask_jax.models import vit
+from dppmask_jax.models import vit_module
 from dppmask_jax.models.sizes import SIZES
 
 MEAN, STD = np.float32(imagenet.MEAN), np.float32(imagenet.STD)
@@ -255,7 +255,9 @@ def embedder(kind: str, image_size: tuple[int, int], patch_size: int, key):
         return jax.jit(lambda images: patches.patchify(normalise(images), patch_size))
     if kind != "embedding":
         raise ValueError(f"no such features: {kind!r}")
-    encoder = vit.ViT(SIZES["B"], image_size, patch_size, "fixed", start=vit.MAE_START)
+    encoder = vit_module.ViT(
+        SIZES["B"], image_size, patch_size, "fixed", start=vit_module.MAE_START
+    )
     blank = jnp.zeros((1, *image_size, 3))
     params = jax.jit(lambda key: encoder.init(key, blank, method="embed"))(key)
     return jax.jit(lambda images: encoder.apply(params, normalise(images), method="embed"))

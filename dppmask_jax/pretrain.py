@@ -17,7 +17,6 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
 from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.of_run import write_run_figures
-from dppmask_jax.models import vit
 from dppmask_jax.models.encoders import name_of
 from dppmask_jax.patches import sides
 from dppmask_jax.runs import metrics, workdir
@@ -152,12 +151,9 @@ def _check_options(config, run: Run, method) -> None:
         options.pop("position", None)
         if "layer_scale" in options:  # where it starts does not matter to one that has started
             options["layer_scale"] = bool(options["layer_scale"])
-    defaults = vit.defaults()
-    differ = [
-        (name, theirs.get(name, defaults.get(name)), ours.get(name, defaults.get(name)))
-        for name in dict.fromkeys((*theirs, *ours))
-    ]
-    differ = [(name, their, our) for name, their, our in differ if their != our]
+    # An encoder of another kind has none of them: its parameters do not fit.
+    shared = [name for name in theirs if name in ours]
+    differ = [(name, theirs[name], ours[name]) for name in shared if theirs[name] != ours[name]]
     if differ:
         words = [", ".join(f"{name}={pair[i]!r}" for name, *pair in differ) for i in (0, 1)]
         raise InputError(

@@ -26,7 +26,7 @@ from dppmask_jax.imagenet import STD
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.sizes import SIZES, Size
-from dppmask_jax.models.vit import ViT
+from dppmask_jax.models.vit_module import ViT
 from dppmask_jax.results.page import page as page_of
 from dppmask_jax.results.records import load as load_record
 from dppmask_jax.runs import checkpoint, metrics, projection

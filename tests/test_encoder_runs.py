@@ -17,7 +17,8 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.models.layers import GatedMlp
 from dppmask_jax.models.sizes import Size
-from dppmask_jax.models.vit import OPTIONS, ViT, encoder
+from dppmask_jax.models.vit import OPTIONS, encoder
+from dppmask_jax.models.vit_module import ViT
 from dppmask_jax.results.page import page as page_of
 from dppmask_jax.results.records import load as load_record
 from dppmask_jax.runs import checkpoint, workdir
@@ -175,13 +176,9 @@ def test_what_no_encoder_is_is_refused(options, words):
     assert "\n" not in str(caught.value)
 
 
-def test_kept_options_of_others_stay_as_they_were():
-    """A config of a fine-tuning that was kept has these five and no others."""
-    mae = method_of(tiny.config("mae"))
-    assert list(mae.encoder.options) == [
-        "position", "registers", "relative", "layer_scale", "qv_bias"
-    ]  # fmt: skip
-    assert set(OPTIONS) > set(mae.encoder.options)
+def test_a_built_encoder_says_every_option():
+    options = method_of(tiny.config("mae")).encoder.options
+    assert tuple(options) == OPTIONS and options["position"] == "fixed" and options["class_token"]
 
 
 @each_family

@@ -16,7 +16,7 @@ from dppmask_jax.methods import ibot, ibot_masks
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.sizes import SIZES, Size
-from dppmask_jax.models.vit import ViT
+from dppmask_jax.models.vit_module import ViT
 from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(5)

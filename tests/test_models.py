@@ -12,7 +12,8 @@ from dppmask_jax.models.decoders import MAE, Decoder
 from dppmask_jax.models.layers import branch_scales, gelu
 from dppmask_jax.models.relative import relative_index
 from dppmask_jax.models.sizes import SIZES, Size
-from dppmask_jax.models.vit import MAE_START, ViT, cut_start, encoder
+from dppmask_jax.models.vit import encoder
+from dppmask_jax.models.vit_module import MAE_START, ViT, cut_start
 
 TINY = {"encoder_size": Size(32, 3, 4), "decoder_size": Size(16, 2, 2)}
 

@@ -9,7 +9,8 @@ import reference_ibot as reference
 
 from dppmask_jax import optim
 from dppmask_jax.models.sizes import Size
-from dppmask_jax.models.vit import ViT, layer_of
+from dppmask_jax.models.vit import layer_of
+from dppmask_jax.models.vit_module import ViT
 
 SETTINGS = {
     "learning_rate": lambda step: 1.0,

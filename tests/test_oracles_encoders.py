@@ -7,7 +7,8 @@ import oracles
 
 from dppmask_jax import patches
 from dppmask_jax.models.sizes import Size
-from dppmask_jax.models.vit import ViT, encoder
+from dppmask_jax.models.vit import encoder
+from dppmask_jax.models.vit_module import ViT
 from dppmask_jax.weights import names
 
 pytestmark = oracles.MARKS

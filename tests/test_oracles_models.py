@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 
 from dppmask_jax import masking, patches
-from dppmask_jax.models import vit
+from dppmask_jax.models import vit, vit_module
 from dppmask_jax.models.decoders import MAE, Decoder
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.sizes import Size
@@ -41,7 +41,7 @@ def compare_gradients(what, gradients, oracle, prefix, spell=as_it_is):
 
 def test_mae_its_losses_and_gradients():
     oracle = oracles.load("mae_tiny")
-    encoder = vit.ViT(ENCODER, (32, 32), 8, position="fixed", start=vit.MAE_START)
+    encoder = vit_module.ViT(ENCODER, (32, 32), 8, position="fixed", start=vit_module.MAE_START)
     model = MAE(encoder, Decoder(DECODER, (4, 4), 192))
     images = oracles.images(oracle["images"])
     order = np.argsort(oracle["noise"], axis=1).astype(np.int32)
@@ -86,7 +86,7 @@ def test_ibot_its_head_and_gradients():
     oracle = oracles.load("ibot_tiny")
     images, local = oracles.images(oracle["images"]), oracles.images(oracle["local_images"])
     mask = oracle["mask"].reshape(len(images), -1)
-    module = vit.ViT(ENCODER, (32, 32), 8)
+    module = vit_module.ViT(ENCODER, (32, 32), 8)
     encoder = vit.encoder(module)
     head = ProjectionHead(20, 8, 10, trainable_scale=True, shared=True)
     template = {

@@ -14,7 +14,7 @@ from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.sizes import SIZES, Size
-from dppmask_jax.models.vit import ViT
+from dppmask_jax.models.vit_module import ViT
 from dppmask_jax.runs.run import Run
 from dppmask_jax.tasks.checks import check
 from dppmask_jax.training.step import init_state, make_step

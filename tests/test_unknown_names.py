@@ -13,7 +13,8 @@ from dppmask_jax.methods import ibot, ibot_masks, mae
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.sizes import Size
-from dppmask_jax.models.vit import ViT, layer_of
+from dppmask_jax.models.vit import layer_of
+from dppmask_jax.models.vit_module import ViT
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 FEATURES = np.ones((2, 16, 8), np.float32)

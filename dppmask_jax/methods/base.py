@@ -102,7 +102,7 @@ class Method(NamedTuple):
 
     with_positions: Callable[[Any], Any] = lambda params: params
     """params -> params with the tables of fixed positions among them, so that they can be resized;
-    see `vit.given_or_fixed`."""
+    see `vit_module.given_or_fixed`."""
 
     with_encoder: Callable[..., tuple[Any, Any]] | None = None
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""

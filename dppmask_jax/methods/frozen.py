@@ -48,13 +48,13 @@ def encoder_config(
 ) -> config_dict.ConfigDict:
     """The config of a run that is a ViT alone.
 
-    Its checkpoint holds {"params": {"encoder": what `vit.ViT` has}, "extra": {}}.
+    Its checkpoint holds {"params": {"encoder": what `vit_module.ViT` has}, "extra": {}}.
 
     Args:
       size: of the blocks; `mlp` is the width that the last layer of an MLP takes, also a gated
         one's.
       image_size: (height, width) that its positions are of.
-      options: attributes of `vit.ViT`, those of `vit.OPTIONS`.
+      options: attributes of `vit_module.ViT`, those of `vit.OPTIONS`.
       label: whose it is, such as "DINOv2".
       knn_feature: which tokens it was trained for, "cls" or "patches".
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
-from dppmask_jax.models import encoders, vit
+from dppmask_jax.models import encoders, vit_module
 from dppmask_jax.models.base import Encoder
 from dppmask_jax.models.heads import ProjectionHead
 
@@ -59,7 +59,7 @@ def model_from(config) -> Network:
         dtype=jnp.dtype(model.dtype),
         init_std=model.init_std,
     )
-    return Network(encoders.build(config, start=vit.normal_start(model.init_std)), head)
+    return Network(encoders.build(config, start=vit_module.normal_start(model.init_std)), head)
 
 
 def seen_by_teacher(net: Network, teacher, images):

@@ -15,7 +15,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, whole
 from dppmask_jax.methods import single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
-from dppmask_jax.models import encoders, vit
+from dppmask_jax.models import encoders, vit_module
 from dppmask_jax.models.base import Encoder
 from dppmask_jax.models.decoders import MAE, Decoder
 from dppmask_jax.models.sizes import Size
@@ -110,7 +110,7 @@ def build(config, plan: Plan) -> Method:
 
 def encoder_from(config) -> Encoder:
     """The encoder of a checked config."""
-    return encoders.build(config, position="fixed", start=vit.MAE_START)
+    return encoders.build(config, position="fixed", start=vit_module.MAE_START)
 
 
 def model_from(config) -> MAE:

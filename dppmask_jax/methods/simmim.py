@@ -17,7 +17,7 @@ from dppmask_jax.data.images import augment
 from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional, with_defaults
 from dppmask_jax.methods import single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
-from dppmask_jax.models import encoders, vit
+from dppmask_jax.models import encoders, vit, vit_module
 from dppmask_jax.models.layers import uniform
 from dppmask_jax.targets import TARGETS, pixels
 
@@ -77,7 +77,7 @@ def build(config, plan: Plan) -> Method:
 
     def init(key):
         encoder_key, head_key, token_key = jax.random.split(key, 3)
-        token = vit.cut_start(_START_STD).tokens(token_key, (1, encoder.width), jnp.float32)
+        token = vit_module.cut_start(_START_STD).tokens(token_key, (1, encoder.width), jnp.float32)
         tokens = jnp.zeros((1, encoder.width), jnp.float32)
         return {
             "encoder": encoder.init(encoder_key),
@@ -148,7 +148,7 @@ def encoder_from(config):
         relative="" if model.relative == "none" else model.relative,
         layer_scale=model.layer_scale,
         qv_bias=model.qv_bias,
-        start=vit.cut_start(_START_STD),
+        start=vit_module.cut_start(_START_STD),
     )
 
 

@@ -65,8 +65,8 @@ class Encoder(NamedTuple):
     normalised."""
 
     module: Any
-    """The flax module, to be a part of others: `__call__`, `prenorm` and `prefix` as `vit.ViT`
-    has them, and its `embed` and `encode` where there are `embed` and `blocks`."""
+    """The flax module, to be a part of others: `__call__`, `prenorm` and `prefix` as
+    `vit_module.ViT` has them, and its `embed` and `encode` where there are `embed` and `blocks`."""
 
     init: Callable[[Any], Any]
     """key -> params."""
@@ -118,7 +118,7 @@ class EncoderKind(NamedTuple):
 
     Attributes:
       build: (config, **options) -> Encoder; options are what a method settles, not its user, such
-        as `vit.ViT.position`: a kind takes those that it has. An evaluation's config has the
+        as `vit_module.ViT.position`: a kind takes those that it has. An evaluation's config has the
         fields under `model` that are `fixed`, and may lack others.
       fields: {name: Field} that it reads; image_size, model.patch_size and model.dtype are there.
       check: (config) -> None; raises InputError where fields do not fit.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dppmask_jax import patches
 from dppmask_jax.models.layers import Blocks, dense, layer_norm
 from dppmask_jax.models.sizes import Size
-from dppmask_jax.models.vit import ViT, given_or_fixed
+from dppmask_jax.models.vit_module import ViT, given_or_fixed
 
 
 class Decoder(nn.Module):

@@ -1,16 +1,11 @@
-"""Vision transformers that encode images (arXiv 2010.11929), of all methods and classifiers.
-
-Positions are a fixed table as MAE's (arXiv 2111.06377, appendix A.1), or learned as iBOT's and a
-fine-tuned classifier's (arXiv 2111.07832, section 3), or there are none, as in SimMIM.
-"""
+"""The encoder "vit": a vision transformer's fields, checks and `Encoder`, of all methods and
+classifiers. Its flax module stands in `vit_module`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from dppmask_jax import patches
@@ -24,17 +19,9 @@ from dppmask_jax.models.base import (
     Trace,
     class_feature,
 )
-from dppmask_jax.models.layers import (
-    MLPS,
-    XAVIER,
-    BlockOptions,
-    Blocks,
-    PatchEmbed,
-    layer_norm,
-    normal,
-)
-from dppmask_jax.models.relative import RelativeBias
-from dppmask_jax.models.sizes import SIZES, Size, name_of, size_of
+from dppmask_jax.models.layers import MLPS
+from dppmask_jax.models.sizes import SIZES, name_of, size_of
+from dppmask_jax.models.vit_module import ViT, fixed_table
 
 FIELDS = {
     "image_size": Field(
@@ -100,223 +87,6 @@ def check(config) -> None:
             f"an encoder of width {size.width} with {size.heads} heads cannot be made: the width "
             "is a multiple of 4 and of the heads; change config.model.width or config.model.heads"
         )
-
-
-class Start(NamedTuple):
-    """Initialisers of the parameters.
-
-    Attributes:
-      tokens: class token, registers and learned positions.
-      kernels: of the blocks.
-      patch_kernel, patch_bias: of the patch embedding; None is a convolution's usual
-        U(±1/sqrt(P)).
-      divided: see `layers.BlockOptions`.
-    """
-
-    tokens: Callable
-    kernels: Callable
-    patch_kernel: Callable | None = None
-    patch_bias: Callable | None = None
-    divided: bool = False
-
-
-MAE_START = Start(normal(0.02), XAVIER, XAVIER)
-
-
-def normal_start(std: float) -> Start:
-    """The start of iBOT's code."""
-    return Start(normal(std), normal(std))
-
-
-def cut_start(std: float) -> Start:
-    """The start of SimMIM's code: a normal distribution cut at ±1 standard deviation."""
-    cut = nn.initializers.truncated_normal(std, lower=-1.0, upper=1.0)
-    return Start(cut, cut, cut, nn.initializers.zeros, divided=True)
-
-
-def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int, of_class: bool = True):
-    """(1, 1 + N, D): the parameter "positions" of a module where it has one, else the sine-cosine
-    table of the grid, with zeros for the class token; (1, N, D) without `of_class`.
-
-    No module makes that parameter. `Method.with_positions` and `Encoder.trainable` put it there,
-    for images of another size: their positions are the table of the old grid, resized.
-    """
-    if module.has_variable("params", "positions"):
-        return module.get_variable("params", "positions")
-    return _fixed(grid, width, of_class)
-
-
-def _fixed(grid: tuple[int, int], width: int, of_class: bool):
-    table = patches.fixed_positions(grid, width)
-    return table if of_class else table[:, 1:]
-
-
-class ViT(nn.Module):
-    """Encoder of images.
-
-    `__call__` takes whole images. `embed` gives their patch tokens alone, and `encode` runs the
-    blocks on any of these, as MAE does on the visible ones.
-
-    Attributes:
-      position: "fixed", see `given_or_fixed`; "learned", which are interpolated for images of
-        another size than `image_size`; or "none".
-      registers: number of further tokens between the class token and the patches; they have no
-        positions (arXiv 2309.16588).
-      relative: "" or relative position biases, "shared" by all blocks or of "each" block; see
-        `relative.RelativeBias`. Such an encoder takes whole images of `image_size`.
-      layer_scale, qv_bias, mlp: see `layers.BlockOptions`.
-      class_token: whether there is one (I-JEPA has none); registers and relative positions need
-        it.
-      class_position: whether the class token has a position (DeiT III gives it none).
-    """
-
-    size: Size
-    image_size: tuple[int, int]
-    patch_size: patches.PatchSize
-    position: str = "learned"
-    drop_path_rate: float = 0.0
-    remat: bool = False
-    dtype: Any = jnp.float32
-    start: Start = normal_start(0.02)
-    registers: int = 0
-    relative: str = ""
-    layer_scale: float = 0.0
-    qv_bias: bool = False
-    class_token: bool = True
-    class_position: bool = True
-    mlp: str = "gelu"
-
-    @property
-    def prefix(self) -> int:
-        """How many tokens stand in front of the patches: the class token and the registers."""
-        return int(self.class_token) + self.registers
-
-    @property
-    def of_class(self) -> bool:
-        """Whether the first position is the class token's."""
-        return self.class_token and self.class_position
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return patches.grid_shape(self.image_size, self.patch_size)
-
-    def setup(self):
-        width, (rows, columns), start = self.size.width, self.grid, self.start
-        self.patch_embed = PatchEmbed(
-            width, self.patch_size, self.dtype, start.patch_kernel, start.patch_bias
-        )
-        if self.class_token:
-            self.cls_token = self.param("cls_token", start.tokens, (1, 1, width), jnp.float32)
-        if self.position == "learned":
-            shape = (1, self.of_class + rows * columns, width)
-            self.learned = self.param("positions", start.tokens, shape, jnp.float32)
-        if self.registers:
-            shape = (1, self.registers, width)
-            self.register_tokens = self.param("registers", start.tokens, shape, jnp.float32)
-        if self.relative == "shared":
-            self.relative_bias = RelativeBias(self.grid, self.size.heads)
-        options = BlockOptions(
-            self.layer_scale,
-            self.qv_bias,
-            self.grid if self.relative == "each" else None,
-            start.divided,
-            self.mlp,
-        )
-        self.blocks = Blocks(
-            self.size, self.drop_path_rate, self.remat, self.dtype, start.kernels, options
-        )
-        self.norm = layer_norm(None)
-
-    def __call__(self, images, keys=None, *, mask=None, mask_token=None):
-        """
-        Args:
-          images: (B, H, W, 3) normalised.
-          keys: (B,) keys for drop-path; None keeps every branch.
-          mask: (B, N) bool; the embeddings of patches that are True give way to `mask_token`,
-            before positions are added.
-          mask_token: (1, D).
-
-        Returns:
-          (latent, prenorm): both (B, prefix + N, D), class token first and patches last, after and
-          before the final layer norm; latent is float32.
-        """
-        prenorm = self.prenorm(images, keys, mask=mask, mask_token=mask_token)
-        return self.norm(prenorm), prenorm
-
-    def prenorm(self, images, keys=None, *, mask=None, mask_token=None):
-        """As `__call__`, but without the final layer norm, whose parameters it does not make."""
-        tokens = self.patch_embed(images)
-        if mask is not None:
-            tokens = jnp.where(mask[..., None], mask_token.astype(tokens.dtype), tokens)
-        x = self._placed(tokens, images)
-        if not self.relative:
-            return self.blocks(self._with_registers(x), keys)
-        self._check_grid(images)
-        bias = self.relative_bias() if self.relative == "shared" else None
-        return self.blocks(x, keys, bias)
-
-    def _placed(self, tokens, images):
-        """(B, N, D) embeddings -> (B, 1 + N, D) with the class token, if any, and positions."""
-        has_positions = self.position != "none"
-        if has_positions and not self.of_class:
-            tokens = tokens + self._positions(images).astype(tokens.dtype)
-        if self.class_token:
-            tokens = jnp.concatenate([self._class_token(tokens), tokens], axis=1)
-        if has_positions and self.of_class:
-            tokens = tokens + self._positions(images).astype(tokens.dtype)
-        return tokens
-
-    def embed(self, images):
-        """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions."""
-        if self.position == "none":
-            return self.patch_embed(images)
-        positions = self._positions(images)[0, int(self.of_class) :]
-        return self.patch_embed(images) + jnp.asarray(positions, self.dtype)
-
-    def encode(self, tokens, keys=None):
-        """Runs the blocks on the class token, if there is one, and `tokens`.
-
-        Args:
-          tokens: (B, K, D) from `embed`, all of them or the visible ones in any order.
-          keys: (B,) keys for drop-path; None in evaluation.
-
-        Returns:
-          As `__call__`, of K patches.
-        """
-        if self.class_token:
-            cls = self._class_token(tokens)
-            if self.position == "learned" and self.of_class:
-                cls = cls + self.learned[:, :1].astype(tokens.dtype)
-            tokens = jnp.concatenate([cls, tokens], axis=1)
-        prenorm = self.blocks(self._with_registers(tokens), keys)
-        return self.norm(prenorm), prenorm
-
-    def _with_registers(self, x):
-        if not self.registers:
-            return x
-        shape = (len(x), self.registers, self.size.width)
-        registers = jnp.broadcast_to(self.register_tokens.astype(x.dtype), shape)
-        return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
-
-    def _class_token(self, tokens):
-        return jnp.broadcast_to(
-            self.cls_token.astype(tokens.dtype), (len(tokens), 1, self.size.width)
-        )
-
-    def _positions(self, images):
-        """(1, 1 + N, D), or (1, N, D) where the class token has none."""
-        if self.position == "learned":
-            grid = patches.grid_shape(images.shape[1:3], self.patch_size)
-            return patches.resize_positions(self.learned, self.grid, grid)
-        self._check_grid(images)
-        return given_or_fixed(self, self.grid, self.size.width, self.of_class)
-
-    def _check_grid(self, images):
-        if patches.grid_shape(images.shape[1:3], self.patch_size) != self.grid:
-            raise ValueError(
-                f"the encoder was built for images of {self.image_size[0]}x{self.image_size[1]}, "
-                f"got {images.shape[1]}x{images.shape[2]}"
-            )
 
 
 def build(config, **options) -> Encoder:
@@ -385,7 +155,7 @@ def encoder(module: ViT) -> Encoder:
         module.size.depth,
         module.grid,
         layer_of=functools.partial(layer_of, depth=module.size.depth),
-        options=_options(module),
+        options={name: getattr(module, name) for name in OPTIONS},
         tuned=lambda: encoder(module.clone(position=_TUNED.get(module.position, module.position))),
         trainable=functools.partial(_with_positions, module),
         embed=embed,
@@ -415,7 +185,7 @@ def _with_positions(module: ViT, params):
     """The parameters with positions among them: their own, or the fixed table."""
     if "positions" in params or module.position == "none":
         return params
-    table = _fixed(module.grid, module.size.width, module.of_class)
+    table = fixed_table(module.grid, module.size.width, module.of_class)
     return {**params, "positions": jnp.asarray(table)}
 
 
@@ -444,17 +214,15 @@ def check_options(options) -> None:
         raise InputError("an encoder with registers has no relative positions")
 
 
-def _options(module: ViT) -> dict[str, Any]:
-    """Those that came later stand there only where they are not at their default: kept configs of
-    fine-tunings lack them."""
-    values = {name: getattr(module, name) for name in OPTIONS}
-    usual = defaults()
-    return {
-        name: value for name, value in values.items() if name not in _LATER or value != usual[name]
-    }
-
-
-_LATER = ("class_token", "class_position", "mlp")
-OPTIONS = ("position", "registers", "relative", "layer_scale", "qv_bias", *_LATER)
+OPTIONS = (
+    "position",
+    "registers",
+    "relative",
+    "layer_scale",
+    "qv_bias",
+    "class_token",
+    "class_position",
+    "mlp",
+)
 _TUNED = {"fixed": "learned"}
 KIND = EncoderKind(build, FIELDS, check, name_of)

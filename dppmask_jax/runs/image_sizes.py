@@ -65,7 +65,7 @@ def resized(params, extra, config, image_size: tuple[int, int]):
     """(params, extra, how in words) with positions for another image size.
 
     Fixed positions, which are no parameters at the run's own size, stand among them afterwards, see
-    `vit.given_or_fixed`.
+    `vit_module.given_or_fixed`.
     """
     old, new = (
         patches.grid_shape(tuple(size), config.model.patch_size)

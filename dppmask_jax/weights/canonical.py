@@ -32,7 +32,7 @@ class Found(NamedTuple):
     """The encoder of a file.
 
     Attributes:
-      options: of `models.vit.ViT`.
+      options: of `vit_module.ViT`.
       in_front: how many positions stand before those of the patches.
     """
 
