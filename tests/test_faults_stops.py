@@ -2,10 +2,10 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -81,26 +81,29 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def _hold(folder, ready):
-    with lock.held(folder, ".lock"):
-        ready.set()
-        time.sleep(600)
+HOLD = """
+import sys, time
+from pathlib import Path
+from dppmask_jax.runs import lock
+with lock.held(Path(sys.argv[1]), ".lock"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path):
     folder = tmp_path / "deep" / "run"
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    holder = context.Process(target=_hold, args=(folder, ready))
-    holder.start()
-    assert ready.wait(60)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], cwd=tiny.ROOT, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"held\n"
     refused = pytest.raises(InputError, match=f"in use by process {holder.pid} on .* since")
     with refused, lock.held(folder, ".lock"):
         raise AssertionError
     with lock.held(folder, ".lock_eval_knn"):
         pass
     holder.kill()
-    holder.join()
+    holder.communicate()
     assert (folder / ".lock").exists()
     with lock.held(folder, ".lock"):
         pass
