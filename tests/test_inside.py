@@ -1,5 +1,6 @@
 """Task inside: parts run once, left out, gone on with, compared, and the page about them."""
 
+import copy
 import json
 import re
 import shutil
@@ -53,8 +54,13 @@ def ran(monkeypatch):
             names.append(name)
             table = [("what", "value"), (f"a|b of {evaluation.config.images}", "1")]
             row = None if name == "tsne" else {"value": "1"}
+            metrics = copy.deepcopy(FOUND[name])
+            if name == "saliency" and (
+                evaluation.config.projection or evaluation.folder.name == "an other"
+            ):
+                metrics["masks"]["tokencut"]["IoU"]["value"] = 0.21
             return Result(
-                FOUND[name], table, f"{name} by hand", row=row,
+                metrics, table, f"{name} by hand", row=row,
                 figures={f"{name}_more.png": Figure((1, 1))},
             )  # fmt: skip
 
@@ -179,7 +185,9 @@ def test_several_runs_share_a_page(run, ran, tmp_path, capsys):
     assert page == run / "inside.md" and len(ran) == 6
     assert (other / "eval_layers.json").is_file() and not (other / "inside.md").exists()
     text = page.read_text()
-    assert "# Inside mine and an other" in text and "- *an other*: The cut" in text
+    assert "# Inside mine and an other" in text and "\n  - *an other*: The cut and the true" in text
+    assert "not told apart from calling the whole image" in text
+    assert text.count("best at depth 1 of 2") == 2  # of both runs, in short and in full
     assert "| an other | 12 | 1 |" in text
     compared = [f"figures/compare_{name}.png" for name in ("saliency_scores", "layers", "tsne")]
     assert pictures(page) == compared
@@ -200,10 +208,8 @@ def test_with_a_projection_a_part_runs_without_and_with(run, ran, tmp_path):
     page = evaluate.evaluate(settings(projection=str(file)), run)
     assert ran == ["saliency", "layers", "tsne", "saliency"]
     text = page.read_text()
-    assert (
-        "| mine, with projection | 12 | 1 |" in text
-        and "*mine, without projection*: The cut" in text
-    )
+    assert "| mine, with projection | 12 | 1 |" in text
+    assert "\n- *mine, without projection*: The cut" in text
     assert pictures(page) == [
         "figures/compare_projected_saliency_scores.png", "figures/layers.png", "figures/tsne.png"
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,7 +34,7 @@ def text(parts: Sequence[Part], encoders: Mapping[str, str], command: str) -> st
     return "\n\n".join(blocks) + "\n"
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -64,15 +64,19 @@ def _in_short(parts: Sequence[Part]) -> str:
         words = WORDS[part.name]
         figure = next((f for f in words.figures.values() if f.says), None)
         if figure:
-            lines.append(f"- **{words.title}.** {_findings(figure, part.records, ' ')}")
+            lines.append(f"- **{words.title}.**{_findings(figure, part.records, '  ')}")
     return "\n".join(lines)
 
 
-def _findings(figure: Figure, records: Mapping[str, Mapping[str, Any]], joined: str) -> str:
-    said = {label: figure.says(_with_nan(record["metrics"])) for label, record in records.items()}
+def _findings(figure: Figure, records: Mapping[str, Mapping[str, Any]], indent: str = "") -> str:
+    """What the figure says: a sentence after a space, or a list of what it says of which runs."""
+    said: dict[str, list[str]] = {}
+    for label, record in records.items():
+        said.setdefault(figure.says(_with_nan(record["metrics"])), []).append(label)
     if len(said) == 1:
-        return next(iter(said.values()))
-    return joined.join(f"*{label}*: {sentence}" for label, sentence in said.items())
+        return f" {next(iter(said))}"
+    lines = (f"\n{indent}- *{_listed(labels)}*: {sentence}" for sentence, labels in said.items())
+    return ("" if indent else "\n") + "".join(lines)
 
 
 def _with_nan(values: Any) -> Any:
@@ -92,9 +96,14 @@ def _section(part: Part) -> Iterator[str]:
         yield from _of_figure(part, name, figure, words)
     if part.table:
         yield _table(part.table)
-    protocols = dict.fromkeys(record["protocol"] for record in part.records.values())
-    notes = dict.fromkeys(filter(None, (record["note"] for record in part.records.values())))
-    yield f"How it was measured: {'. '.join([*protocols, *notes])}."
+    yield f"How it was measured: {_measured(part.records.values())}."
+
+
+def _measured(records: Collection[Mapping[str, Any]]) -> str:
+    """Protocols and notes; what several runs have in common stands once."""
+    pieces = [piece for record in records for piece in record["protocol"].split("; ")]
+    notes = [record["note"] for record in records if record["note"]]
+    return ". ".join(["; ".join(dict.fromkeys(pieces)), *dict.fromkeys(notes)])
 
 
 def _of_figure(part: Part, name: str, figure: Figure, words: Words) -> Iterator[str]:
@@ -113,8 +122,7 @@ def _of_figure(part: Part, name: str, figure: Figure, words: Words) -> Iterator[
                 yield f"*{label}*"
     yield f"*To read it:* {figure.reads}"
     if figure.says:
-        findings = _findings(figure, part.records, "\n- ")
-        yield f"*Here:* {findings}" if len(part.records) == 1 else f"*Here:*\n\n- {findings}"
+        yield f"*Here:*{_findings(figure, part.records)}"
 
 
 def _image(words: str, path: str) -> str:

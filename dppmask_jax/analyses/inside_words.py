@@ -124,7 +124,7 @@ def _attentive(m: Metrics) -> str:
 
 def _distance(m: Metrics) -> str:
     return (
-        f"The distance {_along(m['distance'], 1, _MOVES)} pixels between the first block and the "
+        f"The distance {_along(m['distance'], 2, _MOVES)} pixels between the first block and the "
         f"last, where attention that is the same everywhere would reach "
         f"{m['uniform_distance']:.1f}; the dependence on the looking patch "
         f"{_along(m['nmi'], 4, _MOVES)}."
@@ -152,9 +152,9 @@ def _frequencies(m: Metrics) -> str:
 def _spectra(m: Metrics) -> str:
     tokens, images = m["tokens_level"]["effective_rank"], m["images_level"]["rankme"]
     return (
-        f"The tokens of an image fill about {with_error(tokens, -2, 1)} dimensions after the last "
-        f"block (effective rank), {with_error(tokens, 0, 1)} at the embedding; mean tokens of "
-        f"images fill {with_error(images, -2, 1)} (RankMe), {with_error(images, 0, 1)} at the "
+        f"Behind the final norm the tokens of an image fill about {with_error(tokens, -1, 1)} "
+        f"dimensions (effective rank), {with_error(tokens, 0, 1)} at the embedding; mean tokens of "
+        f"images fill {with_error(images, -1, 1)} (RankMe), {with_error(images, 0, 1)} at the "
         "embedding."
     )
 
@@ -307,7 +307,8 @@ WORDS = {
         {
             "spectra.png": Figure(
                 "Above, how fast the share of further dimensions falls, for the tokens of an image "
-                "and for mean tokens of images; below, how many dimensions are filled, by depth: "
+                "and for mean tokens of images; below, how many dimensions are filled, by depth "
+                "up to the last block: "
                 "few means that tokens, or images, are much alike.",
                 _spectra,
             )
