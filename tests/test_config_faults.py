@@ -357,6 +357,9 @@ OF_KIND["segmentation finetune"] = EVALUATION_BOUNDS | {
     "weight_decay": _FROM_0,
 }
 OF_KIND["attentive finetune"] = EVALUATION_BOUNDS | {"k": _WHOLE_FROM_1, "weight_decay": _FROM_0}
+OF_KIND["inside finetune"] = EVALUATION_BOUNDS | {
+    "tasks": ([("soap",), ("tsne", "soap")], [("soap", "soap"), ("knn",), ("inside",), 1])
+}
 OF_KIND["saliency finetune"] = EVALUATION_BOUNDS | {"threshold": ([-1, 1], [-1.01, 1.01])}
 
 
