@@ -72,7 +72,7 @@ def config(method="mae", **changes):
 
 def command(workdir, *extra, method="mae", **changes):
     """The train.py command line of `config(method, **changes)`, with two blocks instead of four:
-    a command compiles or traces all of them."""
+    a command compiles or traces all of them. A field that is None is left as it is."""
     changes = {"model__depth": 2} | changes
     fields = OVERRIDES[method] | {name.replace("__", "."): value for name, value in changes.items()}
     # A tuple given twice would be taken for one long tuple.
@@ -80,7 +80,7 @@ def command(workdir, *extra, method="mae", **changes):
     overrides = [
         f"--config.{name}={value}"
         for name, value in fields.items()
-        if f"--config.{name}" not in replaced
+        if f"--config.{name}" not in replaced and value is not None
     ]
     return [
         sys.executable,
