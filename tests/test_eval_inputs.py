@@ -183,8 +183,8 @@ def test_runs_without_rows_share_figures_and_a_note_stands_once_of_each_run(tmp_
         found = [recorded(config, row, f"k-NN; {records._NO_CLASS_TOKEN}")] * 2
         table, figures = records.compare(chosen, found, tmp_path, "")
         assert drawn.pop() == ["run, without", "run, with projection"]
-        assert figures == [tmp_path / "figures" / "compare_projected_maps.png"]
-        assert figures[0].is_file() and bool(table) == bool(row)
+        assert figures == {"maps.png": tmp_path / "figures" / "compare_projected_maps.png"}
+        assert figures["maps.png"].is_file() and bool(table) == bool(row)
         return tmp_path / "compared_knn_projected.json"
 
     assert not compared(None).exists()

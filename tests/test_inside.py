@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 from urllib.parse import unquote
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import tiny
 from matplotlib.figure import Figure
+from PIL import Image
 from test_projection import fitted, half_space
 
 from dppmask_jax import evaluate
-from dppmask_jax.analyses import inside, inside_words
+from dppmask_jax.analyses import base, inside, inside_words
 from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals.base import Result
+from dppmask_jax.evaluating import records, subjects
+from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.run import load_run
 from dppmask_jax.tasks import TASKS
 
@@ -218,6 +222,154 @@ def test_with_a_projection_a_part_runs_without_and_with(run, ran, tmp_path):
     assert ran[4:] == ["saliency"]  # another projection under the same name
     with pytest.raises(InputError, match="changes none of layers, tsne; leave it out"):
         evaluate.evaluate(settings(projection=str(file), tasks=("layers", "tsne")), run)
+
+
+def test_a_projection_that_a_part_would_write_over_is_refused(run, ran, tmp_path, monkeypatch):
+    loaded = load_run(run)
+    file = fitted(run / "soap.safetensors", loaded, np.eye(loaded.method.encoder.width))
+    (tmp_path / "link").symlink_to(run)
+    given = tmp_path / "link" / "soap.safetensors"
+    before = sorted(run.rglob("*")), file.read_bytes()
+    chosen = settings(tasks=("soap", "saliency"), projection=str(given))
+    with pytest.raises(InputError, match=r"task soap would write over .*link/soap\.s.*; copy") as e:
+        evaluate.evaluate(chosen, run)
+    assert "\n" not in str(e.value) and not ran
+    assert before == (sorted(run.rglob("*")), file.read_bytes())
+
+    # Where soap is done, its file stays and can be used.
+    found = {"scores": [0.5], "errors": [0.1], "above": 0, "removed_variance": 0.1}
+    by_hand = Result(found, [("a",), ("b",)], "by hand")
+    fake = TASKS["soap"]._replace(run=lambda evaluation: by_hand, compare=lambda found: {})
+    monkeypatch.setitem(TASKS, "soap", fake)
+    evaluate.evaluate(tiny.evaluation("task=soap"), run)
+    evaluate.evaluate(chosen, run)
+    assert ran == ["saliency", "saliency"]
+
+
+def test_a_record_does_not_outlive_the_files_that_it_tells_of(run, ran, monkeypatch):
+    evaluate.evaluate(settings(tasks=("layers",)), run)
+    before = (run / "eval_layers.json").read_bytes()
+    with monkeypatch.context() as patch:
+        refusing(patch, "tsne", InputError("damaged"))
+        with pytest.raises(InputError, match="damaged"):
+            evaluate.evaluate(settings(images=50, tasks=("layers", "tsne")), run)
+    assert (run / "eval_layers.json").read_bytes() == before
+
+    def interrupted(found):  # after soap.safetensors, or before the last of the figures
+        raise KeyboardInterrupt
+
+    whole = TASKS["layers"]
+    monkeypatch.setitem(TASKS, "layers", whole._replace(compare=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(settings(images=50, tasks=("layers",)), run)
+    monkeypatch.setitem(TASKS, "layers", whole)
+    ran.clear()
+    evaluate.evaluate(settings(tasks=("layers",)), run)
+    assert ran == ["layers"]
+
+
+def test_a_page_is_about_one_checkpoint(run, ran, monkeypatch):
+    def training_goes_on(evaluation):
+        meta, state, _ = checkpoint.read_newest(run)
+        checkpoints = checkpoint.Checkpoints(run / checkpoint.FOLDER)
+        checkpoints.save(13, state, meta)
+        checkpoints.close()
+
+    whole = TASKS["layers"]
+    monkeypatch.setitem(TASKS, "layers", whole._replace(check=training_goes_on))
+    with pytest.raises(InputError, match="mine was step 12 and now is step 13; run the c") as error:
+        evaluate.evaluate(settings(), run)
+    assert "\n" not in str(error.value) and not ran and not (run / "inside.md").exists()
+    monkeypatch.setitem(TASKS, "layers", whole)
+    assert "step 13" in evaluate.evaluate(settings(), run).read_text()
+
+
+def test_what_is_not_a_number_is_compared_alike_before_and_after(run, ran, monkeypatch, tmp_path):
+    curve = {"mean": (math.nan, 0.5, math.inf), "error": (None, 0.1, 0.2)}
+    drawn = []
+
+    def compare(found):
+        drawn.append({label: base.in_percent(metrics["curve"]) for label, metrics in found.items()})
+        return {}
+
+    def measured(evaluation):
+        return Result({"curve": curve}, [("a",), ("b",)], "by hand")
+
+    kind = TASKS["tsne"]._replace(run=measured, compare=compare)
+    monkeypatch.setitem(TASKS, "tsne", kind)
+    twin = shutil.copytree(run, tmp_path / "twin")
+    for _ in range(2):
+        evaluate.evaluate_all(settings(tasks=("tsne",)), [run, twin])
+    assert [list(found) for found in drawn] == [["mine"], ["twin"]] + 2 * [["mine", "twin"]]
+    nan = math.nan
+    for found in drawn:
+        for values in found.values():
+            np.testing.assert_array_equal(values["mean"], [nan, 50, nan])
+            np.testing.assert_array_equal(values["error"], [nan, 10, 20])
+    kept = json.loads((run / "eval_tsne.json").read_text())["metrics"]["curve"]
+    assert kept == {"mean": [None, 0.5, None], "error": [None, 0.1, 0.2]}
+
+
+def test_changed_images_are_part_of_what_a_result_is_of(run, tmp_path):
+    for name in ("circle", "square"):
+        (tmp_path / "changed" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "changed" / name / "1.png")
+    chosen = tiny.evaluation("task=shift", changed=f"folder:{tmp_path}/changed")
+    subject = subjects.Subject(chosen, run, run, "mine")
+    evaluation = subjects.evaluation_of(subject, subjects.loaded(subject))
+
+    def identity(evaluation):
+        return records._subject_of(evaluation, run)["identity"]
+
+    first = identity(evaluation)
+    assert first == identity(evaluation)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "changed" / "circle" / "1.png")
+    without = evaluation._replace(config=subjects.with_fields(evaluation.config, changed=""))
+    assert len({first, identity(evaluation), identity(without)}) == 3
+
+
+def test_files_of_runs_with_a_projection_are_named_after_it_whoever_is_last(
+    run, ran, monkeypatch, tmp_path
+):
+    loaded = load_run(run)
+    file = fitted(tmp_path / "p.safetensors", loaded, half_space(loaded.method.encoder.width)[0])
+    twin, whole = shutil.copytree(run, tmp_path / "twin"), TASKS["saliency"]
+
+    def unreadable(evaluation):
+        if evaluation.config.projection and evaluation.folder == twin:
+            raise NotServed("1 of 9 images can be read")
+        return whole.run(evaluation)
+
+    monkeypatch.setitem(TASKS, "saliency", whole._replace(run=unreadable))
+    chosen = settings(tasks=("saliency",), projection=str(file))
+    (page,) = evaluate.evaluate_all(chosen, [run, twin])
+    assert pictures(page) == ["figures/compare_projected_saliency_scores.png"]
+    assert [path.name for path in run.glob("compared_*")] == ["compared_saliency_projected.json"]
+    compared = json.loads((run / "compared_saliency_projected.json").read_text())
+    assert compared["task"] == "saliency_projected" and len(compared["runs"]) == 3
+
+
+def test_a_damaged_record_is_none_and_a_fault_of_ours_shows(run, ran, monkeypatch):
+    chosen = tiny.evaluation("task=tsne")
+    evaluate.evaluate(chosen, run)
+    subject = subjects.Subject(chosen, run, run, "mine")
+    evaluation = subjects.opened(subject)
+    path = run / "eval_tsne.json"
+    record = json.loads(path.read_text())
+    assert records.finished(subject, evaluation) == record
+    changes = ({"checkpoint": 3}, {"config": "x"}, {"files": [3]}, {"files": None})
+    damaged = [json.dumps(record | change) for change in changes]
+    for text in ("", "{", "[]", "3", "{}", *damaged):
+        path.write_text(text)
+        assert records.finished(subject, evaluation) is None, text
+
+    def faulty(values):
+        raise KeyError("ours")
+
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr(records.fields, "flatten", faulty)
+    with pytest.raises(KeyError, match="ours"):
+        records.finished(subject, evaluation)
 
 
 @pytest.mark.parametrize(

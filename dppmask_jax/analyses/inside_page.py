@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,20 +71,11 @@ def _findings(figure: Figure, records: Mapping[str, Mapping[str, Any]], indent: 
     """What the figure says: a sentence after a space, or a list of what it says of which runs."""
     said: dict[str, list[str]] = {}
     for label, record in records.items():
-        said.setdefault(figure.says(_with_nan(record["metrics"])), []).append(label)
+        said.setdefault(figure.says(record["metrics"]), []).append(label)
     if len(said) == 1:
         return f" {next(iter(said))}"
     lines = (f"\n{indent}- *{_listed(labels)}*: {sentence}" for sentence, labels in said.items())
     return ("" if indent else "\n") + "".join(lines)
-
-
-def _with_nan(values: Any) -> Any:
-    """Metrics with nan where a number is not known, for which their file has null."""
-    if isinstance(values, Mapping):
-        return {name: _with_nan(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_with_nan(value) for value in values]
-    return math.nan if values is None else values
 
 
 def _section(part: Part) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dppmask_jax.analyses import base, classifiers
 from dppmask_jax.data.images import greys
-from dppmask_jax.data.sources import opening
+from dppmask_jax.data.sources import identity, opening
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals import features
@@ -154,12 +154,7 @@ def _tested(evaluation: Evaluation) -> _Tested:
             "--config.changed=folder:PATH (or tfds:NAME, …)"
         )
     where = f"config.changed={config.changed}"
-    train_split, val_split = opening.open_splits(
-        config.changed,
-        data_dir=config.data.dir or None,
-        val_fraction=0.0,
-        grey_range=greys.named(config.data.range),
-    )
+    train_split, val_split = _opened(config)
     changed = val_split or train_split
     if changed.labels is None:
         raise InputError(f"{where} has no labels: {changed.unlabelled_because}")
@@ -213,6 +208,21 @@ def _tested(evaluation: Evaluation) -> _Tested:
         paired,
         notes,
     )
+
+
+def _opened(config) -> tuple[Source, Source | None]:
+    return opening.open_splits(
+        config.changed,
+        data_dir=config.data.dir or None,
+        val_fraction=0.0,
+        grey_range=greys.named(config.data.range),
+    )
+
+
+def also_reads(evaluation: Evaluation) -> str:
+    """The identity of the changed images, see `Task.also_reads`."""
+    config = evaluation.config
+    return identity.of_splits(*_opened(config))["digest"] if config.changed else ""
 
 
 def _listed(names) -> str:
@@ -344,4 +354,4 @@ def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {"shift.png": figure}
 
 
-TASK = Task(check, run, FIELDS, compare=compare)
+TASK = Task(check, run, FIELDS, compare=compare, also_reads=also_reads)

@@ -130,7 +130,6 @@ def run(evaluation: Evaluation) -> Result:
         note=_note(metrics),
         row=_row(metrics),
         figures=_figures(evaluation, of_chosen),
-        files=(FILE,),
     )
 
 
@@ -358,5 +357,6 @@ TASK = Task(
     FIELDS,
     compare=compare,
     unprojected=lambda config: "it fits one; config.against compares with another",
+    files=(FILE,),
     unswept=base.no_score,
 )

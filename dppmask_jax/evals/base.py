@@ -74,8 +74,7 @@ class Result(NamedTuple):
     was measured. `score` is None where a task finds no number, and `row` too: {column: text}, the
     result in a table over several runs. `baselines` are shares that the score is to be compared
     with, such as {"chance": 0.1}; None where nothing is known. `figures`, matplotlib's by the names
-    of their files, are written into figures/; `files` are the names of others that the task wrote
-    into the folder.
+    of their files, are written into figures/.
     """
 
     metrics: dict[str, Any]
@@ -86,7 +85,6 @@ class Result(NamedTuple):
     row: dict[str, str] | None = None
     baselines: dict[str, float] | None = None
     figures: Mapping[str, Figure] = MappingProxyType({})
-    files: tuple[str, ...] = ()
 
 
 class Part(NamedTuple):
@@ -144,6 +142,9 @@ class Task(NamedTuple):
         words; "" where it does.
       compare: {label of a run: `Result.metrics`} -> figures by the names of their files, with
         something of each run in every one; drawn for a single run too.
+      files: names of the files that it writes into the folder, beside figures and its record.
+      also_reads: Evaluation -> the identity, see `data.sources.identity`, of images that it reads
+        beside those of `config.data`; "" where there are none. Raises InputError as `check` does.
       together: of a task that runs others.
     """
 
@@ -158,6 +159,8 @@ class Task(NamedTuple):
     check_fields: Callable[[Any], None] = lambda config: None
     compare: Callable[[Mapping[str, dict[str, Any]]], Mapping[str, Figure]] = lambda found: {}
     unprojected: Callable[[Any], str] = lambda config: ""
+    files: tuple[str, ...] = ()
+    also_reads: Callable[[Evaluation], str] = lambda evaluation: ""
     together: Together | None = None
 
 

@@ -43,10 +43,11 @@ class _Step(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The steps of a subject, and its encoder in words."""
+    """The steps of a subject, its encoder in words, and the step of the checkpoint looked at."""
 
     subject: Subject
     encoder: str
+    checkpoint_step: int
     steps: list[_Step]
 
 
@@ -64,8 +65,9 @@ def evaluate(
       The path of the page.
 
     Raises:
-      InputError: a config is wrong, an encoder or images cannot be read or do not fit a field, or
-        nothing can be run, before any part was; or as for the parts.
+      InputError: a config is wrong, an encoder or images cannot be read or do not fit a field, a
+        part would write over the projection, or nothing can be run, before any part was; a training
+        saved a newer checkpoint meanwhile; or as for the parts.
     """
     together = TASKS[config.task].together
     home = Path(workdir or checkpoints[0])
@@ -79,6 +81,7 @@ def evaluate(
     with workdir_files.locked(home, f".lock_eval_{config.task}"):
         plans = [_plan(subject, configs) for subject in subjects(config, checkpoints, folders)]
         _check_any(config, plans)
+        _check_overwritten(plans)
         plans = _run(plans, command)
         page = home / together.file
         if parallel.is_main():
@@ -140,7 +143,8 @@ def _plan(subject: Subject, configs: Mapping[str, Any]) -> _Plan:
             except NotServed as why:
                 step = step._replace(left_out=str(why))
         steps.append(step)
-    return _Plan(subject, f"{records.named(shared.run)}, step {shared.run.step:,}", steps)
+    step = shared.run.step
+    return _Plan(subject, f"{records.named(shared.run)}, step {step:,}", step, steps)
 
 
 def _check_any(config, plans: Sequence[_Plan]) -> None:
@@ -150,6 +154,19 @@ def _check_any(config, plans: Sequence[_Plan]) -> None:
             f"task {config.task} has nothing to run, all {count(len(steps), 'part')} are left out; "
             f"{steps[0].part}: {steps[0].left_out}"
         )
+
+
+def _check_overwritten(plans: Sequence[_Plan]) -> None:
+    """Raises InputError where a part is about to write over a projection that others read."""
+    used = {plan.subject.config.projection for plan in plans} - {""}
+    for step in (step for plan in plans for step in plan.steps if step.is_open):
+        written = {(step.subject.folder / name).resolve() for name in TASKS[step.part].files}
+        for path in sorted(used):
+            if Path(path).resolve() in written:
+                raise InputError(
+                    f"task {step.part} would write over config.projection={path}; copy that file "
+                    f"elsewhere and name the copy, or leave {step.part} out of config.tasks"
+                )
 
 
 def _run(plans: Sequence[_Plan], command: str) -> list[_Plan]:
@@ -165,10 +182,12 @@ def _steps(plan: _Plan, numbers: Iterator[int], total: int, command: str) -> Ite
         if step.left_out:
             say(f"{step.part}: left out of {step.subject.label}: {step.left_out}")
         elif step.record is not None:
-            say(f"{step.part}: done, {step.subject.folder / records.result_name(_config(step))}")
+            name = records.result_name(step.subject.config)
+            say(f"{step.part}: done, {step.subject.folder / name}")
         else:
             if shared is None:
                 shared = loaded(plan.subject)
+                _check_unchanged(plan, shared.run.step)
                 first = evaluation_of(plan.subject, shared)
                 records.announce(plan.subject, first)
             began = time.monotonic()
@@ -178,8 +197,15 @@ def _steps(plan: _Plan, numbers: Iterator[int], total: int, command: str) -> Ite
         yield step
 
 
-def _config(step: _Step):
-    return step.subject.config
+def _check_unchanged(plan: _Plan, step: int) -> None:
+    """Raises InputError where another checkpoint was read than when the plan was made: parts that
+    are done would be of the one, the others of the other."""
+    if step != plan.checkpoint_step:
+        raise InputError(
+            f"the newest checkpoint of {plan.subject.checkpoint} was step "
+            f"{plan.checkpoint_step:,} and now is step {step:,}; run the command again when the "
+            "training has ended, or evaluate a copy of the run"
+        )
 
 
 def _done(step: _Step, evaluation, command: str) -> _Step:
@@ -201,14 +227,14 @@ def _part(name: str, plans: Sequence[_Plan], home: Path, command: str) -> Part:
     if len(steps) > 1:
         of_runs = [step.subject for step in steps]
         table, drawn = records.compare(of_runs, [step.record for step in steps], home, command)
-        start = "compare_projected_" if of_runs[-1].config.projection else "compare_"
-        figures = {path.name.removeprefix(start): _from(home, path) for path in drawn}
+        figures = {figure: _from(home, path) for figure, path in drawn.items()}
     elif steps:
         table = steps[0].record["table"]
     for step in steps:
         folder = step.subject.folder
+        start = "projected_" * bool(step.subject.config.projection)
         for file in step.record["files"]:
-            figure = Path(file).name.removeprefix("projected_" * bool(_config(step).projection))
+            figure = Path(file).name.removeprefix(start)
             if Path(file).suffix == ".png" and figure not in figures:
                 of_figure = pictures.setdefault(figure, {})
                 of_figure[step.subject.label] = _from(home, folder / file)

@@ -4,6 +4,7 @@ was written."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,18 @@ def announce(subject: Subject, evaluation: Evaluation) -> None:
 
 def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[str, Any]:
     """Runs the task, prints its table and writes its figures, then its record: where there is a
-    record, all is there.
+    record, all that belongs to it is there.
 
     Returns:
-      The record, as JSON has it.
+      The record, as `finished` reads it.
     """
     config, run = evaluation.config, evaluation.run
+    path = subject.folder / result_name(config)
     # Barrier: no process writes before all have checked their input.
     parallel.wait_for_all("the input was looked at")
+    if parallel.is_main():
+        # Files beside an older record are about to be replaced: it must not outlive them.
+        path.unlink(missing_ok=True)
     result = TASKS[config.task].run(evaluation)
     projected = f"patch tokens projected by {config.projection}" if config.projection else ""
     notes = [run.resized, _of_class_token(run, result), projected]
@@ -76,20 +81,30 @@ def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[st
         subject.folder.mkdir(parents=True, exist_ok=True)
         figures = {
             **result.figures,
-            **TASKS[config.task].compare({subject.label: result.metrics}),
+            **TASKS[config.task].compare({subject.label: _numbers(result.metrics)}),
         }
     figures = {"projected_" * bool(config.projection) + name: figures[name] for name in figures}
     record = _record(evaluation, subject.checkpoint, result, figures, command)
     if parallel.is_main():
         drawn = [save(figure, subject.folder / FIGURES, name) for name, figure in figures.items()]
-        path = subject.folder / result_name(config)
         whole_files.write_json(path, record)
         note = f"\n{result.note}" if result.note else ""
         table = format_table(result.table)
         say(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}")
         for figure in drawn:
             say(f"figure  {figure}")
-    return record
+    return record | {"metrics": _numbers(record["metrics"])}
+
+
+def _numbers(values: Any) -> Any:
+    """Metrics as tasks compare them: nan where a number is not finite, for which their file has
+    null, so that those of a file and those just found are alike."""
+    if isinstance(values, Mapping):
+        return {name: _numbers(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_numbers(value) for value in values]
+    known = values is not None and not (isinstance(values, float) and math.isinf(values))
+    return values if known else math.nan
 
 
 def _record(
@@ -104,7 +119,10 @@ def _record(
         "table": result.table,
         "row": result.row,
         "note": result.note,
-        "files": [*result.files, *(f"{FIGURES}/{name}" for name in figures)],
+        "files": [
+            *TASKS[evaluation.config.task].files,
+            *(f"{FIGURES}/{name}" for name in figures),
+        ],
         **_subject_of(evaluation, checkpoint),
         "command": command,
         "devices": parallel.describe(),
@@ -116,6 +134,9 @@ def _subject_of(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     """What the result depends on, as JSON: encoder, images and config."""
     config, run = evaluation.config, evaluation.run
     train, val = evaluation.train, evaluation.val
+    images = identity.of_splits(train, val)["digest"] if train else ""
+    if others := TASKS[config.task].also_reads(evaluation):
+        images = identity.of_texts(images, others)
     return {
         "checkpoint": {
             "workdir": str(checkpoint),
@@ -130,7 +151,7 @@ def _subject_of(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
             "val_images": len(val) if val else 0,
             "classes": val.num_classes if val else 0,
         },
-        "identity": identity.of_splits(train, val)["digest"] if train else "",
+        "identity": images,
         "config": workdir_files.to_json(config),
     }
 
@@ -141,17 +162,23 @@ def finished(subject: Subject, evaluation: Evaluation) -> dict[str, Any] | None:
     path = subject.folder / result_name(evaluation.config)
     try:
         record = json.loads(path.read_text())
-        there = _compared(record, evaluation)
-        files = record["files"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or a damaged one
+        there = {name: dict(record[name]) for name in ("checkpoint", "config")}
+        there["identity"] = record["identity"]
+        files = [subject.folder / name for name in record["files"]]
+        metrics = record["metrics"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
         return None
     wanted = json.loads(json.dumps(_subject_of(evaluation, subject.checkpoint)))
-    whole = all((subject.folder / name).is_file() for name in files)
-    return record if whole and there == _compared(wanted, evaluation) else None
+    same = _compared(there, evaluation) == _compared(wanted, evaluation)
+    if not same or not all(file.is_file() for file in files):
+        return None
+    return record | {"metrics": _numbers(metrics)}
 
 
 def _compared(record: Record, evaluation: Evaluation) -> dict[str, Any]:
-    """What has to be the same: all of `_subject_of` but places and how the work is done."""
+    """What has to be the same: all of `_subject_of` but the number of images, which their identity
+    has, the folder of the run, and fields of how the work is carried out. `data.source` and
+    `data.dir` are none of these: images in another place are another evaluation."""
     free = fields.free(evaluation.fields, "carried out")
     config = fields.flatten(record["config"])
     return {
@@ -163,7 +190,7 @@ def _compared(record: Record, evaluation: Evaluation) -> dict[str, Any]:
 
 def compare(
     subjects: Sequence[Subject], records: Sequence[Record], home: Path, command: str
-) -> tuple[list[list[str]], list[Path]]:
+) -> tuple[list[list[str]], dict[str, Path]]:
     """Prints one table over several subjects, of what the task found of all of them, and writes it,
     and their figures, into a folder.
 
@@ -171,24 +198,31 @@ def compare(
       records: of `evaluated`, one for each subject.
 
     Returns:
-      (the table, empty where the task finds nothing to be compared, the paths of the figures).
+      (the table, empty where the task finds nothing to be compared, {name of a figure, as the task
+      has it: path of the file}).
     """
     if not parallel.is_main():
-        return [], []
-    config = subjects[-1].config  # with the projection, where there is one
+        return [], {}
+    config = _projected(subjects)
     rows = [record["row"] for record in records]
     table = [] if None in rows else _table(subjects, records)
     if table:
-        _write_table(subjects, records, table, home / compared_name(config), command)
+        _write_table(subjects, records, table, home, command)
     metrics = {
         subject.label: record["metrics"] for subject, record in zip(subjects, records, strict=True)
     }
     compared = "compare_projected" if config.projection else "compare"
-    drawn = []
+    drawn = {}
     for name, figure in TASKS[config.task].compare(metrics).items():
-        drawn.append(save(figure, home / FIGURES, f"{compared}_{name}"))
-        say(f"figure  {drawn[-1]}")
+        drawn[name] = save(figure, home / FIGURES, f"{compared}_{name}")
+        say(f"figure  {drawn[name]}")
     return table, drawn
+
+
+def _projected(subjects: Sequence[Subject]):
+    """The config of a subject with a projection, where there is one, for names of files."""
+    configs = [subject.config for subject in subjects]
+    return next((config for config in configs if config.projection), configs[-1])
 
 
 def _table(subjects: Sequence[Subject], records: Sequence[Record]) -> list[list[str]]:
@@ -200,7 +234,9 @@ def _table(subjects: Sequence[Subject], records: Sequence[Record]) -> list[list[
     return table
 
 
-def _write_table(subjects, records, table, path: Path, command: str) -> None:
+def _write_table(subjects, records, table, home: Path, command: str) -> None:
+    config = _projected(subjects)
+    path = home / compared_name(config)
     notes = [*_of_results(subjects, records), *_unlike(records), *_of_runs(subjects, records)]
     runs = [
         {
@@ -213,7 +249,7 @@ def _write_table(subjects, records, table, path: Path, command: str) -> None:
         for subject, record in zip(subjects, records, strict=True)
     ]
     written = {
-        "task": records[-1]["task"],
+        "task": name_of(config),
         "runs": runs,
         "table": table,
         "notes": notes,
