@@ -21,7 +21,11 @@ _CHECKPOINT = flags.DEFINE_string(
     "Workdir of a run, or eval_finetune/seed-N of a fine-tuning; several with commas between "
     "(a comma in the name of a folder that exists separates nothing).",
 )
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where the result goes; default: the checkpoint's.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Where the result goes; default: the checkpoint's, of several with task inside the first's.",
+)
 _SHOW = flags.DEFINE_boolean(
     "show_config", False, "Print every field of the config: value, default, meaning; nothing else."
 )

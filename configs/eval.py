@@ -26,7 +26,7 @@ Arguments after the colon:
            shift        accuracy lost on changed images: --config.changed=folder:PATH
            tsne         a map of the tokens of images of several classes
            segmentation a class for each pixel from frozen patch tokens: k-NN, ridge, linear
-           inside       soap to segmentation, all that look inside an encoder, and one page about
+           inside       all from soap to segmentation above with one command, and one page about
                         them: inside.md
   dataset  shapes       CPU-sized recipes, a few minutes on two cores
            small        about 10,000 photographs

@@ -486,3 +486,21 @@ def test_many_encoders_are_told_apart_and_named_above_their_lines(runs):
     (axes,) = by_depth.axes
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
     assert len(looks) == runs + 1
+
+
+def test_an_encoder_that_a_panel_lacks_keeps_its_look_and_its_name():
+    curve = {"mean": [0.1, 0.2], "error": [0.0, 0.0]}
+    of_panels = ({"three heads": curve}, {"one head": curve, "three heads": curve})
+    figure = depths.draw_panels([depths.Panel(curves, "y") for curves in of_panels])
+    first, second = figure.axes
+    legend = first.get_legend()
+    named = dict(
+        zip([text.get_text() for text in legend.get_texts()], legend.get_lines(), strict=True)
+    )
+    assert list(named) == ["three heads", "one head"] and second.get_legend() is None
+    colours = {label: line.get_color() for label, line in named.items()}
+    assert colours["three heads"] != colours["one head"]
+    assert [line.get_color() for line in first.get_lines()] == [colours["three heads"]]
+    assert [line.get_color() for line in second.get_lines()] == [
+        colours["one head"], colours["three heads"]
+    ]  # fmt: skip

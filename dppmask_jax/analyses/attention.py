@@ -105,7 +105,7 @@ def _among_patches(weights, prefix: int, epsilon: float):
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where there is no attention, no second patch or no second image."""
+    """Raises NotServed where there is no attention, no second patch or no second image."""
     base.require_trace(evaluation)
     base.require_patches(evaluation, 2)
     base.require_images(evaluation, 2)

@@ -28,6 +28,7 @@ from dppmask_jax.evals.base import (
     encoder_of,
     extracted,
     percent,
+    points,
     require_labels,
 )
 from dppmask_jax.evals.sections import Section
@@ -68,7 +69,7 @@ class Moments(NamedTuple):
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError without labels, with too few images or where heads do not fit the width."""
+    """Raises NotServed without labels, with too few images or where heads do not fit the width."""
     require_labels(evaluation)
     base.require_images(evaluation, 2)
     config, width = evaluation.config, encoder_of(evaluation).width
@@ -251,7 +252,7 @@ def _table(metrics) -> list[tuple[str, ...]]:
     return [
         ("head", "top-1 accuracy"),
         *((LABELS[name], _cell(metrics, name)) for name in metrics["accuracy"]),
-        ("attentive less ridge", percent(metrics["gain"], metrics["gain_error"])),
+        ("attentive less ridge", points(metrics["gain"], metrics["gain_error"])),
         ("chance", percent(metrics["chance"])),
     ]
 

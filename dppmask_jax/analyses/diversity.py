@@ -52,7 +52,7 @@ def _units(vectors):
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where blocks do not show, or there is no second patch or image."""
+    """Raises NotServed where blocks do not show, or there is no second patch or image."""
     base.require_trace(evaluation)
     base.require_patches(evaluation, 2)
     base.require_images(evaluation, 2)

@@ -42,7 +42,7 @@ def log_amplitude(tokens, grid: tuple[int, int]):
       (bins,) float32, see `num_bins`, from the lowest frequency, which is 0, to the highest.
 
     Raises:
-      InputError: a smaller grid.
+      NotServed: a smaller grid.
     """
     amplitudes = jnp.mean(of_images(tokens, grid), axis=0)
     return amplitudes - amplitudes[0]
@@ -66,7 +66,7 @@ def of_images(tokens, grid: tuple[int, int]):
 
 
 def check_grid(grid: tuple[int, int]) -> None:
-    """Raises InputError where a grid of patches has one frequency alone."""
+    """Raises NotServed where a grid of patches has one frequency alone."""
     if min(grid) < LEAST_SIDE:
         raise NotServed(
             f"frequencies need at least {LEAST_SIDE} x {LEAST_SIDE} patches, and the images have "
@@ -85,8 +85,9 @@ def _waves(grid: tuple[int, int]) -> np.ndarray:
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError without blocks to look into, for too few patches, or where the classifier
-    that is to be tested under noise cannot be had."""
+    """Raises NotServed without blocks to look into, for too few patches, or where a projection
+    changes nothing, and InputError where the classifier that is to be tested under noise cannot be
+    had."""
     base.require_trace(evaluation)
     base.require_images(evaluation, 2)
     check_grid(evaluation.run.method.encoder.grid)

@@ -18,14 +18,16 @@ what leaves block l. Nothing of the encoder was trained for this page.
 
 ± and the bands and bars of figures are one standard error over the images: what other images of the
 same kind could have changed. Another training of the same encoder could change more. Two numbers
-are told apart here where they differ by more than twice the error of their difference."""
+are told apart here where they differ by more than twice the error that their difference would have
+if they were of different images. Mostly they are of the same ones, and their errors partly cancel:
+a difference may be real although it is not told apart here."""
 
 
 def text(parts: Sequence[Part], encoders: Mapping[str, str], command: str) -> str:
     """See `Together.page`."""
     shown = [part for part in parts if part.records]
     blocks = [f"# Inside {_listed(encoders)}", _of_encoders(encoders), *_of_images(shown)]
-    blocks += [_HOW_TO_READ, "## In short", _in_short(shown)]
+    blocks += [_HOW_TO_READ, *_in_short(shown)]
     for part in shown:
         blocks += _section(part)
     blocks += _left_out(parts)
@@ -53,18 +55,28 @@ def _of_images(parts: Sequence[Part]) -> Iterator[str]:
             f"{config['data']['source']}, {size} pixels: {data['train_images']:,} for training, "
             f"{data['val_images']:,} for validation"
         ] = None
-    yield "Images: " + "; ".join(lines) + "."
+    if lines:
+        yield "Images: " + "; ".join(lines) + "."
 
 
-def _in_short(parts: Sequence[Part]) -> str:
+def _in_short(parts: Sequence[Part]) -> Iterator[str]:
     """The finding of each part's first figure that has one."""
     lines = []
     for part in parts:
         words = WORDS[part.name]
         figure = next((f for f in words.figures.values() if f.says), None)
         if figure:
-            lines.append(f"- **{words.title}.**{_findings(figure, part.records, '  ')}")
-    return "\n".join(lines)
+            said = _findings(figure, part.records, "  ")
+            lines.append(" ".join([f"- **{words.title}.**", *_of_whom(part)]) + said)
+    if lines:
+        yield "## In short"
+        yield "\n".join(lines)
+
+
+def _of_whom(part: Part) -> Iterator[str]:
+    """Whose records there are, where not of all."""
+    if part.left_out:
+        yield f"Of {_listed(part.records)} alone."
 
 
 def _findings(figure: Figure, records: Mapping[str, Mapping[str, Any]], indent: str = "") -> str:
@@ -81,19 +93,21 @@ def _findings(figure: Figure, records: Mapping[str, Mapping[str, Any]], indent: 
 def _section(part: Part) -> Iterator[str]:
     words = WORDS[part.name]
     yield f"## {words.title}"
-    yield words.asks
+    yield " ".join([words.asks, *_of_whom(part)])
     for name, figure in words.figures.items():
         yield from _of_figure(part, name, figure, words)
     if part.table:
         yield _table(part.table)
-    yield f"How it was measured: {_measured(part.records.values())}."
+    yield "How it was measured:"
+    yield _measured(part.records.values())
 
 
 def _measured(records: Collection[Mapping[str, Any]]) -> str:
-    """Protocols and notes; what several runs have in common stands once."""
+    """Protocols and the lines of notes, a list; what several runs have in common stands once."""
     pieces = [piece for record in records for piece in record["protocol"].split("; ")]
-    notes = [record["note"] for record in records if record["note"]]
-    return ". ".join(["; ".join(dict.fromkeys(pieces)), *dict.fromkeys(notes)])
+    notes = [line for record in records for line in record["note"].splitlines()]
+    lines = ["; ".join(dict.fromkeys(pieces)), *dict.fromkeys(notes)]
+    return "\n".join(f"- {line}." for line in lines)
 
 
 def _of_figure(part: Part, name: str, figure: Figure, words: Words) -> Iterator[str]:
@@ -134,5 +148,5 @@ def _left_out(parts: Sequence[Part]) -> Iterator[str]:
         for label, why in part.left_out.items()
     ]
     if lines:
-        yield f"## Left out: {count(len(lines), 'part')}"
+        yield f"## Left out: {count(sum(bool(part.left_out) for part in parts), 'part')}"
         yield "\n".join(lines)

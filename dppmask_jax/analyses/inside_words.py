@@ -12,10 +12,11 @@ from dppmask_jax.analyses import soap
 from dppmask_jax.analyses.attentive import LABELS as HEADS
 from dppmask_jax.analyses.base import with_error
 from dppmask_jax.analyses.segmentation import LABELS as PIXEL_HEADS
-from dppmask_jax.evals.base import percent
+from dppmask_jax.evals.base import percent, points
 from dppmask_jax.words import count
 
-_APART = 2.0  # standard errors of a difference, from which two numbers are told apart
+# Standard errors of the difference of independent numbers, from which two are told apart.
+_APART = 2.0
 Metrics = Mapping[str, Any]
 
 
@@ -36,7 +37,7 @@ class Words(NamedTuple):
 
 def _between(one: tuple[float, float], other: tuple[float, float], words: Sequence[str]) -> str:
     """The words for a second number (value, error) that is below, above, or not told apart from the
-    first."""
+    first, as if both were independent: records have no error of most differences."""
     difference = other[0] - one[0]
     if abs(difference) > _APART * math.hypot(one[1], other[1]):
         return words[difference > 0]
@@ -60,16 +61,17 @@ def _soap_scores(m: Metrics) -> str:
     highest = f"The strongest direction scores {m['scores'][0]:.3f} ± {m['errors'][0]:.3f}"
     if not m["above"]:
         return f"{highest}; none is above {soap.HIGH}, so there is little position noise to remove."
-    of = f"{m['above']} of {len(m['scores'])} directions"
+    are, they_carry = ("is", "it carries") if m["above"] == 1 else ("are", "they carry")
     return (
-        f"{highest}, and {of} are above {soap.HIGH}: they carry position noise. The projector "
-        f"takes away {m['removed_variance']:.1%} of the variance of the tokens."
+        f"{highest}, and {m['above']} of {len(m['scores'])} directions {are} above {soap.HIGH}: "
+        f"{they_carry} position noise. The projector takes away {percent(m['removed_variance'])} "
+        "of the variance of the tokens."
     )
 
 
 def _soap_maps(m: Metrics) -> str:
     shares = zip(m["ranks"][:3], m["shares"][:3], strict=True)
-    named = ", ".join(f"component {rank} holds {share:.1%}" for rank, share in shares)
+    named = ", ".join(f"component {rank} holds {percent(share)}" for rank, share in shares)
     return f"Of the variance of the tokens, {named}."
 
 
@@ -89,7 +91,7 @@ def _saliency(m: Metrics) -> str:
 
 def _saliency_examples(m: Metrics) -> str:
     uncut = f"; {count(m['uncut'], 'image')} could not be cut at all" if m["uncut"] else ""
-    return f"Objects fill {m['foreground']:.0%} of the {m['images']:,} images{uncut}."
+    return f"Objects fill {percent(m['foreground'])} of the {m['images']:,} images{uncut}."
 
 
 def _segmentation(m: Metrics) -> str:
@@ -139,13 +141,20 @@ def _frequencies(m: Metrics) -> str:
     )
     said = f"From the embedding to the last block the finest frequency {change}"
     if "noise" not in m:
-        return f"{said}. Noise was not tried: the images have no labels."
+        return (
+            f"{said}. The accuracy under noise was not measured: it needs labels of training and "
+            "of validation images."
+        )
     noise = m["noise"]
     worst = int(np.argmax(noise["drop"]["mean"]))
-    lost = percent(*_at(noise["drop"], worst))
+    lost = _at(noise["drop"], worst)
+    clean = percent(noise["clean"]["mean"], noise["clean"]["error"])
+    if lost[0] <= 0:
+        return f"{said}; noise of no frequency lowers the accuracy of {clean}."
+    apart = _between((0.0, 0.0), lost, ("", "", ", not told apart from no loss"))
     return (
-        f"{said}; of {percent(noise['clean']['mean'], noise['clean']['error'])} accuracy the most, "
-        f"{lost}, is lost to noise at {noise['frequencies'][worst]:g} radians a pixel."
+        f"{said}; of an accuracy of {clean}, noise at {noise['frequencies'][worst]:g} radians a "
+        f"pixel costs the most, {points(*lost)}{apart}."
     )
 
 
@@ -178,17 +187,21 @@ def _layers(m: Metrics) -> str:
     if best != last:
         words = ("above", "above", "not told apart from")
         apart = _between(_at(curve, last), _at(curve, best), words)
-        found += f", {apart} the {percent(*_at(curve, last))} of the last"
+        found += (
+            f", {apart} the {percent(*_at(curve, last))} of the last; the best depth was chosen on "
+            "these very images, which flatters it"
+        )
     return f"{found}; chance is {percent(m['chance'])}."
 
 
 def _shift(m: Metrics) -> str:
-    name, found = next(iter(m["classifiers"].items()))
-    of = {"own": "the checkpoint's own head", "ridge": "ridge", "knn": "k-NN"}[name]
-    numbers = {part: percent(one["mean"], one["error"]) for part, one in found.items()}
+    found = m["classifiers"]["ridge"]  # an own head is left out with a projection
+    original, changed, drop = (
+        (found[name]["mean"], found[name]["error"]) for name in ("original", "changed", "drop")
+    )
     return (
-        f"Of {numbers['original']} accuracy ({of}), {numbers['changed']} is left on changed "
-        f"images, a drop of {numbers['drop']}."
+        f"Of {percent(*original)} accuracy (ridge), {percent(*changed)} is left on changed images, "
+        f"a drop of {points(*drop)}."
     )
 
 

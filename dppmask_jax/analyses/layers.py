@@ -46,7 +46,7 @@ _LINES = 6  # in a figure, each in a colour of its own
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError without blocks to look into, or without labels."""
+    """Raises NotServed without blocks to look into, or without labels."""
     base.require_trace(evaluation)
     require_labels(evaluation)
     base.require_images(evaluation, 2)

@@ -33,7 +33,8 @@ def look_at(source: Source, indices: np.ndarray, where: str) -> list[Looked]:
       where: what needs the masks, for messages.
 
     Raises:
-      InputError: there are no masks, or some have another size than their image.
+      NotServed: there are no masks.
+      InputError: some have another size than their image.
     """
     first_extras(source, ("mask",), where)
     with ThreadPoolExecutor() as threads:
@@ -93,7 +94,7 @@ def by_size(
 
 
 def check_grid(size: tuple[int, int], patch_size: patches.PatchSize, mend: str) -> None:
-    """Raises InputError where the grid of a size has fewer than LEAST patches a side; `mend` says
+    """Raises NotServed where the grid of a size has fewer than LEAST patches a side; `mend` says
     what to do then."""
     rows, columns = patches.grid_shape(size, patch_size)
     if min(rows, columns) < LEAST:

@@ -14,7 +14,7 @@ import numpy as np
 from dppmask_jax.analyses import base, classifiers
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
-from dppmask_jax.evals.base import Evaluation, batches, percent
+from dppmask_jax.evals.base import Evaluation, batches, percent, points
 from dppmask_jax.fields import Field, above, one_of, optional, several, whole
 from dppmask_jax.figures.depths import Panel
 from dppmask_jax.imagenet import STD
@@ -247,9 +247,9 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     clean, drop = found["clean"], found["drop"]
     table = [("accuracy without noise", percent(clean["mean"], clean["error"]))]
     for place, frequency in enumerate(found["frequencies"]):
-        shown = f"{100 * drop['mean'][place]:.2f} ± {100 * drop['error'][place]:.2f} points"
+        lost = points(drop["mean"][place], drop["error"][place])
         deviation = found["deviation"][place]
-        table.append((f"drop under noise at {frequency:g} rad, deviation {deviation:.2f}", shown))
+        table.append((f"drop under noise at {frequency:g} rad, deviation {deviation:.2f}", lost))
     return table
 
 

@@ -53,7 +53,8 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError unless there are masks of the images' sizes, and grids to cut."""
+    """Raises NotServed without masks or grids to cut, and InputError where masks have other sizes
+    than their images, or fields exclude each other."""
     config, run = evaluation.config, evaluation.run
     if config.resolution == "native" and run is not None:
         own, size = tuple(run.config.image_size), tuple(config.image_size)

@@ -63,8 +63,9 @@ def opened(evaluation: Evaluation) -> Maps:
     validation; each is read once.
 
     Raises:
-      InputError: there is no validation split, there are no maps, fewer than two images or classes,
-        maps of another size than their image, or with values that are no class.
+      NotServed: there is no validation split, there are no maps, or fewer than two images or
+        classes.
+      InputError: maps have another size than their image, or values that are no class.
     """
     require_validation(evaluation)
     config = evaluation.config

@@ -52,7 +52,8 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where there are no maps, or some do not fit, see `segment_maps.opened`."""
+    """Raises NotServed where there are no maps, and InputError where some do not fit, see
+    `segment_maps.opened`."""
     segment_maps.opened(evaluation)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from dppmask_jax.evals.base import (
     Task,
     batches,
     percent,
+    points,
     require_labels,
 )
 from dppmask_jax.fields import Field, Rule, above, is_text, whole
@@ -75,7 +76,7 @@ class _Tested(NamedTuple):
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError without labels, or where the changed images do not go with them."""
+    """Raises NotServed without labels or changed images, or as `_tested` where these do not fit."""
     require_labels(evaluation)
     _tested(evaluation)
 
@@ -103,7 +104,11 @@ def run(evaluation: Evaluation) -> Result:
     }
     heading = ("classifier", *_KINDS, "drop")
     table = [heading] + [
-        (_WORDS[name], *(percent(*values[part].values()) for part in heading[1:]))
+        (
+            _WORDS[name],
+            *(percent(*values[part].values()) for part in _KINDS),
+            points(*values["drop"].values()),
+        )
         for name, values in found.items()
     ]
     best = next(iter(found))
@@ -145,7 +150,8 @@ def _tested(evaluation: Evaluation) -> _Tested:
     """Which images are classified.
 
     Raises:
-      InputError: there are no changed images with labels, or none of a class of the originals.
+      NotServed: no changed images are named, or they leave too few to test.
+      InputError: they have no labels, or none of a class of the originals.
     """
     config, val = evaluation.config, evaluation.val
     if not config.changed:
@@ -177,24 +183,14 @@ def _tested(evaluation: Evaluation) -> _Tested:
         notes.append(
             f"{count(missing, 'validation image')} of classes without a changed image left out"
         )
-    keys, val_keys = _keys(changed, rows, labels), _keys(val, val_rows, val_labels)
+    val_keys, keys = _keys(val, val_rows, val_labels), _keys(changed, rows, labels)
     pairs = [(val_keys[key], row) for key, row in keys.items() if key in val_keys]
     paired = len(pairs) >= _SHARE_OF_PAIRS * min(len(rows), len(val_rows))
     if paired:
-        if alone := len(rows) - len(pairs):
-            notes.append(f"{count(alone, 'changed image')} without an original left out")
-        if alone := len(val_rows) - len(pairs):
-            notes.append(f"{count(alone, 'validation image')} without a copy left out")
+        notes += _notes_of_pairs(len(pairs), len(rows), len(val_rows))
         val_rows, rows = np.array(sorted(pairs)).T
     else:
-        train = evaluation.train
-        train_keys = _keys(train, np.arange(len(train)), train.labels())
-        seen = sum(key in train_keys for key in keys)
-        if seen >= _SHARE_OF_PAIRS * len(rows):
-            notes.append(
-                f"{seen:,} of the changed images have names of training images: if they are copies "
-                "of these, the drop is too small"
-            )
+        notes += _notes_of_training(evaluation.train, keys, len(rows))
     if (least := min(len(rows), len(val_rows))) < _LEAST:
         raise NotServed(
             f"task shift needs {_LEAST} images of either kind, and {where} leaves {least}; name a "
@@ -223,6 +219,29 @@ def also_reads(evaluation: Evaluation) -> str:
     """The identity of the changed images, see `Task.also_reads`."""
     config = evaluation.config
     return identity.of_splits(*_opened(config))["digest"] if config.changed else ""
+
+
+def _notes_of_pairs(pairs: int, changed: int, originals: int) -> list[str]:
+    """What is left out where images are tested in pairs."""
+    notes = []
+    if alone := changed - pairs:
+        notes.append(f"{count(alone, 'changed image')} without an original left out")
+    if alone := originals - pairs:
+        notes.append(f"{count(alone, 'validation image')} without a copy left out")
+    return notes
+
+
+def _notes_of_training(train: Source, keys: Collection[tuple[int, str]], changed: int) -> list[str]:
+    """A warning where so many changed images are called as training images are that they may be
+    copies of what the classifiers were fitted to."""
+    train_keys = _keys(train, np.arange(len(train)), train.labels())
+    seen = sum(key in train_keys for key in keys)
+    if seen < _SHARE_OF_PAIRS * changed:
+        return []
+    return [
+        f"{seen:,} of the changed images have names of training images: if they are copies of "
+        "these, the drop is too small"
+    ]
 
 
 def _listed(names) -> str:

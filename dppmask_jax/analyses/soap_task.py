@@ -80,7 +80,8 @@ class _At(NamedTuple):
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where the encoder has no such layer, or where there are too few images."""
+    """Raises NotServed where there are too few images, and InputError where the encoder has no such
+    layer, or config.images is too small."""
     config, encoder = evaluation.config, evaluation.run.method.encoder
     layer = config.layer
     if layer is not None and layer > encoder.depth:

@@ -101,7 +101,8 @@ def _log_singular_values(vectors):
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError where blocks do not show, or there are too few patches or images."""
+    """Raises NotServed where blocks do not show, or there are too few patches or images, and
+    InputError where config.images is too small."""
     base.require_trace(evaluation)
     base.require_patches(evaluation, 3)
     base.require_images(evaluation, _LEAST_IMAGES)
@@ -247,8 +248,17 @@ def _row(metrics) -> dict[str, str]:
 
 
 def above_rounding(drop: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The curve of log singular values up to the first that is rounding, such as that of the
-    direction that a layer norm takes away: it would stretch the axis for nothing."""
+    """The first values of a curve, without the last ones that are float32's rounding alone.
+
+    A layer norm takes one direction away, for example; what is left of it would stretch an axis.
+
+    Args:
+      drop: {"mean", "error"}: R log singular values less the first of them, so 0 and then falling,
+        and their errors.
+
+    Returns:
+      The same of those above log(1e-10), at most R.
+    """
     number = sum(value > _ROUNDING for value in drop["mean"])
     return {part: values[:number] for part, values in drop.items()}
 

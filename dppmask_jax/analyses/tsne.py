@@ -40,8 +40,8 @@ _LEAST_NEIGHBOURS = 3  # times the perplexity
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError without blocks or that depth, without labels of two classes, or where there
-    are too few tokens."""
+    """Raises NotServed without blocks, without labels of two classes, or where there are too few
+    tokens, and InputError where no block is that deep."""
     base.require_trace(evaluation)
     config, encoder = evaluation.config, evaluation.run.method.encoder
     if (config.depth or 0) > encoder.depth:

@@ -218,6 +218,12 @@ def percent(share: float, error: float | None = None) -> str:
     return f"{100 * share:.2f} %" + ("" if unknown else f" ± {100 * error:.2f}")
 
 
+def points(difference: float, error: float | None = None) -> str:
+    """A difference of two shares in percentage points, with its error as in `percent`."""
+    unknown = error is None or math.isnan(error)
+    return f"{100 * difference:.2f}" + ("" if unknown else f" ± {100 * error:.2f}") + " points"
+
+
 def unprojected_pool(config) -> str:
     """Why a projection changes nothing for a linear layer, see `Task.unprojected`."""
     cls = config.model.pool == "cls"

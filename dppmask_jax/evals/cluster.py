@@ -44,7 +44,7 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError without labels, or with more clusters than images."""
+    """Raises NotServed without labels, and InputError with more clusters than images."""
     require_labels(evaluation)
     clusters, images = evaluation.config.num_clusters, len(evaluation.val)
     if clusters > images:

@@ -40,7 +40,7 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError unless both splits have one label an image."""
+    """Raises NotServed unless both splits have one label an image."""
     require_labels(evaluation)
 
 

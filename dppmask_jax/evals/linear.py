@@ -42,7 +42,7 @@ FIELDS = {
 
 
 def check(evaluation: Evaluation) -> None:
-    """Raises InputError without labels, or where the folder holds another training."""
+    """Raises NotServed without labels, and InputError where the folder holds another training."""
     require_labels(evaluation)
     if evaluation.config.solver == "lars":
         seeds.check(evaluation, evaluation.train.class_names)

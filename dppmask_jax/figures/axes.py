@@ -11,6 +11,7 @@ from dppmask_jax.figures.panels import FAINT, INK
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#56b4e9")
 MOST_BESIDE = 3  # encoders whose names have room among their lines
 _SIGN, _LETTER, _LINE = 0.6, 0.07, 0.17  # inches: of a legend's line, letter and height
+_LEAST_SPAN = 0.1  # of an axis of shares, so that half a point does not fill it
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "v")
 
@@ -23,9 +24,6 @@ def style(place: int) -> dict[str, str]:
         "linestyle": _DASHES[turn],
         "marker": _MARKERS[turn],
     }
-
-
-_LEAST_SPAN = 0.1  # of an axis of shares, so that half a point does not fill it
 
 
 def legend_above(figure, handles) -> None:

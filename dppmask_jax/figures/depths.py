@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from dppmask_jax.figures.axes import MOST_BESIDE, legend_above, plain_axes, style
 from dppmask_jax.figures.panels import DPI, INK
 
 _MOST_MARKED = 40  # numbers of a line with a dot each
+_MARK = 3  # points, of that dot
 _BROKEN = (":", "--", "-.")
 Curve = Mapping[str, Sequence[Any]]
 
@@ -57,7 +59,8 @@ def draw_depths(
 
 def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
     """Panels, two in a row, with a line and a band of one standard error for each encoder, whose
-    labels stand in the first, or above all where there are many.
+    labels stand in the first, or above all where there are many. An encoder looks alike in all
+    panels, also where some lack it.
 
     Args:
       note: what to know to read them; stands below.
@@ -67,15 +70,18 @@ def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
     size = (5.2, 3.6) if len(panels) == 1 else (4.6 * columns, 3.3 * rows)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
+    labels = dict.fromkeys(label for panel in panels for label in panel.curves)
+    looks = {label: style(i) for i, label in enumerate(labels)}
+    encoders = [Line2D([], [], **look, ms=_MARK, label=label) for label, look in looks.items()]
+    if len(encoders) > MOST_BESIDE:
+        legend_above(figure, encoders)
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         plain_axes(axes)
-        _draw(axes, panel, named=place == 0)
-        handles = axes.get_legend_handles_labels()[0]
-        encoders = handles[: len(panel.curves)] if place == 0 else []
-        if len(encoders) > MOST_BESIDE:
-            legend_above(figure, encoders)
-            handles = handles[len(encoders) :]
+        _draw(axes, panel, looks)
+        handles = axes.get_legend_handles_labels()[0]  # of the levels
+        if place == 0 and len(encoders) <= MOST_BESIDE:
+            handles = encoders + handles
         if len(handles) > 1 or panel.levels:
             axes.legend(handles=handles, fontsize=8, frameon=False)
     if note:
@@ -83,15 +89,13 @@ def draw_panels(panels: Sequence[Panel], *, note: str = "") -> Figure:
     return figure
 
 
-def _draw(axes, panel: Panel, named: bool) -> None:
-    for i, (label, curve) in enumerate(panel.curves.items()):
+def _draw(axes, panel: Panel, looks: Mapping[str, Mapping[str, str]]) -> None:
+    for label, curve in panel.curves.items():
         mean, error = (np.asarray(curve[name], float) for name in ("mean", "error"))  # null: nan
         x = panel.first + np.arange(len(mean)) if panel.places is None else panel.places
-        look = style(i)
-        color = look["color"]
-        if len(mean) > _MOST_MARKED:
-            look["marker"] = ""
-        axes.plot(x, mean, **look, label=label if named else None, markersize=3)
+        color = looks[label]["color"]
+        marked = {"marker": ""} if len(mean) > _MOST_MARKED else {}
+        axes.plot(x, mean, **{**looks[label], **marked}, markersize=_MARK)
         axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
         if "parts" in curve:
             axes.plot(x, curve["parts"], color=color, linestyle="", marker=".", ms=3, alpha=0.35)

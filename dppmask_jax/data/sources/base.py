@@ -116,7 +116,8 @@ def first_extras(source: Source, names: Sequence[str], where: str) -> dict[str, 
       where: what asks for them, for messages.
 
     Raises:
-      InputError: none of the first images has them, or a file with one is missing.
+      NotServed: none of the first images has them.
+      InputError: a file with one is missing.
     """
     if not names:
         return {}
