@@ -15,7 +15,7 @@ from PIL import Image
 from test_projection import fitted, half_space
 
 from dppmask_jax import evaluate
-from dppmask_jax.analyses import base, inside, inside_words
+from dppmask_jax.analyses import base, inside
 from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals.base import Result
 from dppmask_jax.evaluating import records, subjects
@@ -397,14 +397,6 @@ def test_a_fault_of_the_data_is_none_of_what_cannot_be_served(run, ran, monkeypa
     with pytest.raises(InputError, match="another size"):
         evaluate.evaluate(settings(), run)
     assert not ran
-
-
-def test_every_part_has_words_and_numbers_are_told_apart_by_their_errors():
-    assert set(inside_words.WORDS) == set(inside.PARTS) <= set(TASKS)
-    words = ("below", "above", "alike")
-    for other, expected in (((0.5, 0.1), "above"), ((0.2, 0.1), "alike"), ((-1, 0.1), "below")):
-        assert inside_words._between((0.1, 0.1), other, words) == expected
-    assert inside_words._between((0.1, 0.1), (5.0, float("nan")), words) == "alike"
 
 
 @pytest.mark.slow

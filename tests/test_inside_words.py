@@ -2,8 +2,9 @@
 
 import pytest
 
-from dppmask_jax.analyses import inside_page, inside_words
+from dppmask_jax.analyses import inside, inside_page, inside_words
 from dppmask_jax.evals.base import Part
+from dppmask_jax.tasks import TASKS
 
 
 def noisy(drop, error=0.01):
@@ -149,3 +150,11 @@ def test_the_page_has_no_heading_and_no_line_without_words_below_it():
     text = paged(part("layers", ["one", "two"], note="± over images\nmore"))
     assert "Images: shapes, 16x16 pixels: 96 for" in text and "## In short\n\n- " in text
     assert "How it was measured:\n\n- a; b.\n- ± over images.\n- more.\n" in text
+
+
+def test_every_part_has_words_and_numbers_are_told_apart_by_their_errors():
+    assert set(inside_words.WORDS) == set(inside.PARTS) <= set(TASKS)
+    words = ("below", "above", "alike")
+    for other, expected in (((0.5, 0.1), "above"), ((0.2, 0.1), "alike"), ((-1, 0.1), "below")):
+        assert inside_words._between((0.1, 0.1), other, words) == expected
+    assert inside_words._between((0.1, 0.1), (5.0, float("nan")), words) == "alike"
