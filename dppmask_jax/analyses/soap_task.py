@@ -19,7 +19,7 @@ from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals import base as evals
 from dppmask_jax.evals import features
-from dppmask_jax.evals.base import Evaluation, Result, Task
+from dppmask_jax.evals.base import Evaluation, Result, Task, percent
 from dppmask_jax.fields import TEXT, Field, above, one_of, optional, whole
 from dppmask_jax.figures import soap as drawing
 from dppmask_jax.runs import metrics as logging
@@ -223,7 +223,7 @@ def _by_component(metrics) -> list[tuple[str, ...]]:
     for rank, score, error, share, weight in zip(
         *(metrics[name][:_ROWS] for name in names), strict=True
     ):
-        rows.append((str(rank), _score(score, error), f"{share:.2%}", f"{weight:.3f}"))
+        rows.append((str(rank), _score(score, error), percent(share), f"{weight:.3f}"))
     return rows
 
 
@@ -234,7 +234,7 @@ def _by_depth(depths) -> list[tuple[str, ...]]:
         scores = zip(depth["scores"][:3], depth["errors"][:3], strict=True)
         cells = [_score(*one) for one in scores]
         rows.append(
-            (_where(depth), *cells, str(depth["above"]), f"{depth['removed_variance']:.2%}")
+            (_where(depth), *cells, str(depth["above"]), percent(depth["removed_variance"]))
         )
     return rows
 
@@ -249,7 +249,7 @@ def _protocol(config, metrics) -> str:
     return (
         f"patch tokens of {metrics['images']:,} images and of {metrics['synthetic_images']:,} "
         f"without content, layer {_where(metrics)}; damped: {how}; "
-        f"{metrics['removed_variance']:.1%} of the variance goes"
+        f"{percent(metrics['removed_variance'])} of the variance goes"
     )
 
 
@@ -278,7 +278,7 @@ def _row(metrics) -> dict[str, str]:
     return {
         **{name: _score(*score) for name, score in zip(names, scores, strict=False)},
         f"above {soap.HIGH}": str(metrics["above"]),
-        "variance removed": f"{metrics['removed_variance']:.1%}",
+        "variance removed": percent(metrics["removed_variance"]),
     }
 
 
