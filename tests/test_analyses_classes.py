@@ -106,6 +106,9 @@ def test_other_images_are_no_copies(run, colours, tmp_path):
     independent = shift._drop(np.array([1, 1, 1, 0]), np.array([1, 0]), paired=False)
     assert independent["drop"]["mean"] == 0.25
     assert independent["drop"]["error"] == pytest.approx((0.1875 / 3 + 0.25 / 1) ** 0.5)
+    assert shift._table({"knn": independent})[1] == (
+        "k-NN", "75.00 % ± 25.00", "50.00 % ± 50.00", "25.00 ± 55.90 points"
+    )  # fmt: skip
     (tmp_path / "train").symlink_to(Path(colours.removeprefix("folder:")) / "train")
     same = copied(colours, tmp_path / "same")
     sorted((tmp_path / "same").glob("red/*.tif"))[0].unlink()

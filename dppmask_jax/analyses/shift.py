@@ -102,15 +102,7 @@ def run(evaluation: Evaluation) -> Result:
         name: _drop(original[name] == labels, changed[name] == changed_labels, tested.paired)
         for name in original
     }
-    heading = ("classifier", *_KINDS, "drop")
-    table = [heading] + [
-        (
-            _WORDS[name],
-            *(percent(*values[part].values()) for part in _KINDS),
-            points(*values["drop"].values()),
-        )
-        for name, values in found.items()
-    ]
+    table = _table(found)
     best = next(iter(found))
     accuracy = found[best]["changed"]
     number = evaluation.train.num_classes
@@ -140,7 +132,7 @@ def run(evaluation: Evaluation) -> Result:
         {
             f"{row[0]}, {column}": cell
             for row in table[1:]
-            for column, cell in zip(heading[1:], row[1:], strict=True)
+            for column, cell in zip(table[0][1:], row[1:], strict=True)
         },
         {"chance": 1 / number},
     )
@@ -348,6 +340,15 @@ def _drop(original: np.ndarray, changed: np.ndarray, paired: bool) -> dict[str, 
             "error": error_of_mean(original - changed) if paired else math.hypot(*errors),
         },
     }
+
+
+def _table(found: Mapping[str, dict[str, dict[str, float]]]) -> list[tuple[str, ...]]:
+    rows = [("classifier", *_KINDS, "drop")]
+    for name, values in found.items():
+        shares = (percent(values[kind]["mean"], values[kind]["error"]) for kind in _KINDS)
+        drop = points(values["drop"]["mean"], values["drop"]["error"])
+        rows.append((_WORDS[name], *shares, drop))
+    return rows
 
 
 def compare(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
