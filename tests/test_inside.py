@@ -255,17 +255,23 @@ def test_a_record_does_not_outlive_the_files_that_it_tells_of(run, ran, monkeypa
             evaluate.evaluate(settings(images=50, tasks=("layers", "tsne")), run)
     assert (run / "eval_layers.json").read_bytes() == before
 
-    def interrupted(found):  # after soap.safetensors, or before the last of the figures
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     whole = TASKS["layers"]
-    monkeypatch.setitem(TASKS, "layers", whole._replace(compare=interrupted))
-    with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(settings(images=50, tasks=("layers",)), run)
-    monkeypatch.setitem(TASKS, "layers", whole)
-    ran.clear()
-    evaluate.evaluate(settings(tasks=("layers",)), run)
-    assert ran == ["layers"]
+    cases = (  # before anything is written, at the first figure, beside a file of the task's own
+        (TASKS, "layers", whole._replace(run=interrupted), []),
+        (records, "save", interrupted, ["layers"]),
+        (TASKS, "layers", whole._replace(run=interrupted, files=("projector",)), ["layers"]),
+    )
+    for where, name, value, run_again in cases:
+        with monkeypatch.context() as patch:
+            (patch.setitem if where is TASKS else patch.setattr)(where, name, value)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate.evaluate(settings(images=50, tasks=("layers",)), run)
+        ran.clear()
+        evaluate.evaluate(settings(tasks=("layers",)), run)
+        assert ran == run_again, name
 
 
 def test_a_page_is_about_one_checkpoint(run, ran, monkeypatch):

@@ -24,6 +24,7 @@ from dppmask_jax.fields import TEXT, Field, above, one_of, optional, whole
 from dppmask_jax.figures import soap as drawing
 from dppmask_jax.runs import metrics as logging
 from dppmask_jax.runs import projection
+from dppmask_jax.words import count
 
 FILE = "soap.safetensors"
 _LEAST = 10  # images; a probability from fewer says nothing
@@ -256,8 +257,8 @@ def _protocol(config, metrics) -> str:
 def _note(metrics) -> str:
     note = (
         f"SI is 1 where a component responds to the position alone, {soap.CHANCE:.2f} by chance; "
-        f"{metrics['above']} of {len(metrics['scores'])} components are above {soap.HIGH}; ± is "
-        "the standard error over images, the components held fixed"
+        f"above {soap.HIGH}: {count(metrics['above'], 'component')} of {len(metrics['scores'])}; "
+        "± is the standard error over images, the components held fixed"
     )
     if not metrics["above"] and max(metrics["weights"]) > 0:
         note += (

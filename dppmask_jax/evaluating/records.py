@@ -69,8 +69,8 @@ def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[st
     path = subject.folder / result_name(config)
     # Barrier: no process writes before all have checked their input.
     parallel.wait_for_all("the input was looked at")
-    if parallel.is_main():
-        # Files beside an older record are about to be replaced: it must not outlive them.
+    if TASKS[config.task].files and parallel.is_main():
+        # They are written while it runs, and an older record must not outlive its own.
         path.unlink(missing_ok=True)
     result = TASKS[config.task].run(evaluation)
     projected = f"patch tokens projected by {config.projection}" if config.projection else ""
@@ -86,6 +86,7 @@ def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[st
     figures = {"projected_" * bool(config.projection) + name: figures[name] for name in figures}
     record = _record(evaluation, subject.checkpoint, result, figures, command)
     if parallel.is_main():
+        path.unlink(missing_ok=True)  # an older record must not outlive its figures either
         drawn = [save(figure, subject.folder / FIGURES, name) for name, figure in figures.items()]
         whole_files.write_json(path, record)
         note = f"\n{result.note}" if result.note else ""
