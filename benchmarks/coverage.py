@@ -30,16 +30,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from scipy import ndimage
-from scipy.stats import hypergeom
 
+from benchmarks import coverage_scores
 from dppmask_jax import command, dpp, imagenet, patches
 from dppmask_jax.data.sources import shapes
 from dppmask_jax.errors import InputError
@@ -49,140 +51,6 @@ from dppmask_jax.models.sizes import SIZES
 MEAN, STD = np.float32(imagenet.MEAN), np.float32(imagenet.STD)
 TAUS = (0.0, 0.6, 0.8, 0.85, 0.9, 0.95)
 STATISTICS = ("none", "almost", "kept", "on_object", "num_greedy", "log_det")
-
-
-# Pure statistics.
-
-
-def object_patches(foreground: np.ndarray, patch_size: int) -> np.ndarray:
-    """Which patches belong to the object.
-
-    Args:
-      foreground: (B, H, W) bool.
-      patch_size: side of a patch in pixels.
-
-    Returns:
-      (B, N) bool: patches of which at least half the pixels are foreground; where an image has
-      none, the one patch with most foreground (the first of equals); all False where there is no
-      foreground at all.
-    """
-    pixels = np.asarray(patches.patchify(np.asarray(foreground)[..., None], patch_size))
-    count = pixels.sum(axis=2, dtype=np.int64)
-    chosen = 2 * count >= patch_size * patch_size
-    tiny = ~chosen.any(axis=1) & (count.max(axis=1) > 0)
-    chosen[tiny, count[tiny].argmax(axis=1)] = True
-    return chosen
-
-
-def pieces(foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The connected pieces of each image's foreground (pixels that touch at an edge or corner).
-
-    Args:
-      foreground: (B, H, W) bool.
-
-    Returns:
-      (M, H, W) bool, one piece each, and (M,) int, the image it lies in, ascending.
-    """
-    found, owner = [], []
-    for index, image in enumerate(foreground):
-        labels, count = ndimage.label(image, np.ones((3, 3)))
-        found += [labels == piece for piece in range(1, count + 1)]
-        owner += [index] * count
-    return np.array(found, bool).reshape(-1, *foreground.shape[1:]), np.array(owner, int)
-
-
-def coverage(visible: np.ndarray, objects: np.ndarray, almost: float) -> dict[str, np.ndarray]:
-    """Statistics of one mask an image.
-
-    Args:
-      visible: (B, N) bool, True = kept.
-      objects: (B, N) bool from `object_patches`, at least one True in each row.
-      almost: part of its fair share of the visible patches below which almost none of the object
-        is visible.
-
-    Returns:
-      (B,) float arrays: none, almost (0 or 1), kept and on_object (0 to 1).
-    """
-    seen = (visible & objects).sum(axis=1)
-    size = objects.sum(axis=1)
-    fair = size * visible.sum(axis=1) / visible.shape[1]
-    return {
-        "none": (seen == 0).astype(float),
-        "almost": (seen < almost * fair).astype(float),
-        "kept": seen / size,
-        "on_object": seen / visible.sum(axis=1),
-    }
-
-
-def exact_random(objects: np.ndarray, num_keep: int, almost: float) -> dict[str, np.ndarray]:
-    """What `coverage` gives on average for uniformly random masks, image by image.
-
-    Args:
-      objects: (B, N) bool.
-      num_keep: number of visible patches.
-      almost: as in `coverage`.
-
-    Returns:
-      (B,) float arrays: none, almost, kept, on_object.
-    """
-    total, size = objects.shape[1], objects.sum(axis=1)
-    # the greatest whole number below the bound
-    few = np.ceil(almost * (size * num_keep / total)) - 1
-    return {
-        "none": hypergeom.pmf(0, total, size, num_keep),
-        "almost": hypergeom.cdf(few, total, size, num_keep),
-        "kept": np.full(len(size), num_keep / total),
-        "on_object": size / total,
-    }
-
-
-def log_det(features: np.ndarray, kept: np.ndarray, bandwidth: float = 1.0) -> np.ndarray:
-    """log det of the Gaussian kernel of the kept patches, in float64.
-
-    Args:
-      features: (B, N, D).
-      kept: (B, K) int.
-      bandwidth: of the kernel.
-
-    Returns:
-      (B,) float64; -inf where kept patches are exact duplicates.
-    """
-    x = np.take_along_axis(np.asarray(features, np.float64), kept[..., None], axis=1)
-    x /= np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-    square = np.sum(x * x, axis=-1)
-    distance = square[:, :, None] + square[:, None, :] - 2 * x @ x.transpose(0, 2, 1)
-    sign, value = np.linalg.slogdet(np.exp(-np.maximum(distance, 0.0) / bandwidth))
-    return np.where(sign > 0, value, -np.inf)
-
-
-def mean_and_error(values: np.ndarray, owner: np.ndarray) -> tuple[float, float]:
-    """Mean of (M,) values and its standard error, where values of one image are not independent.
-
-    Args:
-      values: (M,) float.
-      owner: (M,) int, the image of each value.
-    """
-    mean = values.mean()
-    _, image = np.unique(owner, return_inverse=True)
-    sums = np.bincount(image, values - mean)
-    if len(sums) < 2:
-        return float(mean), float("nan")
-    error = np.sqrt(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(values)
-    return float(mean), float(error)
-
-
-def terciles(size: np.ndarray) -> list[np.ndarray]:
-    """Splits objects into thirds by size.
-
-    Args:
-      size: (M,) int.
-
-    Returns:
-      Three (M,) bool arrays, small to large; objects of one size stay together, so that thirds may
-      differ in number.
-    """
-    low, high = np.quantile(size, [1 / 3, 2 / 3])
-    return [size <= low, (size > low) & (size <= high), size > high]
 
 
 # Images.
@@ -319,9 +187,9 @@ def measure(
                     order = np.asarray(order)
                     visible = np.zeros(order.shape, bool)
                     np.put_along_axis(visible, order[:, :k], True, axis=1)
-                    found = coverage(visible[place], objects[mine], almost)
+                    found = coverage_scores.coverage(visible[place], objects[mine], almost)
                     found["num_greedy"] = np.asarray(picks)[place]
-                    found["log_det"] = log_det(wide, order[:, :k])[place]
+                    found["log_det"] = coverage_scores.log_det(wide, order[:, :k])[place]
                     for statistic, values in found.items():
                         results[ratio][name][statistic][seed, mine] = values
     return results
@@ -330,10 +198,10 @@ def measure(
 def summarise(found: dict, objects, owner, num_keep: int, almost: float, chosen) -> list[dict]:
     """One dict a strategy, over the objects `chosen` ((M,) bool)."""
     owner = owner[chosen]
-    exact = exact_random(objects[chosen], num_keep, almost)
+    exact = coverage_scores.exact_random(objects[chosen], num_keep, almost)
     rows = [
         {"strategy": "random, exact"}
-        | {name: mean_and_error(v, owner) for name, v in exact.items()}
+        | {name: coverage_scores.mean_and_error(v, owner) for name, v in exact.items()}
     ]
     base = {name: values[:, chosen].mean(axis=0) for name, values in found["random"].items()}
     for strategy, statistics in found.items():
@@ -341,12 +209,12 @@ def summarise(found: dict, objects, owner, num_keep: int, almost: float, chosen)
         for name, values in statistics.items():
             mean = values[:, chosen].mean(axis=0)
             finite = np.isfinite(mean) & np.isfinite(base[name])
-            row[name] = mean_and_error(mean[finite], owner[finite])
+            row[name] = coverage_scores.mean_and_error(mean[finite], owner[finite])
             if not finite.all():
                 row["singular"] = int((~finite).sum())
             if strategy != "random":
                 change = mean[finite] - base[name][finite]
-                row[f"{name}_vs_random"] = mean_and_error(change, owner[finite])
+                row[f"{name}_vs_random"] = coverage_scores.mean_and_error(change, owner[finite])
         row["num_greedy_max"] = int(statistics["num_greedy"][:, chosen].max())
         rows.append(row)
     return rows
@@ -426,7 +294,7 @@ def groups_of(sizes: np.ndarray) -> dict[str, np.ndarray]:
     """{name: (M,) bool} of objects by their sizes in patches, the first of them all."""
     groups = {"all": np.ones(len(sizes), bool)}
     smallest = sizes <= np.quantile(sizes, 0.1)
-    thirds = terciles(sizes)
+    thirds = coverage_scores.terciles(sizes)
     if smallest.sum() < thirds[0].sum():
         groups[f"smallest tenth (up to {sizes[smallest].max()} patches)"] = smallest
     for name, chosen in zip(("small", "medium", "large"), thirds, strict=True):
@@ -451,8 +319,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"no image of {args.source} has any foreground")
     owner = np.arange(len(images))
     if args.pieces:
-        foreground, owner = pieces(foreground)
-    objects = object_patches(foreground, args.patch)
+        foreground, owner = coverage_scores.pieces(foreground)
+    objects = coverage_scores.object_patches(foreground, args.patch)
     sizes = objects.sum(axis=1)
     found = measure(
         images,

@@ -42,7 +42,7 @@ from jax.experimental import topologies  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from benchmarks import hlo  # noqa: E402
+from benchmarks import hlo, hlo_findings  # noqa: E402
 from dppmask_jax import command  # noqa: E402
 from dppmask_jax.config import check  # noqa: E402
 from dppmask_jax.errors import InputError  # noqa: E402
@@ -229,7 +229,7 @@ def read(text: str, case: Case, trips: int | None = None) -> dict[str, Any]:
 
     ran = list(hlo.executions(module, measured))
     at_worst = list(hlo.executions(module, worst))
-    exchanged = hlo.collectives(module, ran)
+    exchanged = hlo_findings.collectives(module, ran)
     cycles = hlo.total_cycles(ran)
     chip = case.chip
     return {
@@ -244,8 +244,8 @@ def read(text: str, case: Case, trips: int | None = None) -> dict[str, Any]:
             "times": sum(each.times for each in exchanged if each.bytes < LARGE),
             "bytes": sum(each.bytes for each in exchanged if each.bytes < LARGE),
         },
-        "host_transfers": hlo.host_transfers(module),
-        "without_estimate": [each._asdict() for each in hlo.without_estimate(ran)],
+        "host_transfers": hlo_findings.host_transfers(module),
+        "without_estimate": [each._asdict() for each in hlo_findings.without_estimate(ran)],
         "bounds": bounds_by_hand(module, ran, chip),
     }
 
@@ -270,9 +270,9 @@ def bounds_by_hand(module, ran, chip: Chip) -> dict[str, float]:
     bytes_a_cycle = chip.memory_rate / chip.clock
     moved = sum(
         each.bytes
-        for each in hlo.without_estimate(ran)
+        for each in hlo_findings.without_estimate(ran)
         if not each.kind.endswith("-start")
-        and not each.kind.startswith(("custom-call", "sort", *hlo.COLLECTIVES))
+        and not each.kind.startswith(("custom-call", "sort", *hlo_findings.COLLECTIVES))
     )
     sorts = 0.0
     for op, times in ran:
@@ -282,7 +282,7 @@ def bounds_by_hand(module, ran, chip: Chip) -> dict[str, float]:
             first = re.search(r"\[([\d,]+)\]", op.shape)[1].split(",")
             rounds = (int(first[along]) - 1).bit_length()
             sorts += times * 10 * words * rounds * (rounds + 1) / 2 / 1024
-    gathers = hlo.gathers(module, ran)
+    gathers = hlo_findings.gathers(module, ran)
     return {
         "moved": 2 * moved / bytes_a_cycle,
         "gathers": 2 * gathers.bytes / bytes_a_cycle,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import hlo
+from benchmarks import hlo, hlo_findings
 
 COST = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 
@@ -282,7 +282,7 @@ ENTRY %main (x: f32[8], y: bf16[4]) -> f32[8] {
 
 def test_exchanges_are_counted_once_with_the_bytes_that_they_give():
     program = module(EXCHANGES)
-    found = hlo.collectives(program, list(hlo.executions(program)))
+    found = hlo_findings.collectives(program, list(hlo.executions(program)))
     assert sorted(found) == [
         ("all-gather", 1, 64),
         ("all-reduce", 1, 32),
@@ -300,7 +300,7 @@ def test_an_exchange_in_a_loop_counts_as_often_as_it_runs():
         body_and_condition("a", 6, cost=1, called=reduce),
         entry(while_op("a")),
     )
-    found = hlo.collectives(program, list(hlo.executions(program)))
+    found = hlo_findings.collectives(program, list(hlo.executions(program)))
     assert found == [("all-reduce", 6, 6 * 32)]
 
 
@@ -325,13 +325,13 @@ def test_host_transfers_are_found_wherever_they_stand(line):
         body_and_condition("a", 2, cost=1),
         entry(while_op("a")),
     )
-    assert hlo.host_transfers(program) == ["t"]
+    assert hlo_findings.host_transfers(program) == ["t"]
     # Merely being called so in Python is none.
     named = module(
         body_and_condition("a", 2, cost=1).replace("selection/neg", "my_callback/neg"),
         entry(while_op("a")),
     )
-    assert hlo.host_transfers(named) == []
+    assert hlo_findings.host_transfers(named) == []
 
 
 def test_what_has_no_estimate_is_named():
@@ -351,7 +351,7 @@ def test_what_has_no_estimate_is_named():
         f"  ROOT %turned = {big} reverse(%kernel), dimensions={{0}}, {COST % (2**63 - 1)}",
         "}",
     )
-    assert hlo.without_estimate(list(hlo.executions(program))) == [
+    assert hlo_findings.without_estimate(list(hlo.executions(program))) == [
         ("sort", 1, 32768),
         ("custom-call tpu_custom_call", 1, 32768),
         ("copy-start", 1, 32768),
@@ -375,4 +375,4 @@ def test_gathers_are_found_inside_fusions():
         f"  ROOT %fused = f32[4,8] fusion(%same, %i), kind=kLoop, calls=%rows, {COST % 7}",
         "}",
     )
-    assert hlo.gathers(program, list(hlo.executions(program))) == (1, 7, 128)
+    assert hlo_findings.gathers(program, list(hlo.executions(program))) == (1, 7, 128)

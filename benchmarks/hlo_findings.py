@@ -1,0 +1,133 @@
+"""What an optimised HLO module shows: exchanges between devices and with the host, gathers, and
+what the compiler's estimate of cycles leaves out."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from benchmarks.hlo import Execution, Module, Op, inside, num_bytes, split
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+HOST_OPCODES = ("infeed", "outfeed", "send", "recv")
+HOST_MARKS = ("callback", "is_host_transfer=true", "MoveToHost", "MoveToDevice")
+GATHERS = ("gather", "scatter", "dynamic-slice", "dynamic-update-slice")
+# Names of values, not work.
+FREE = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+)
+
+
+class Collective(NamedTuple):
+    """An exchange between devices: how often, and bytes of a device's result in all its runs."""
+
+    kind: str
+    times: float
+    bytes: float
+
+
+def collectives(module: Module, ran: list[Execution]) -> list[Collective]:
+    """All exchanges; an asynchronous one counts once."""
+    found = []
+    for op, times in ran:
+        for one in (op, *inside(module, op)):
+            kind = one.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                found.append(Collective(kind, times, times * num_bytes(_result(one))))
+    return found
+
+
+def _result(op: Op) -> str:
+    """The shape of what a collective gives; most that start one list their operands before it."""
+    if not op.opcode.endswith("-start") or op.opcode == "all-reduce-start":
+        return op.shape
+    return split(op.shape[1:-1])[1]
+
+
+def host_transfers(module: Module) -> list[str]:
+    """Names of all operations, run or not, that exchange data with the host."""
+    return [
+        op.name
+        for ops in module.computations.values()
+        for op in ops.values()
+        if op.opcode.removesuffix("-done").removesuffix("-start") in HOST_OPCODES
+        or any(mark in op.attributes.split("metadata={")[0] for mark in HOST_MARKS)
+        or (op.opcode == "custom-call" and any(mark in op.attributes for mark in HOST_MARKS))
+    ]
+
+
+class Unpriced(NamedTuple):
+    """Operations of a kind that carry no estimate: how often they run, and their results' bytes."""
+
+    kind: str
+    times: float
+    bytes: float
+
+
+def without_estimate(ran: list[Execution]) -> list[Unpriced]:
+    """What the estimate leaves out, by kind, the most bytes first.
+
+    An asynchronous operation counts where it starts. Results of at most 4 KiB that no sort or
+    custom call made are one kind, "small".
+    """
+    kinds: dict[str, tuple[float, float]] = {}
+    for op, times in ran:
+        if op.cycles is not None or op.opcode in FREE or op.opcode.endswith("-done"):
+            continue
+        kind, size = op.opcode, num_bytes(_moved(op))
+        if kind == "custom-call":
+            target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
+            kind = f"custom-call {target[1] if target else '?'}"
+        elif size <= 4096 and kind != "sort" and kind.removesuffix("-start") not in COLLECTIVES:
+            kind = "small"
+        count, total = kinds.get(kind, (0.0, 0.0))
+        kinds[kind] = (count + times, total + size * times)
+    found = [Unpriced(kind, *sums) for kind, sums in kinds.items()]
+    return sorted(found, key=lambda each: -each.bytes)
+
+
+def _moved(op: Op) -> str:
+    """The shape of what an operation makes; a copy that starts lists that with its source."""
+    if op.opcode == "copy-start":
+        return split(op.shape[1:-1])[0]
+    if op.opcode == "slice-start":
+        return split(op.shape[1:-1])[1]
+    return op.shape
+
+
+class Priced(NamedTuple):
+    """Operations of a kind: how often they run, estimated cycles and results' bytes of all runs."""
+
+    times: float
+    cycles: float
+    bytes: float
+
+
+def gathers(module: Module, ran: list[Execution]) -> Priced:
+    """What gathers, scatters or slices at places that depend on the data; estimated low."""
+    found = Priced(0.0, 0.0, 0.0)
+    for op, times in ran:
+        if any(one.opcode in GATHERS for one in (op, *inside(module, op))):
+            size = num_bytes(op.shape)
+            found = Priced(
+                found.times + times,
+                found.cycles + times * (op.cycles or 0),
+                found.bytes + times * size,
+            )
+    return found
