@@ -225,6 +225,10 @@ def test_a_projection_of_another_encoder_or_layer_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="fitted to layer 1"):
         evaluate.evaluate(tiny.evaluation("task=soap", against=str(inner)), run, tmp_path)
     assert projection.read(inner, loaded, layer=1)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"written over config\.against=.*; copy that file"):
+        evaluate.evaluate(tiny.evaluation("task=soap", against=str(path)), run, path.parent)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.slow

@@ -150,6 +150,11 @@ def test_what_cannot_be_served_is_left_out_and_named(run, ran, monkeypatch):
     assert "(task tsne): 1 of 9 images can be read." in left
     assert "shift" not in text
 
+    page.unlink()
+    with pytest.raises(InputError, match=r"all 1 part .* tsne: 1 of 9 images can be read"):
+        evaluate.evaluate(settings(tasks=("tsne",)), run)
+    assert not page.exists()
+
     refusing(monkeypatch, "layers", NotServed("there are no labels"))
     (run / "eval_layers.json").unlink()
     refusing(monkeypatch, "tsne", NotServed("there are no labels"))

@@ -7,6 +7,7 @@ synthetic ones. Nothing is kept to be resumed: 2,000 images take a minute or two
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,7 @@ class _At(NamedTuple):
 
 def check(evaluation: Evaluation) -> None:
     """Raises NotServed where there are too few images, and InputError where the encoder has no such
-    layer, or config.images is too small."""
+    layer, config.images is too small, or the projector would replace the one it is held against."""
     config, encoder = evaluation.config, evaluation.run.method.encoder
     layer = config.layer
     if layer is not None and layer > encoder.depth:
@@ -102,6 +103,11 @@ def check(evaluation: Evaluation) -> None:
     base.require_images(evaluation, max(_LEAST, encoder.width // patches + 1))
     if config.against:
         projection.read(config.against, evaluation.run, _chosen(config, encoder).layer)
+        if Path(config.against).resolve() == (evaluation.folder / FILE).resolve():
+            raise InputError(
+                f"the projector would be written over config.against={config.against}; copy that "
+                "file elsewhere and name the copy, or give another --workdir"
+            )
 
 
 def run(evaluation: Evaluation) -> Result:

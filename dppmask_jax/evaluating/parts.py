@@ -66,8 +66,9 @@ def evaluate(
 
     Raises:
       InputError: a config is wrong, an encoder or images cannot be read or do not fit a field, a
-        part would write over the projection, or nothing can be run, before any part was; a training
-        saved a newer checkpoint meanwhile; or as for the parts.
+        part would write over the projection, or nothing can be run, before any part was; every part
+        turned out to have nothing to read; a training saved a newer checkpoint meanwhile; or as for
+        the parts.
     """
     together = TASKS[config.task].together
     home = Path(workdir or checkpoints[0])
@@ -83,6 +84,7 @@ def evaluate(
         _check_any(config, plans)
         _check_overwritten(plans)
         plans = _run(plans, command)
+        _check_any(config, plans)
         page = home / together.file
         if parallel.is_main():
             found = [_part(name, plans, home, command) for name in configs]
@@ -148,6 +150,7 @@ def _plan(subject: Subject, configs: Mapping[str, Any]) -> _Plan:
 
 
 def _check_any(config, plans: Sequence[_Plan]) -> None:
+    """Raises InputError where every step is left out: no page would have anything on it."""
     steps = [step for plan in plans for step in plan.steps]
     if all(step.left_out for step in steps):
         raise InputError(
