@@ -2,6 +2,7 @@
 
 import pytest
 
+from dppmask_jax import words
 from dppmask_jax.analyses import inside, inside_page, inside_words
 from dppmask_jax.evals.base import Part
 from dppmask_jax.tasks import TASKS
@@ -158,3 +159,9 @@ def test_every_part_has_words_and_numbers_are_told_apart_by_their_errors():
     for other, expected in (((0.5, 0.1), "above"), ((0.2, 0.1), "alike"), ((-1, 0.1), "below")):
         assert inside_words._between((0.1, 0.1), other, words) == expected
     assert inside_words._between((0.1, 0.1), (5.0, float("nan")), words) == "alike"
+
+
+def test_what_not_all_say_stands_behind_those_who_do():
+    said = {"a": ["all", "own", "own"], "b": ["all", "two"], "c": ["two", "all"]}
+    assert words.by_whom(said) == ["all", "a: own", "b, c: two"]
+    assert words.by_whom({"a": ["x", "y"]}) == ["x", "y"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from dppmask_jax.analyses.inside_words import WORDS, Figure, Words
 from dppmask_jax.evals.base import Part
-from dppmask_jax.words import count
+from dppmask_jax.words import by_whom, count
 
 _HOW_TO_READ = """\
 An image is cut into square patches, and the encoder turns each patch into a token, a list of
@@ -99,15 +99,14 @@ def _section(part: Part) -> Iterator[str]:
     if part.table:
         yield _table(part.table)
     yield "How it was measured:"
-    yield _measured(part.records.values())
+    yield _measured(part.records)
 
 
-def _measured(records: Collection[Mapping[str, Any]]) -> str:
+def _measured(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Protocols and the lines of notes, a list; what several runs have in common stands once."""
-    pieces = [piece for record in records for piece in record["protocol"].split("; ")]
-    notes = [line for record in records for line in record["note"].splitlines()]
-    lines = ["; ".join(dict.fromkeys(pieces)), *dict.fromkeys(notes)]
-    return "\n".join(f"- {line}." for line in lines)
+    pieces = by_whom({who: record["protocol"].split("; ") for who, record in records.items()})
+    notes = by_whom({who: record["note"].splitlines() for who, record in records.items()})
+    return "\n".join(f"- {line}." for line in ("; ".join(pieces), *notes))
 
 
 def _of_figure(part: Part, name: str, figure: Figure, words: Words) -> Iterator[str]:

@@ -265,13 +265,8 @@ def _write_table(subjects, records, table, home: Path, command: str) -> None:
 
 def _of_results(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:
     """The lines of the results' notes, each once; with whose they are where not all have them."""
-    told: dict[str, list[str]] = {}
-    for subject, record in zip(subjects, records, strict=True):
-        for line in dict.fromkeys(filter(None, record["note"].splitlines())):
-            told.setdefault(line, []).append(subject.label)
-    of_all = [line for line, whose in told.items() if len(whose) == len(subjects)]
-    of_some = [f"{', '.join(whose)}: {line}" for line, whose in told.items() if line not in of_all]
-    return of_all + of_some
+    pairs = zip(subjects, records, strict=True)
+    return words.by_whom({subject.label: record["note"].splitlines() for subject, record in pairs})
 
 
 def _of_runs(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:
