@@ -103,7 +103,7 @@ def parts_of(config, size):
     batch = jax.device_put(random_batch(config, size))
     num_global = 2 * size
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
-    num_patches, most = rows * columns, method.num_masked[1]
+    num_patches, most = rows * columns, method.num_hidden[1]
     keys = jax.random.split(key, num_global)
     drop = jax.random.split(key, num_global)
     global_images = jax.random.normal(key, (num_global, *config.image_size, 3))

@@ -34,7 +34,7 @@ def picks(preset, images) -> np.ndarray:
     method = method_from(config, plan_from(config, 1_281_167))
     params, extra = jax.jit(method.init)(jax.random.key(0))
     patch_count = (config.image_size[0] // config.model.patch_size) ** 2
-    count = patch_count - method.num_masked[0]
+    count = patch_count - method.num_hidden[0]
     draw = jax.jit(lambda images, keys: method.masks(params, extra, images, keys, count=count)[1])
     keys = jax.random.split(jax.random.key(1), len(images))
     found = [
@@ -49,7 +49,7 @@ def rectangles(preset, batch: int) -> np.ndarray:
     config = preset.get_config("dataset=imagenet1k,mask=block")
     grid = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     method = method_from(config, plan_from(config, 1_281_167))
-    visible = grid[0] * grid[1] - method.num_masked[1]
+    visible = grid[0] * grid[1] - method.num_hidden[1]
     tries = []
     loop = lax.while_loop
 

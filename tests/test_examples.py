@@ -143,7 +143,7 @@ def test_sizes_that_do_not_go_are_refused(run_folder, size, words):
 def test_an_mae_takes_images_of_another_size(run_folder, monkeypatch):
     run = load_run(run_folder, image_size=(16, 24))
     assert run.config.image_size == (16, 16) and run.image_size == (16, 24)
-    assert run.num_masked == (18, 18) and "fixed positions resized" in run.resized
+    assert run.num_hidden == (18, 18) and "fixed positions resized" in run.resized
     encoder = Encoder(run)
     assert encoder.image_size == (16, 24) and encoder.grid == (4, 6)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)

@@ -37,7 +37,7 @@ class _Run:
     """A run as the figures need it: one head looks at bright patches, the other at red ones."""
 
     kind, name, has_masks = "mae", "an MAE", True
-    num_masked = (6, 24)  # of 32
+    num_hidden = (6, 24)  # of 32
     image_size, resized = (32, 64), "resized"
     gives, mask_recipes = frozenset({"features", "attention"}), ibot_masks.RECIPES
 
@@ -235,7 +235,7 @@ def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypa
     images = _noise(2, 32, 64, 3)
     attention_figure.attention_figure(run, images, seed=3)
     tau_figure.tau_figure(run, images, seed=3)
-    shown, attention, masks, patch_size, note = drawn
+    shown, attention, masks, patch_size, note, _ = drawn
     np.testing.assert_array_equal(shown, images)
     np.testing.assert_array_equal(attention, run.attention(images))
     assert patch_size == 8 and "the share that is hidden" in note

@@ -170,7 +170,7 @@ def test_masks_of_a_file_reach_their_images(tmp_path, method, dtype):
     assert len({identity, train.identity(), images.identity()}) == 3
     # Validation images have none in the file: random ones of as many patches, which is said.
     assert "validation images have no mask in" in val.notes[-1]
-    assert {int(val.extras(i)["proposed"].sum()) for i in range(9)} == {built.num_masked[1]}
+    assert {int(val.extras(i)["proposed"].sum()) for i in range(9)} == {built.num_hidden[1]}
     assert built.masker.draw(keys, 4, masking.Seen((4, 4)), 4)[0].mask.sum() == 8 * 12
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from configs import eval as evaluations
-from configs import ibot, mae
+from configs import ibot, mae, simmim
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint
@@ -34,6 +34,7 @@ COMMON = {
     "evaluate.knn_k": 5,
     "evaluate.figure_images": 0,
 }
+RECIPES = {"mae": mae, "ibot": ibot, "simmim": simmim}
 OVERRIDES = {
     "mae": COMMON
     | {
@@ -42,6 +43,7 @@ OVERRIDES = {
         "model.decoder_heads": 2,
         "evaluate.loss_images": 24,
     },
+    "simmim": COMMON | {"evaluate.loss_images": 24},
     "ibot": COMMON
     | {
         "data.local_views": 2,
@@ -59,7 +61,7 @@ OVERRIDES = {
 
 def config(method="mae", **changes):
     """The tiny config; names of changed fields are written with __ for a dot."""
-    built = {"mae": mae, "ibot": ibot}[method].get_config("dataset=shapes")
+    built = RECIPES[method].get_config("dataset=shapes")
     fields = OVERRIDES[method] | {name.replace("__", "."): value for name, value in changes.items()}
     for name, value in fields.items():
         *path, leaf = name.split(".")

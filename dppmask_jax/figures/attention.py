@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ def draw_attention(
     masks: Mapping[str, np.ndarray],
     patch_size: patches.PatchSize,
     note: str = "",
+    thrown: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Figure:
     """One row an image: original, attention (mean over heads, then each head), masks.
 
@@ -40,9 +42,10 @@ def draw_attention(
     Args:
       images: (R, H, W, 3) uint8.
       attention: (R, heads, N) float, the attention of the class token to each patch.
-      masks: title -> (R, N) bool, True = masked.
+      masks: title -> (R, N) bool, True = hidden.
       patch_size: of a patch in pixels.
       note: stands below the picture.
+      thrown: title -> (R, N) bool, for the masks that throw patches away.
 
     Returns:
       A figure, to be saved at its own resolution.
@@ -65,14 +68,18 @@ def draw_attention(
     panels, captions = [], []
     for row, image in enumerate(images):
         maps = [attention[row].mean(axis=0), *attention[row, :shown]]
-        hidden = [np.asarray(mask[row], bool) for mask in masks.values()]
         of_maps = [attention_panel(weights, grid, enlarged) for weights in maps]
-        of_masks = [
-            border(mask_panel(image, mask, patch_size, scale=scale), mask, grid) for mask in hidden
-        ]
+        of_masks, counts = [], []
+        for title, mask in masks.items():
+            hidden = np.asarray(mask[row], bool)
+            away = thrown[title][row] if title in thrown else np.zeros_like(hidden)
+            panel = mask_panel(image, hidden, patch_size, scale=scale, thrown=away)
+            of_masks.append(border(panel, hidden, grid))
+            counts.append(f"{hidden.sum() - away.sum()} masked")
+            counts[-1] += f", {away.sum()} thrown" if away.any() else ""
         panels.append([enlarge(image, scale), *of_maps, *of_masks])
         shares = [f"max {weights.max():.1%}" for weights in maps]
-        captions.append(["", *shares, *(f"{mask.sum()} masked" for mask in hidden)])
+        captions.append(["", *shares, *counts])
     heads = [f"Head {head}" for head in range(1, shown + 1)]
     titles = ["Original", "Mean of\nheads", *heads, *masks]
     if shown < num_heads:
@@ -93,16 +100,19 @@ def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
       run, images, seed: see `of_run.write_run_figures`; the run's method has attention.
     """
     ways = _shown(run) if run.has_masks else []
-    masks = {}
+    masks, thrown = {}, {}
     for way, (mask, _) in zip(ways, run_masks.draw(run, images, seed, ways), strict=True):
         label = way.masker.label.replace(" (", "\n(")
-        masks[f"{label[:1].upper()}{label[1:]}\n{np.mean(mask.hidden):.0%}"] = mask.hidden
+        title = f"{label[:1].upper()}{label[1:]}\n{np.mean(mask.hidden):.0%}"
+        masks[title] = mask.hidden
+        thrown |= {} if mask.thrown is None else {title: mask.thrown}
     return draw_attention(
         images,
         np.asarray(run.attention(images)),
         masks,
         run.config.model.patch_size,
         "percentages above masks: the share that is hidden" if masks else "",
+        thrown,
     )
 
 

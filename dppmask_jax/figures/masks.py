@@ -16,6 +16,7 @@ from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.panels import (
     BOTH,
     PANEL,
+    THROWN,
     check_rows,
     compose,
     enlarge,
@@ -40,7 +41,8 @@ class Shown(NamedTuple):
 
     `name` is a key of COLORS, or another, which has OTHER_ONLY; `mask` (R, N) bool, True = hidden;
     `captions` stand below the masks, one an image; `reconstruction` (R, H, W, 3) uint8 is what a
-    model makes of the visible patches.
+    model makes of the visible patches; `thrown` (R, N) bool are those of the hidden patches that
+    no model predicts, None where there are none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Shown(NamedTuple):
     mask: np.ndarray
     captions: Sequence[str]
     reconstruction: np.ndarray | None = None
+    thrown: np.ndarray | None = None
 
 
 def color_of(shown: Shown) -> tuple[int, int, int]:
@@ -91,6 +94,7 @@ def draw_masks(
                 patch_size,
                 [(BOTH, in_all[row]), (color_of(one), (own & ~in_all)[row])],
                 scale,
+                None if one.thrown is None else one.thrown[row],
             )
             for one, own in zip(shown, visible, strict=True)
         ]
@@ -106,6 +110,7 @@ def draw_masks(
     legend = [
         (BOTH, "visible in both" if two else "visible in all"),
         *((color_of(one), f"{one.name} only" if two else one.name) for one in shown),
+        *([(THROWN, "thrown away")] if any(one.thrown is not None for one in shown) else []),
     ]
     return compose(panels, titles, captions, legend, note=note)
 
@@ -147,7 +152,8 @@ def mask_figure(
         else:
             captions = [_CAPTIONS.get(way.strategy, "{} visible").format(n) for n in visible]
         name, _, _ = way.masker.label.partition(" (")
-        columns.append(Shown(name, _title(run, way), mask.hidden, captions, rebuild(mask.order)))
+        shown = Shown(name, _title(run, way), mask.hidden, captions, rebuild(mask.order))
+        columns.append(shown._replace(thrown=mask.thrown))
     note = run_masks.hidden_note(ways[0].num_hidden, run_masks.num_patches(run))
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from dppmask_jax import patches, whole_files
 
 BOTH = (255, 255, 255)
+THROWN = (8, 8, 12)  # what a thrown patch is filled with: darker than any masked one
 
 
 DPI = 150
@@ -54,8 +55,10 @@ def mask_panel(
     patch_size: patches.PatchSize,
     outlines: Sequence[tuple[tuple[int, int, int], np.ndarray]] = (),
     scale: int = 1,
+    thrown: np.ndarray | None = None,
 ) -> np.ndarray:
-    """An image whose masked patches are grey and dim and whose chosen patches are outlined.
+    """An image whose masked patches are grey and dim, whose thrown patches are almost black, and
+    whose chosen patches are outlined.
 
     Args:
       image: (H, W, 3) uint8.
@@ -63,6 +66,7 @@ def mask_panel(
       patch_size: of a patch in pixels of `image`.
       outlines: pairs of a colour and the (N,) bool patches it outlines, inside their border.
       scale: whole factor of enlargement.
+      thrown: (N,) bool, True = thrown away; None: none is.
 
     Returns:
       (H * scale, W * scale, 3) uint8.
@@ -72,7 +76,8 @@ def mask_panel(
     """
     rows, columns = patches.grid_shape(image.shape[:2], patch_size)
     height, width = patches.sides(patch_size)
-    for flags in (mask, *(chosen for _, chosen in outlines)):
+    thrown = np.zeros_like(mask) if thrown is None else thrown
+    for flags in (mask, thrown, *(chosen for _, chosen in outlines)):
         if np.shape(flags) != (rows * columns,):
             raise ValueError(
                 f"a mask of shape {np.shape(flags)} does not fit the {rows}x{columns} patches of "
@@ -80,9 +85,12 @@ def mask_panel(
             )
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     dim = np.repeat((34.0 + 0.2 * grey).astype(np.uint8)[..., None], 3, axis=2)
-    hidden = np.asarray(mask, bool).reshape(rows, columns)
-    hidden = hidden.repeat(height, axis=0).repeat(width, axis=1)
-    panel = enlarge(np.where(hidden[..., None], dim, image), scale)
+    hidden, away = (
+        np.asarray(flags, bool).reshape(rows, columns).repeat(height, axis=0).repeat(width, axis=1)
+        for flags in (mask, thrown)
+    )
+    panel = np.where(hidden[..., None], dim, image)
+    panel = enlarge(np.where(away[..., None], np.uint8(THROWN), panel), scale)
     height, width = height * scale, width * scale
     line = outline_width(min(height, width))
     for color, chosen in outlines:

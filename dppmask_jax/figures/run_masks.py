@@ -65,7 +65,7 @@ def hidden_by(run, strategy: str) -> int:
     if strategy != run.config.mask.strategy:
         ratio = run.mask_recipes.get(strategy, {"ratio": ratio})["ratio"]
     if not isinstance(ratio, Sequence):
-        return run.num_masked[1]
+        return run.num_hidden[1]
     return max(1, int(masking.num_masked(num_patches(run), max(ratio))))
 
 

@@ -68,6 +68,8 @@ class Masker(NamedTuple):
         upper bound, but for images without any masked patch, whose count is N.
       needs: names of the fields of `Seen` that it cannot do without.
       label: what it is, in a few words: its name, and what it depends on in brackets.
+      num_thrown: how many patches of an image are thrown away: number of patches -> int, static.
+        They count as hidden; an image that hides fewer, or as many, still has one masked.
       shared_ratio: whether all images of a step hide the same share.
       schedules: {name: progress -> value}, for settings that change with `Seen.progress`. A run may
         become longer as long as they are the same at every step so far.
@@ -76,6 +78,7 @@ class Masker(NamedTuple):
     draw: Callable[..., tuple[Mask, dict[str, Any]]]
     needs: frozenset[str]
     label: str
+    num_thrown: Callable[[int], int] = lambda num_patches: 0
     shared_ratio: bool = False
     schedules: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
 
@@ -119,10 +122,19 @@ def over_steps(masker: Masker, total_steps: int) -> dict[str, Callable[[Any], An
     }
 
 
-def mask_from(order, count) -> Mask:
-    """The Mask of an order of which the first `count` patches are visible."""
+def mask_from(order, count, num_thrown: int = 0) -> Mask:
+    """The Mask of an order of which the first `count` patches are visible.
+
+    Args:
+      num_thrown: how many are thrown, the last ones, as long as one hidden patch is not; static.
+    """
     count = jnp.asarray(count, jnp.int32)
-    return Mask(order, jnp.argsort(order).astype(jnp.int32) >= count, count)
+    place = jnp.argsort(order).astype(jnp.int32)
+    if not num_thrown:
+        return Mask(order, place >= count, count)
+    first_thrown = jnp.maximum(len(order) - num_thrown, jnp.minimum(count + 1, len(order)))
+    thrown = place >= first_thrown
+    return Mask(order, (place >= count) & ~thrown, count, thrown)
 
 
 def check_count(count, lowest: int, highest: int) -> None:

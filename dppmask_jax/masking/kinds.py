@@ -39,6 +39,17 @@ def check_known(mask) -> None:
     raise InputError(f"{where} is not known here: {' | '.join(MASKERS)}")
 
 
+def check_thrown(mask, num_patches: int, num_hidden: int) -> None:
+    """Raises InputError where all patches that `config.mask` hides of an image are thrown away."""
+    thrown = masker_of(mask).num_thrown(num_patches)
+    if thrown >= num_hidden > 0:
+        raise InputError(
+            f"config.mask.ratio={mask.ratio} hides {num_hidden} of {num_patches} patches, and "
+            f"config.mask.strategy={mask.strategy!r} throws {thrown} away, which leaves none to "
+            "predict; raise the ratio or throw fewer away"
+        )
+
+
 def masker_of(mask) -> Masker:
     """The masker of `config.mask`. Where its strategy is not known, as that of a run with masks of
     a user's own may be, it draws nothing: the run's encoder needs none."""

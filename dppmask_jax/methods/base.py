@@ -120,8 +120,8 @@ class Method(NamedTuple):
     features: Callable[..., Any] | None = None
     """(params, extra, images) -> (B, N, D): what the selection kernel sees."""
 
-    num_masked: tuple[int, int] | None = None
-    """The fewest and the most patches that a masked view has masked."""
+    num_hidden: tuple[int, int] | None = None
+    """The fewest and the most patches that a masked view hides: masked ones and thrown ones."""
 
     view_clusters: Callable[..., dict[str, Any]] | None = None
     """(params, extra, batch, key) -> {"teacher": (B,), "student": (B,)} int32: the prototype that

@@ -42,8 +42,8 @@ class _Parts(NamedTuple):
     plan: Plan
     net: Network
     masker: masking.Masker
-    num_masked: tuple[int, int]
-    """The fewest and the most patches that a masked view has masked."""
+    num_hidden: tuple[int, int]
+    """The fewest and the most patches that a masked view hides."""
 
     @property
     def num_patches(self) -> int:
@@ -81,12 +81,12 @@ def build(config, plan: Plan) -> Method:
         extras=tuple(masker.needs & {"proposed"}),
         masker=masker,
         masks=functools.partial(_masks, parts),
-        num_masked=parts.num_masked,
+        num_hidden=parts.num_hidden,
         encoder_of=lambda params, extra: extra["teacher"]["encoder"],
         with_encoder=_with_encoder,
         logits=functools.partial(_logits, net),
         view_clusters=functools.partial(_view_clusters, parts),
-        describe=(described_masks(masker, parts.num_masked, parts.num_patches),),
+        describe=(described_masks(masker, parts.num_hidden, parts.num_patches),),
         loss_of_views=True,
         schedules={
             "decay of the teacher": decay_at,
@@ -132,7 +132,7 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
             else None,
         )
     # Every masked or thrown patch of a view and, where they are fewer than the most, visible ones.
-    chosen = masks.order[:, parts.num_patches - parts.num_masked[1] :]
+    chosen = masks.order[:, parts.num_patches - parts.num_hidden[1] :]
     of_teacher = teacher_logits(net, teacher, tokens, chosen)
     of_student = student_logits(net, params, images, masks.hidden, chosen, drop_keys)
     # (views, B, C)
@@ -262,7 +262,7 @@ def _features(parts: _Parts, params, extra, images):
 
 
 def _masks(parts: _Parts, params, extra, images, keys, masker=None, count: int | None = None):
-    count = parts.num_patches - parts.num_masked[1] if count is None else count
+    count = parts.num_patches - parts.num_hidden[1] if count is None else count
     seen = masking.Seen(
         parts.net.encoder.grid,
         features=lambda: _features(parts, params, extra, images),

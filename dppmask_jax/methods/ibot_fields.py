@@ -19,7 +19,7 @@ from dppmask_jax.fields import (
     whole,
     with_defaults,
 )
-from dppmask_jax.masking import num_masked, ratio_range
+from dppmask_jax.masking import kinds, num_masked, ratio_range
 from dppmask_jax.models import vit
 
 
@@ -124,6 +124,7 @@ def check(config) -> None:
     if most in (0, num_patches):
         share = "none" if most == 0 else "all"
         raise InputError(f"{where} masks {share} of the {num_patches} patches; change the ratio")
+    kinds.check_thrown(config.mask, num_patches, most)
     if not config.loss.class_weight and not config.loss.patch_weight:
         raise InputError("config.loss.class_weight and config.loss.patch_weight are both 0")
     start, frozen = config.mask.start_epoch, config.optim.freeze_last_layer_epochs

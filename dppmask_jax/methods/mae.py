@@ -52,8 +52,8 @@ def build(config, plan: Plan) -> Method:
     target = TARGETS[config.loss.target].build(config)
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
-    num_keep = single_view.visible_count(config)
-    masker = masking.masker_of(config.mask)
+    shares, masker = single_view.shares_of(config), masking.masker_of(config.mask)
+    num_keep = shares.visible
     progress_at = functools.partial(masking.progress_at, total_steps=plan.total_steps)
 
     def init(key):
@@ -71,10 +71,11 @@ def build(config, plan: Plan) -> Method:
             features=lambda: single_view.kernel_features(config, views.images, lambda: tokens),
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
+        kept = mask.order[:, : shares.kept]
         pred = model.apply(
-            {"params": params}, tokens, mask.order, num_keep, views.drop_keys, method="predict"
+            {"params": params}, tokens, kept, num_keep, views.drop_keys, method="predict"
         )
-        return target.loss(pred, target.of(views.raw), mask.mask), (metrics, {})
+        return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
 
     def features(params, extra, images):
         images = augment.normalize(images)
@@ -82,9 +83,10 @@ def build(config, plan: Plan) -> Method:
         return single_view.kernel_features(config, images, embed)
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
-        pred = model.apply({"params": params}, augment.normalize(images), order, num_keep)
+        kept = order[:, : shares.kept]
+        pred = model.apply({"params": params}, augment.normalize(images), kept, num_keep)
         return single_view.painted(
-            target, pred, images, order, num_keep, patch_size, borrow_statistics
+            target, pred, images, order, shares, patch_size, borrow_statistics
         )
 
     def with_positions(params):

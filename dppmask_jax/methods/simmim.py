@@ -1,6 +1,9 @@
 """SimMIM (arXiv 2111.09886): masked patches enter the encoder as one learned token, and a linear
 layer predicts them. With HOG for a target and block masks it is MaskFeat (arXiv 2112.09133).
 
+Thrown patches are left out, as if the image had fewer. An encoder with biases by relative position
+takes whole images alone: it sees a thrown patch as a masked one, which is not predicted.
+
 The fields' defaults are SimMIM's recipe for ViT-B.
 """
 
@@ -12,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import masking, optim
+from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional, with_defaults
 from dppmask_jax.methods import single_view
@@ -73,7 +76,10 @@ def build(config, plan: Plan) -> Method:
     encoder = encoder_from(config)
     target = TARGETS[config.loss.target].build(config)
     head = _head(encoder.width, target.width, config.model.dtype)
-    num_keep, masker = single_view.visible_count(config), masking.masker_of(config.mask)
+    shares, masker = single_view.shares_of(config), masking.masker_of(config.mask)
+    num_patches = encoder.grid[0] * encoder.grid[1]
+    num_kept = shares.kept if encoder.blocks else num_patches
+    num_keep = shares.visible
 
     def init(key):
         encoder_key, head_key, token_key = jax.random.split(key, 3)
@@ -85,10 +91,16 @@ def build(config, plan: Plan) -> Method:
             "head": head.init(head_key, tokens)["params"],
         }, {}
 
-    def predict(params, images, hidden, keys=None):
-        """(B, N, P) float32 of normalised images whose patches `hidden` (B, N) are not seen."""
-        token = params["mask_token"]
-        tokens = encoder.encode(params["encoder"], images, keys, mask=hidden, mask_token=token)
+    def predict(params, images, hidden, kept, keys=None):
+        """(B, M, P) float32 of the patches `kept` (B, M) of normalised images, in the order of the
+        image; the patches `hidden` (B, N) are not seen, and the others do not enter."""
+        of_encoder, token = params["encoder"], params["mask_token"]
+        if kept.shape[1] < num_patches:
+            embedded = encoder.embed(of_encoder, images, hidden, token)
+            embedded = patches.gather(embedded, jnp.sort(kept, axis=1))
+            tokens = encoder.blocks(of_encoder, embedded, keys)
+        else:
+            tokens = encoder.encode(of_encoder, images, keys, mask=hidden, mask_token=token)
         return head.apply({"params": params["head"]}, tokens.patches).astype(jnp.float32)
 
     def features_of(params, images):
@@ -104,14 +116,15 @@ def build(config, plan: Plan) -> Method:
             features=lambda: features_of(params, views.images),
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
-        pred = predict(params, views.images, mask.hidden, views.drop_keys)
-        return target.loss(pred, target.of(views.raw), mask.mask), (metrics, {})
+        kept = mask.order[:, :num_kept]
+        pred = predict(params, views.images, mask.hidden, kept, views.drop_keys)
+        return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
         hidden = jnp.argsort(order, axis=1) >= num_keep
-        pred = predict(params, augment.normalize(images), hidden)
+        pred = predict(params, augment.normalize(images), hidden, order[:, :num_kept])
         return single_view.painted(
-            target, pred, images, order, num_keep, config.model.patch_size, borrow_statistics
+            target, pred, images, order, shares, config.model.patch_size, borrow_statistics
         )
 
     def features(params, extra, images):

@@ -13,6 +13,7 @@ from dppmask_jax import masking, patches
 from dppmask_jax.data.images import augment, crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, Rule, is_number, one_of
+from dppmask_jax.masking import kinds
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.methods.describing import described_masks
 from dppmask_jax.models import vit
@@ -50,12 +51,43 @@ def check(config) -> None:
             f"config.mask.ratio={config.mask.ratio} masks none of the {num_patches} patches; "
             "raise it"
         )
+    kinds.check_thrown(config.mask, num_patches, num_patches - num_keep)
+
+
+class Shares(NamedTuple):
+    """How many patches of every image are visible, and how many are not thrown away."""
+
+    visible: int
+    kept: int
+
+
+def shares_of(config) -> Shares:
+    """The shares of a checked config."""
+    rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    thrown = masking.masker_of(config.mask).num_thrown(rows * columns)
+    return Shares(visible_count(config), rows * columns - thrown)
 
 
 def visible_count(config) -> int:
     """Number of visible patches of every image."""
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     return masking.num_visible(rows * columns, config.mask.ratio)
+
+
+def loss_of(target: Target, pred, images, mask: masking.Mask, kept):
+    """The loss of a prediction of all patches, or of those alone that were not thrown away.
+
+    Args:
+      pred: (B, M, P), in the order of the image.
+      images: flipped, as they are loaded.
+      kept: (B, M) int32, the numbers of the patches, in any order.
+    """
+    wanted, is_masked = target.of(images), mask.mask
+    if kept.shape[1] < is_masked.shape[1]:
+        place = jnp.sort(kept, axis=1)
+        wanted = patches.gather(wanted, place)
+        is_masked = jnp.take_along_axis(is_masked, place, axis=1)
+    return target.loss(pred, wanted, is_masked)
 
 
 def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any]:
@@ -67,7 +99,7 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
     """
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     masker, num_keep = masking.masker_of(config.mask), visible_count(config)
-    num_masked = (rows * columns - num_keep,) * 2
+    num_hidden = (rows * columns - num_keep,) * 2
 
     def masks(params, extra, images, keys, masker=masker, count=num_keep):
         seen = masking.Seen((rows, columns))
@@ -85,9 +117,9 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
         "features": features,
         "masker": masker,
         "masks": masks,
-        "num_masked": num_masked,
+        "num_hidden": num_hidden,
         "describe": (
-            described_masks(masker, num_masked, rows * columns),
+            described_masks(masker, num_hidden, rows * columns),
             ("target", config.loss.target),
         ),
         "schedules": masking.over_steps(masker, plan.total_steps),
@@ -148,21 +180,31 @@ def kernel_features(config, images, tokens):
     return found[config.mask.features]()
 
 
-def painted(
-    target: Target, pred, images, order, num_keep: int, patch_size, borrow_statistics: bool
-):
-    """(B, H, W, 3) from 0 to 1: the images with what was predicted at their hidden patches.
+def painted(target: Target, pred, images, order, shares: Shares, patch_size, borrow: bool):
+    """(B, H, W, 3) from 0 to 1: the images with what was predicted at their masked patches; thrown
+    ones are black.
 
     Args:
-      pred: (B, N, P) predictions.
+      pred: (B, M, P) predictions of the first M patches of `order`, in the order of the image: of
+        all, or of those that are not thrown away.
       images: as they are loaded.
-      order: (B, N) int32, visible patches first.
-      borrow_statistics: whether hidden pixels may enter, see `runs.run.Run.reconstruct`.
+      order: (B, N) int32: visible patches, then masked, then thrown ones.
+      borrow: whether hidden pixels may enter, see `runs.run.Run.reconstruct`.
     """
-    known = None if borrow_statistics else order[:, :num_keep]
-    hidden = target.pixels(pred, images, known)
+    known = None if borrow else order[:, : shares.visible]
+    pixels = target.pixels(_everywhere(pred, order), images, known)
     original = patches.patchify(augment.denormalize(augment.normalize(images)), patch_size)
-    rank = jnp.argsort(order, axis=1)
-    shown = jnp.where((rank < num_keep)[..., None], original, hidden)
+    rank = jnp.argsort(order, axis=1)[..., None]
+    shown = jnp.where(rank < shares.visible, original, jnp.where(rank < shares.kept, pixels, 0.0))
     grid = patches.grid_shape(images.shape[1:3], patch_size)
     return jnp.clip(patches.unpatchify(shown, grid, patch_size), 0.0, 1.0)
+
+
+def _everywhere(pred, order):
+    """(B, N, P): predictions of the first M patches of an order at their places, 0 elsewhere."""
+    num_predicted = pred.shape[1]
+    if num_predicted == order.shape[1]:
+        return pred
+    place = jnp.sort(order[:, :num_predicted], axis=1)
+    nothing = jnp.zeros((order.shape[1], pred.shape[2]), pred.dtype)
+    return jax.vmap(lambda place, values: nothing.at[place].set(values))(place, pred)

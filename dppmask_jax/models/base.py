@@ -96,7 +96,8 @@ class Encoder(NamedTuple):
     """params -> the parameters that `tuned` has: positions that were fixed are among them."""
 
     embed: Callable[..., Any] | None = None
-    """(params, images) -> (B, N, D): the patch tokens with their positions, before any block."""
+    """(params, images) -> (B, N, D): the patch tokens with their positions, before any block. Where
+    there are `blocks`, also (params, images, mask, mask_token), as `encode` takes them."""
 
     blocks: Callable[..., Tokens] | None = None
     """(params, (B, K, D), keys=None) -> Tokens of so many patches: of any that `embed` gave."""

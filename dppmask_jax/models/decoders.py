@@ -27,21 +27,24 @@ class Decoder(nn.Module):
         """
         Args:
           latent: (B, 1 + K, D) encoder output, class token first, then patches order[:, :K].
-          order: (B, N) int32 permutation of the patches, visible ones first.
+          order: (B, M) int32, different patches, visible ones first: all N of the image, or those
+            that were not thrown away.
 
         Returns:
-          (B, N, P) float32 predictions in the original order of the patches.
+          (B, M, P) float32 predictions of these patches, in the order of the image.
         """
         tokens = dense(self.size.width, self.dtype, "embed")(latent)
         mask_token = self.param(
             "mask_token", nn.initializers.normal(0.02), (1, 1, self.size.width), jnp.float32
         ).astype(tokens.dtype)
         batch, num_visible = tokens.shape[0], tokens.shape[1] - 1
-        num_patches = self.grid[0] * self.grid[1]
+        num_patches = order.shape[1]
         hidden = jnp.broadcast_to(mask_token, (batch, num_patches - num_visible, self.size.width))
         in_drawn_order = jnp.concatenate([tokens[:, 1:], hidden], axis=1)
         in_place = patches.gather(in_drawn_order, jnp.argsort(order, axis=1))
         positions = given_or_fixed(self, self.grid, self.size.width)[0, 1:]
+        if num_patches < len(positions):
+            positions = jnp.asarray(positions)[jnp.sort(order, axis=1)]
         in_place = in_place + jnp.asarray(positions, tokens.dtype)
         x = jnp.concatenate([tokens[:, :1], in_place], axis=1)
         x = Blocks(self.size, remat=self.remat, dtype=self.dtype, name="blocks")(x)
@@ -63,12 +66,12 @@ class MAE(nn.Module):
         """
         Args:
           tokens: (B, N, D) from `embed`.
-          order: (B, N) int32, visible patches first.
+          order: (B, M) int32, as the decoder takes it.
           num_keep: number of visible patches, static.
           keys: (B,) keys for drop-path, or None.
 
         Returns:
-          (B, N, P) float32 predicted patches, in the original order.
+          (B, M, P) float32 predicted patches, in the order of the image.
         """
         latent, _ = self.encoder.encode(patches.gather(tokens, order[:, :num_keep]), keys)
         return self.decoder(latent, order)

@@ -119,8 +119,8 @@ def encoder(module: ViT) -> Encoder:
         variables = {"params": params}
         return tokens(*module.apply(variables, images, keys, mask=mask, mask_token=mask_token))
 
-    def embed(params, images):
-        return module.apply({"params": params}, images, method="embed")
+    def embed(params, images, mask=None, mask_token=None):
+        return module.apply({"params": params}, images, mask, mask_token, method="embed")
 
     def blocks(params, embedded, keys=None) -> Tokens:
         return tokens(*module.apply({"params": params}, embedded, keys, method="encode"))

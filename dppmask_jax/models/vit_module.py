@@ -164,15 +164,17 @@ class ViT(nn.Module):
 
     def prenorm(self, images, keys=None, *, mask=None, mask_token=None):
         """As `__call__`, but without the final layer norm, whose parameters it does not make."""
-        tokens = self.patch_embed(images)
-        if mask is not None:
-            tokens = jnp.where(mask[..., None], mask_token.astype(tokens.dtype), tokens)
-        x = self._placed(tokens, images)
+        x = self._placed(self._masked(self.patch_embed(images), mask, mask_token), images)
         if not self.relative:
             return self.blocks(self._with_registers(x), keys)
         self._check_grid(images)
         bias = self.relative_bias() if self.relative == "shared" else None
         return self.blocks(x, keys, bias)
+
+    def _masked(self, tokens, mask, mask_token):
+        if mask is None:
+            return tokens
+        return jnp.where(mask[..., None], mask_token.astype(tokens.dtype), tokens)
 
     def _placed(self, tokens, images):
         """(B, N, D) embeddings -> (B, 1 + N, D) with the class token, if any, and positions."""
@@ -185,12 +187,14 @@ class ViT(nn.Module):
             tokens = tokens + self._positions(images).astype(tokens.dtype)
         return tokens
 
-    def embed(self, images):
-        """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions."""
+    def embed(self, images, mask=None, mask_token=None):
+        """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions; `mask` and
+        `mask_token` as in `__call__`."""
+        tokens = self._masked(self.patch_embed(images), mask, mask_token)
         if self.position == "none":
-            return self.patch_embed(images)
+            return tokens
         positions = self._positions(images)[0, int(self.of_class) :]
-        return self.patch_embed(images) + jnp.asarray(positions, self.dtype)
+        return tokens + jnp.asarray(positions, self.dtype)
 
     def encode(self, tokens, keys=None):
         """Runs the blocks on the class token, if there is one, and `tokens`.

@@ -33,7 +33,7 @@ def with_masks(config, train: Source, val: Source | None) -> tuple[Source, Sourc
         return train, val
     rows, columns = grid_shape(tuple(config.image_size), config.model.patch_size)
     method = METHODS[config.method].build(config, Plan(1, 1))
-    fewest, most = method.num_masked
+    fewest, most = method.num_hidden
     from_file.check_rows(mask.path, len(train), rows * columns, fewest, most)
     train = dataclasses.replace(
         train,

@@ -66,7 +66,7 @@ class Run:
         shift 0 stands there.
       knn_feature: which tokens the run trains, "patches" or "cls".
       has_class_token: whether `encode` gives one; else the mean patch token stands for it.
-      num_masked: (fewest, most) patches that a masked view has masked.
+      num_hidden: (fewest, most) patches that a masked view hides.
       has_masks, can_reconstruct, has_attention: whether the method answers to `masks` (and so has
         the two above), to `reconstruct` and to `attention`.
       gives: what its masks can be drawn from, of `methods.base.MethodKind.gives`.
@@ -117,7 +117,7 @@ class Run:
             encoder = encoders.projected(method.encoder, projection.matrix)
             method = method._replace(encoder=encoder)
         self.method = method
-        self.num_masked = method.num_masked
+        self.num_hidden = method.num_hidden
         hidden = {name for name in ("attention", "features") if getattr(method, name) is None}
         self.gives = (kind.gives if kind else frozenset()) - hidden
         self.mask_recipes = kind.mask_recipes if kind else {}
@@ -186,7 +186,8 @@ class Run:
         return jax.jit(draw)(self.params, self.extra, images, keys)
 
     def reconstruct(self, images, order, borrow_statistics: bool = False):
-        """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, hidden ones predicted.
+        """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, masked ones predicted, and
+        thrown ones black.
 
         A model trained with `loss.norm_pix` predicts each patch without its brightness and
         contrast. Those of hidden patches are estimated from the visible ones, see
@@ -194,7 +195,8 @@ class Run:
 
         Args:
           images: as for `encode`.
-          order: (B, N) int32, visible patches first. How many are visible is the run's.
+          order: (B, N) int32, visible patches first; where the run's masks throw patches away,
+            these are the last. How many are visible and thrown is the run's.
           borrow_statistics: take the true mean and deviation of each hidden patch instead, which
             no model could know. Without `loss.norm_pix` nothing is borrowed.
 

@@ -1,0 +1,157 @@
+"""Patches that are thrown away: neither seen nor predicted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import tiny
+
+from dppmask_jax import config as pretraining
+from dppmask_jax import masking, patches
+from dppmask_jax.errors import InputError
+from dppmask_jax.figures import panels
+from dppmask_jax.masking.base import mask_from
+from dppmask_jax.methods import METHODS, describing
+from dppmask_jax.methods.base import Plan
+from dppmask_jax.targets import base, pixels
+
+THROWN, KEY = 3, jax.random.key(5)
+
+
+def build(mask):
+    """Random masks of which three patches are thrown."""
+
+    def draw(keys, count, seen, most):
+        number = seen.grid[0] * seen.grid[1]
+        counts = jnp.broadcast_to(jnp.asarray(count), len(keys))
+        orders = jax.vmap(lambda key: jax.random.permutation(key, number))(keys)
+        return jax.vmap(lambda order, n: mask_from(order, n, THROWN))(orders, counts), {}
+
+    return masking.Masker(draw, frozenset(), "three", num_thrown=lambda number: THROWN)
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch):
+    monkeypatch.setitem(masking.MASKERS, "three", masking.MaskerKind(build))
+
+
+def built(method, **changes):
+    config = tiny.config(method, mask__strategy="three", data__flip=False, **changes)
+    found = METHODS[method].build(config, Plan(5, 10))
+    return found, *tiny.filled(jax.eval_shape(found.init, KEY), seed=1)
+
+
+def batch_of(size=2):
+    image = np.random.default_rng(0).uniform(size=(size, 16, 16, 3)).astype(np.float32)
+    return {"image": image, "index": np.arange(size, dtype=np.int32)}
+
+
+def masks_of(batch, count):
+    """The masks that a step of MAE or SimMIM draws for a batch."""
+    keys = [jax.random.split(jax.random.fold_in(KEY, i), 3)[1] for i in batch["index"]]
+    masker = build(None)
+    return masker.draw(jnp.stack(keys), count, masking.Seen((4, 4)), count)[0]
+
+
+def test_a_mask_shows_hides_and_throws_what_its_order_says():
+    order = jnp.array([4, 2, 0, 5, 1, 3])
+    mask = mask_from(order, 2, 3)
+    assert np.flatnonzero(mask.mask).tolist() == [0] and int(mask.count) == 2
+    assert np.flatnonzero(mask.thrown).tolist() == [1, 3, 5]
+    assert np.flatnonzero(~mask.hidden).tolist() == [2, 4]
+    for count, masked, thrown in ((6, 0, 0), (5, 1, 0), (4, 1, 1), (3, 1, 2), (1, 2, 3)):
+        mask = jax.jit(lambda order, count: mask_from(order, count, 3))(order, count)
+        assert (int(mask.mask.sum()), int(mask.thrown.sum())) == (masked, thrown), count
+
+
+@pytest.mark.parametrize("method,changes", [
+    ("mae", {}),
+    ("simmim", {"model__relative": "none", "model__position": "fixed"}),
+    ("simmim", {}),
+])  # fmt: skip
+def test_thrown_patches_receive_no_gradient_and_no_loss(method, changes):
+    found, params, extra = built(method, **changes)
+    batch = batch_of()
+    count = 16 - found.num_hidden[0]
+    mask = masks_of(batch, count)
+    assert (np.asarray(mask.thrown).sum(axis=1) == THROWN).all()
+
+    @jax.jit
+    @jax.value_and_grad
+    def of_pixels(image):
+        return found.turns[0].loss(params, extra, {**batch, "image": image}, KEY, 0)[0]
+
+    loss, gradient = of_pixels(batch["image"])
+    gradient = np.asarray(patches.patchify(np.asarray(gradient), 4))
+    moved = np.abs(gradient).max(axis=2) > 0
+    np.testing.assert_array_equal(moved, ~np.asarray(mask.thrown))
+    cut = patches.patchify(batch["image"], 4).copy()
+    cut[np.asarray(mask.thrown)] = 0.5
+    others = patches.unpatchify(cut, (4, 4), 4)
+    assert of_pixels(others)[0] == loss
+    cut[np.asarray(mask.mask)] = 0.5  # those that are predicted
+    assert of_pixels(patches.unpatchify(cut, (4, 4), 4))[0] != loss
+
+
+def test_ibot_hides_thrown_patches_from_the_student_and_predicts_them_not():
+    config = tiny.config("ibot", mask__strategy="three", mask__ratio=(0.5,), mask__ratio_var=(0.0,))
+    found = METHODS["ibot"].build(config, Plan(5, 10))
+    assert found.num_hidden == (8, 8)
+    assert found.describe[0][1].endswith("8 visible, 5 masked, 3 thrown of 16 patches")
+
+
+def test_what_is_thrown_stays_black_in_a_reconstruction():
+    for method in ("mae", "simmim"):
+        found, params, extra = built(method)
+        images = batch_of()["image"]
+        order = np.stack([np.random.default_rng(i).permutation(16) for i in range(2)])
+        made = jax.jit(found.reconstruct)(params, extra, images, order)
+        made, cut = patches.patchify(np.asarray(made), 4), patches.patchify(images, 4)
+        for b in range(2):
+            shown, thrown = order[b, : 16 - found.num_hidden[0]], order[b, -THROWN:]
+            np.testing.assert_allclose(made[b, shown], cut[b, shown], atol=1e-6)
+            assert not made[b, thrown].any() and made[b, order[b, 4:-THROWN]].any(axis=1).all()
+
+
+def test_shares_that_leave_nothing_to_predict_are_refused():
+    for method, ratio in (("mae", 0.15), ("simmim", 0.15), ("ibot", (0.0, 0.1876))):
+        config = tiny.config(method, mask__strategy="three", mask__ratio=ratio)
+        with pytest.raises(InputError, match=r"hides 3 of 16 .* throws 3 away, which leaves none"):
+            pretraining.check(config)
+
+
+def test_thrown_patches_are_darker_than_masked_ones():
+    image = np.full((4, 8, 3), 200, np.uint8)
+    hidden, thrown = np.array([False, True, True, False]), np.array([False, False, True, False])
+    panel = panels.mask_panel(image, hidden, (4, 2), thrown=thrown)
+    means = panel.reshape(4, 4, 2, 3).mean(axis=(0, 2, 3))
+    assert means[0] == means[3] == 200 and means[2] < 15 < 50 < means[1] < 100
+
+
+def test_numbers_in_words():
+    masker = build(None)
+    assert describing.described_masks(masker, (0, 8), 16)[1] == (
+        "three: 8 to 16 visible, 0 to 5 masked, 0 to 3 thrown of 16 patches"
+    )
+    none = masker._replace(num_thrown=lambda number: 0)
+    assert describing.described_masks(none, (8, 8), 16)[1] == (
+        "three: 8 visible, 8 masked of 16 patches"
+    )
+
+
+class TestOracle:
+    pytestmark = oracles.MARKS
+
+    def test_loss(self):
+        oracle = oracles.load("amt")
+        images = oracles.images(oracle["loss_images"])
+        is_masked, thrown = oracle["loss_mask"] == 1, oracle["loss_mask"] == -1
+        kept = np.stack([np.flatnonzero(~each) for each in thrown])
+        found = base.masked_square_error(
+            jnp.asarray(oracle["loss_pred_unthrown"]),
+            patches.gather(pixels.pixel_target(patches.patchify(images, 4), True), kept),
+            jnp.take_along_axis(jnp.asarray(is_masked), kept, axis=1),
+        )
+        error = abs(float(found) / float(oracle["loss"]) - 1)
+        oracles.below("amt, loss (relative)", error, 1e-6)
