@@ -209,7 +209,7 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
 
 def test_what_is_proposed_after_a_run_fits_it():
     def words(probed=True, **fields):
-        return "\n".join(announcement.next_steps(changed(**fields), "a run", probed))
+        return "\n".join(announcement.next_steps(changed(**fields), "a run", probed, print))
 
     assert words().count("'a run'") == words().count("a run") == 3
     assert "mask.strategy=random" in words() and "dataset=small" in words() and "eval.py" in words()

@@ -212,7 +212,7 @@ def validation_loss(probed: Probed, method: Method, key, say) -> Callable[[Any],
     """
     (loss, *_), last = method.turns[0], probed.plan.total_steps - 1
     mean_loss = parallel.data_parallel_mean(
-        lambda state, batch, key: loss(*state, batch, key, last)[0]
+        lambda state, batch, key: loss(*state, method.before_step(batch, key), key, last)[0]
     )
     if method.loss_of_views:
         batches = training_batches(probed.config, probed.val, method, say)

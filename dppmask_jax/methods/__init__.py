@@ -5,13 +5,14 @@ from typing import Any
 
 from dppmask_jax.fields import Field, one_of
 from dppmask_jax.masking import MASKERS
-from dppmask_jax.methods import ibot, mae, simmim
+from dppmask_jax.methods import ibot, mae, overlay, simmim
 from dppmask_jax.models import encoders
 from dppmask_jax.targets import TARGETS
 
 METHODS = {
     "mae": mae.KIND,
     "simmim": simmim.KIND,
+    "overlay": overlay.KIND,
     "ibot": ibot.KIND,
 }
 

@@ -65,6 +65,11 @@ class Method(NamedTuple):
     after_step: Callable[..., Any]
     """(params, extra, aux, step) -> extra, with the parameters after the optimiser's step."""
 
+    before_step: Callable[..., dict[str, Any]] = lambda batch, key: batch
+    """(batch, key) -> batch, with more arrays of a leading B: what images of a step have of each
+    other. It sees all B images of this device before they are cut into micro-batches, and those of
+    other devices through `parallel`; `key` is the step's."""
+
     extras: tuple[str, ...] = ()
     """The names of what it needs of each image beside the label, such as "mask", see
     `Source.extras`; `example` puts it into the batch. Maps are mirrored with the image: on the host

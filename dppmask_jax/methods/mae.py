@@ -33,6 +33,11 @@ FIELDS = {
 def check(config) -> None:
     """Raises InputError where a config's ratio masks none or all, or its decoder cannot be made."""
     single_view.check(config)
+    check_decoder(config)
+
+
+def check_decoder(config) -> None:
+    """Raises InputError where a config's decoder cannot be made."""
     model = config.model
     if model.decoder_width % model.decoder_heads or model.decoder_width % 4:
         raise InputError(

@@ -35,17 +35,18 @@ def make_step(method: Method, *, accum_steps: int = 1, devices=None) -> Callable
     Returns:
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
       with or without "wish" int32 (b,), of which the metrics have the largest of all processes.
-      The turns follow each other, all with the step's batch, key and `extra`. Gradients, metrics
-      and `aux` of a turn are averaged over the micro-batches and the devices, then its optimiser
-      updates what it trains; `after_step` follows the last turn. Where in any turn the loss, the
-      gradient norm or a parameter after the update is not finite, the step is skipped: only the
-      counts change.
+      What `before_step` makes of the batch, the step's key and `extra` are the same for all turns,
+      which follow each other. Gradients, metrics and `aux` of a turn are averaged over the
+      micro-batches and the devices, then its optimiser updates what it trains; `after_step` follows
+      the last turn. Where in any turn the loss, the gradient norm or a parameter after the update
+      is not finite, the step is skipped: only the counts change.
     """
 
     def step(state: TrainState, batch, seed_key):
         batch = dict(batch)
         wish = parallel.largest(jnp.max(batch.pop("wish", 0)))
         key = jax.random.fold_in(seed_key, state.step)
+        batch = method.before_step(batch, key)
         params, opt_states, metrics, aux, checks = state.params, (), {}, {}, []
         for turn, opt_state in zip(method.turns, state.opt_state, strict=True):
             found = parallel.mean(_gradients(turn, params, state, batch, key, accum_steps))

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: training images and targets blended with those of a neighbour."""
+"""Training images blended with others: mixup and CutMix with their targets, overlay without."""
 
 from __future__ import annotations
 
@@ -72,6 +72,25 @@ def mix(
     share, own = share.astype(targets.dtype), own[..., None].astype(images.dtype)
     mixed = own * images + (1 - own) * _neighbours(images)
     return mixed, share * targets + (1 - share) * _neighbours(targets)
+
+
+def overlay(images: jax.Array, others: jax.Array, alpha: float) -> jax.Array:
+    """Paired image overlay: alpha * other + (1 - alpha) * image.
+
+    As the weights add up to 1, images that are normalised alike before are so after it.
+
+    Args:
+      images, others: (..., H, W, 3) float of one shape.
+      alpha: from 0, which returns `images` themselves, to below 0.5, where the image still has the
+        larger share.
+
+    Raises:
+      ValueError: alpha is not in [0, 0.5).
+    """
+    chex.assert_equal_shape([images, others])
+    if not 0 <= alpha < 0.5:
+        raise ValueError(f"alpha must be in [0, 0.5), got {alpha}")
+    return alpha * others + (1 - alpha) * images if alpha else images
 
 
 def _neighbours(values):

@@ -1,0 +1,42 @@
+"""Overlay and its weighted loss, against values of their formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import oracles
+
+from dppmask_jax import masking, patches
+from dppmask_jax.data.images import mixing
+from dppmask_jax.methods import overlay
+from dppmask_jax.targets.base import masked_square_error
+
+pytestmark = oracles.MARKS
+
+
+def test_mixing_with_the_image_some_places_before():
+    oracle = oracles.load("overlay_hybrid")
+    images = oracle["images"]
+    for by in (1, 2, 3):
+        for alpha in (0.0, 0.1, 0.3, 0.4):
+            found = mixing.overlay(images, jnp.roll(images, by, axis=0), alpha)
+            expected = oracle[f"overlay_roll{by}_alpha{alpha}"]
+            oracles.near(f"overlay_hybrid, overlay {by} {alpha}", found, expected, 1e-6)
+
+
+def test_losses_are_of_the_image_as_it_was():
+    oracle = oracles.load("overlay_hybrid")
+    pred, target = (patches.patchify(oracle[name], 4) for name in ("pred", "images"))
+    masked = oracle["patch_mask"]
+    order = np.argsort(masked, axis=1, kind="stable").astype(np.int32)
+    mask = masking.Mask(order, masked, (~masked).sum(axis=1))
+
+    def loss(mask, weight):
+        return overlay.weighted(masked_square_error, pred, target, mask, weight)
+
+    for weight in (0.0, 0.5, 1.0):
+        expected = oracle[f"overlay_mask_loss_visible{weight}"]
+        name = f"overlay_hybrid, loss {weight}"
+        oracles.near(name, loss(mask, weight), expected, 1e-6, relative=True)
+    whole = loss(overlay._no_mask((2, 2), 4), 1.0)
+    oracles.near("overlay_hybrid, mse", whole, oracle["mse_to_clean"], 1e-6, relative=True)
+    wrong = oracle["mse_to_mixed_WRONG_roll1_alpha0.3"]
+    assert abs(float(whole) - wrong) > 0.1

@@ -1,0 +1,251 @@
+"""Paired image overlay: who is mixed with whom, what is predicted, and on how many devices."""
+
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from reference_mae import predict
+
+from configs import overlay as recipe
+from dppmask_jax import config as configs
+from dppmask_jax import masking, parallel, patches, pretrain
+from dppmask_jax.data.images import augment, mixing
+from dppmask_jax.errors import InputError
+from dppmask_jax.imagenet import MEAN, STD
+from dppmask_jax.methods import mae, overlay
+from dppmask_jax.methods.base import Plan
+from dppmask_jax.models.sizes import Size
+from dppmask_jax.optim import Optimizer
+from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs.run import load_run
+from dppmask_jax.training.step import init_state, make_step
+
+KEY = jax.random.key(7)
+SIZE = Size(24, 1, 2)
+SMALL = {"model.width": 24, "model.depth": 1, "model.heads": 2}
+
+
+def config(argument="", **changes):
+    built = recipe.get_config(f"dataset=shapes,{argument}")
+    fields = tiny.OVERRIDES["mae"] | SMALL
+    built.update_from_flattened_dict(
+        fields | {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    configs.check(built)
+    return built
+
+
+def batch_of(size=4, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (size, 16, 16, 3), dtype=np.uint8)
+    numbers = np.arange(size, dtype=np.int32)
+    zeros = np.zeros(size, np.int32)
+    return {"image": images, "label": zeros, "index": numbers, "row": numbers, "bad": zeros > 0}
+
+
+def mixed_batch(batch, by):
+    """A batch as `before_step` leaves it where the others are `by` places in front."""
+    others = {overlay._OTHERS[name]: np.roll(batch[name], by, axis=0) for name in overlay._OTHERS}
+    return batch | others
+
+
+@functools.cache
+def built(argument="", **changes):
+    given = config(argument, **changes)
+    method = overlay.build(given, Plan(5, 10))
+    params, extra = tiny.filled(jax.eval_shape(method.init, jax.random.key(1)), seed=1)
+    return given, method, params, extra
+
+
+def over_devices(fn, number, batch, key=KEY):
+    """`fn(batch, key)` on some devices, each with its part of the batch; their results in a row."""
+    split = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
+    found = jax.pmap(
+        fn, axis_name=parallel.AXIS, in_axes=(0, None), devices=jax.devices()[:number]
+    )(split, key)
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), found)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_the_rows_of_all_devices_roll_together(devices):
+    rows = {"a": np.arange(12), "b": np.arange(24, dtype=np.uint8).reshape(12, 2)}
+    for places in range(12):
+        found = over_devices(parallel.roll, devices, rows, np.int32(places))
+        for name, values in rows.items():
+            np.testing.assert_array_equal(found[name], np.roll(values, places, axis=0))
+
+
+def test_nobody_is_its_own_other_and_devices_agree():
+    batch, met = batch_of(8), set()
+    for step in range(40):
+        key = jax.random.fold_in(KEY, step)
+        one, two, four = (over_devices(overlay.with_others, n, batch, key) for n in (1, 2, 4))
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+        jax.tree.map(np.testing.assert_array_equal, one, four)
+        others = one["other_index"]
+        assert sorted(others) == list(range(8)) and not np.any(others == batch["index"])
+        np.testing.assert_array_equal(one["other_image"], batch["image"][others])
+        met.add(int(others[0]))
+    assert met == set(range(1, 8))
+
+
+def test_a_pair_mixes_each_with_the_other():
+    found = over_devices(overlay.with_others, 2, batch_of(2))
+    assert found["other_index"].tolist() == [1, 0]
+
+
+def test_mixing_by_hand_and_alpha_0_is_the_image_itself():
+    images, others = np.random.default_rng(0).random((2, 3, 4, 4, 3), np.float32)
+    np.testing.assert_allclose(
+        mixing.overlay(images, others, 0.3), 0.3 * others + 0.7 * images, rtol=1e-6
+    )
+    assert mixing.overlay(images, others, 0.0) is images
+    for alpha in (-0.1, 0.5, float("nan")):
+        with pytest.raises(ValueError, match="alpha"):
+            mixing.overlay(images, others, alpha)
+
+
+def test_mixing_commutes_with_normalisation():
+    images, others = np.random.default_rng(0).random((2, 3, 4, 4, 3), np.float32)
+    np.testing.assert_allclose(
+        augment.normalize(mixing.overlay(images, others, 0.4)),
+        mixing.overlay(augment.normalize(images), augment.normalize(others), 0.4),
+        atol=2e-6,
+    )
+
+
+def written_out_loss(given, params, batch, by, weight):
+    """The loss as the docstrings have it, image by image in float64."""
+    count, number = round(16 * (1 - given.mask.ratio)), len(batch["image"])
+    reference = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    clean, mask_keys = [], []
+    for image, index in zip(batch["image"], batch["index"], strict=True):
+        flip_key, mask_key, _ = jax.random.split(jax.random.fold_in(KEY, index), 3)
+        image = image[:, ::-1] if jax.random.bernoulli(flip_key) else image
+        clean.append((image / 255.0 - np.array(MEAN)) / np.array(STD))
+        mask_keys.append(mask_key)
+    assert not np.array_equal(clean, (batch["image"] / 255.0 - MEAN) / STD), "one is flipped"
+    sums = np.zeros(2)
+    for i, image in enumerate(clean):
+        cut = np.asarray(patches.patchify(image[None], 4)[0], np.float64)
+        order = np.arange(16)
+        if given.mask.ratio:
+            projection = reference["encoder"]["patch_embed"]["proj"]
+            tokens = cut @ projection["kernel"] + projection["bias"]
+            tokens = np.float32(tokens + patches.sincos_positions((4, 4), 24))
+            order = np.asarray(masking.dpp(mask_keys[i], tokens, count, given.mask.tau)[0].order)
+        mixed = given.data.alpha * clean[(i - by) % number] + (1 - given.data.alpha) * image
+        pred = predict(
+            reference, mixed, order, count, patch_size=4, encoder=SIZE, decoder=(32, 1, 2)
+        )
+        error = ((pred - cut) ** 2).mean(axis=1)
+        sums += error[order[count:]].sum(), error[order[:count]].sum()
+    masked, visible = number * (16 - count), number * count
+    return (sums[0] + weight * sums[1]) / (masked + weight * visible)
+
+
+@pytest.mark.parametrize(
+    "argument,weight,counted", [("", None, 1.0), ("mask=dpp", None, 1.0), ("mask=dpp", 0.25, 0.25)]
+)
+def test_the_loss_is_the_method_written_out(argument, weight, counted):
+    """The image alone is the target, and alone is what the mask is drawn from."""
+    given, method, params, extra = built(argument, loss__visible_weight=weight)
+    batch = batch_of()
+    loss, (metrics, _) = jax.jit(method.turns[0].loss)(params, extra, mixed_batch(batch, 1), KEY, 0)
+    np.testing.assert_allclose(loss, written_out_loss(given, params, batch, 1, counted), rtol=1e-4)
+    assert ("num_greedy" in metrics) == bool(argument)
+    assert (method.masks is None) == (not argument) == (method.reconstruct is None)
+
+
+def test_with_alpha_0_and_masks_it_is_mae():
+    given, method, params, extra = built("mask=random,alpha=0")
+    assert overlay.visible_weight(given) == 0.0
+    assert method.before_step(batch_of(), KEY).keys() == batch_of().keys()
+    of_mae = mae.build(given, Plan(5, 10))
+    ours, theirs = (
+        jax.jit(m.turns[0].loss)(params, extra, batch_of(), KEY, 0)[0] for m in (method, of_mae)
+    )
+    assert float(ours) == float(theirs)
+
+
+def test_the_weighted_loss_by_hand_leaves_thrown_patches_out():
+    errors = jnp.asarray([[1.0, 2.0, 4.0, 100.0]])
+    mask = masking.Mask(
+        jnp.arange(4)[None], jnp.asarray([[False, True, True, False]]), jnp.asarray([1]),
+        jnp.asarray([[False, False, False, True]]),
+    )  # fmt: skip
+
+    def loss(pred, target, chosen):
+        return jnp.sum(jnp.where(chosen, pred - target, 0)) / jnp.sum(chosen)
+
+    found = [overlay.weighted(loss, errors, 0.0, mask, weight) for weight in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(found, [3.0, 6.5 / 2.5, 7 / 3], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_step_on_four_devices_is_that_on_one_with_micro_batches_too():
+    _, method, *_ = built("mask=random")
+    method = tiny.with_optimizer(method, Optimizer(optax.sgd(1.0), lambda step: 0.1))
+    batch, found = batch_of(8), []
+    for devices, accum_steps in ((1, 1), (4, 1), (2, 2)):
+        step = make_step(method, accum_steps=accum_steps, devices=jax.devices()[:devices])
+        state = init_state(method, jax.random.key(0))
+        split = jax.tree.map(lambda x, n=devices: x.reshape(n, -1, *x.shape[1:]), batch)
+        state, metrics = step(jax.device_get(state), split, KEY)
+        found.append((jax.device_get(state.params), float(metrics["loss"])))
+    for params, loss in found[1:]:
+        assert loss == pytest.approx(found[0][1], rel=1e-6)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, found[0][0]
+        )
+
+
+@pytest.mark.parametrize(
+    "words,changes",
+    [
+        ("config.data.alpha=0.5 is not allowed: a number from 0 to below 0.5", {"data.alpha": 0.5}),
+        ("config.data.alpha=-0.1", {"data.alpha": -0.1}),
+        ("config.data.alpha=nan", {"data.alpha": float("nan")}),
+        ("batch_size=1 with config.optim.accum_steps=1 there is none beside it", {"batch_size": 1}),
+        ("accum_steps=8 there is none beside it", {"optim.accum_steps": 8}),
+        ("visible_weight=0 leaves nothing to predict", {"loss.visible_weight": 0.0}),
+        ("visible_weight=-1.0", {"loss.visible_weight": -1.0}),
+        ("leaves no visible patch", {"mask.ratio": 0.99}),
+        ("decoder_width=30", {"model.decoder_width": 30}),
+        ("MAE has no teacher|Overlay has no teacher", {"mask.strategy": "attention"}),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(words, changes):
+    given = config()
+    given.update_from_flattened_dict(changes)
+    with pytest.raises(InputError) as error:
+        configs.check(given)
+    assert any(part in str(error.value) for part in words.split("|"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_of_one_is_allowed_without_overlay():
+    configs.check(config("mask=random", data__alpha=0.0, batch_size=1))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_was_and_is_evaluated(tmp_path):
+    """The last two of four steps anew, from the checkpoint before them."""
+    given = config(
+        "alpha=0.3", epochs=4 * 8 / 96, checkpoint__every=2, optim__warmup_epochs=0.0,
+        evaluate__loss_images=20,
+    )  # fmt: skip
+    pretrain.train(given, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / checkpoint.FOLDER / "4")
+    pretrain.train(given, tmp_path / "other")
+    states = [checkpoint.read_newest(tmp_path / name) for name in ("one", "other")]
+    assert [step for *_, step in states] == [4, 4]
+    jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
+    run = load_run(tmp_path / "one")
+    assert not run.has_masks and not run.can_reconstruct
+    assert run.encode(batch_of(2)["image"])["patches"].shape == (2, 16, 24)
