@@ -249,7 +249,9 @@ def test_tau_from_one_on_is_argsort_of_the_noise_bit_for_bit(tau, bandwidth):
     assert np.all(np.asarray(num_greedy) == 0)
 
 
-@pytest.mark.parametrize("num_patches", [1, 255, 256, 257, 300])
+@pytest.mark.parametrize(
+    "num_patches", [257, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 255, 256, 300))]
+)
 @pytest.mark.parametrize("draw", ["uniform", "normal", "ties", "zeros of both signs", "up to one"])
 def test_any_noise_orders_the_fill(draw, num_patches):
     rng = np.random.default_rng(num_patches)
@@ -609,6 +611,7 @@ def test_each_platform_gets_its_form():
         assert ("tensor<10x24x3xf32>" in text) == batched, platform
 
 
+@pytest.mark.slow  # one level of it is the test below
 def test_nested_vmap_with_any_argument_batched(known):
     keys, features, (want_order, _) = known
     taus = jnp.array([0.6, 1.0])
@@ -713,7 +716,7 @@ def test_export(known, platforms):
         assert np.array_equal(order, want_order) and np.array_equal(num_greedy, want_greedy)
 
 
-@pytest.mark.parametrize("images", [3, 1])
+@pytest.mark.parametrize("images", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_shard_map(known, images):
     keys, features, (want_order, want_greedy) = known
     mesh = Mesh(np.array(several_devices()), ("batch",))
