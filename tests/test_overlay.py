@@ -172,18 +172,40 @@ def test_with_alpha_0_and_masks_it_is_mae():
     assert float(ours) == float(theirs)
 
 
-def test_the_weighted_loss_by_hand_leaves_thrown_patches_out():
-    errors = jnp.asarray([[1.0, 2.0, 4.0, 100.0]])
-    mask = masking.Mask(
-        jnp.arange(4)[None], jnp.asarray([[False, True, True, False]]), jnp.asarray([1]),
-        jnp.asarray([[False, False, False, True]]),
-    )  # fmt: skip
+def test_the_weighted_loss_by_hand():
+    errors = jnp.asarray([[1.0, 2.0, 4.0]])
+    masked = jnp.asarray([[False, True, True]])
 
     def loss(pred, target, chosen):
         return jnp.sum(jnp.where(chosen, pred - target, 0)) / jnp.sum(chosen)
 
-    found = [overlay.weighted(loss, errors, 0.0, mask, weight) for weight in (0.0, 0.5, 1.0)]
+    found = [overlay.weighted(loss, weight, errors, 0.0, masked) for weight in (0.0, 0.5, 1.0)]
     np.testing.assert_allclose(found, [3.0, 6.5 / 2.5, 7 / 3], rtol=1e-6)
+
+
+def test_a_thrown_patch_enters_neither_the_input_nor_the_loss(monkeypatch):
+    """Patches 10 to 15 of each image, of which the last three are thrown."""
+
+    def draw(keys, count, seen, most):
+        order = jnp.tile(jnp.arange(16, dtype=jnp.int32), (len(keys), 1))
+        return jax.vmap(lambda order: masking.base.mask_from(order, count, 3))(order), {}
+
+    masker = masking.Masker(draw, frozenset(), "last", num_thrown=lambda number: 3)
+    monkeypatch.setitem(masking.MASKERS, "last", masking.MaskerKind(lambda mask: masker))
+    given = config("mask=random", mask__ratio=6 / 16, data__flip=False)
+    given.mask.strategy = "last"
+    method = overlay.build(given, Plan(5, 10))
+    params, extra = tiny.filled(jax.eval_shape(method.init, jax.random.key(1)), seed=1)
+    loss = jax.jit(method.turns[0].loss)
+
+    def with_changed(patch):
+        batch = batch_of()
+        row, column = divmod(patch, 4)
+        batch["image"][:, 4 * row :, 4 * column :][:, :4, :4] //= 2
+        return float(loss(params, extra, mixed_batch(batch, 1), KEY, 0)[0])
+
+    found = [with_changed(patch) for patch in (13, 15, 9, 12)]
+    assert found[0] == found[1] and len(set(found)) == 3
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ the overlay, is ours. So is how the other is drawn: the paper says that it is on
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,31 +86,30 @@ def build(config, plan: Plan) -> Method:
     """
     base, model = mae.build(config, plan), mae.model_from(config)
     target, alpha = TARGETS[config.loss.target].build(config), config.data.alpha
-    num_keep, weight = single_view.visible_count(config), visible_weight(config)
-    grid = base.encoder.grid
+    weight, shares = visible_weight(config), shares_of(config)
+    target = target._replace(loss=functools.partial(weighted, target.loss, weight))
 
     def mask_of(params, extra, views, batch, key, step):
         """Masks look at the image alone, whatever it is mixed with."""
         if not config.mask.ratio:
-            return _no_mask(grid, len(views.raw)), {}
+            return _no_mask(base.encoder.grid, len(views.raw)), {}
         seen = masking.Seen(
-            grid,
+            base.encoder.grid,
             masking.progress_at(step, plan.total_steps),
             step,
             features=lambda: base.features(params, extra, views.raw),
         )
-        return single_view.drawn(base.masker, num_keep, views, seen, batch, key)
-
-    def predict(params, images, order, keys=None):
-        tokens = model.apply({"params": params}, images, method="embed")
-        return model.apply({"params": params}, tokens, order, num_keep, keys, method="predict")
+        return single_view.drawn(base.masker, shares.visible, views, seen, batch, key)
 
     def loss(params, extra, batch, key, step):
         views, others = _views_of(config, batch, key)
         mask, metrics = mask_of(params, extra, views, batch, key, step)
-        mixed = mixing.overlay(views.images, others, alpha)
-        pred = predict(params, mixed, mask.order, views.drop_keys)
-        return weighted(target.loss, pred, target.of(views.raw), mask, weight), (metrics, {})
+        mixed, kept = mixing.overlay(views.images, others, alpha), mask.order[:, : shares.kept]
+        tokens = model.apply({"params": params}, mixed, method="embed")
+        pred = model.apply(
+            {"params": params}, tokens, kept, shares.visible, views.drop_keys, method="predict"
+        )
+        return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
 
     method = base._replace(
         before_step=with_others if alpha else base.before_step,
@@ -119,7 +120,7 @@ def build(config, plan: Plan) -> Method:
         return method
     of_target = tuple(line for line in method.describe if line[0] != "masks")
     return method._replace(
-        describe=of_target, masker=None, masks=None, num_masked=None, extras=(), schedules={},
+        describe=of_target, masker=None, masks=None, num_hidden=None, extras=(), schedules={},
         reconstruct=None,
     )  # fmt: skip
 
@@ -149,6 +150,12 @@ def _views_of(config, batch, key):
     return views, single_view.views_of(config, others, key).images
 
 
+def shares_of(config) -> single_view.Shares:
+    """How many patches are visible, and how many not thrown away: all where none is masked."""
+    shares = single_view.shares_of(config)
+    return shares if config.mask.ratio else shares._replace(kept=shares.visible)
+
+
 def _no_mask(grid: tuple[int, int], batch: int) -> masking.Mask:
     """(B, ...): all patches are visible."""
     number = grid[0] * grid[1]
@@ -165,24 +172,23 @@ def visible_weight(config) -> float:
     return config.loss.visible_weight
 
 
-def weighted(loss, pred, target, mask: masking.Mask, weight: float):
+def weighted(loss, weight: float, pred, target, masked):
     """() float32: (M * masked + v * V * visible) / (M + v * V), of the mean losses of the M masked
-    and the V visible patches; thrown ones do not count. Without masks it is the visible ones'.
+    and the V visible patches.
 
     The weighting is ours.
 
     Args:
       loss: (pred, target, chosen (B, N) bool) -> the mean over chosen patches, `Target.loss`.
-      pred, target: (B, N, P).
-      mask: of (B, ...) arrays.
       weight: v, from 0 up.
+      pred, target: (B, N, P), of patches that are not thrown away.
+      masked: (B, N) bool, True = masked; with v of 0 some are.
     """
     if not weight:
-        return loss(pred, target, mask.mask)
-    visible = ~mask.hidden
-    shares = jnp.sum(mask.mask), weight * jnp.sum(visible)
-    losses = loss(pred, target, mask.mask), loss(pred, target, visible)
-    return (shares[0] * losses[0] + shares[1] * losses[1]) / (shares[0] + shares[1])
+        return loss(pred, target, masked)
+    numbers = jnp.sum(masked), weight * jnp.sum(~masked)
+    losses = loss(pred, target, masked), loss(pred, target, ~masked)
+    return (numbers[0] * losses[0] + numbers[1] * losses[1]) / (numbers[0] + numbers[1])
 
 
 def _described(alpha: float, weight: float, ratio: float) -> str:
