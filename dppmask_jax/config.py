@@ -131,6 +131,7 @@ _NOTHING = {
 _DOES = {
     "attended": "looks at the attention of the class token",
     "blocks": "encodes visible patches alone",
+    "hides": "puts a token in the place of hidden patches",
     "trace": "looks into the blocks",
 }
 

@@ -167,7 +167,8 @@ _TEXT = (["", "a b", "é"], ["a\nb", "\0", 1, None])
 _SEEDS = ([(0,), [INT32, 3]], [(), 0, (-1,), (1, 1), (0.0,)])
 _CHOICE = {
     "evaluate.knn_feature": ("patches", "cls"),
-    "model.encoder": ("vit",),
+    "model.encoder": ("vit", "resnet"),
+    "model.resnet": ("18", "34", "50", "101"),
     "model.size": ("Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "mask.threshold_on": ("d2", "d"),
     "mask.kernel": ("gaussian", "cosine"),
@@ -249,6 +250,7 @@ BOUNDS = {
     "model.depth": ([None, 1, 256], [0, 257]),
     "model.heads": ([None, 1, 2**14], [0, 2**14 + 1]),
     "model.mlp": ([None, 1, 2**16], [0, 2**16 + 1]),
+    "model.resnet_width": ([1, 2**10], [0, 2**10 + 1, 64.0]),
     "model.drop_path": _BELOW_1,
     "model.remat": _FLAG,
     "model.decoder_width": ([4, 2**14], [3, 2**14 + 1, 64.0]),

@@ -296,5 +296,6 @@ KIND = MethodKind(
     gives=frozenset({"features", "attention", "proposed"}),
     shown_by={"attention": "attended"},
     recipes=("configs/ibot.py",),
+    encoder=("hides",),
     mask_recipes=ibot_masks.RECIPES,
 )

@@ -186,5 +186,6 @@ KIND = MethodKind(
     gives=frozenset({"features", "proposed"}),
     shown_by={"features": "embed"},
     recipes=("configs/simmim.py",),
+    encoder=("hides",),
     targets=True,
 )

@@ -27,7 +27,7 @@ from dppmask_jax.losses import classification
 from dppmask_jax.methods.base import Method, Plan, Turn
 from dppmask_jax.methods.momentum import averaged
 from dppmask_jax.models import encoders, vit
-from dppmask_jax.models.base import Encoder
+from dppmask_jax.models.base import STATISTICS, Encoder
 from dppmask_jax.models.classifier import Classifier
 from dppmask_jax.models.layers import layer_norm, normal
 
@@ -91,6 +91,9 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
       num_outputs: classes C, or labels C.
       several: whether an image has any number of labels; "label" is then (B, C) of 0 and 1.
       head: `head_of` the classifier that training goes on from; None starts a fresh one.
+
+    `Method.extra` holds the running statistics of an encoder's batch norms, where it has some: they
+    follow the whole batch, over all devices.
     """
     model, data = config.model, config.data
     encoder = encoder_from(config)
@@ -98,14 +101,18 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
 
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
-        return classifier.init(key, images)["params"], {}
+        variables = classifier.init(key, images)
+        return variables["params"], _only(variables, {STATISTICS} & set(variables))
 
     def encoder_of(params, extra):
+        if STATISTICS in extra:  # batch norms are within the blocks, and no norm ends them
+            return {**params["encoder"], STATISTICS: extra[STATISTICS]["encoder"]}
         return {"norm": _untrained_norm(encoder.width), **params["encoder"]}
 
     def with_encoder(params, extra, given):
         kept = _only(encoder.trainable(given), params["encoder"])
-        return {**params, **(head or {}), "encoder": kept}, extra
+        of_encoder = {name: {"encoder": given[name]} for name in extra}
+        return {**params, **(head or {}), "encoder": kept}, of_encoder
 
     def loss(params, extra, batch, key, step):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -120,16 +127,17 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
             images, targets = mixing.mix(
                 images, targets, mix_key, mixup=data.mixup, cutmix=data.cutmix
             )
-        logits = classifier.apply({"params": params}, images, drop_keys)
-        return _loss_of(config.loss)(logits, targets), ({}, {})
+        variables = {"params": params, **extra}
+        logits, followed = classifier.apply(variables, images, drop_keys, mutable=list(extra))
+        return _loss_of(config.loss)(logits, targets), ({}, dict(followed))
 
     return Method(
         example=_example(config, randaugment=data.randaugment),
         init=init,
         turns=(Turn(loss, finetune_optimizer(config, plan, encoder)),),
-        after_step=lambda params, extra, aux, step: extra,
+        after_step=lambda params, extra, aux, step: {**extra, **aux},
         logits=lambda params, extra, images: classifier.apply(
-            {"params": params}, augment.normalize(images)
+            {"params": params, **extra}, augment.normalize(images)
         ),
         encoder=encoder,
         encoder_of=encoder_of,
@@ -247,8 +255,9 @@ def encoder_features(encoder: Encoder):
         tokens = encoders.as_dict(encoder.encode(params, augment.normalize(images)))
         pooled = norm.apply({"params": untrained}, jnp.mean(tokens["patches_prenorm"], axis=1))
         if encoder.projection is not None:
-            scaled = pooled * params["norm"]["scale"] + params["norm"]["bias"]
-            pooled = jnp.matmul(scaled, encoder.projection, precision=jax.lax.Precision.HIGHEST)
+            if "norm" in params:
+                pooled = pooled * params["norm"]["scale"] + params["norm"]["bias"]
+            pooled = jnp.matmul(pooled, encoder.projection, precision=jax.lax.Precision.HIGHEST)
         return {
             "cls": tokens["cls"],
             "patches": jnp.mean(tokens["patches"], axis=1),

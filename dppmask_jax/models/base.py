@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+STATISTICS = "batch_stats"
+"""The name of running statistics: of flax's collection, among the parameters of an encoder that
+has some, and in `Method.extra` while they follow a training."""
+
 
 class Tokens(NamedTuple):
     """What an encoder makes of images.
@@ -69,7 +73,7 @@ class Encoder(NamedTuple):
     `vit_module.ViT` has them, and its `embed` and `encode` where there are `embed` and `blocks`."""
 
     init: Callable[[Any], Any]
-    """key -> params."""
+    """key -> params. Running statistics of batch norms stand among them, under `STATISTICS`."""
 
     encode: Callable[..., Tokens]
     """(params, images, keys=None, mask=None, mask_token=None) -> Tokens.
@@ -94,6 +98,9 @@ class Encoder(NamedTuple):
 
     trainable: Callable[[Any], Any] = lambda params: params
     """params -> the parameters that `tuned` has: positions that were fixed are among them."""
+
+    hides: bool | None = True
+    """Whether `encode` takes `mask` and `mask_token`; None: it cannot."""
 
     embed: Callable[..., Any] | None = None
     """(params, images) -> (B, N, D): the patch tokens with their positions, before any block. Where

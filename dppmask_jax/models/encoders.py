@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, one_of
-from dppmask_jax.models import vit
+from dppmask_jax.models import resnet, vit
 from dppmask_jax.models.base import Encoder, EncoderKind, Tokens
 from dppmask_jax.patches import size_name
 
-ENCODERS: dict[str, EncoderKind] = {"vit": vit.KIND}
+ENCODERS: dict[str, EncoderKind] = {"vit": vit.KIND, "resnet": resnet.KIND}
 
 
 def fields() -> dict[str, Field]:
