@@ -116,7 +116,8 @@ def test_policy_and_changes_are_those_of_torchvision(timm):
     names = {
         "posterize": "Posterize", "rotate": "Rotate", "solarize": "Solarize",
         "equalize": "Equalize", "auto_contrast": "AutoContrast", "color_by": "Color",
-        "contrast_by": "Contrast", "sharpness_by": "Sharpness", "invert": "Invert", "shear_x": "ShearX",
+        "contrast_by": "Contrast", "sharpness_by": "Sharpness", "invert": "Invert",
+        "shear_x": "ShearX",
     }  # fmt: skip
     ours = [tuple((names[c.op.__name__], c.prob, c.level) for c in pair) for pair in POLICY]
     assert ours == [tuple(pair) for pair in policy.policies]

@@ -3,7 +3,7 @@
 sources.open_splits(spec, *, data_dir=None, val_fraction=0.1, grey_range=None) -> (training split,
     validation split or None), sources.open_source(spec, "train" | "val") one of them; spec is
     "shapes" | "folder:PATH" | "tfds:NAME" | "coco:ROOT" | "clevr:ROOT" | "saliency:ROOT" |
-    "csv:FILE". One file in sources/ reads each format.
+    "caltech256:PATH" | "csv:FILE". One file in sources/ reads each format.
 sources.base.Source: len(s), s.read(i) -> (bytes, label), s.name(i), s.extras(i), s.labelled,
     s.num_classes, s.class_names, s.unlabelled_because, s.labels() -> (n,), s.targets() -> (n, C),
     s.target_names, s.notes (lines for the user). sources.base.with_targets(s): several labels an

@@ -8,6 +8,7 @@
                     validation; see folder.py.
   tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
                     validation (or val, or test); without one of those, `val_fraction` is held out.
+  caltech256:PATH   Caltech-256, see caltech256.py.
   coco:ROOT, clevr:ROOT, csv:FILE
                     annotated images, with several labels an image; see coco.py, clevr.py
                     and csv_table.py.
@@ -34,6 +35,7 @@ from absl import logging
 
 from dppmask_jax.data.images import decode, greys
 from dppmask_jax.data.sources import (
+    caltech256,
     classes,
     clevr,
     coco,
@@ -69,6 +71,7 @@ _LAYOUTS = {
     "coco": _Layout("ROOT", lambda path, _: coco.open_coco(path)),
     "clevr": _Layout("ROOT", lambda path, _: clevr.open_clevr(path)),
     "csv": _Layout("FILE", csv_table.open_csv),
+    "caltech256": _Layout("PATH", caltech256.open_caltech256),
     "ade20k": _Layout("ROOT", lambda path, _: dense.open_ade20k(path)),
     "voc": _Layout("ROOT", lambda path, _: dense.open_voc(path)),
     "saliency": _Layout("ROOT", lambda path, _: saliency.open_saliency(path)),
