@@ -10,8 +10,8 @@ ROOT = Path(dppmask_jax.__file__).parent
 # A file imports only from rooms of earlier rows, or from its own room; "" is the package itself.
 ROWS = (
     {"errors", "words", "paths", "whole_files", "imagenet", "terminal", "extras"},
-    {"config_faults"},
-    {"dpp", "patches", "losses", "command", "parallel", "scores", "fields"},
+    {"config_faults", "patches"},
+    {"dpp", "losses", "command", "parallel", "scores", "fields"},
     {"masking", "models", "data", "optim", "config_dicts"},
     {"targets"},
     {"methods"},
@@ -25,7 +25,7 @@ ROWS = (
     {"config_table"},
     {"evaluating"},
     {"pretrain", "evaluate"},
-    {"results", "sweeps", "weights"},
+    {"results", "sweeps", "weights", "masklab"},
     {"sweep"},
     {""},
 )

@@ -1,4 +1,4 @@
-"""How much of the objects masks leave visible: what benchmarks/coverage.py counts."""
+"""How much of objects masks leave visible, and how varied the visible patches are."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from scipy.stats import hypergeom
 from dppmask_jax import patches
 
 
-def object_patches(foreground: np.ndarray, patch_size: int) -> np.ndarray:
+def object_patches(foreground: np.ndarray, patch_size: patches.PatchSize) -> np.ndarray:
     """Which patches belong to the object.
 
     Args:
       foreground: (B, H, W) bool.
-      patch_size: side of a patch in pixels.
+      patch_size: of a patch in pixels.
 
     Returns:
       (B, N) bool: patches of which at least half the pixels are foreground; where an image has
@@ -23,7 +23,7 @@ def object_patches(foreground: np.ndarray, patch_size: int) -> np.ndarray:
     """
     pixels = np.asarray(patches.patchify(np.asarray(foreground)[..., None], patch_size))
     count = pixels.sum(axis=2, dtype=np.int64)
-    chosen = 2 * count >= patch_size * patch_size
+    chosen = 2 * count >= pixels.shape[2]
     tiny = ~chosen.any(axis=1) & (count.max(axis=1) > 0)
     chosen[tiny, count[tiny].argmax(axis=1)] = True
     return chosen
@@ -91,22 +91,35 @@ def exact_random(objects: np.ndarray, num_keep: int, almost: float) -> dict[str,
     }
 
 
-def log_det(features: np.ndarray, kept: np.ndarray, bandwidth: float = 1.0) -> np.ndarray:
-    """log det of the Gaussian kernel of the kept patches, in float64.
+def kernel_of(features: np.ndarray, bandwidth: float = 1.0) -> np.ndarray:
+    """The Gaussian kernel of patches, as `dpp.gaussian_kernel` defines it, in float64.
 
     Args:
       features: (B, N, D).
-      kept: (B, K) int.
       bandwidth: of the kernel.
+
+    Returns:
+      (B, N, N) float64.
+    """
+    x = np.array(features, np.float64)
+    x /= np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    square = np.sum(x * x, axis=-1)
+    distance = square[:, :, None] + square[:, None, :] - 2 * x @ x.transpose(0, 2, 1)
+    return np.exp(-np.maximum(distance, 0.0) / bandwidth)
+
+
+def log_det(kernel: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """log det of the kernel of the kept patches: how varied they are.
+
+    Args:
+      kernel: (B, N, N) float64, see `kernel_of`.
+      kept: (B, K) int.
 
     Returns:
       (B,) float64; -inf where kept patches are exact duplicates.
     """
-    x = np.take_along_axis(np.asarray(features, np.float64), kept[..., None], axis=1)
-    x /= np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-    square = np.sum(x * x, axis=-1)
-    distance = square[:, :, None] + square[:, None, :] - 2 * x @ x.transpose(0, 2, 1)
-    sign, value = np.linalg.slogdet(np.exp(-np.maximum(distance, 0.0) / bandwidth))
+    image = np.arange(len(kernel))[:, None, None]
+    sign, value = np.linalg.slogdet(kernel[image, kept[:, :, None], kept[:, None, :]])
     return np.where(sign > 0, value, -np.inf)
 
 
