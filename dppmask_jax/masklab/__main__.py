@@ -84,7 +84,7 @@ def _drawable(args, named, taken, shower, setting: measuring.Setting):
       InputError: none of the strategies that were asked for can be drawn.
     """
     chosen, left_out = named
-    some = shower.show(taken.images[:1], 0)
+    some = shower.show(taken.images[measuring.padded([0], len(taken.images))], 0)
     chosen, undrawn = ways.drawable(chosen, some, shower.words, setting.grid, setting.count)
     left_out = left_out | undrawn
     lines = [f"{label}: {why}" for label, why in left_out.items()]

@@ -7,6 +7,8 @@ from scipy.spatial import Delaunay
 
 from dppmask_jax.scores import mask_shape
 
+_FLAT = 1e-9  # of areas and weights, in units of a patch
+
 
 def copied(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """The error of copying the nearest visible patch, the first of equally near ones.
@@ -52,15 +54,31 @@ def _triangles(points: np.ndarray, wanted: np.ndarray):
     Returns:
       ((M,) bool, the Q places within a triangle; (Q, 3) int, its corners; (Q, 3) weights).
     """
-    if np.linalg.matrix_rank(points - points[0]) < 2:  # on a line: there is no triangle
-        return np.zeros(len(wanted), bool), np.zeros((0, 3), int), np.zeros((0, 3))
-    mesh = Delaunay(points)
-    triangle = mesh.find_simplex(wanted)
-    inside = triangle >= 0
-    affine = mesh.transform[triangle[inside]]
-    first = np.einsum("qij,qj->qi", affine[:, :2], wanted[inside] - affine[:, 2])
-    weights = np.column_stack([first, 1 - first.sum(axis=1)])
-    return inside, mesh.simplices[triangle[inside]], weights.astype(np.float32)
+    nothing = np.zeros(len(wanted), bool), np.zeros((0, 3), int), np.zeros((0, 3))
+    away = points - points.mean(axis=0)
+    (down, both), (_, across) = away.T @ away
+    if down * across - both * both < _FLAT:  # on a line: there is no triangle
+        return nothing
+    # By hand: the mesh's own search solves a system for each triangle, which is a hundred times
+    # slower where cores are shared.
+    corners = Delaunay(points).simplices
+    a, b, c = (points[corners[:, i]] for i in range(3))
+    area = _cross(b - a, c - a)
+    corners, a, b, c, area = (each[np.abs(area) > _FLAT] for each in (corners, a, b, c, area))
+    place = wanted[:, None]
+    weights = np.stack(
+        [_cross(b - place, c - place), _cross(c - place, a - place), _cross(a - place, b - place)],
+        axis=2,
+    )
+    weights /= area[:, None]  # (M, T, 3)
+    within = (weights > -_FLAT).all(axis=2)
+    inside, first = within.any(axis=1), within.argmax(axis=1)
+    chosen = weights[np.arange(len(wanted)), first]
+    return inside, corners[first[inside]], chosen[inside].astype(np.float32)
+
+
+def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
 
 
 def _error(guessed: np.ndarray, pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
