@@ -39,7 +39,7 @@ def test_the_command_writes_table_figure_and_page(measured):
     (part,) = report["ratios"]
     assert report["images"] == 6 and report["grid"] == [8, 8] and part["visible"] == 16
     assert [record["mask"] for record in part["masks"]] == [
-        "random, exact", "random", "DPP (τ = 0.9)", "block",
+        "random, exact", "random", "DPP (τ = 0.9)", "DPP (τ = 0.9), positions", "block",
     ]  # fmt: skip
     page, tables = ((folder / name).read_text() for name in ("page.md", "table.md"))
     for words in (page, tables):
@@ -73,10 +73,8 @@ def test_statistics_of_the_command_are_those_of_the_masks(measured):
 
 def test_masks_of_one_key_share_their_noise(tmp_path):
     # A DPP of tau 1 picks nothing, and so is the random mask of its key.
-    masks = _run(tmp_path, "--seeds=2", "--strategy", "dpp", "--tau", "1", "0")["ratios"][0][
-        "masks"
-    ]
-    same, greedy = (masks[i] for i in (2, 3))
+    arguments = ("--seeds=2", "--no-positions", "--strategy", "dpp", "--tau", "1", "0")
+    _, _, same, greedy = _run(tmp_path, *arguments)["ratios"][0]["masks"]
     assert [record["mask"] for record in (same, greedy)] == ["DPP (τ = 1)", "DPP (τ = 0)"]
     assert same["settings"] == {"tau": 1} and same["most_picks"] == 0
     for record, equal in ((same, True), (greedy, False)):
@@ -145,11 +143,25 @@ def test_masks_by_the_attention_of_a_run(tmp_path):
 
 
 def test_ways_of_one_label_are_told_apart():
-    chosen, left_out = ways.all_of(["exact"], {"kernel": ["gaussian", "cosine"]}, 0.75)
+    chosen, left_out = ways.all_of(["exact"], {"kernel": ["gaussian", "cosine"]}, 0.75, False)
     assert [way.label for way in chosen] == [
         "random", "exact DPP, kernel gaussian", "exact DPP, kernel cosine",
     ]  # fmt: skip
     assert not left_out
+
+
+def test_positions_stand_in_for_features_whatever_an_image_shows():
+    chosen, _ = ways.all_of(["dpp"], {"tau": [0.0]}, 0.75)
+    assert [way.label for way in chosen] == ["random", "DPP (τ = 0)", "DPP (τ = 0), positions"]
+    keys = ways.keys_of(0, range(6))
+    features = np.random.default_rng(0).normal(size=(2, 6, 64, 48)).astype(np.float32)
+
+    def masks(way):
+        return [ways.draw(way, keys, {"features": of}, (8, 8), 16)[0].mask for of in features]
+
+    for way, equal in zip(chosen[1:], (False, True), strict=True):
+        first, second = masks(way)
+        assert (np.asarray(first) == np.asarray(second)).all() == equal
 
 
 def test_objects_are_grouped_by_size():

@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     shower, image_size, patch_size = _shower(args)
     grid = arguments.checked_grid(image_size, patch_size)
     counts = arguments.checked_counts(args.ratio, grid)
-    named = {ratio: ways.all_of(args.strategy or MASKERS, args.varied, ratio) for ratio in counts}
+    named = {
+        ratio: ways.all_of(args.strategy or MASKERS, args.varied, ratio, args.positions)
+        for ratio in counts
+    }
     taken = photographs.read(
         photographs.chosen_split(args.source, args.split),
         args.source,

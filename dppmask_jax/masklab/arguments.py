@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         help="without --encoder: that of an untrained ViT-B (default), or normalised pixels",
     )
     add(
+        "--positions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="masks that are drawn from features also from positions alone",
+    )
+    add(
         "--pieces",
         action=argparse.BooleanOptionalAction,
         help="each connected piece of a foreground is an object; default: for shapes",

@@ -71,6 +71,8 @@ def rows_of(
     for way in chosen:
         own = found[way.label]
         record = {"mask": way.label, "strategy": way.strategy, "settings": dict(way.changes)}
+        if way.positions:
+            record["settings"]["features"] = "positions"
         record |= _statistics(own, None if own is base else base, owner, groups)
         record["visible_rate"] = own.visible_rate.tolist()
         record["milliseconds"] = own.milliseconds

@@ -9,24 +9,34 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import masking
+from dppmask_jax import masking, patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field
 from dppmask_jax.masking import MASKERS
 
+_WIDTH = 768  # of positions alone: ViT-B's
 BASE = "random"  # what all others are compared with
 
 
 class Way(NamedTuple):
-    """One way of masking: a strategy, all settings, those of them that its variant or a flag names,
-    and what it is called."""
+    """One way of masking.
+
+    Attributes:
+      strategy: its name in `MASKERS`.
+      settings: all of them.
+      changes: those that its variant or a flag names.
+      label: what it is called, as no other is.
+      positions: whether the positions of patches stand in for the features that are shown.
+    """
 
     strategy: str
     settings: Mapping[str, Any]
     changes: Mapping[str, Any]
     label: str
+    positions: bool = False
 
 
 def fields() -> dict[str, Field]:
@@ -39,7 +49,10 @@ def fields() -> dict[str, Field]:
 
 
 def all_of(
-    strategies: Iterable[str], varied: Mapping[str, Sequence[Any]], ratio: float
+    strategies: Iterable[str],
+    varied: Mapping[str, Sequence[Any]],
+    ratio: float,
+    positions: bool = True,
 ) -> tuple[list[Way], dict[str, str]]:
     """(ways, {strategy: why none of it can be built}), random masks first.
 
@@ -48,6 +61,7 @@ def all_of(
       varied: {setting: values}; strategies that read one are measured at each value, and others at
         their own variants.
       ratio: share of the patches that are hidden.
+      positions: whether masks that are drawn from features are also drawn from positions alone.
 
     Raises:
       InputError: no strategy of these reads one of the settings.
@@ -72,8 +86,11 @@ def all_of(
             except InputError as error:
                 left_out[name] = str(error)
                 continue
-            label = kind.build(SimpleNamespace(**settings)).label
-            ways.append(Way(name, settings, dict(changes), label))
+            masker = kind.build(SimpleNamespace(**settings))
+            ways.append(Way(name, settings, dict(changes), masker.label))
+            if positions and "features" in masker.needs:
+                label = f"{masker.label}, positions"
+                ways.append(Way(name, settings, dict(changes), label, positions=True))
     return _told_apart(ways), left_out
 
 
@@ -108,7 +125,8 @@ def drawable(
     keys = keys_of(0, [0] * max(map(len, shown.values()), default=1))
     for way in ways:
         masker = MASKERS[way.strategy].build(SimpleNamespace(**way.settings))
-        lacking = sorted(masker.needs - shown.keys())
+        has = shown.keys() | ({"features"} if way.positions else set())
+        lacking = sorted(masker.needs - has)
         if lacking:
             left_out[way.label] = f"it needs {' and '.join(lacking)}, which {who} does not show"
             continue
@@ -132,11 +150,14 @@ def draw(way: Way, keys, shown: Mapping[str, Any], grid: tuple[int, int], count:
     kind = MASKERS[way.strategy]
     traced = {name: np.float32(way.settings[name]) for name in kind.traced}
     static = tuple((name, value) for name, value in way.settings.items() if name not in traced)
-    return _draw(keys, dict(shown), traced, kind.build, static, grid, count)
+    return _draw(keys, dict(shown), traced, kind.build, static, way.positions, grid, count)
 
 
-@functools.partial(jax.jit, static_argnames=("build", "static", "grid", "count"))
-def _draw(keys, shown, traced, build, static, grid, count):
+@functools.partial(jax.jit, static_argnames=("build", "static", "positions", "grid", "count"))
+def _draw(keys, shown, traced, build, static, positions, grid, count):
     masker = build(SimpleNamespace(**dict(static), **traced))
+    if positions:
+        places = patches.sincos_positions(grid, _WIDTH)
+        shown["features"] = jnp.broadcast_to(places, (len(keys), *places.shape))
     lazy = {name: lambda value=value: value for name, value in shown.items()}
     return masker.draw(keys, count, masking.Seen(grid, **lazy), count)
