@@ -26,8 +26,11 @@ from dppmask_jax.fields import (
 from dppmask_jax.masking import own
 from dppmask_jax.masking.kinds import MASKERS
 from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan
+from dppmask_jax.methods.image_features import WITHOUT_ENCODER
 from dppmask_jax.models import encoders
 from dppmask_jax.models.encoders import ENCODERS
+from dppmask_jax.patches import grid_shape
 from dppmask_jax.targets import TARGETS
 from dppmask_jax.training import build, fit, saves
 
@@ -116,6 +119,7 @@ def check(config) -> None:
     if kind.masks:
         MASKERS[config.mask.strategy].check(config.mask)
         _check_needs(config)
+        _check_counts(config)
 
 
 # {field of `Seen`: what a method lacks that cannot fill it, in words}.
@@ -168,6 +172,15 @@ def _check_needs(config) -> None:
         )
 
 
+def _check_counts(config) -> None:
+    """Raises InputError where the masker cannot mask as many patches as the method wants."""
+    check_counts = MASKERS[config.mask.strategy].check_counts
+    if check_counts:
+        grid = grid_shape(tuple(config.image_size), config.model.patch_size)
+        method = METHODS[config.method].build(config, Plan(1, 1))
+        check_counts(config.mask, grid, *method.num_masked)
+
+
 def _not_shown(config) -> frozenset[str]:
     """The names in `MethodKind.gives` that this encoder lacks the part for."""
     kind = METHODS[config.method]
@@ -178,5 +191,5 @@ def _not_shown(config) -> frozenset[str]:
         what
         for what, part in kind.shown_by.items()
         if getattr(encoder, part) is None
-        and not (what == "features" and config.mask.features == "pixels")
+        and not (what == "features" and config.mask.features in WITHOUT_ENCODER)
     )

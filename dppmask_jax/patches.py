@@ -168,6 +168,12 @@ def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     )
 
 
+def lone_positions(grid: tuple[int, int]) -> np.ndarray:
+    """(rows * columns, 768) float32: `sincos_positions` where nothing is added to them, of ViT-B's
+    width, whatever the encoder."""
+    return sincos_positions(grid, 768)
+
+
 def fixed_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     """(1, 1 + N, D) float32: zeros for the class token, then `sincos_positions`."""
     table = sincos_positions(grid, width)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from dppmask_jax import dpp, masking
-from dppmask_jax.masking import exact_dpp, regular_grid, uniform_cells, whole_cells
+from dppmask_jax.masking import (
+    exact_dpp,
+    filtered_noise,
+    inverse_block,
+    multiblock,
+    regular_grid,
+    uniform_cells,
+    whole_cells,
+)
 
 PROMOTION = (lambda: jax.numpy_rank_promotion("raise"), lambda: jax.numpy_dtype_promotion("strict"))
 CHANGED = (
@@ -95,7 +103,14 @@ def everything(key, features, tau, count):
         yield dpp.select(key, features, 6, tau, bandwidth=tau, **options)
     yield dpp.select(key, features, 6, tau, quality=weights)
     yield exact_dpp.exact(key, features, count, num_keep=8, bandwidth=tau)
-    for draw in (regular_grid.grid, uniform_cells.uniform, whole_cells.cells):
+    for draw in (
+        regular_grid.grid,
+        uniform_cells.uniform,
+        whole_cells.cells,
+        filtered_noise.noise,
+        inverse_block.inverse,
+        multiblock.multiblock,
+    ):
         yield draw(key, (4, 4), count)
 
 

@@ -1,8 +1,12 @@
 import jax
 import numpy as np
+import pytest
+import tiny
 from test_masking import check_mask
 
-from dppmask_jax import masking
+from dppmask_jax import config, masking
+from dppmask_jax.errors import InputError
+from dppmask_jax.masking import uniform_cells
 
 
 def shown(count, shape=(14, 14), num=400):
@@ -24,10 +28,35 @@ def test_a_quarter_is_one_patch_in_each_cell_drawn_uniformly():
     assert (places[:, 0, 0] == places[:, 0, 1]).mean() < 0.4, "cells are independent"
 
 
-def test_other_counts_are_spread_over_the_cells():
-    few, more = (shown(count, num=40).sum(axis=-1) for count in (30, 60))
-    assert few.max() == 1 and few.mean(axis=0).min() > 0.3
-    assert more.min() == 1 and more.max() == 2
+def test_other_shares_are_refused():
+    images = np.zeros((2, 56, 56, 3), np.uint8)
+    words = (
+        r"^mask\.strategy='uniform' shows one patch of each 2 x 2 and hides 12 of 16; mask\.ratio "
+        r"hides 8: a ratio of 0\.75 is wanted$"
+    )
+    with pytest.raises(ValueError, match=words):
+        masking.export_masks(images, strategy="uniform", patch_size=14, ratio=0.5)
+    with pytest.raises(ValueError, match=r"hides 33 of 49; .* 37: a ratio of 0\.6735"):
+        masking.export_masks(images, strategy="uniform", patch_size=8)
+    with pytest.raises(ValueError, match=r"in 4\.\.4"):
+        uniform_cells.uniform(jax.random.key(0), (4, 4), 5)
+
+
+@pytest.mark.parametrize("method", ["mae", "ibot"])
+def test_a_config_whose_ratio_is_another_is_refused(method):
+    ratios = {"mae": (0.75, 0.6), "ibot": ((0.0, 0.75), (0.0, 0.5))}[method]
+    extra = {"mask__ratio_var": (0.0, 0.0)} if method == "ibot" else {}
+    fits, other = (
+        tiny.config(method, mask__strategy="uniform", mask__ratio=ratio, **extra)
+        for ratio in ratios
+    )
+    config.check(fits)
+    with pytest.raises(InputError, match=r"hides 12 of 16; mask\.ratio hides (8|10): a ratio of"):
+        config.check(other)
+    if method == "ibot":
+        fits.mask.ratio_var = (0.0, 0.1)
+        with pytest.raises(InputError, match=r"mask\.ratio hides 10 to 13"):
+            config.check(fits)
 
 
 def test_an_odd_grid_has_cells_that_are_cut_off():

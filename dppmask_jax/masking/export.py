@@ -48,7 +48,8 @@ def export_masks(
       seed: of the masks and of the untrained embedding, in 0..2**32 - 1.
       features: what "dpp" compares. None: what an untrained MAE sees, a random projection of the
         normalised patches to width 768 plus 2-D sin-cos positions. "pixels": the normalised
-        patches. Or a real array (B, N, D) of your own, patches numbered row by row. A patch that
+        patches. "positions": the positions alone, whatever the image shows. Or a real array
+        (B, N, D) of your own, patches numbered row by row. A patch that
         holds NaN or infinity is never picked greedily; an image without any other is masked at
         random, which is warned about.
       start_index: index of the first image in the data set.
@@ -75,12 +76,16 @@ def export_masks(
     num_patches = grid[0] * grid[1]
     count = num_visible(num_patches, ratio)
     kind, static, traced = _strategy(strategy, settings)
+    if kind.check_counts:
+        kind.check_counts(SimpleNamespace(**static), grid, num_patches - count, num_patches - count)
     _check_numbers(seed, start_index, len(images))
     source, inputs = "embedding", images
     if isinstance(features, str):
-        if features != "pixels":
-            raise ValueError(f"features must be None, 'pixels' or an array, got {features!r}")
-        source = "pixels"
+        if features not in ("pixels", "positions"):
+            raise ValueError(
+                f"features must be None, 'pixels', 'positions' or an array, got {features!r}"
+            )
+        source = features
     elif features is not None:
         source, inputs = "given", _checked_features(features, len(images), num_patches)
 
@@ -215,6 +220,8 @@ def _draw(seed, index, inputs, scale, traced, *, grid, count, patch_size, build,
     def features_of(image):
         if source == "given":
             return image
+        if source == "positions":
+            return jnp.asarray(patches.lone_positions(grid))
         mean, deviation = np.float32([[MEAN]]), np.float32([[STD]])
         image = (image.astype(jnp.float32) * scale - mean) / deviation
         pixels = patches.patchify(image[None], patch_size)[0]

@@ -7,8 +7,11 @@ from dppmask_jax.masking import (
     attmask,
     blocks,
     exact_dpp,
+    filtered_noise,
     from_file,
     greedy_dpp,
+    inverse_block,
+    multiblock,
     random_patches,
     regular_grid,
     uniform_cells,
@@ -26,6 +29,9 @@ MASKERS: dict[str, MaskerKind] = {
     "grid": regular_grid.KIND,
     "uniform": uniform_cells.KIND,
     "cells": whole_cells.KIND,
+    "noise": filtered_noise.KIND,
+    "inverse": inverse_block.KIND,
+    "multiblock": multiblock.KIND,
 }
 
 

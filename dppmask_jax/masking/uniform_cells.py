@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -9,28 +10,37 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dppmask_jax.masking.base import Mask, Masker, MaskerKind, check_count, mask_from, per_image
+from dppmask_jax.errors import InputError
+from dppmask_jax.masking.base import (
+    Mask,
+    Masker,
+    MaskerKind,
+    check_count,
+    mask_from,
+    per_image,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
 
 
 def uniform(key: Array, shape: tuple[int, int], count: int | Int[Array, ""]) -> Mask:
-    """Shows one patch of each 2 x 2 cell, drawn uniformly, where a quarter of the patches is shown.
+    """Shows exactly one patch of each 2 x 2 cell, drawn uniformly: a quarter of the patches.
 
-    With a smaller count some cells show none, with a larger one some show a patch more. At an odd
-    edge cells are cut off. UM-MAE's second mask, on the visible patches, is not drawn.
+    At an odd edge cells are cut off, and show one of the patches that are left. UM-MAE's second
+    mask, on the visible patches, is not drawn.
 
     Args:
       key: a JAX key of this image alone.
       shape: (rows, columns) of patches; static.
-      count: number of visible patches; may be traced, then 0..rows * columns is not checked.
+      count: number of visible patches, as many as there are cells; may be traced, then it is not
+        checked: a smaller count shows none of some cells, a larger one patches more of some.
 
     Raises:
-      ValueError: a static `count` outside 0..rows * columns.
+      ValueError: a static `count` other than the number of cells.
     """
     rows, columns = shape
-    check_count(count, 0, rows * columns)
+    check_count(count, num_cells(shape), num_cells(shape))
     row, column = np.divmod(np.arange(rows * columns), columns)
     cell = row // 2 * ((columns + 1) // 2) + column // 2
     same = jnp.asarray(cell[:, None] == cell)
@@ -43,6 +53,23 @@ def uniform(key: Array, shape: tuple[int, int], count: int | Int[Array, ""]) -> 
     return mask_from(lax.sort((turn, noise[1], index), num_keys=2)[2], count)
 
 
+def num_cells(shape: tuple[int, int]) -> int:
+    """Number of cells of a grid, those that an odd edge cuts off included."""
+    return math.ceil(shape[0] / 2) * math.ceil(shape[1] / 2)
+
+
+def _check_counts(mask, shape, fewest: int, most: int) -> None:
+    num_patches, shown = shape[0] * shape[1], num_cells(shape)
+    if fewest == most == num_patches - shown:
+        return
+    hides = f"{most}" if fewest == most else f"{fewest} to {most}"
+    raise InputError(
+        "mask.strategy='uniform' shows one patch of each 2 x 2 and hides "
+        f"{num_patches - shown} of {num_patches}; mask.ratio hides {hides}: a ratio of "
+        f"{(num_patches - shown) / num_patches:.4g} is wanted"
+    )
+
+
 def _build(mask) -> Masker:
     def draw(keys, count, seen, most):
         return per_image(lambda key, count: uniform(key, seen.grid, count), keys, count), {}
@@ -50,4 +77,4 @@ def _build(mask) -> Masker:
     return Masker(draw, frozenset(), "uniform")
 
 
-KIND = MaskerKind(_build)
+KIND = MaskerKind(_build, check_counts=_check_counts)

@@ -20,6 +20,7 @@ from dppmask_jax.fields import (
     with_defaults,
 )
 from dppmask_jax.masking import kinds, num_masked, ratio_range
+from dppmask_jax.methods.image_features import WITHOUT_ENCODER
 from dppmask_jax.models import vit
 
 
@@ -78,8 +79,9 @@ FIELDS = {
     "mask.start_epoch": Field(0.0, number(0), "epochs before the first masks"),
     "mask.features": Field(
         "tokens",
-        one_of("tokens", "head", "pixels"),
-        "what the masks are drawn from: the teacher's patch tokens, its head's output, or pixels",
+        one_of("tokens", "head", *WITHOUT_ENCODER),
+        "what the masks are drawn from: the teacher's patch tokens, its head's output, pixels, or "
+        "positions alone",
     ),
     "loss.class_weight": Field(1.0, number(0), "weight of the class token's loss"),
     "loss.patch_weight": Field(1.0, number(0), "weight of the masked patches' loss"),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
+from dppmask_jax.methods.image_features import image_features
 from dppmask_jax.models import encoders, vit_module
 from dppmask_jax.models.base import Encoder
 from dppmask_jax.models.heads import ProjectionHead
@@ -76,7 +77,7 @@ def kernel_features(net: Network, config, teacher, images, tokens):
     return {
         "tokens": lambda: tokens,
         "head": lambda: net.patch_logits(teacher, tokens),
-        "pixels": lambda: patches.patchify(images, config.model.patch_size),
+        **image_features(config, images),
     }[config.mask.features]()
 
 

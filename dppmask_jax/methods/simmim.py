@@ -20,6 +20,7 @@ from dppmask_jax.data.images import augment
 from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional, with_defaults
 from dppmask_jax.methods import single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
+from dppmask_jax.methods.image_features import WITHOUT_ENCODER
 from dppmask_jax.models import encoders, vit, vit_module
 from dppmask_jax.models.layers import uniform
 from dppmask_jax.targets import TARGETS, pixels
@@ -130,7 +131,7 @@ def build(config, plan: Plan) -> Method:
     def features(params, extra, images):
         return features_of(params, augment.normalize(images))
 
-    shown = encoder.embed or config.mask.features == "pixels"
+    shown = encoder.embed or config.mask.features in WITHOUT_ENCODER
     schedule = functools.partial(_schedule, config.optim.drop_at)
     optimizer = optim.from_settings(config.optim, plan, schedule, decays=optim.decay_weights)
     return Method(

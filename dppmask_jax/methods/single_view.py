@@ -16,6 +16,7 @@ from dppmask_jax.fields import Field, Rule, is_number, one_of
 from dppmask_jax.masking import kinds
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.methods.describing import described_masks
+from dppmask_jax.methods.image_features import WITHOUT_ENCODER, image_features
 from dppmask_jax.models import vit
 from dppmask_jax.targets import Target
 
@@ -33,8 +34,9 @@ FIELDS = {
     ),
     "mask.features": Field(
         "embedding",
-        one_of("embedding", "pixels"),
-        "what the masks are drawn from: the patch embedding with positions (paper), or pixels",
+        one_of("embedding", *WITHOUT_ENCODER),
+        "what the masks are drawn from: the patch embedding with positions (paper), pixels, or "
+        "positions alone",
     ),
 }
 
@@ -175,7 +177,7 @@ def kernel_features(config, images, tokens):
     """
     found = {
         "embedding": tokens,
-        "pixels": lambda: patches.patchify(images, config.model.patch_size),
+        **image_features(config, images),
     }
     return found[config.mask.features]()
 
