@@ -173,12 +173,13 @@ def _check_needs(config) -> None:
 
 
 def _check_counts(config) -> None:
-    """Raises InputError where the masker cannot mask as many patches as the method wants."""
+    """Raises InputError where the masker cannot hide as many patches as the method wants."""
     check_counts = MASKERS[config.mask.strategy].check_counts
     if check_counts:
         grid = grid_shape(tuple(config.image_size), config.model.patch_size)
         method = METHODS[config.method].build(config, Plan(1, 1))
-        check_counts(config.mask, grid, *method.num_masked)
+        if method.num_hidden:
+            check_counts(config.mask, grid, *method.num_hidden)
 
 
 def _not_shown(config) -> frozenset[str]:

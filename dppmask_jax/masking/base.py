@@ -90,8 +90,8 @@ class MaskerKind(NamedTuple):
       build: config.mask, or anything else with these attributes -> Masker.
       fields: {"mask.NAME": Field}, what `build` reads.
       check: config.mask -> None; raises InputError where the fields do not fit what they name.
-      check_counts: (config.mask, grid, fewest, most masked patches of a masked image) -> None;
-        raises InputError where it cannot mask as many.
+      check_counts: (config.mask, grid, fewest, most hidden patches of a masked image) -> None;
+        raises InputError where it cannot hide as many.
       traced: names of fields that `build` takes as traced numbers too, so that another value is not
         compiled anew.
       variants: settings that figures show beside one another.
