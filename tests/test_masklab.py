@@ -39,7 +39,7 @@ def test_the_command_writes_table_figure_and_page(measured):
     (part,) = report["ratios"]
     assert report["images"] == 6 and report["grid"] == [8, 8] and part["visible"] == 16
     assert [record["mask"] for record in part["masks"]] == [
-        "random, exact", "random", "DPP (τ = 0.9)", "DPP (τ = 0.9), positions", "block",
+        "random, exact", "random", "DPP (τ = 0.9)", "DPP (τ = 0.9) of positions", "block",
     ]  # fmt: skip
     page, tables = ((folder / name).read_text() for name in ("page.md", "table.md"))
     for words in (page, tables):
@@ -152,7 +152,7 @@ def test_ways_of_one_label_are_told_apart():
 
 def test_positions_stand_in_for_features_whatever_an_image_shows():
     chosen, _ = ways.all_of(["dpp"], {"tau": [0.0]}, 0.75)
-    assert [way.label for way in chosen] == ["random", "DPP (τ = 0)", "DPP (τ = 0), positions"]
+    assert [way.label for way in chosen] == ["random", "DPP (τ = 0)", "DPP (τ = 0) of positions"]
     keys = ways.keys_of(0, range(6))
     features = np.random.default_rng(0).normal(size=(2, 6, 64, 48)).astype(np.float32)
 

@@ -1,12 +1,13 @@
-"""What the tables say, in sentences. Two errors of a difference are taken for one that is there."""
+"""What the tables say, in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_NAMED = 4  # masks that a sentence names
-_SURE = 2  # errors
+from dppmask_jax.masklab import tables
+
+_NAMED = 6  # masks that a sentence names
 
 
 def of(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -28,9 +29,8 @@ def _changed(records, statistic) -> tuple[list[str], list[str]]:
     sure = []
     for record in records:
         found = statistic(record)
-        change, error = found.get("change", 0.0), found.get("change_error", 0.0)
-        if abs(change) > _SURE * error and abs(change) > 1e-9:
-            sure.append((change, record["mask"]))
+        if tables.is_sure(found):
+            sure.append((found["change"], record["mask"]))
     sure.sort()
     less = [label for change, label in sure if change < 0]
     return less, [label for change, label in reversed(sure) if change > 0]

@@ -14,6 +14,9 @@ All masks of an image are drawn with the same random key. A cell is the mean ove
 draws. Behind ± stands the standard error over the images; in brackets the difference from random
 masks of the same images and keys, with its own error. 0.0 beside an error of 0.0 says that
 something was never seen, not that it cannot happen."""
+_SUMMARY = f"""\
+Bold numbers differ from those of random masks by more than {tables.SURE} errors of the difference.
+Columns are explained below, where the errors are."""
 _SHAPE = """\
 - *equal neighbours*: the share of the pairs of patches side by side that are both hidden or both
   visible.
@@ -88,6 +91,7 @@ def _introduction(report: Mapping[str, Any]) -> str:
 
 
 def _sections(records: Sequence[dict[str, Any]], almost: float) -> Iterator[_Section]:
+    yield _Section("In one table", tables.summary(records), _SUMMARY)
     yield _Section("Shape of the masks", tables.of_images(records, tables.SHAPE), _SHAPE)
     yield _Section(
         "What is left to guess, and the cost",

@@ -38,6 +38,47 @@ OF_OBJECTS = (
 )
 
 
+SUMMARY = (
+    Column("none", "no patch of an object visible, %", 100, 1),
+    Column("on_object", "on the object, %", 100, 1),
+    Column("equal", "equal neighbours, %", 100, 1),
+    Column("piece", "largest piece, %", 100, 0),
+    Column("low", "low frequencies"),
+    Column("distance", "to the nearest visible"),
+    Column("inner", "inner − outer, points", 100, 1),
+    Column("copied", "error of copying", 1, 1),
+    Column("interpolated", "error of interpolation", 1, 1),
+    Column("log_det", "log det", 1, 1),
+    Column("milliseconds", "ms an image", 1, 2),
+)
+SURE = 2  # errors of a difference that is taken for one
+
+
+def is_sure(statistic: dict[str, Any]) -> bool:
+    """Whether a statistic differs from that of random masks, as far as the images can tell."""
+    change = abs(statistic.get("change", 0.0))
+    return change > SURE * statistic.get("change_error", 0.0) and change > 1e-9
+
+
+def summary(records: Sequence[dict[str, Any]]) -> str:
+    """Means alone, a row a mask; those that surely differ from random masks are bold. Of objects
+    they are over all of them."""
+    lines = [["mask", *(column.heading for column in SUMMARY)]]
+    for record in records:
+        if "of_images" in record:
+            found = record["of_images"] | record["of_objects"]["all"]
+            found["milliseconds"] = {"mean": record["milliseconds"]}
+            lines.append([record["mask"], *(_mean(found.get(c.name), c) for c in SUMMARY)])
+    return _aligned(lines)
+
+
+def _mean(statistic: dict[str, Any] | None, column: Column) -> str:
+    if not statistic or "mean" not in statistic:
+        return ""
+    text = f"{statistic['mean'] * column.factor:.{column.digits}f}"
+    return f"**{text}**" if is_sure(statistic) else text
+
+
 def of_images(records: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
     """A row a mask, a column a statistic of it; statistics that no mask has are left out."""
     records = [record for record in records if "of_images" in record]

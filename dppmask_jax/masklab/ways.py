@@ -89,7 +89,7 @@ def all_of(
             masker = kind.build(SimpleNamespace(**settings))
             ways.append(Way(name, settings, dict(changes), masker.label))
             if positions and "features" in masker.needs:
-                label = f"{masker.label}, positions"
+                label = f"{masker.label} of positions"
                 ways.append(Way(name, settings, dict(changes), label, positions=True))
     return _told_apart(ways), left_out
 
