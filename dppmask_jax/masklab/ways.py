@@ -17,7 +17,6 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field
 from dppmask_jax.masking import MASKERS
 
-_WIDTH = 768  # of positions alone: ViT-B's
 BASE = "random"  # what all others are compared with
 
 
@@ -122,15 +121,19 @@ def drawable(
       count: number of visible patches.
     """
     kept, left_out = [], {}
+    hidden = grid[0] * grid[1] - count
     keys = keys_of(0, [0] * max(map(len, shown.values()), default=1))
     for way in ways:
-        masker = MASKERS[way.strategy].build(SimpleNamespace(**way.settings))
+        kind, settings = MASKERS[way.strategy], SimpleNamespace(**way.settings)
+        masker = kind.build(settings)
         has = shown.keys() | ({"features"} if way.positions else set())
         lacking = sorted(masker.needs - has)
         if lacking:
             left_out[way.label] = f"it needs {' and '.join(lacking)}, which {who} does not show"
             continue
         try:
+            if kind.check_counts:
+                kind.check_counts(settings, grid, hidden, hidden)
             jax.eval_shape(lambda way=way: draw(way, keys, shown, grid, count))
         except ValueError as error:
             left_out[way.label] = " ".join(str(error).split())
@@ -157,7 +160,7 @@ def draw(way: Way, keys, shown: Mapping[str, Any], grid: tuple[int, int], count:
 def _draw(keys, shown, traced, build, static, positions, grid, count):
     masker = build(SimpleNamespace(**dict(static), **traced))
     if positions:
-        places = patches.sincos_positions(grid, _WIDTH)
+        places = patches.lone_positions(grid)
         shown["features"] = jnp.broadcast_to(places, (len(keys), *places.shape))
     lazy = {name: lambda value=value: value for name, value in shown.items()}
     return masker.draw(keys, count, masking.Seen(grid, **lazy), count)
