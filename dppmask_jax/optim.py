@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dppmask_jax.fields import FLAG, Field, above, above_to, fraction_below_1, number, optional
+from dppmask_jax.fields import (
+    FLAG,
+    Field,
+    above,
+    above_to,
+    fraction_below_1,
+    number,
+    one_of,
+    optional,
+)
 
 TOKENS = ("cls_token", "positions", "registers")
 LARS_FIELDS = {
@@ -27,11 +36,14 @@ LARS_FIELDS = {
     "optim.b1": Field(0.9, fraction_below_1, "decay of the mean of gradients (momentum)"),
 }
 ADAMW_FIELDS = LARS_FIELDS | {
+    "optim.kind": Field(
+        "adamw", one_of("adamw", "sgd"), "sgd: with momentum b1 and weight decay of all parameters"
+    ),
     "optim.b2": Field(0.95, fraction_below_1, "decay of the mean of squared gradients"),
     "optim.epsilon": Field(1e-8, above(0), "added to the root of the mean of squared gradients"),
     "optim.clip_norm": Field(0.0, number(0), "largest norm of the gradient; 0 is off"),
 }
-# The fields of AdamW in pre-training.
+# The fields of pre-training.
 FIELDS = ADAMW_FIELDS | {
     "optim.weight_decay_end": Field(
         None, optional(number(0)), "weight decay at the end of a cosine; None keeps it"
@@ -40,7 +52,7 @@ FIELDS = ADAMW_FIELDS | {
         False, FLAG, "clip each tensor by itself, instead of all by their global norm"
     ),
 }
-# The fields of AdamW in fine-tuning.
+# The fields of fine-tuning.
 FINETUNE_FIELDS = ADAMW_FIELDS | {
     "optim.layer_decay": Field(
         0.65, above_to(0, 1), "factor of the learning rate from a layer to the one below"
@@ -58,32 +70,33 @@ class Optimizer(NamedTuple):
 
 
 def from_settings(settings, plan, schedule, **shape) -> Optimizer:
-    """AdamW as `config.optim` and the plan of a run describe it.
+    """AdamW, or SGD, as `config.optim` and the plan of a run describe it.
 
     Args:
-      settings: `config.optim`. A training without clip_per_tensor, weight_decay_end or
+      settings: `config.optim`. A training without kind, clip_per_tensor, weight_decay_end or
         freeze_last_layer_epochs lacks those fields.
       plan: has `peak_lr`, `warmup_steps`, `total_steps` and `steps_per_epoch`.
       schedule: `warmup_cosine` or another with its arguments.
-      shape: `decays` and `scales` of `adamw`.
+      shape: `decays` and `scales` of `adamw`; SGD decays all.
     """
     frozen, limit = settings.get("freeze_last_layer_epochs"), settings.clip_norm
     clip = clip_by_tensor_norm if settings.get("clip_per_tensor") else optax.clip_by_global_norm
-    return adamw(
+    of_both = {
         **_schedules(settings, plan, schedule),
-        b1=settings.b1,
-        b2=settings.b2,
-        epsilon=settings.epsilon,
         # The state is the same with and without clipping, so that a run can go on with either.
-        clip=clip(limit) if limit > 0 else optax.identity(),
-        frozen_steps=None if frozen is None else round(frozen * plan.steps_per_epoch),
-        **shape,
-    )
+        "clip": clip(limit) if limit > 0 else optax.identity(),
+        "frozen_steps": None if frozen is None else round(frozen * plan.steps_per_epoch),
+    }
+    if settings.get("kind") == "sgd":
+        return sgd(**of_both, momentum=settings.b1, scales=shape.get("scales"))
+    return adamw(**of_both, b1=settings.b1, b2=settings.b2, epsilon=settings.epsilon, **shape)
 
 
-def lars_from_settings(settings, plan, schedule) -> Optimizer:
-    """LARS, its arguments as those of `from_settings`; `settings.b1` is the momentum."""
-    return lars(**_schedules(settings, plan, schedule), momentum=settings.b1)
+def linear_from_settings(solver: str, settings, plan, schedule) -> Optimizer:
+    """The `solver` "lars" or "sgd" of a linear layer, the other arguments as those of
+    `from_settings`; `settings.b1` is the momentum."""
+    make = {"lars": lars, "sgd": sgd}[solver]
+    return make(**_schedules(settings, plan, schedule), momentum=settings.b1)
 
 
 def _schedules(settings, plan, schedule) -> dict[str, optax.Schedule]:
@@ -198,16 +211,46 @@ def adamw(
     update = optax.chain(
         optax.scale_by_adam(b1, b2, epsilon), _decay(weight_decay, decays), optax.scale(-1.0)
     )
+    tx = _assembled(clip, update, frozen_steps, scales)
+    return Optimizer(tx, learning_rate, weight_decay)
+
+
+def sgd(
+    *,
+    learning_rate: optax.Schedule,
+    weight_decay: optax.Schedule,
+    momentum: float = 0.9,
+    clip: optax.GradientTransformation | None = None,
+    frozen_steps: int | None = None,
+    scales: Callable[[Any], Any] | None = None,
+) -> Optimizer:
+    """Gradient descent with momentum, as `torch.optim.SGD` has it.
+
+    Weight decay of every tensor, biases and norms among them, is added to the gradient; the
+    momentum adds up what results, so a change of the learning rate acts on all of it at once.
+
+    Args:
+      learning_rate, weight_decay: of the training step.
+      clip, frozen_steps, scales: as for `adamw`; clip None leaves gradients as they are.
+    """
+    decay = _decay(weight_decay, lambda path, parameter: True)
+    update = optax.chain(decay, optax.trace(momentum), optax.scale(-1.0))
+    tx = _assembled(clip or optax.identity(), update, frozen_steps, scales)
+    return Optimizer(tx, learning_rate, weight_decay)
+
+
+def _assembled(clip, update, frozen_steps, scales) -> optax.GradientTransformation:
+    """`update` of clipped gradients, frozen and scaled as `adamw` says."""
     last = () if scales is None else (_scale_by(scales),)
     if frozen_steps is None:
-        return Optimizer(optax.chain(clip, update, *last), learning_rate, weight_decay)
+        return optax.chain(clip, update, *last)
 
     def thawed(_, *, train_step, **_extra):
         return train_step >= frozen_steps
 
     later = optax.conditionally_mask(update, thawed, forward_extra_args=True)
     updates = optax.partition({"now": update, "later": later}, _when)
-    return Optimizer(optax.chain(clip, updates, *last), learning_rate, weight_decay)
+    return optax.chain(clip, updates, *last)
 
 
 def lars(

@@ -168,6 +168,7 @@ _SEEDS = ([(0,), [INT32, 3]], [(), 0, (-1,), (1, 1), (0.0,)])
 _CHOICE = {
     "evaluate.knn_feature": ("patches", "cls"),
     "model.encoder": ("vit", "resnet"),
+    "optim.kind": ("adamw", "sgd"),
     "model.resnet": ("18", "34", "50", "101"),
     "model.size": ("Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "mask.threshold_on": ("d2", "d"),
@@ -178,7 +179,7 @@ _CHOICE = {
     "model.pool": ("mean", "cls"),
     "loss.kind": ("softmax", "bce", "asl"),
     "loss.distance": ("squared", "absolute"),
-    "solver": ("lars", "ridge"),
+    "solver": ("lars", "sgd", "ridge"),
     "train": ("finetune", "linear"),
     "classifier": ("ridge", "finetune", "linear", "own"),
     "mapping": ("same", "imagenet100", "imagenet1k", "wnid"),

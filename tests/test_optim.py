@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 import reference_ibot as reference
+from ml_collections import config_dict
 
 from dppmask_jax import optim
+from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.sizes import Size
 from dppmask_jax.models.vit import layer_of
 from dppmask_jax.models.vit_module import ViT
@@ -362,3 +364,40 @@ def test_lars_of_a_zero_tensor_takes_the_whole_gradient(shape):
     np.testing.assert_array_equal(first["kernel"], np.full(shape, -1.0))
     # From -1: momentum .9 of the first update, and .001 * 2 / 2 of the gradient.
     np.testing.assert_allclose(second["kernel"], np.full(shape, -1.901), rtol=1e-6)
+
+
+def test_sgd_by_hand():
+    """The decay of each tensor joins its gradient, the momentum adds both up, and the learning rate
+    of the step multiplies all."""
+    optimizer = optim.sgd(
+        learning_rate=lambda step: 0.1 * (1 + step), weight_decay=lambda step: 0.1 * step
+    )
+    params = {"w": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
+    grads = {"w": jnp.array([[0.5, 0.25]]), "bias": jnp.array([-1.0])}
+    first, second = train(optimizer, params, [grads, grads])
+    np.testing.assert_allclose(first["w"], [[0.95, -2.025]], rtol=1e-6)
+    np.testing.assert_allclose(first["bias"], [3.1], rtol=1e-6)
+    # 0.9 * 0.5 + 0.5 + 0.1 * 0.95 = 1.045, times 0.2; 0.225 + 0.25 - 0.2025; -0.9 - 1 + 0.31.
+    np.testing.assert_allclose(second["w"], [[0.741, -2.0795]], rtol=1e-6)
+    np.testing.assert_allclose(second["bias"], [3.418], rtol=1e-6)
+
+
+def test_the_config_chooses_the_optimizer():
+    settings = config_dict.ConfigDict(
+        {"kind": "sgd", "b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "clip_norm": 5.0}
+        | {"weight_decay": 0.0, "final_lr": 0.0}
+    )
+    plan = Plan(2, 4, 0, 0, 0.5)
+    params, grads = {"w": jnp.ones((2, 2))}, {"w": jnp.full((2, 2), 5.0)}
+    halves = {"scales": lambda params: {"w": 0.5}, "decays": optim.decay_weights}
+    for shape, expected in (({}, 1 - 0.5 * 2.5), (halves, 1 - 0.5 * 1.25)):  # norm 10 becomes 5
+        optimizer = optim.from_settings(settings, plan, optim.warmup_cosine, **shape)
+        (found,) = train(optimizer, params, [grads])
+        np.testing.assert_allclose(found["w"], expected, rtol=1e-6)
+    settings.kind = "adamw"
+    (found,) = train(optim.from_settings(settings, plan, optim.warmup_cosine), params, [grads])
+    np.testing.assert_allclose(found["w"], 1 - 0.5, rtol=1e-5)  # Adam's first step is the sign
+    for solver, step in (("sgd", 5.0), ("lars", 0.001 * (2 / 10) * 5.0)):
+        optimizer = optim.linear_from_settings(solver, settings, plan, optim.warmup_cosine)
+        (found,) = train(optimizer, params, [grads])
+        np.testing.assert_allclose(found["w"], 1 - 0.5 * step, rtol=1e-6)

@@ -1,7 +1,7 @@
 """Linear probing of the frozen encoder.
 
-`lars` is MAE's protocol (arXiv 2111.06377, table 10). `ridge` is a shortcut: features of the
-evaluation crop, computed once, and a closed-form solution.
+`lars` is MAE's protocol (arXiv 2111.06377, table 10); `sgd` differs from it in the optimiser alone.
+`ridge` is a shortcut: features of the evaluation crop, computed once, and a closed-form solution.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ FIELDS = {
     **seeds.FIELDS_OF["linear"],
     "solver": Field(
         "lars",
-        one_of("lars", "ridge"),
-        "lars: MAE's protocol; ridge: closed form, features computed once, in seconds",
+        one_of("lars", "sgd", "ridge"),
+        "lars: MAE's protocol; sgd: the same with plain momentum; ridge: closed form, features "
+        "computed once, in seconds",
     ),
     **RIDGE_FIELDS,
 }
@@ -44,20 +45,20 @@ FIELDS = {
 def check(evaluation: Evaluation) -> None:
     """Raises NotServed without labels, and InputError where the folder holds another training."""
     require_labels(evaluation)
-    if evaluation.config.solver == "lars":
+    if evaluation.config.solver != "ridge":
         seeds.check(evaluation, evaluation.train.class_names)
 
 
 def run(evaluation: Evaluation) -> Result:
     """Top-1 and top-5 accuracy on the validation split."""
-    return {"lars": _lars, "ridge": _ridge}[evaluation.config.solver](evaluation)
+    return (_ridge if evaluation.config.solver == "ridge" else _trained)(evaluation)
 
 
-def _lars(evaluation: Evaluation) -> Result:
+def _trained(evaluation: Evaluation) -> Result:
     return accuracy(
         evaluation,
         functools.partial(supervised.linear, projection=evaluation.run.method.encoder.projection),
-        "linear layer on frozen features, LARS",
+        f"linear layer on frozen features, {evaluation.config.solver.upper()}",
         "top-1 accuracy, linear probe",
     )
 

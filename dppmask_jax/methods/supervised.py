@@ -205,10 +205,13 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool, projection=No
             "variance": averaged(extra["variance"], variance, _NORM_DECAY),
         }
 
+    # A task without that choice has LARS.
+    solver, settings = config.get("solver", "lars"), config.optim
+    optimizer = optim.linear_from_settings(solver, settings, plan, optim.warmup_cosine)
     return Method(
         example=_example(config, randaugment=0.0, single_draw=True),
         init=init,
-        turns=(Turn(loss, optim.lars_from_settings(config.optim, plan, optim.warmup_cosine)),),
+        turns=(Turn(loss, optimizer),),
         after_step=after_step,
         logits=lambda params, extra, images: scores(
             params, encode(extra["encoder"], images)[model.pool], extra["mean"], extra["variance"]
