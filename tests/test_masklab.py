@@ -157,7 +157,10 @@ def test_positions_stand_in_for_features_whatever_an_image_shows():
     features = np.random.default_rng(0).normal(size=(2, 6, 64, 48)).astype(np.float32)
 
     def masks(way):
-        return [ways.draw(way, keys, {"features": of}, (8, 8), 16)[0].mask for of in features]
+        return [
+            ways.draw(way, keys, {"features": of}, ways.Terms((8, 8), 16))[0].mask
+            for of in features
+        ]
 
     for way, equal in zip(chosen[1:], (False, True), strict=True):
         first, second = masks(way)
@@ -216,6 +219,7 @@ def test_images_without_foreground_are_left_out_and_counted(tmp_path):
         "read by none": ["--strategy", "grid", "--tau", "0.5"],
         "needs attention": ["--strategy", "attention"],
         "--seeds": ["--seeds=0"],
+        "--progress": ["--progress=2"],
         "--foreground": ["--foreground=0"],
         "leave it or --encoder out": ["--encoder=run"],
         "is a file": [f"--out={__file__}"],

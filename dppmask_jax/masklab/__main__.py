@@ -64,31 +64,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         "shown_by": shower.words,
         "almost": args.almost,
         "seeds": args.seeds,
+        "progress": args.progress,
         "command": _command(argv),
         "ratios": [],
     }
     figures = []
+    show = showing.of_photographs(shower, taken)
     for ratio, count in counts.items():
-        setting = measuring.Setting(grid, patch_size, count, args.seeds, args.almost)
-        chosen, left_out = _drawable(args, named[ratio], taken, shower, setting)
-        found = measuring.measure(taken, shower, chosen, setting)
+        terms = ways.Terms(grid, count, args.progress)
+        setting = measuring.Setting(terms, patch_size, args.seeds, args.almost)
+        some = show(measuring.padded([0], len(taken.images)), 0)
+        chosen, left_out = _drawable(args, named[ratio], some, shower.words, terms)
+        found = measuring.measure(taken, show, chosen, setting)
         records = rows.rows_of(chosen, found, taken.objects, taken.owner, count, args.almost)
         report["ratios"].append(
             {"ratio": ratio, "visible": count, "masks": records, "left_out": left_out}
         )
-        figures.append(_gallery(taken, shower, chosen, setting))
+        figures.append(_gallery(taken, show, chosen, setting))
     _write(args.out, report, figures)
 
 
-def _drawable(args, named, taken, shower, setting: measuring.Setting):
+def _drawable(args, named, some, who: str, terms: ways.Terms):
     """(ways that can be drawn, {label: why others cannot}, which is said).
+
+    Args:
+      named: (ways, {strategy: why it cannot be built}).
+      some: what is shown of some images.
+      who: what shows it.
 
     Raises:
       InputError: none of the strategies that were asked for can be drawn.
     """
     chosen, left_out = named
-    some = shower.show(taken.images[measuring.padded([0], len(taken.images))], 0)
-    chosen, undrawn = ways.drawable(chosen, some, shower.words, setting.grid, setting.count)
+    chosen, undrawn = ways.drawable(chosen, some, who, terms)
     left_out = left_out | undrawn
     lines = [f"{label}: {why}" for label, why in left_out.items()]
     if args.strategy and lines and {way.strategy for way in chosen}.isdisjoint(args.strategy):
@@ -108,18 +116,18 @@ def _shower(args) -> tuple[showing.Shower, tuple[int, int], patches.PatchSize]:
     return shower, args.image_size, args.patch_size
 
 
-def _gallery(taken, shower, chosen, setting: measuring.Setting):
+def _gallery(taken, show, chosen, setting: measuring.Setting):
     """The figure of some images, evenly spread, under all masks of the first draw."""
-    total = len(taken.images)
+    total, terms = len(taken.images), setting.terms
     shown = np.linspace(0, total - 1, min(PHOTOGRAPHS, total)).round().astype(int)
     numbers = measuring.padded(shown, total)
-    known, keys = shower.show(taken.images[numbers], 0), ways.keys_of(0, numbers)
+    known, keys = show(numbers, 0), ways.keys_of(0, numbers)
     masks = {}
     for way in chosen:
-        drawn, _ = jax.device_get(ways.draw(way, keys, known, setting.grid, setting.count))
+        drawn, _ = jax.device_get(ways.draw(way, keys, known, terms))
         masks[way.label] = jax.tree.map(lambda values: values[: len(shown)], drawn)
-    num_patches = setting.grid[0] * setting.grid[1]
-    note = f"{num_patches - setting.count} of {num_patches} patches are hidden"
+    num_patches = terms.grid[0] * terms.grid[1]
+    note = f"{num_patches - terms.count} of {num_patches} patches are hidden"
     return draw_gallery(taken.images[shown], masks, setting.patch_size, note)
 
 

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="each connected piece of a foreground is an object; default: for shapes",
     )
+    add("--progress", type=float, default=1.0, help="of a run, for masks that change over it")
     add("--foreground", type=int, default=128, help="grey value from which masks are foreground")
     add("--almost", type=float, default=0.25, help="part of an object's fair share, see the page")
     settings = parser.add_argument_group("settings of maskers, one or several values each")
@@ -141,6 +142,8 @@ def _check(args) -> None:
             raise InputError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if not 1 <= args.foreground <= 255:
         raise InputError(f"--foreground must be from 1 to 255, got {args.foreground}")
+    if not 0 <= args.progress <= 1:
+        raise InputError(f"--progress must be from 0 to 1, got {args.progress:g}")
     if not args.almost > 0:
         raise InputError(f"--almost must be above 0, got {args.almost:g}")
     is_shapes = args.source.partition(":")[0] == "shapes"

@@ -12,8 +12,8 @@ import numpy as np
 from dppmask_jax import patches
 from dppmask_jax.masklab import ways
 from dppmask_jax.masklab.photographs import Photographs
-from dppmask_jax.masklab.showing import Shower
-from dppmask_jax.masklab.ways import Way
+from dppmask_jax.masklab.showing import Show
+from dppmask_jax.masklab.ways import Terms, Way
 from dppmask_jax.patches import PatchSize
 from dppmask_jax.scores import coverage, filling, mask_shape
 
@@ -39,19 +39,17 @@ class Found(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all ways of masking have in common: the grid (rows, columns), the size of patches, how
-    many are visible, the seeds, and the part of its fair share below which an object is almost
-    hidden."""
+    """How all masks are measured: what they are drawn on, the size of patches, the number of seeds,
+    and the part of its fair share below which an object is almost hidden."""
 
-    grid: tuple[int, int]
+    terms: Terms
     patch_size: PatchSize
-    count: int
     seeds: int
     almost: float
 
 
 def measure(
-    photographs: Photographs, shower: Shower, chosen: Sequence[Way], setting: Setting
+    photographs: Photographs, show: Show, chosen: Sequence[Way], setting: Setting
 ) -> dict[str, Found]:
     """{label: what was found of it}. Masks of an image and a seed are all drawn with one key."""
     found: dict[str, list[list]] = {way.label: [] for way in chosen}
@@ -59,13 +57,11 @@ def measure(
     for seed in range(setting.seeds):
         for rows in _batches(len(photographs.images)):
             numbers = padded(rows, len(photographs.images))
-            shown = shower.show(photographs.images[numbers], seed)
+            shown = show(numbers, seed)
             keys = ways.keys_of(seed, numbers)
             seen = _Batch(photographs, rows, shown, with_pixels=seed == 0, setting=setting)
             for way in chosen:
-                mask, metrics = jax.device_get(
-                    ways.draw(way, keys, shown, setting.grid, setting.count)
-                )
+                mask, metrics = jax.device_get(ways.draw(way, keys, shown, setting.terms))
                 found[way.label].append([seed, *seen.measured(mask, metrics)])
             if not spent:
                 spent = {way.label: _cost(way, keys, shown, setting) for way in chosen}
@@ -86,7 +82,7 @@ class _Batch:
     """Some images, what is known of them once for all masks, and how a mask of them is measured."""
 
     def __init__(self, photographs: Photographs, rows, shown, with_pixels: bool, setting: Setting):
-        self._count, self._grid, self._almost = len(rows), setting.grid, setting.almost
+        self._count, self._grid, self._almost = len(rows), setting.terms.grid, setting.almost
         mine = np.flatnonzero((photographs.owner >= rows[0]) & (photographs.owner <= rows[-1]))
         self._place = photographs.owner[mine] - rows[0]
         self._objects = photographs.objects[mine]
@@ -128,7 +124,7 @@ def _cost(way: Way, keys, shown, setting: Setting) -> float:
     spent = []
     for _ in range(_TIMED):
         start = time.perf_counter()
-        jax.block_until_ready(ways.draw(way, keys, shown, setting.grid, setting.count))
+        jax.block_until_ready(ways.draw(way, keys, shown, setting.terms))
         spent.append(time.perf_counter() - start)
     return 1000 * min(spent) / len(keys)
 

@@ -86,8 +86,14 @@ def _introduction(report: Mapping[str, Any]) -> str:
         f"{rows}x{columns} patches, {count(report['objects'], 'object')}"
         + (f"; {count(without, 'image')} without any foreground left out" if without else "")
         + f". {count(report['seeds'], 'mask')} of each kind an image. Masks that look at images "
-        f"look at what is shown by {report['shown_by']}. Nothing was trained for this page."
+        f"look at what is shown by {report['shown_by']}. Masks that change over a run are those "
+        f"{_when(report['progress'])}. Nothing was trained for this page."
     )
+
+
+def _when(progress: float) -> str:
+    ends = {0.0: "of its start", 1.0: "of its end"}
+    return ends.get(progress, f"after {progress:.0%} of it")
 
 
 def _sections(records: Sequence[dict[str, Any]], almost: float) -> Iterator[_Section]:

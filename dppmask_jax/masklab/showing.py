@@ -17,11 +17,15 @@ import numpy as np
 from dppmask_jax import masking, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
+from dppmask_jax.masklab.photographs import Photographs
 from dppmask_jax.models import vit_module
 from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.patches import PatchSize
 
 FEATURES = ("embedding", "pixels")
+
+
+Show = Callable[[np.ndarray, int], dict[str, Any]]  # (numbers of images, seed) -> as of a Shower
 
 
 class Shower(NamedTuple):
@@ -91,3 +95,12 @@ def _of_encoder(run) -> Shower:
         return shown
 
     return Shower(show, run.name)
+
+
+def of_photographs(shower: Shower, photographs: Photographs) -> Show:
+    """What is shown of some images, by their numbers: by the shower, and by the data set."""
+
+    def show(numbers, seed):
+        return shower.show(photographs.images[numbers], seed)
+
+    return show

@@ -38,6 +38,15 @@ class Way(NamedTuple):
     positions: bool = False
 
 
+class Terms(NamedTuple):
+    """What all masks are drawn on: (rows, columns) of patches, how many are visible, and how far a
+    run is, for masks that change over it."""
+
+    grid: tuple[int, int]
+    count: int
+    progress: float = 1.0
+
+
 def fields() -> dict[str, Field]:
     """{name without "mask.": field} of all maskers."""
     return {
@@ -111,17 +120,16 @@ def _told_apart(ways: list[Way]) -> list[Way]:
 
 
 def drawable(
-    ways: Iterable[Way], shown: Mapping[str, Any], who: str, grid: tuple[int, int], count: int
+    ways: Iterable[Way], shown: Mapping[str, Any], who: str, terms: Terms
 ) -> tuple[list[Way], dict[str, str]]:
     """(the ways that can be drawn, {label: why the others cannot}).
 
     Args:
       shown: what there is to draw from, arrays of some images.
       who: what shows it.
-      count: number of visible patches.
     """
     kept, left_out = [], {}
-    hidden = grid[0] * grid[1] - count
+    hidden = terms.grid[0] * terms.grid[1] - terms.count
     keys = keys_of(0, [0] * max(map(len, shown.values()), default=1))
     for way in ways:
         kind, settings = MASKERS[way.strategy], SimpleNamespace(**way.settings)
@@ -133,8 +141,8 @@ def drawable(
             continue
         try:
             if kind.check_counts:
-                kind.check_counts(settings, grid, hidden, hidden)
-            jax.eval_shape(lambda way=way: draw(way, keys, shown, grid, count))
+                kind.check_counts(settings, terms.grid, hidden, hidden)
+            jax.eval_shape(lambda way=way: draw(way, keys, shown, terms))
         except ValueError as error:
             left_out[way.label] = " ".join(str(error).split())
             continue
@@ -148,19 +156,21 @@ def keys_of(seed: int, numbers: Sequence[int]):
     return fold(jax.random.key(seed), np.asarray(numbers, np.uint32))
 
 
-def draw(way: Way, keys, shown: Mapping[str, Any], grid: tuple[int, int], count: int):
-    """(Mask of (B, ...) arrays, {metric: (B,)}) as at the end of a run and outside of its steps."""
+def draw(way: Way, keys, shown: Mapping[str, Any], terms: Terms):
+    """(Mask of (B, ...) arrays, {metric: (B,)}), outside of the steps of a run."""
     kind = MASKERS[way.strategy]
     traced = {name: np.float32(way.settings[name]) for name in kind.traced}
     static = tuple((name, value) for name, value in way.settings.items() if name not in traced)
-    return _draw(keys, dict(shown), traced, kind.build, static, way.positions, grid, count)
+    progress = np.float32(terms.progress)
+    where = kind.build, static, way.positions, terms.grid, terms.count
+    return _draw(keys, dict(shown), traced, progress, *where)
 
 
 @functools.partial(jax.jit, static_argnames=("build", "static", "positions", "grid", "count"))
-def _draw(keys, shown, traced, build, static, positions, grid, count):
+def _draw(keys, shown, traced, progress, build, static, positions, grid, count):
     masker = build(SimpleNamespace(**dict(static), **traced))
     if positions:
         places = patches.lone_positions(grid)
         shown["features"] = jnp.broadcast_to(places, (len(keys), *places.shape))
     lazy = {name: lambda value=value: value for name, value in shown.items()}
-    return masker.draw(keys, count, masking.Seen(grid, **lazy), count)
+    return masker.draw(keys, count, masking.Seen(grid, progress, **lazy), count)
