@@ -68,9 +68,12 @@ def nearest_visible(hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       ((B, N) int, its number; (B, N) float64, how far away it is in patches).
     """
     apart = distances(hidden.shape[1:])
-    apart = np.where(hidden.reshape(len(hidden), 1, -1), np.inf, apart)
-    nearest = apart.argmin(axis=2)
-    return nearest, np.take_along_axis(apart, nearest[..., None], axis=2)[..., 0]
+    near = apart.argsort(axis=1, kind="stable")  # the patches by their distance from each
+    visible = ~hidden.reshape(len(hidden), -1)
+    first = visible[:, near].argmax(axis=2)
+    index = np.arange(len(apart))
+    nearest = near[index, first]
+    return nearest, apart[index, nearest]
 
 
 def distance_to_visible(hidden: np.ndarray) -> np.ndarray:
