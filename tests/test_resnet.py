@@ -108,16 +108,19 @@ def test_every_parameter_has_a_layer(built):
             encoder.layer_of(path)
 
 
-def test_running_statistics_get_no_gradient_and_others_do(built):
+def test_running_statistics_get_no_gradient_and_a_scale_does(built):
     encoder, params = built
     given = augment.normalize(images(2))
 
-    def loss(params):
-        return jnp.sum(jnp.square(encoder.encode(params, given).patches))
+    def loss(statistics, scale):
+        last = params["block_3"] | {"shortcut_norm": params["block_3"]["shortcut_norm"] | scale}
+        given_params = params | {STATISTICS: statistics, "block_3": last}
+        return jnp.sum(jnp.square(encoder.encode(given_params, given).patches))
 
-    found = jax.jit(jax.grad(loss))(params)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found.pop(STATISTICS)))
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
+    trained = {"scale": params["block_3"]["shortcut_norm"]["scale"]}
+    of_statistics, of_scale = jax.jit(jax.grad(loss, (0, 1)))(params[STATISTICS], trained)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_statistics))
+    assert np.any(of_scale["scale"])
     with pytest.raises(ValueError, match="no tokens that could give way"):
         encoder.encode(params, given, mask=jnp.zeros((2, 6), bool))
 
@@ -253,16 +256,15 @@ def run_folder(tmp_path_factory):
 
 
 def test_a_run_encodes_by_its_running_statistics(run_folder):
-    encode = load_encoder(run_folder)
+    encode, given = load_encoder(run_folder), images(2, (64, 64))
     assert (encode.grid, encode.width) == ((2, 2), 32)
-    given = images(2, (64, 64))
-    found = encode(given)
-    run = load_run(run_folder)
-    normal = (given / 255.0 - MEAN) / STD
-    by_hand = run.method.encoder.encode(run.encoder, jnp.asarray(normal, jnp.float32))
-    np.testing.assert_allclose(found["cls"], by_hand.cls, rtol=1e-4, atol=1e-4)
-    run.encoder[STATISTICS]["stem_norm"]["mean"] = jnp.zeros(4)
-    assert np.abs(run.encode(given)["cls"] - found["cls"]).max() > 1e-3
+    found = encode(given)["cls"]
+    encoder = encoders.build(encoder_config(size=(64, 64)))
+    params, normal = filled(encoder.init, 3), jnp.asarray((given / 255.0 - MEAN) / STD, jnp.float32)
+    by_hand = jax.jit(encoder.encode)
+    np.testing.assert_allclose(found, by_hand(params, normal).cls, rtol=1e-4, atol=1e-4)
+    others = params | {STATISTICS: jax.tree.map(lambda leaf: leaf + 0.1, params[STATISTICS])}
+    assert np.abs(by_hand(others, normal).cls - found).max() > 1e-3
     with pytest.raises(InputError, match=r"\(64, 80\) is no multiple of the patches of 32 pixels"):
         load_encoder(run_folder, image_size=(64, 80))
 

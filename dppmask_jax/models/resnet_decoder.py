@@ -12,8 +12,9 @@ What a method does with it::
 
 Images are normalised, pixels are (B, H, W, 3) float32 from 0 to 1. `after_step` puts the statistics
 that `train` gave into extra: means over micro-batches and devices, as of all of `aux`. The
-statistics of a batch are those of the whole one, over all devices, so that 1 and N devices compute
-the same; with accum_steps above 1 each micro-batch has its own.
+statistics of a batch are those of the whole one, over all devices: 1 and N devices compute the same
+but for rounding, which many batch norms in a row enlarge. With accum_steps above 1 each micro-batch
+has its own.
 """
 
 from __future__ import annotations
