@@ -97,24 +97,24 @@ def finish(training: Training, config, step: int, drawn, val_source) -> None:
         print(f"figure      {path}")
     labelled = val_source is not None and train_source.labelled and val_source.labelled
     encodes = training.method.encoder is not None
-    print("\n".join(next_steps(config, folder, labelled and encodes, training.method.masks)))
+    print("\n".join(next_steps(config, folder, labelled and encodes, training.method)))
 
 
-def next_steps(config, folder, probed: bool, masks) -> list[str]:
+def next_steps(config, folder, probed: bool, method) -> list[str]:
     """Commands to go on with.
 
     Args:
       probed: whether the encoder can be evaluated with labels.
-      masks: the method's `Method.masks`.
+      method: the run's.
     """
     folder, kind = shlex.quote(str(folder)), METHODS[config.method]
     ideas = []
-    if masks:
-        masker = own.flag(config.mask)
+    masker = own.flag(config.mask) if method.masks else ""
+    if method.masks or method.restore:
         ideas.append(f"python -m dppmask_jax.figures --workdir={folder}{masker} --images YOUR.jpg")
     if probed:
         ideas.append(f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}")
-    if masks:
+    if method.masks:
         other = "random" if config.mask.strategy != "random" else "dpp"
         # A method whose masks have recipes of their own takes them by its config's argument.
         how = (

@@ -36,7 +36,7 @@ def _noise(*shape):
 class _Run:
     """A run as the figures need it: one head looks at bright patches, the other at red ones."""
 
-    kind, name, has_masks = "mae", "an MAE", True
+    kind, name, has_masks, can_restore = "mae", "an MAE", True, False
     num_hidden = (6, 24)  # of 32
     image_size, resized = (32, 64), "resized"
     gives, mask_recipes = frozenset({"features", "attention"}), ibot_masks.RECIPES

@@ -1,12 +1,15 @@
 """Paired image overlay: who is mixed with whom, what is predicted, and on how many devices."""
 
 import functools
+import io
+import pickle
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import PIL.Image
 import pytest
 import tiny
 from reference_mae import predict
@@ -16,16 +19,19 @@ from dppmask_jax import config as configs
 from dppmask_jax import masking, parallel, patches, pretrain
 from dppmask_jax.data.images import augment, mixing
 from dppmask_jax.errors import InputError
+from dppmask_jax.figures import restored
 from dppmask_jax.imagenet import MEAN, STD
-from dppmask_jax.methods import mae, overlay
+from dppmask_jax.methods import corruptions, mae, overlay
 from dppmask_jax.methods.base import Plan
+from dppmask_jax.models import resnet_decoder
 from dppmask_jax.models.sizes import Size
 from dppmask_jax.optim import Optimizer
 from dppmask_jax.runs import checkpoint
-from dppmask_jax.runs.run import load_run
+from dppmask_jax.runs.run import Run, load_run
 from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(7)
+NAMES = ("pixels", "autoaugment", "none")
 SIZE = Size(24, 1, 2)
 SMALL = {"model.width": 24, "model.depth": 1, "model.heads": 2}
 
@@ -49,7 +55,9 @@ def batch_of(size=4, seed=0):
 
 def mixed_batch(batch, by):
     """A batch as `before_step` leaves it where the others are `by` places in front."""
-    others = {overlay._OTHERS[name]: np.roll(batch[name], by, axis=0) for name in overlay._OTHERS}
+    others = {
+        corruptions._OTHERS[name]: np.roll(batch[name], by, axis=0) for name in corruptions._OTHERS
+    }
     return batch | others
 
 
@@ -83,7 +91,7 @@ def test_nobody_is_its_own_other_and_devices_agree():
     batch, met = batch_of(8), set()
     for step in range(40):
         key = jax.random.fold_in(KEY, step)
-        one, two, four = (over_devices(overlay.with_others, n, batch, key) for n in (1, 2, 4))
+        one, two, four = (over_devices(corruptions.with_others, n, batch, key) for n in (1, 2, 4))
         jax.tree.map(np.testing.assert_array_equal, one, two)
         jax.tree.map(np.testing.assert_array_equal, one, four)
         others = one["other_index"]
@@ -94,7 +102,7 @@ def test_nobody_is_its_own_other_and_devices_agree():
 
 
 def test_a_pair_mixes_each_with_the_other():
-    found = over_devices(overlay.with_others, 2, batch_of(2))
+    found = over_devices(corruptions.with_others, 2, batch_of(2))
     assert found["other_index"].tolist() == [1, 0]
 
 
@@ -252,6 +260,134 @@ def test_what_does_not_fit_is_refused_in_one_line(words, changes):
 
 def test_a_batch_of_one_is_allowed_without_overlay():
     configs.check(config("mask=random", data__alpha=0.0, batch_size=1))
+    configs.check(config("corruption=pixels", batch_size=1))
+
+
+def test_the_baselines_corrupt_what_is_seen_and_not_what_is_predicted():
+    """A step's images beside its target, where what a ViT gives is known without one."""
+    batch = batch_of() | {"changed": 255 - batch_of()["image"]}
+    given = {name: config(f"corruption={name}", data__zeroed=25.0) for name in NAMES}
+    found = {name: corruptions.build(given[name]).of(batch, KEY) for name in NAMES}
+    for name, (views, seen) in found.items():
+        np.testing.assert_array_equal(views.raw, found["none"][0].raw, err_msg=name)
+        pixels = np.round(255 * np.asarray(augment.denormalize(seen))).astype(int)
+        clean = np.asarray(views.raw, int)
+        if name == "none":
+            np.testing.assert_array_equal(pixels, clean)
+        elif name == "pixels":
+            zeroed = np.all(pixels == 0, axis=-1)
+            np.testing.assert_array_equal(pixels, np.where(zeroed[..., None], 0, clean))
+            assert zeroed.sum(axis=(1, 2)).tolist() == [64] * 4 and not np.array_equal(*zeroed[:2])
+        else:
+            np.testing.assert_array_equal(pixels, 255 - clean, err_msg="mirrored with the image")
+
+
+def test_auto_augment_leaves_the_image_and_its_crop_as_they_were():
+    method = overlay.build(config("corruption=autoaugment"), Plan(5, 10))
+    plain = overlay.build(config("corruption=none"), Plan(5, 10))
+    assert method.loss_of_views and not plain.loss_of_views
+    data = encoded(np.random.default_rng(1).integers(0, 256, (20, 24, 3), dtype=np.uint8))
+    made = [m.example(data, np.random.default_rng(3)) for m in (method, plain)]
+    np.testing.assert_array_equal(made[0]["image"], made[1]["image"])
+    assert made[0]["changed"].dtype == np.uint8 and "changed" not in made[1]
+    many = [method.example(data, np.random.default_rng(seed)) for seed in range(8)]
+    assert any(not np.array_equal(one["image"], one["changed"]) for one in many)
+    pickle.loads(pickle.dumps(method.example))  # worker processes get it
+
+
+def encoded(image):
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("argument", ["", "mask=random", "corruption=pixels"])
+def test_a_figure_shows_what_was_done_and_what_was_made_of_it(argument, monkeypatch):
+    """With a weight for visible patches, all are as they were predicted."""
+    given, _, params, extra = built(argument)
+    run = Run(given, params, extra, 0)
+    images, shown = batch_of(3)["image"], []
+    monkeypatch.setattr(restored, "compose", lambda *args, **more: shown.extend((*args, more)))
+    restored.restored_figure(run, images)
+    panels, titles, captions, _, more = shown
+    assert len(panels) == 3 and {len(row) for row in (*panels, *captions, titles)} == {3}
+    size = panels[0][0].shape[0] // 16
+    original, seen = (np.stack([row[i] for row in panels])[:, ::size, ::size] for i in (0, 1))
+    np.testing.assert_array_equal(original, images)
+    if not argument:
+        mixed = 0.3 * np.roll(images, -1, axis=0) + 0.7 * images
+        np.testing.assert_allclose(seen, mixed, atol=0.51)
+        order = np.tile(np.arange(16, dtype=np.int32), (3, 1))
+        changed = np.asarray(run.restored(np.float32(mixed / 255), order))
+        assert not np.any(np.all(np.isclose(changed, mixed / 255, atol=1e-4), axis=-1))
+    if argument == "corruption=pixels":
+        zeroed = np.all(seen == 0, axis=-1)
+        assert zeroed.sum(axis=(1, 2)).tolist() == [3] * 3
+    assert ("1 % of the pixels" in more["note"]) == (argument == "corruption=pixels")
+
+
+def resnet_config(**changes):
+    small = {"model__resnet": "18", "model__resnet_width": 4, "image_size": (32, 32)}
+    small |= {"model__patch_size": 32, "data__source": "shapes:size=32,train=96,val=24"}
+    return config("form=resnet", **small | changes)
+
+
+def resnet_batch(size=8):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
+    return batch_of(size) | {"image": image}
+
+
+@pytest.mark.parametrize(
+    "words,changes",
+    [
+        ("has no tokens that could be left out", {"mask.ratio": 0.5}),
+        ("config.loss.norm_pix=True: ", {"loss.norm_pix": True}),
+        ("config.loss.target=hog: ", {"loss.target": "hog"}),
+        ("config.loss.visible_weight=1.0: ", {"loss.visible_weight": 1.0}),
+        ("config.model.patch_size=16", {"model.patch_size": 16}),
+    ],
+)  # fmt: skip
+def test_what_a_resnet_cannot_do_is_refused_in_one_line(words, changes):
+    given = resnet_config()
+    given.update_from_flattened_dict(changes)
+    with pytest.raises(InputError) as error:
+        configs.check(given)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_resnets_loss_is_that_of_all_pixels_and_its_step_is_that_of_one_device():
+    given = resnet_config(optim__kind="sgd")
+    method = overlay.build(given, Plan(5, 10))
+    start, batch, found = init_state(method, jax.random.key(0)), resnet_batch(), []
+    net = resnet_decoder.autoencoder(given)
+
+    def by_hand(batch, params, statistics, key):
+        _, images = corruptions.build(given).of(batch, key)
+        return net.train(params, statistics, images)[0]
+
+    for devices in (1, 4):
+        step = make_step(method, devices=jax.devices()[:devices])
+        split = jax.tree.map(lambda x, n=devices: x.reshape(n, -1, *x.shape[1:]), batch)
+        state, metrics = step(jax.device_get(start), split, KEY)
+        found.append((jax.device_get((state.params, state.extra)), float(metrics["loss"])))
+    (one, loss), (four, same) = found
+    assert same == pytest.approx(loss, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, four)
+    changed = jax.tree.map(lambda a, b: np.any(a != b), one[1], jax.device_get(start.extra))
+    assert all(jax.tree.leaves(changed)), "running statistics follow"
+    key = jax.random.fold_in(KEY, 0)
+    mixed = over_devices(corruptions.with_others, 1, batch, key)
+    pred = jax.pmap(
+        by_hand, axis_name=parallel.AXIS, in_axes=(0, None, None, None), devices=jax.devices()[:1]
+    )(
+        jax.tree.map(lambda x: x[None], mixed),
+        *jax.device_get((start.params, start.extra["batch_stats"])),
+        key,
+    )[0]
+    seen = np.asarray(corruptions.build(given).of(mixed, key)[0].raw, np.float64) / 255
+    assert loss == pytest.approx(np.mean((np.asarray(pred, np.float64) - seen) ** 2), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -259,7 +395,7 @@ def test_a_run_goes_on_where_it_was_and_is_evaluated(tmp_path):
     """The last two of four steps anew, from the checkpoint before them."""
     given = config(
         "alpha=0.3", epochs=4 * 8 / 96, checkpoint__every=2, optim__warmup_epochs=0.0,
-        evaluate__loss_images=20,
+        evaluate__loss_images=20, evaluate__figure_images=2,
     )  # fmt: skip
     pretrain.train(given, tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
@@ -270,4 +406,6 @@ def test_a_run_goes_on_where_it_was_and_is_evaluated(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
     run = load_run(tmp_path / "one")
     assert not run.has_masks and not run.can_reconstruct
+    drawn = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
+    assert drawn == {"restored.png", "curves.png"}
     assert run.encode(batch_of(2)["image"])["patches"].shape == (2, 16, 24)

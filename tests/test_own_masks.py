@@ -67,7 +67,7 @@ def test_a_run_with_own_masks_is_encoded_without_them_and_names_their_file(own_f
     ((mask, _),) = run_masks.draw(run, images, 0, [run_masks.way(run, "checkerboard", 8)])
     assert mask.mask.sum() == 8
     assert not capsys.readouterr().out
-    figures, others = announcement.next_steps(run.config, folder, False, run.method.masks)[:2]
+    figures, others = announcement.next_steps(run.config, folder, False, run.method)[:2]
     assert f"--masker={own_file} --images" in figures
     assert f"--masker={own_file} --compare" in others
     # Another file is another config, and figures say so.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import PIL.Image
@@ -208,14 +209,18 @@ def test_an_evaluation_has_to_be_of_the_same_encoder_wherever_its_images_lie():
 
 
 def test_what_is_proposed_after_a_run_fits_it():
+    method = types.SimpleNamespace(masks=print, restore=None)
+
     def words(probed=True, **fields):
-        return "\n".join(announcement.next_steps(changed(**fields), "a run", probed, print))
+        return "\n".join(announcement.next_steps(changed(**fields), "a run", probed, method))
 
     assert words().count("'a run'") == words().count("a run") == 3
     assert "mask.strategy=random" in words() and "dataset=small" in words() and "eval.py" in words()
     of_random = words(**{"mask.strategy": "random", "data.source": "folder:x"}, probed=False)
     assert "mask.strategy=dpp" in of_random and "strategy=random" not in of_random
     assert "dataset=small" not in of_random and "eval.py" not in of_random
+    method.masks, method.restore = None, print
+    assert words().count("a run") == 2 and "strategy" not in words() and "YOUR.jpg" in words()
 
 
 def test_a_probed_encoder_is_untrained_only_where_it_is():

@@ -142,7 +142,7 @@ def _of_run(args) -> list[Path]:
     if run.resized:
         print(run.resized)
     runs = [workdir, *map(Path, args.compare)]
-    if not (run.has_masks or run.has_attention):
+    if not (run.has_masks or run.has_attention or run.can_restore):
         if not (workdir / "metrics.jsonl").exists():
             raise InputError(
                 f"--workdir={workdir} is {run.name} run, which masks nothing and shows no "

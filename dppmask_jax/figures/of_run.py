@@ -10,6 +10,7 @@ from dppmask_jax.figures import run_masks
 from dppmask_jax.figures.attention import attention_figure
 from dppmask_jax.figures.masks import mask_figure
 from dppmask_jax.figures.panels import save
+from dppmask_jax.figures.restored import restored_figure
 from dppmask_jax.figures.tau import tau_figure
 
 
@@ -21,7 +22,8 @@ def write_run_figures(
     *,
     borrow_statistics: bool = False,
 ) -> list[Path]:
-    """Draws what a run's method can show: masks.png, tau.png, attention.png.
+    """Draws what a run's method can show: masks.png, tau.png, restored.png,
+    attention.png.
 
     Args:
       out_dir: folder for the figures; made where it is missing.
@@ -38,6 +40,8 @@ def write_run_figures(
         figures["masks.png"] = mask_figure(run, images, seed, borrow_statistics=borrow_statistics)
         if run_masks.has_tau(run):
             figures["tau.png"] = tau_figure(run, images, seed)
+    if run.can_restore:
+        figures["restored.png"] = restored_figure(run, images, seed)
     if run.has_attention:
         figures["attention.png"] = attention_figure(run, images, seed)
     return [save(figure, out_dir, name) for name, figure in figures.items()]

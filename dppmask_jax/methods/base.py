@@ -140,6 +140,16 @@ class Method(NamedTuple):
     """(params, extra, images, order, borrow_statistics=False) -> (B, H, W, 3) float32 in [0, 1].
     Unless it borrows (static), hidden pixels do not enter; see `run.Run.reconstruct`."""
 
+    # For methods that undo a corruption.
+
+    corrupted: Callable[..., Any] | None = None
+    """(images (R, H, W, 3) uint8, seed) -> (R, H, W, 3) float32 in [0, 1]: what the encoder gets
+    instead of them, before any patch is hidden; on the host."""
+
+    restore: Callable[..., Any] | None = None
+    """(params, extra, corrupted images, order) -> (B, H, W, 3) float32 in [0, 1]: what is made of
+    them where the first patches of order (B, N) int32 are visible; without `masks` all are."""
+
 
 class MethodKind(NamedTuple):
     """A method that a config can name."""

@@ -1,46 +1,31 @@
 """Paired image overlay: an image is mixed with another of its batch, and predicted as it was.
 
 The paper trains a ResNet-50 autoencoder on alpha * other + (1 - alpha) * image, with the mean
-square error to the image. That a ViT with MAE's decoder takes its place, and that masks may follow
-the overlay, is ours. So is how the other is drawn: the paper says that it is one of the batch.
+square error to the image: model.encoder=resnet. That a ViT with MAE's decoder takes its place, and
+that masks may follow the overlay, is ours. So is how the other is drawn: the paper says that it is
+one of the batch.
 """
 
 from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dppmask_jax import masking, parallel
-from dppmask_jax.data.images import mixing
+from dppmask_jax import masking, optim
+from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
-from dppmask_jax.fields import (
-    Field,
-    Rule,
-    fraction_below_1,
-    is_number,
-    number,
-    optional,
-    with_defaults,
-)
-from dppmask_jax.methods import mae, single_view
-from dppmask_jax.methods.base import Method, MethodKind, Plan
+from dppmask_jax.fields import Field, fraction_below_1, number, optional, with_defaults
+from dppmask_jax.methods import corruptions, mae, single_view
+from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
+from dppmask_jax.models import encoders, resnet_decoder
+from dppmask_jax.models.base import STATISTICS
 from dppmask_jax.targets import TARGETS, pixels
 
 FIELDS = {
     **mae.FIELDS,
     **with_defaults(pixels.FIELDS, {"loss.norm_pix": False}),
-    "data.alpha": Field(
-        0.3,
-        Rule(
-            lambda value: is_number(value) and value >= 0 and np.float32(value) < 0.5,
-            "a number from 0 to below 0.5 (float32)",
-            float,
-        ),
-        "share of the other image in what the encoder sees; 0: a plain autoencoder",
-    ),
+    **corruptions.FIELDS,
     "mask.ratio": Field(
         0.0,
         fraction_below_1,
@@ -49,24 +34,30 @@ FIELDS = {
     "loss.visible_weight": Field(
         None,
         optional(number(0)),
-        "weight of a visible patch beside 1 of a masked one; None: 1 if alpha is above 0, else 0",
+        "weight of a visible patch beside 1 of a masked one; None: 1 if it is corrupted, else 0",
     ),
 }
-_PARTNERS = 2**31 + 1  # no example of the stream has this number
-_OTHERS = {"image": "other_image", "index": "other_index"}  # in the batch, by what they are of
+_RESNET = "resnet"  # the encoder that `resnet_decoder` mirrors
 
 
 def check(config) -> None:
-    """Raises InputError where there is nobody to mix with or nothing to predict, and where MAE's
-    decoder or the masks cannot be made."""
+    """Raises InputError where there is nobody to mix with or nothing to predict, where MAE's
+    decoder or the masks cannot be made, and what a ResNet cannot do."""
     alpha, accum_steps = config.data.alpha, config.optim.accum_steps
-    if alpha and config.batch_size // accum_steps < 2:
+    if corruptions.mixes(config) and config.batch_size // accum_steps < 2:
         raise InputError(
             f"config.data.alpha={alpha} mixes each image with another of its batch, and of "
             f"config.batch_size={config.batch_size} with config.optim.accum_steps={accum_steps} "
             "there is none beside it: take more images, or --config.data.alpha=0"
         )
-    if config.mask.ratio:
+    if config.model.encoder == _RESNET:
+        _check_resnet(config)
+    elif encoders.build(config).blocks is None:
+        raise InputError(
+            f"config.model.encoder={config.model.encoder!r} has no decoder here: "
+            f"{_RESNET!r} has one of its own, and 'vit' MAE's"
+        )
+    elif config.mask.ratio:
         mae.check(config)
     else:
         mae.check_decoder(config)
@@ -77,20 +68,58 @@ def check(config) -> None:
             )
 
 
+def _check_resnet(config) -> None:
+    if config.mask.ratio:
+        raise InputError(
+            f"config.mask.ratio={config.mask.ratio}: config.model.encoder={_RESNET!r} has no "
+            "tokens that could be left out; set it to 0, or take config.model.encoder=vit"
+        )
+    only = {"target": "pixels", "norm_pix": False, "distance": "squared", "visible_weight": None}
+    for name, value in only.items():
+        if config.loss[name] != value:
+            raise InputError(
+                f"config.loss.{name}={config.loss[name]}: config.model.encoder={_RESNET!r} paints "
+                f"all pixels from 0 to 1, by their mean square error; set it to {value}"
+            )
+
+
 def build(config, plan: Plan) -> Method:
-    """The overlay autoencoder of a checked config: MAE with another input and another loss.
+    """The overlay autoencoder of a checked config.
 
     Args:
       config: see configs/overlay.py; already through `config.check`.
       plan: the length of the run, for the schedules.
     """
+    corruption = corruptions.build(config)
+    form = _resnet if config.model.encoder == _RESNET else _vit
+    method = form(config, plan, corruption)
+    counted = "all patches are predicted"
+    if config.mask.ratio:
+        counted = f"visible patches count {visible_weight(config):g}"
+    method = method._replace(
+        example=corruption.example(method.example),
+        before_step=corruption.before_step,
+        loss_of_views=corruption.in_example,
+        corrupted=corruption.shown,
+        describe=(("corrupted", f"{corruption.words}; {counted}"), *method.describe),
+    )
+    if config.mask.ratio:
+        return method
+    return method._replace(
+        describe=tuple(line for line in method.describe if line[0] != "masks"),
+        masker=None, masks=None, num_hidden=None, extras=(), schedules={}, reconstruct=None,
+    )  # fmt: skip
+
+
+def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
+    """MAE with another input and another loss; its parameters are MAE's."""
     base, model = mae.build(config, plan), mae.model_from(config)
-    target, alpha = TARGETS[config.loss.target].build(config), config.data.alpha
     weight, shares = visible_weight(config), shares_of(config)
+    target = TARGETS[config.loss.target].build(config)
     target = target._replace(loss=functools.partial(weighted, target.loss, weight))
 
     def mask_of(params, extra, views, batch, key, step):
-        """Masks look at the image alone, whatever it is mixed with."""
+        """Masks look at the image as it was."""
         if not config.mask.ratio:
             return _no_mask(base.encoder.grid, len(views.raw)), {}
         seen = masking.Seen(
@@ -101,53 +130,59 @@ def build(config, plan: Plan) -> Method:
         )
         return single_view.drawn(base.masker, shares.visible, views, seen, batch, key)
 
+    def predict(params, images, kept, keys=None):
+        tokens = model.apply({"params": params}, images, method="embed")
+        return model.apply({"params": params}, tokens, kept, shares.visible, keys, method="predict")
+
     def loss(params, extra, batch, key, step):
-        views, others = _views_of(config, batch, key)
+        views, images = corruption.of(batch, key)
         mask, metrics = mask_of(params, extra, views, batch, key, step)
-        mixed, kept = mixing.overlay(views.images, others, alpha), mask.order[:, : shares.kept]
-        tokens = model.apply({"params": params}, mixed, method="embed")
-        pred = model.apply(
-            {"params": params}, tokens, kept, shares.visible, views.drop_keys, method="predict"
-        )
+        kept = mask.order[:, : shares.kept]
+        pred = predict(params, images, kept, views.drop_keys)
         return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
 
-    method = base._replace(
-        before_step=with_others if alpha else base.before_step,
-        turns=(base.turns[0]._replace(loss=loss),),
-        describe=(("overlay", _described(alpha, weight, config.mask.ratio)), *base.describe),
+    def restore(params, extra, images, order):
+        pred = predict(params, augment.normalize(images), order[:, : shares.kept])
+        return single_view.painted(
+            target, pred, images, order, shares, config.model.patch_size, False, weight > 0
+        )
+
+    return base._replace(
+        turns=(base.turns[0]._replace(loss=loss),), restore=restore if target.pixels else None
     )
-    if config.mask.ratio:
-        return method
-    of_target = tuple(line for line in method.describe if line[0] != "masks")
-    return method._replace(
-        describe=of_target, masker=None, masks=None, num_hidden=None, extras=(), schedules={},
-        reconstruct=None,
-    )  # fmt: skip
 
 
-def with_others(batch, key):
-    """`Method.before_step`: for each image the one that it is mixed with, and its index.
+def _resnet(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
+    """The paper's autoencoder. Running statistics of its batch norms are `extra`; the validation
+    loss, too, is by the statistics of the batch."""
+    net = resnet_decoder.autoencoder(config)
 
-    The images of the whole batch, over all devices, move on by a number of places from 1 to B - 1
-    that the step's key draws. So none meets itself, each is mixed into exactly one, and devices do
-    together what one would. Where a data set has fewer images than a batch, or at the border of two
-    epochs, the other may be another crop of the same image.
-    """
-    number = parallel.rows_of_all(len(batch["index"]))
-    places = jax.random.randint(jax.random.fold_in(key, _PARTNERS), (), 1, number)
-    others = parallel.roll({name: batch[name] for name in _OTHERS}, places)
-    return batch | {_OTHERS[name]: values for name, values in others.items()}
+    def init(key):
+        params, statistics = net.init(key)
+        return params, {STATISTICS: statistics}
 
+    def loss(params, extra, batch, key, step):
+        views, images = corruption.of(batch, key)
+        found, statistics = net.train(params, extra[STATISTICS], images, views.drop_keys)
+        wanted = augment.denormalize(augment.normalize(views.raw))
+        return jnp.mean(jnp.square(found - wanted)), ({}, {STATISTICS: statistics})
 
-def _views_of(config, batch, key):
-    """(the views of a batch, the normalised images that they are mixed with, flipped as they are
-    where they are mixed into)."""
-    own = {name: values for name, values in batch.items() if name not in _OTHERS.values()}
-    views = single_view.views_of(config, own, key)
-    if not config.data.alpha:
-        return views, views.images
-    others = {name: batch[renamed] for name, renamed in _OTHERS.items()}
-    return views, single_view.views_of(config, others, key).images
+    def with_encoder(params, extra, encoder):
+        params, statistics = net.with_encoder(params, extra[STATISTICS], encoder)
+        return params, {**extra, STATISTICS: statistics}
+
+    return Method(
+        **single_view.method_parts(config, plan, None),
+        init=init,
+        turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.warmup_cosine)),),
+        after_step=lambda params, extra, aux, step: {**extra, **aux},
+        encoder=net.encoder,
+        encoder_of=lambda params, extra: net.encoder_of(params, extra[STATISTICS]),
+        with_encoder=with_encoder,
+        restore=lambda params, extra, images, order: net.reconstruct(
+            params, extra[STATISTICS], augment.normalize(images)
+        ),
+    )
 
 
 def shares_of(config) -> single_view.Shares:
@@ -168,7 +203,7 @@ def visible_weight(config) -> float:
     if not config.mask.ratio:
         return 1.0
     if config.loss.visible_weight is None:
-        return 1.0 if config.data.alpha else 0.0
+        return float(corruptions.build(config).changes)
     return config.loss.visible_weight
 
 
@@ -191,12 +226,6 @@ def weighted(loss, weight: float, pred, target, masked):
     return (numbers[0] * losses[0] + numbers[1] * losses[1]) / (numbers[0] + numbers[1])
 
 
-def _described(alpha: float, weight: float, ratio: float) -> str:
-    mixed = f"{alpha:g} of another image of the batch" if alpha else "none: a plain autoencoder"
-    counted = f"visible patches count {weight:g}" if ratio else "all patches are predicted"
-    return f"{mixed}; {counted}"
-
-
 KIND = MethodKind(
     build,
     "Overlay",
@@ -204,6 +233,5 @@ KIND = MethodKind(
     check,
     gives=mae.KIND.gives,
     recipes=("configs/overlay.py",),
-    encoder=("blocks",),
     targets=True,
 )

@@ -182,7 +182,16 @@ def kernel_features(config, images, tokens):
     return found[config.mask.features]()
 
 
-def painted(target: Target, pred, images, order, shares: Shares, patch_size, borrow: bool):
+def painted(
+    target: Target,
+    pred,
+    images,
+    order,
+    shares: Shares,
+    patch_size,
+    borrow: bool,
+    visible_too: bool = False,
+):
     """(B, H, W, 3) from 0 to 1: the images with what was predicted at their masked patches; thrown
     ones are black.
 
@@ -192,12 +201,13 @@ def painted(target: Target, pred, images, order, shares: Shares, patch_size, bor
       images: as they are loaded.
       order: (B, N) int32: visible patches, then masked, then thrown ones.
       borrow: whether hidden pixels may enter, see `runs.run.Run.reconstruct`.
+      visible_too: whether visible patches, too, are shown as they were predicted.
     """
     known = None if borrow else order[:, : shares.visible]
     pixels = target.pixels(_everywhere(pred, order), images, known)
     original = patches.patchify(augment.denormalize(augment.normalize(images)), patch_size)
-    rank = jnp.argsort(order, axis=1)[..., None]
-    shown = jnp.where(rank < shares.visible, original, jnp.where(rank < shares.kept, pixels, 0.0))
+    rank, as_it_was = jnp.argsort(order, axis=1)[..., None], 0 if visible_too else shares.visible
+    shown = jnp.where(rank < as_it_was, original, jnp.where(rank < shares.kept, pixels, 0.0))
     grid = patches.grid_shape(images.shape[1:3], patch_size)
     return jnp.clip(patches.unpatchify(shown, grid, patch_size), 0.0, 1.0)
 

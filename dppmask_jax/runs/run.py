@@ -69,6 +69,7 @@ class Run:
       num_hidden: (fewest, most) patches that a masked view hides.
       has_masks, can_reconstruct, has_attention: whether the method answers to `masks` (and so has
         the two above), to `reconstruct` and to `attention`.
+      can_restore: whether it undoes a corruption, as `corrupted` and `restored` show.
       gives: what its masks can be drawn from, of `methods.base.MethodKind.gives`.
       mask_recipes: see `methods.base.MethodKind`.
     """
@@ -124,6 +125,7 @@ class Run:
         self.has_masks = method.masks is not None
         self.can_reconstruct = method.reconstruct is not None
         self.has_attention = method.attention is not None
+        self.can_restore = method.restore is not None
         self.encoder = self._encode = None
         self.has_class_token = bool(method.encoder and method.encoder.module.prefix)
         if method.encoder is not None:
@@ -136,6 +138,7 @@ class Run:
             else None
         )
         self._attention = jax.jit(method.attention) if self.has_attention else None
+        self._restore = jax.jit(method.restore) if self.can_restore else None
 
     def at_size(self, image_size: tuple[int, int]) -> Run:
         """The same run for images of another size.
@@ -215,6 +218,20 @@ class Run:
         return reconstruct(
             self.params, self.extra, images, order, borrow_statistics=bool(borrow_statistics)
         )
+
+    def corrupted(self, images: np.ndarray, seed: int = 0) -> np.ndarray:
+        """(R, H, W, 3) float32 in [0, 1]: what the method trains the encoder on in place of images
+        (R, H, W, 3) uint8. Overlay mixes each with the next, the last with the first."""
+        corrupt = self._able(self.method.corrupted, "corrupts nothing")
+        return np.asarray(corrupt(checked_images(images, self.image_size), seed))
+
+    def restored(self, corrupted, order):
+        """(B, H, W, 3) float32 in [0, 1]: what the model makes of corrupted images, as for
+        `encode`; order (B, N) int32 as for `reconstruct`, of which all are visible where the method
+        masks nothing."""
+        restore = self._able(self._restore, "restores nothing")
+        corrupted = checked_images(corrupted, self.image_size)
+        return restore(self.params, self.extra, corrupted, jnp.asarray(order))
 
     def attention(self, images):
         """(B, heads, N): how much the class token attends to each patch in the last block."""
