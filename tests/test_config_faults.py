@@ -173,6 +173,7 @@ _CHOICE = {
     "model.size": ("Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "mask.threshold_on": ("d2", "d"),
     "mask.kernel": ("gaussian", "cosine"),
+    "mask.colour": ("green", "blue", "red", "purple"),
     "mask.normalize": ("l2", "center", "standardize"),
     "mask.attention": ("high", "low", "hint"),
     "resolution": ("model", "native"),
