@@ -2,6 +2,7 @@
 
 from dppmask_jax.masking.attmask import attention
 from dppmask_jax.masking.base import (
+    WITH_IMAGES,
     Mask,
     Masker,
     MaskerKind,
@@ -22,6 +23,7 @@ from dppmask_jax.masking.random_patches import random
 
 __all__ = [
     "MASKERS",
+    "WITH_IMAGES",
     "Mask",
     "Masker",
     "MaskerKind",

@@ -59,6 +59,9 @@ class Seen(NamedTuple):
     proposed: Callable[[], Any] | None = None  # () -> (B, N) bool: masks that came with the images
 
 
+WITH_IMAGES = frozenset({"parts", "proposed"})  # what of it the data set brings, not the method
+
+
 class Masker(NamedTuple):
     """A strategy with its settings.
 

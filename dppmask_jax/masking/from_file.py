@@ -36,15 +36,31 @@ def read(path: str) -> np.ndarray:
             "config.mask.path is empty; name the masks of config.mask.strategy=file: an .npy of "
             "(images, patches), True = masked"
         )
+    masks = opened(path, where)
+    if masks.ndim != 2 or masks.dtype not in (bool, np.uint8):
+        raise InputError(
+            f"{where} holds {masks.dtype} {masks.shape}; it takes (images, patches) bool or uint8"
+        )
+    return masks
+
+
+def opened(path: str, where: str) -> np.ndarray:
+    """The array of an .npy, not yet in memory.
+
+    Args:
+      where: what names the file, for messages.
+
+    Raises:
+      InputError: there is no such file, or it holds no array of numbers, or several.
+    """
     try:
-        masks = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "it is no .npy of numbers"
         raise InputError(f"{where} cannot be read: {reason}") from error
-    if not isinstance(masks, np.ndarray) or masks.ndim != 2 or masks.dtype not in (bool, np.uint8):
-        what = f"{masks.dtype} {masks.shape}" if isinstance(masks, np.ndarray) else "several arrays"
-        raise InputError(f"{where} holds {what}; it takes (images, patches) bool or uint8")
-    return masks
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{where} holds several arrays; it takes one")
+    return array
 
 
 def check_rows(path: str, num_images: int, num_patches: int, fewest: int, most: int) -> None:

@@ -14,6 +14,7 @@ from dppmask_jax.masking import (
     multiblock,
     random_patches,
     regular_grid,
+    semantic_parts,
     uniform_cells,
     whole_cells,
 )
@@ -32,6 +33,7 @@ MASKERS: dict[str, MaskerKind] = {
     "noise": filtered_noise.KIND,
     "inverse": inverse_block.KIND,
     "multiblock": multiblock.KIND,
+    "parts": semantic_parts.KIND,
 }
 
 

@@ -30,6 +30,7 @@ from dppmask_jax.methods.ibot_network import (
     teacher_logits,
 )
 from dppmask_jax.methods.ibot_views import GLOBAL_VIEWS
+from dppmask_jax.methods.image_features import parts_in
 from dppmask_jax.methods.momentum import averaged, followed
 
 _RECENT_STEPS = 100  # a prototype that was an image's best in one of them counts as used
@@ -78,7 +79,7 @@ def build(config, plan: Plan) -> Method:
         after_step=functools.partial(_after_step, config.loss.center_decay, decay_at),
         encoder=net.encoder,
         features=functools.partial(_features, parts),
-        extras=tuple(masker.needs & {"proposed"}),
+        extras=tuple(sorted(masker.needs & masking.WITH_IMAGES)),
         masker=masker,
         masks=functools.partial(_masks, parts),
         num_hidden=parts.num_hidden,
@@ -130,6 +131,7 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
             proposed=(lambda: jnp.concatenate([batch["proposed"]] * GLOBAL_VIEWS))
             if "proposed" in batch
             else None,
+            parts=parts_in(config, ibot_views.global_maps(batch, "parts")),
         )
     # Every masked or thrown patch of a view and, where they are fewer than the most, visible ones.
     chosen = masks.order[:, parts.num_patches - parts.num_hidden[1] :]
@@ -293,7 +295,7 @@ KIND = MethodKind(
     "iBOT",
     ibot_fields.FIELDS,
     ibot_fields.check,
-    gives=frozenset({"features", "attention", "proposed"}),
+    gives=frozenset({"features", "attention", *masking.WITH_IMAGES}),
     shown_by={"attention": "attended"},
     recipes=("configs/ibot.py",),
     encoder=("hides",),

@@ -38,6 +38,13 @@ def augmented(data, batch, keys):
     return globals_, _augment(data, local, keys[len(globals_) :], data.blur_prob[2], 0.0)
 
 
+def global_maps(batch, name: str):
+    """(2B, H, W): a map that came with the images, as their two global views show it; None where
+    they have none."""
+    maps = batch.get(f"global_{name}")
+    return None if maps is None else jnp.concatenate([maps[:, 0], maps[:, 1]])
+
+
 def augmented_globals(data, batch, keys):
     """The two global views, each (B, H, W, 3)."""
     num = len(batch["index"])

@@ -1,13 +1,16 @@
-"""What masks can be drawn from without an encoder, in any method."""
+"""What masks of any method can be drawn from without an encoder: of an image, or what came with
+it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
 from dppmask_jax import patches
+from dppmask_jax.masking import semantic_parts
 
 WITHOUT_ENCODER = ("pixels", "positions")  # values of mask.features
 
@@ -23,3 +26,11 @@ def image_features(config, images) -> dict[str, Callable[[], Any]]:
         "pixels": lambda: patches.patchify(images, patch_size),
         "positions": lambda: jnp.broadcast_to(places, (len(images), *places.shape)),
     }
+
+
+def parts_in(config, maps) -> Callable[[], Any] | None:
+    """() -> (B, N) int32, the part of each patch; None where there are no maps (B, H, W)."""
+    if maps is None:
+        return None
+    grid = patches.grid_shape(maps.shape[1:], config.model.patch_size)
+    return functools.partial(semantic_parts.of_patches, maps, grid, config.mask.num_parts)

@@ -139,7 +139,7 @@ KIND = MethodKind(
     "MAE",
     FIELDS,
     check,
-    gives=frozenset({"features", "proposed"}),
+    gives=frozenset({"features", *masking.WITH_IMAGES}),
     recipes=("configs/mae.py",),
     encoder=("blocks",),
     targets=True,

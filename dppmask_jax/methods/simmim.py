@@ -184,7 +184,7 @@ KIND = MethodKind(
     "SimMIM",
     FIELDS,
     single_view.check,
-    gives=frozenset({"features", "proposed"}),
+    gives=frozenset({"features", *masking.WITH_IMAGES}),
     shown_by={"features": "embed"},
     recipes=("configs/simmim.py",),
     encoder=("hides",),

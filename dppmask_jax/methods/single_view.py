@@ -16,7 +16,7 @@ from dppmask_jax.fields import Field, Rule, is_number, one_of
 from dppmask_jax.masking import kinds
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.methods.describing import described_masks
-from dppmask_jax.methods.image_features import WITHOUT_ENCODER, image_features
+from dppmask_jax.methods.image_features import WITHOUT_ENCODER, image_features, parts_in
 from dppmask_jax.models import vit
 from dppmask_jax.targets import Target
 
@@ -115,7 +115,7 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
             image_size=tuple(config.image_size),
             scale=tuple(config.data.crop_scale),
         ),
-        "extras": tuple(masker.needs & {"proposed"}),
+        "extras": tuple(sorted(masker.needs & masking.WITH_IMAGES)),
         "features": features,
         "masker": masker,
         "masks": masks,
@@ -130,13 +130,15 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
 
 class Views(NamedTuple):
     """A batch as a step sees it: `raw` (B, H, W, 3) flipped, `images` normalised as well, keys
-    (B,), and `maps`: those of the extras that are (B, H, W), flipped with the images."""
+    (B,), and `maps`: those of the extras that are (B, H, W), flipped with the images. `parts` is ()
+    -> (B, N), see `masking.Seen`; None where the images come without."""
 
     raw: Any
     images: Any
     mask_keys: Any
     drop_keys: Any
     maps: dict[str, Any]
+    parts: Callable | None
 
 
 def views_of(config, batch, key) -> Views:
@@ -149,19 +151,21 @@ def views_of(config, batch, key) -> Views:
     if config.data.flip:
         pixels = {name: augment.flip(value, flip_keys) for name, value in pixels.items()}
     raw = pixels.pop("image")
-    return Views(raw, augment.normalize(raw), mask_keys, drop_keys, pixels)
+    parts = parts_in(config, pixels.get("parts"))
+    return Views(raw, augment.normalize(raw), mask_keys, drop_keys, pixels, parts)
 
 
 def drawn(masker: masking.Masker, num_keep: int, views: Views, seen, batch, key):
     """(Mask of (B, ...), {metric: ()}): the masks of a step.
 
     Args:
-      seen: without `step_key` and `proposed`, which are filled in.
+      seen: without `step_key` and what comes with the images, which are filled in.
       key: the step's.
     """
     seen = seen._replace(
         step_key=jax.random.fold_in(key, 2**31),  # no example of the stream has this number
         proposed=(lambda: batch["proposed"]) if "proposed" in batch else None,
+        parts=views.parts,
     )
     with jax.named_scope("selection"):
         mask, found = masker.draw(views.mask_keys, num_keep, seen, num_keep)

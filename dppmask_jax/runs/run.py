@@ -21,7 +21,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import encoders
-from dppmask_jax.runs import checkpoint, proposed
+from dppmask_jax.runs import checkpoint, part_maps, proposed
 from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.image_sizes import as_used, checked_images, resized
@@ -317,11 +317,11 @@ def load_run(
 
 def open_data(config):
     """(training source, validation source or None) of a config's data, of `data.classes` only, with
-    the masks that its masker takes from a file.
+    the masks or part maps that its masker takes from elsewhere.
 
     Raises:
-      InputError: a missing, empty or unprepared source, classes that it lacks, or masks that do not
-        fit it.
+      InputError: a missing, empty or unprepared source, classes that it lacks, or masks or part
+        maps that do not fit it.
     """
     data = config.data
     names = class_list(data.classes) if data.classes else ()
@@ -334,7 +334,7 @@ def open_data(config):
     if names:
         where = f"config.data.classes={data.classes}"
         splits = (split and only_classes(split, names, where) for split in splits)
-    return proposed.with_masks(config, *splits)
+    return part_maps.with_parts(config, *proposed.with_masks(config, *splits))
 
 
 class Encoder:
