@@ -186,3 +186,27 @@ def test_what_has_no_maps_says_so(tmp_path):
         config_checks.check(parts_config(tmp_path, mask__parts="nowhere.npy"))
     with pytest.raises(ValueError, match="strategy='parts' needs parts, which images alone do not"):
         masking.export_masks(np.zeros((1, 32, 32, 3), np.uint8), strategy="parts")
+
+
+@pytest.mark.slow
+def test_runs_train_on_masks_by_parts(tmp_path):
+    maps = np.random.default_rng(0).integers(0, 5, (96, 4, 4)).astype(np.uint8)
+    np.save(tmp_path / "parts.npy", maps)
+    file = f"--config.mask.parts={tmp_path / 'parts.npy'}"
+    short = {"batch_size": 48, "mask__strategy": "parts"}
+    commands = [
+        tiny.command(tmp_path / name, *words, method=method, **short)
+        for name, method, words in (("file", "mae", [file]), ("source", "ibot", []))
+    ]
+    for done in tiny.run_all(commands):
+        assert done.returncode == 0, done.stderr
+        assert "masks       parts (" in done.stdout and "step 2/2  loss" in done.stdout
+    again = tiny.command(tmp_path / "file", file, **short)
+    np.save(tmp_path / "parts.npy", maps[::-1])
+    wrong = tiny.command(tmp_path / "new", file, **short | {"model__patch_size": 8})
+    tiny.assert_refused(
+        {
+            "another file": (again, "120 images there as here, of other"),
+            "another grid": (wrong, "96 training images of 2 x 2 patches"),
+        }
+    )

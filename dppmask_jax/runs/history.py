@@ -34,7 +34,7 @@ def words(field: str, old, new) -> str:
         return f"{field}: {_plain(old)!r} -> {_plain(new)!r}"
     there, here = (images["training"] + images["validation"] for images in (old, new))
     if there == here:
-        others = "other names, sizes, labels, splits or masks"
+        others = "other names, sizes, labels, splits, masks or parts"
         return f"data: {count(there, 'image')} there as here, of {others}"
     return f"data: {count(there, 'image')} there, {here:,} here"
 
