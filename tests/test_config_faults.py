@@ -199,6 +199,8 @@ BOUNDS = {
     "init_from": _TEXT,
     "mask.path": _TEXT,
     "mask.cell": _WHOLE_FROM_1,
+    "mask.parts": _TEXT,
+    "mask.num_parts": ([1, 256], [0, 257, 2.0]),
     "memory_gb": _POSITIVE,
     "data.dir": _TEXT,
     "projection": _TEXT,
@@ -333,13 +335,13 @@ OF_KIND = {
     "mae": PRETRAINING_BOUNDS | {
         "mask.ratio": ([TINY, BELOW_1], [0, 1, (0.5,)]),
         "mask.strategy": (["dpp", "random", "block"], ["attention", "", None]),
-        "mask.features": (["embedding", "pixels"], ["tokens", None]),
+        "mask.features": (["embedding", "pixels", "positions"], ["tokens", None]),
         "loss.target": (["pixels", "hog"], ["", "HOG", None]),
     },
     "ibot": PRETRAINING_BOUNDS | {
         "mask.ratio": ([(0,), [BELOW_1, 0.0]], [(), 0.5, (1.0,), (-0.1,)]),
         "mask.strategy": (["dpp", "random", "block", "attention"], ["", None]),
-        "mask.features": (["tokens", "head", "pixels"], ["embedding", None]),
+        "mask.features": (["tokens", "head", "pixels", "positions"], ["embedding", None]),
     },
 }  # fmt: skip
 EVALUATION_BOUNDS = BOUNDS | {
