@@ -32,6 +32,8 @@ Arguments after the colon:
            small        about 10,000 photographs
            imagenet100  ImageNet-100: the classes of the paper out of an ImageNet
            imagenet1k
+           caltech256   what paired overlay's paper does: finetune 20 epochs, linear 5, with SGD;
+                        --config.scratch=True is its supervised training from scratch
   train    finetune | linear: what task=multilabel trains
   epochs   a whole number; the warm-up then takes at most a tenth of them
 
@@ -55,7 +57,7 @@ from dppmask_jax.tasks import checks
 
 ARGUMENTS = {
     "task": tuple(dict.fromkeys(("knn", *checks.TASKS))),
-    "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
+    "dataset": ("shapes", "small", "imagenet100", "imagenet1k", "caltech256"),
     "train": ("finetune", "linear"),
     "epochs": (0,),
 }
@@ -80,6 +82,16 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
 def _finetune(config, dataset):
     if dataset in ("imagenet100", "imagenet1k"):
         return
+    if dataset == "caltech256":
+        _of_overlay(config, 20.0)
+        config.loss.smoothing = 0.0
+        config.optim.kind = "sgd"
+        config.optim.final_lr = 0.0
+        config.optim.layer_decay = 1.0
+        config.data.randaugment = config.data.erase_prob = 0.0
+        config.data.mixup = config.data.cutmix = 0.0
+        config.model.drop_path = 0.0
+        return
     config.batch_size = 128
     config.epochs = 100.0 if dataset == "small" else 15.0
     config.optim.layer_decay = 0.75
@@ -99,6 +111,11 @@ def _finetune(config, dataset):
 def _linear(config, dataset):
     if dataset in ("imagenet100", "imagenet1k"):
         return
+    if dataset == "caltech256":
+        _of_overlay(config, 5.0)
+        if "solver" in config:
+            config.solver = "sgd"
+        return
     # MAE's peak rate is 6.4; LARS turns so slowly that fewer steps want at least as much.
     config.batch_size = 256
     config.epochs = 50.0 if dataset == "small" else 15.0
@@ -108,6 +125,18 @@ def _linear(config, dataset):
         config.batch_size = 128
         config.optim.base_lr = 16.0
         config.data.crop_scale = (0.4, 1.0)
+
+
+def _of_overlay(config, epochs):
+    """What both have in common in the paper of paired overlay: SGD, no warm-up, no augmentation but
+    the random resized crop."""
+    config.epochs = epochs
+    config.batch_size = 256
+    config.data.flip = False
+    config.optim.base_lr = 0.01
+    config.optim.b1 = 0.9
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup_epochs = 0.0
 
 
 RECIPES = {"finetune": _finetune, "linear": _linear}

@@ -256,6 +256,7 @@ BOUNDS = {
     "model.mlp": ([None, 1, 2**16], [0, 2**16 + 1]),
     "model.resnet_width": ([1, 2**10], [0, 2**10 + 1, 64.0]),
     "model.drop_path": _BELOW_1,
+    "scratch": _FLAG,
     "model.remat": _FLAG,
     "model.decoder_width": ([4, 2**14], [3, 2**14 + 1, 64.0]),
     "model.decoder_depth": ([1, 128], [0, 129]),

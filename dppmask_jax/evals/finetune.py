@@ -19,7 +19,7 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.evals.starting_head import head_for, starting_head
-from dppmask_jax.fields import number
+from dppmask_jax.fields import FLAG, Field, number
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.scores.classification import top_k_accuracy
@@ -31,7 +31,10 @@ FIELDS = seeds.FIELDS_OF["finetune"]
 FIELDS = FIELDS | {
     "epochs": FIELDS["epochs"]._replace(
         rule=number(0), note="times that all images are seen; 0 tests a classifier as it is"
-    )
+    ),
+    "scratch": Field(
+        False, FLAG, "train from random parameters, as a baseline: the run gives the shape alone"
+    ),
 }
 
 
@@ -41,6 +44,11 @@ def check(evaluation: Evaluation) -> None:
     require_labels(evaluation)
     if evaluation.config.epochs:
         seeds.check(evaluation, evaluation.train.class_names)
+    elif evaluation.config.scratch:
+        raise InputError(
+            "config.epochs=0 tests a classifier as it is, which config.scratch=True takes the "
+            "parameters from; raise config.epochs"
+        )
     else:
         _check_own_head(evaluation)
 
@@ -50,6 +58,9 @@ def run(evaluation: Evaluation) -> Result:
     `config.epochs` is 0."""
     if not evaluation.config.epochs:
         return _as_it_is(evaluation)
+    if evaluation.config.scratch:
+        how = "trained from random parameters"
+        return accuracy(evaluation, supervised.finetune, how, "top-1 accuracy, from scratch")
     head = starting_head(evaluation, evaluation.train.class_names, several=False)
     return accuracy(
         evaluation,
@@ -173,6 +184,12 @@ def _unswept(config) -> str:
     )
 
 
+def _record(config) -> str:
+    if not config.epochs:
+        return "classifier"
+    return seeds.task_of(config) if config.scratch else ""
+
+
 TASK = Task(
     check,
     run,
@@ -184,7 +201,7 @@ TASK = Task(
         "Measured: the last epoch. The best epoch is chosen on the validation images and flatters.",
         "The paper does not say which it reports.",
     ),
-    record=lambda config: "" if config.epochs else "classifier",
+    record=_record,
     unswept=_unswept,
     check_fields=seeds.check_one_label,
     unprojected=lambda config: TRAINS,

@@ -77,6 +77,11 @@ def folder_of(evaluation_folder: Path, task: str, seed: int, projected: bool = F
     return evaluation_folder / f"eval_{task}{'_projected' * projected}" / f"seed-{seed}"
 
 
+def task_of(config) -> str:
+    """The task of a training, and whether it starts from random parameters; for names of files."""
+    return f"{config.task}_scratch" if config.get("scratch") else config.task
+
+
 def pretrained(run: Run) -> dict:
     """What tells the encoder that a training starts from; it is kept in the training's config."""
     projected = {"projection": run.projection.digest()} if run.projection else {}
@@ -129,7 +134,7 @@ def _runs(evaluation, names) -> list[tuple]:
             config.seed = seed
             config.pretrained = pretrained(evaluation.run)
             config.class_names = tuple(names)
-        folder = folder_of(evaluation.folder, config.task, seed, bool(config.projection))
+        folder = folder_of(evaluation.folder, task_of(config), seed, bool(config.projection))
         refuse = functools.partial(_refuse_other_names, folder, names)
         terms = resuming.Terms(known, free, evaluation.free_of_run, refuse=refuse)
         start = resuming.start_in(folder, config, images, terms)
@@ -204,8 +209,9 @@ def _train(evaluation, config, folder, start, method, train, scores_of, score):
     plan = plan_from(config, len(train))
     init_key, seed_key = jax.random.split(jax.random.key(config.seed))
     state = init_state(method, init_key)
-    params, extra = method.with_encoder(state.params, state.extra, evaluation.run.encoder)
-    state = state._replace(params=params, extra=extra)
+    if not config.get("scratch"):
+        params, extra = method.with_encoder(state.params, state.extra, evaluation.run.encoder)
+        state = state._replace(params=params, extra=extra)
 
     def probe(say):
         said = ""

@@ -72,6 +72,7 @@ def model(record) -> str:
     target = config.get("loss", {}).get("target", next(iter(TARGETS)))
     if target != next(iter(TARGETS)):
         name += f" ({target})"
+    name += ", shape alone" if record["config"].get("scratch") else ""
     name += ", projected tokens" if record["config"].get("projection") else ""
     tested = record["config"].get("image_size", [height, width])
     other = f", tested at {tested[0]}×{tested[1]}" if tested != [height, width] else ""
@@ -84,7 +85,7 @@ def masks(record) -> str:
     config = record["checkpoint"]["config"]
     while "pretrained" in config:  # a fine-tuned one
         config = config["pretrained"]["config"]
-    if "mask" not in config:
+    if "mask" not in config or config["mask"].get("ratio") == 0:
         return NONE
     mask = workdir.completed(config)["mask"]
     label = masker_of(SimpleNamespace(**mask)).label
