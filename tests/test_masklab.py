@@ -13,7 +13,7 @@ from PIL import Image
 from dppmask_jax.errors import InputError
 from dppmask_jax.masking import MASKERS, Masker, MaskerKind, Seen
 from dppmask_jax.masklab import __main__ as command
-from dppmask_jax.masklab import rows, showing, ways
+from dppmask_jax.masklab import photographs, rows, showing, ways
 
 _SMALL = (
     "--source=shapes:size=32,train=8,val=6",
@@ -31,7 +31,9 @@ def _run(folder, *arguments):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
-    return folder, _run(folder, "--seeds=1", "--strategy", "dpp", "block", "attention", "file")
+    return folder, _run(
+        folder, "--seeds=1", "--strategy", "dpp", "block", "parts", "attention", "file"
+    )
 
 
 def test_the_command_writes_table_figure_and_page(measured):
@@ -40,6 +42,7 @@ def test_the_command_writes_table_figure_and_page(measured):
     assert report["images"] == 6 and report["grid"] == [8, 8] and part["visible"] == 16
     assert [record["mask"] for record in part["masks"]] == [
         "random, exact", "random", "DPP (τ = 0.9)", "DPP (τ = 0.9) of positions", "block",
+        "parts (source)",
     ]  # fmt: skip
     page, tables = ((folder / name).read_text() for name in ("page.md", "table.md"))
     for words in (page, tables):
@@ -142,6 +145,21 @@ def test_masks_by_the_attention_of_a_run(tmp_path):
     assert [record["mask"] for record in report["ratios"][0]["masks"]][2:] == ["AttMask (high)"]
 
 
+def test_parts_are_those_of_most_pixels_of_a_patch():
+    source = photographs.chosen_split("shapes:size=32,train=8,val=6", "val")
+    taken = photographs.read(
+        source, "shapes", image_size=(32, 32), patch_size=8, limit=0, foreground=128, pieces=False,
+        num_parts=7,
+    )  # fmt: skip
+    assert taken.parts.shape == (6, 16) and taken.objects.shape == (6, 16)
+    for image, parts in enumerate(taken.parts):
+        segments = source.extras(image)["segments"]
+        _, numbered = np.unique(segments, return_inverse=True)
+        cells = numbered.reshape(4, 8, 4, 8).transpose(0, 2, 1, 3).reshape(16, 64)
+        assert parts.tolist() == [np.bincount(cell).argmax() for cell in cells]
+        assert parts.max() > 0
+
+
 def test_ways_of_one_label_are_told_apart():
     chosen, left_out = ways.all_of(["exact"], {"kernel": ["gaussian", "cosine"]}, 0.75, False)
     assert [way.label for way in chosen] == [
@@ -222,6 +240,7 @@ def test_images_without_foreground_are_left_out_and_counted(tmp_path):
         "--progress": ["--progress=2"],
         "--foreground": ["--foreground=0"],
         "leave it or --encoder out": ["--encoder=run"],
+        "a file is of": ["--parts", "maps.npy"],
         "is a file": [f"--out={__file__}"],
         "it must be shapes": ["--source=nothing"],
     }.items(),

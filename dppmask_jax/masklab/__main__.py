@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         limit=args.images,
         foreground=args.foreground,
         pieces=args.pieces,
+        num_parts=max(args.varied.get("num_parts", [ways.fields()["num_parts"].default])),
     )
     report: dict[str, Any] = {
         "source": args.source,

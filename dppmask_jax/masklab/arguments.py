@@ -12,7 +12,7 @@ from pathlib import Path
 from dppmask_jax import command, masking, patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field
-from dppmask_jax.masking import MASKERS, own
+from dppmask_jax.masking import MASKERS, own, semantic_parts
 from dppmask_jax.masklab import ways
 from dppmask_jax.masklab.showing import FEATURES
 from dppmask_jax.patches import PatchSize
@@ -148,6 +148,8 @@ def _check(args) -> None:
         raise InputError(f"--almost must be above 0, got {args.almost:g}")
     is_shapes = args.source.partition(":")[0] == "shapes"
     args.pieces = is_shapes if args.pieces is None else args.pieces
+    if any(parts != semantic_parts.SOURCE for parts in args.varied.get("parts", ())):
+        raise InputError(f"--parts={semantic_parts.SOURCE} alone: a file is of a run's images")
     if args.encoder:
         for name in ("patch_size", "features"):
             if getattr(args, name) is not None:

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dppmask_jax import patches
 from dppmask_jax.data import loader
 from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import Source, first_extras
 from dppmask_jax.errors import InputError
+from dppmask_jax.masking import semantic_parts
 from dppmask_jax.patches import PatchSize
+from dppmask_jax.runs import part_maps
 from dppmask_jax.scores import coverage
 from dppmask_jax.words import count
 
@@ -22,12 +25,14 @@ class Photographs(NamedTuple):
 
     Attributes:
       images: (B, H, W, 3) uint8.
+      parts: (B, N) int32, the part that each patch belongs to, as the data set knows them.
       objects: (M, N) bool, the patches of each object, at least one.
       owner: (M,) int, the image that it lies in, ascending.
       without: how many images were left out, as they have no foreground or cannot be read.
     """
 
     images: np.ndarray
+    parts: np.ndarray
     objects: np.ndarray
     owner: np.ndarray
     without: int
@@ -60,6 +65,7 @@ def read(
     limit: int,
     foreground: int,
     pieces: bool,
+    num_parts: int,
 ) -> Photographs:
     """Reads images and masks, cropped alike as for an evaluation.
 
@@ -68,23 +74,28 @@ def read(
       limit: how many images, spread evenly over the source; 0: all.
       foreground: grey value from which a pixel of a mask is foreground.
       pieces: whether each connected piece of a foreground is an object; else all of it is.
+      num_parts: the most that an image has.
 
     Raises:
       InputError: no image has any foreground.
     """
     number = min(limit or len(source), len(source))
     indices = np.linspace(0, len(source) - 1, number).round().astype(np.int64)
-    images, masks = [], []
+    source = part_maps.of_source(num_parts, source)
+    grid = patches.grid_shape(image_size, patch_size)
+    images, masks, parts = [], [], []
     for batch in loader.eval_batches(
         source,
         image_size=image_size,
         batch_size=min(_BATCH, number),
         indices=indices,
-        extras=("mask",),
+        extras=("mask", part_maps.NAME),
     ):
         whole = batch["valid"] & (batch["mask"] >= foreground).any(axis=(1, 2))
         images.append(batch["image"][whole])
         masks.append(batch["mask"][whole] >= foreground)
+        maps = batch[part_maps.NAME][whole]
+        parts.append(np.asarray(semantic_parts.of_patches(maps, grid, num_parts)))
     kept = np.concatenate(images)
     if not len(kept):
         raise InputError(
@@ -96,6 +107,7 @@ def read(
         areas, owner = coverage.pieces(areas)
     return Photographs(
         kept,
+        np.concatenate(parts),
         coverage.object_patches(areas, patch_size),
         owner,
         number - len(kept),

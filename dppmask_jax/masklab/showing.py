@@ -101,6 +101,7 @@ def of_photographs(shower: Shower, photographs: Photographs) -> Show:
     """What is shown of some images, by their numbers: by the shower, and by the data set."""
 
     def show(numbers, seed):
-        return shower.show(photographs.images[numbers], seed)
+        shown = shower.show(photographs.images[numbers], seed)
+        return shown | {"parts": photographs.parts[numbers]}
 
     return show

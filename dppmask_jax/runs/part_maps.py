@@ -34,7 +34,7 @@ def with_parts(config, train: Source, val: Source | None) -> tuple[Source, Sourc
     if not mask or NAME not in masking.masker_of(mask).needs:
         return train, val
     if mask.parts == semantic_parts.SOURCE:
-        return _of_source(mask, train), val and _of_source(mask, val)
+        return of_source(mask.num_parts, train), val and of_source(mask.num_parts, val)
     grid = grid_shape(tuple(config.image_size), config.model.patch_size)
     semantic_parts.check_maps(mask.parts, len(train), grid, mask.num_parts)
     train = dataclasses.replace(
@@ -49,14 +49,19 @@ def with_parts(config, train: Source, val: Source | None) -> tuple[Source, Sourc
     return train, val
 
 
-def _of_source(mask, source: Source) -> Source:
+def of_source(num_parts: int, source: Source) -> Source:
+    """A source with the parts that it knows: its segments, else its foreground masks.
+
+    Raises:
+      InputError: it knows neither.
+    """
     where = f"config.mask.parts={semantic_parts.SOURCE}"
     for name in _KNOWN:
         try:
             first_extras(source, (name,), where)
         except NotServed:
             continue
-        extras = functools.partial(_of_known, name, mask.num_parts, source.extras)
+        extras = functools.partial(_of_known, name, num_parts, source.extras)
         return dataclasses.replace(source, extras=extras)
     raise InputError(
         f"{where}: the data set of {source.name(0)} has neither segments nor foreground masks; "
