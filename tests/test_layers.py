@@ -25,7 +25,7 @@ ROWS = (
     {"config_table"},
     {"evaluating"},
     {"pretrain", "evaluate"},
-    {"results", "sweeps", "weights", "masklab"},
+    {"results", "sweeps", "weights", "masklab", "part_maps"},
     {"sweep"},
     {""},
 )

@@ -1,6 +1,7 @@
 """Masks by the parts of an image, and where the maps of parts come from."""
 
 import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from sklearn.cluster import KMeans
 
 from dppmask_jax import config as config_checks
 from dppmask_jax import masking
+from dppmask_jax import part_maps as kmeans_maps
 from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
@@ -19,6 +23,7 @@ from dppmask_jax.masking import semantic_parts
 from dppmask_jax.methods import METHODS, single_view
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import part_maps
+from dppmask_jax.runs.run import load_encoder, open_data
 
 
 def masked_per_part(part_of, count, alpha, draws, num_parts=7, seed=0):
@@ -210,3 +215,61 @@ def test_runs_train_on_masks_by_parts(tmp_path):
             "another grid": (wrong, "96 training images of 2 x 2 patches"),
         }
     )
+
+
+# Maps by k-means.
+
+
+def test_tokens_of_one_direction_are_one_part():
+    rng = np.random.default_rng(1)
+    group = rng.permutation(np.repeat([0, 1, 2], [10, 5, 4]))
+    tokens = 5 * np.eye(3, 8)[group] * rng.uniform(1, 9, (19, 1)) + 0.1 * rng.normal(size=(19, 8))
+    found = np.asarray(kmeans_maps.grouped(jax.random.key(0), jnp.asarray(tokens), 3))
+    assert len(set(zip(group.tolist(), found.tolist(), strict=True))) == 3
+    assert len(set(found.tolist())) == 3
+    same = np.asarray(kmeans_maps.grouped(jax.random.key(0), jnp.ones((6, 4)), 3))
+    assert len(set(same.tolist())) == 1
+
+
+def test_a_file_of_maps_is_made_of_an_encoders_tokens(tmp_path, capsys):
+    sizes = {"model__width": 24, "model__depth": 1, "model__heads": 2}
+    run = tiny.save_run(tmp_path / "run", **sizes)
+    spec, out = "shapes:size=16,train=40,val=8", tmp_path / "maps.npy"
+    kmeans_maps.main([f"--encoder={run}", f"--source={spec}", "--parts=3", f"--out={out}"])
+    maps = np.load(out)
+    assert maps.shape == (40, 4, 4) and maps.dtype == np.uint8 and set(np.unique(maps)) == {0, 1, 2}
+    assert f"--config.mask.parts={out} --config.mask.num_parts=3" in capsys.readouterr().out
+    # Row i is of image i: scikit-learn's k-means of its tokens is no better than ours by much.
+    train, _ = opening.open_splits(spec, val_fraction=0.1)
+    for i in (0, 37):
+        image = crops.whole_image(train.read(i)[0], image_size=(16, 16))
+        tokens = np.asarray(load_encoder(run)(image[None])["patches"])[0]
+        tokens = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+        groups = [tokens[maps[i].ravel() == part] for part in range(3)]
+        ours = sum(((group - group.mean(axis=0)) ** 2).sum() for group in groups if len(group))
+        best = KMeans(3, n_init=20, random_state=0).fit(tokens).inertia_
+        assert best - 1e-4 <= ours < 1.4 * best
+    config = parts_config(
+        tmp_path, mask__parts=str(out), mask__num_parts=3, data__source=spec, data__val_fraction=0.1
+    )
+    train, _ = open_data(config)
+    assert train.extras(5)["parts"].shape == (16, 16)
+    np.testing.assert_array_equal(train.extras(5)["parts"][::4, ::4], maps[5])
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--parts=17"], "--parts=17 is more than the 16 patches of --encoder"),
+        (["--parts=0"], "--parts=0: it must be a whole number from 1 to 256"),
+        (["--source=nothing"], "--source=nothing: it must be"),
+        (["--out=nowhere/maps.npy"], "there is no folder nowhere"),
+        (["--val_fraction=1"], "--val_fraction=1.0: it must be"),
+    ],
+)
+def test_a_command_that_makes_no_maps_says_why(tmp_path, words, says):
+    sizes = {"model__width": 24, "model__depth": 1, "model__heads": 2}
+    run = tiny.save_run(tmp_path / "run", **sizes)
+    source = [] if words[0].startswith("--source") else ["--source=shapes"]
+    with pytest.raises(InputError, match=re.escape(says)):
+        kmeans_maps.main([f"--encoder={run}", *source, *words])
