@@ -121,7 +121,7 @@ def parts_of(config, size):
     add("teacher backbone", encoder.attended, params["encoder"], global_images)
 
     draw = ibot_masks.drawer(config, method.masker, plan)
-    weights = jax.random.uniform(key, (num_global, num_patches))
+    weights = jax.random.uniform(key, (num_global, 1, num_patches))
     add(
         f"masks ({config.mask.strategy})",
         lambda tokens: (

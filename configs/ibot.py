@@ -14,6 +14,7 @@ Arguments after the colon:
                       drawn: where no rectangle fits any more, single patches make up the rest
            random
            attention  AttMask-High; --config.mask.attention=low or hint for its variants
+           amt        by attention as well, drawn; some of the hidden patches are not predicted
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-ups then take a tenth of them (learning rate, and the frozen
            last layer) and three tenths (teacher temperature) at most
@@ -41,7 +42,7 @@ from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
-    "mask": ("dpp", "block", "random", "attention"),
+    "mask": ("dpp", "block", "random", "attention", "amt"),
     "size": ("", "Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "epochs": (0,),
 }
@@ -59,9 +60,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     if config.model.size == "H":
         config.model.patch_size = 14
         config.data.local_size = (98, 98)
-    config.mask.strategy = chosen["mask"]
-    for name, value in pretraining.METHODS["ibot"].mask_recipes[chosen["mask"]].items():
-        config.mask[name] = value
+    pretraining.use_masks(config, chosen["mask"])
     config.evaluate.knn_feature = "cls"
 
     RECIPES[dataset](config)

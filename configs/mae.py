@@ -10,6 +10,8 @@ Arguments after the colon:
            imagenet100  the paper's ImageNet-100 runs: ViT-B/16, 224 px, 400 epochs.
            imagenet1k   the paper's ImageNet-1k runs: ViT-B/16, 224 px, 400 epochs.
   mask     dpp | random | block
+           attention  what an average of the encoder attends to most (AttMask)
+           amt        the same, drawn; 40 % of the patches are neither seen nor predicted
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
@@ -35,7 +37,7 @@ from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
-    "mask": ("dpp", "random", "block"),
+    "mask": ("dpp", "random", "block", "attention", "amt"),
     "size": ("", "Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "epochs": (0,),
 }
@@ -52,7 +54,7 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     config.model.size = chosen["size"] or SIZE_OF[dataset]
     if config.model.size == "H":
         config.model.patch_size = 14
-    config.mask.strategy = chosen["mask"]
+    pretraining.use_masks(config, chosen["mask"])
 
     RECIPES[dataset](config)
     if chosen["epochs"]:

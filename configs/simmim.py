@@ -10,13 +10,15 @@ Arguments after the colon:
            imagenet1k   SimMIM's runs: ViT-B/16, 224 px, 800 epochs; MaskFeat's take 300.
   target   pixels       SimMIM: cells of 32 px are masked, absolute error of their pixels
            hog          MaskFeat: blocks of patches are masked, histograms of oriented gradients
+  mask     cells | block | random | dpp, in place of those of the target
+           attention  what an average of the encoder attends to most (AttMask)
+           amt        the same, drawn; a quarter of the patches is neither seen nor predicted
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
-Any mask of --config.mask.strategy that needs no teacher will do. All patches are encoded, which
-is four times the work of MAE's encoder. `--show_config` prints every field. imagenet1k reads
-tfds:imagenet2012 unless told otherwise, small wants --config.data.source=folder:PATH. On a CPU add
---config.model.dtype=float32.
+Any mask of --config.mask.strategy will do. All patches are encoded, which is four times the work of
+MAE's encoder. `--show_config` prints every field. imagenet1k reads tfds:imagenet2012 unless told
+otherwise, small wants --config.data.source=folder:PATH. On a CPU add --config.model.dtype=float32.
 
 What to expect:
 
@@ -37,6 +39,7 @@ from dppmask_jax import config as pretraining
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet1k"),
     "target": ("pixels", "hog"),
+    "mask": ("", "cells", "block", "random", "dpp", "attention", "amt"),
     "size": ("", "Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "epochs": (0,),
 }
@@ -56,6 +59,11 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     RECIPES[dataset](config)
     if chosen["target"] == "hog":
         _maskfeat(config, dataset)
+    if chosen["mask"]:
+        pretraining.use_masks(config, chosen["mask"])
+    if chosen["mask"] == "amt":  # its authors' encoder, which can leave patches out
+        config.model.position = "learned"
+        config.model.relative = "none"
     if chosen["epochs"]:
         pretraining.shorten(config, chosen["epochs"])
     return config

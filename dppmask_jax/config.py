@@ -66,6 +66,13 @@ def shorten(config, epochs: float) -> None:
     config_dicts.shorten(config, epochs, fields_of(config.method))
 
 
+def use_masks(config, strategy: str) -> None:
+    """Sets the strategy of masks, and the fields that the method has values for with it."""
+    config.mask.strategy = strategy
+    for name, value in METHODS[config.method].mask_recipes.get(strategy, {}).items():
+        config.mask[name] = value
+
+
 def fields_for(config) -> dict[str, Field]:
     """`fields_of` the method of a config.
 

@@ -8,6 +8,7 @@ from ml_collections import config_dict
 
 from configs import ibot, mae
 from dppmask_jax import config as config_checks
+from dppmask_jax import masking
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.training import build
@@ -144,7 +145,6 @@ def test_wrong_arguments_are_named(argument, words):
         ({"mask__ratio": 0.0}, "config.mask.ratio=0.0"),
         ({"mask__ratio": 0.999}, "config.mask.ratio=0.999"),
         ({"mask__ratio": 1e-18}, "masks none"),
-        ({"mask__strategy": "attention"}, "MAE has no teacher"),
         ({"mask__strategy": "dppp"}, " | random | block"),
         ({"image_size": (65, 64)}, "65x64 is not a multiple of the patch size 8"),
         ({"image_size": (64,)}, "config.image_size"),
@@ -193,10 +193,13 @@ def test_wrong_values_of_ibot_are_one_line_that_names_the_field(fields, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_mae_refuses_attention_masks():
-    words = r"MAE has no teacher: config\.mask\.strategy='attention' needs one; use dpp \| .*random"
+def test_mae_refuses_masks_that_need_what_it_cannot_show(monkeypatch):
+    masker = masking.Masker(None, frozenset({"parts"}), "by parts")
+    monkeypatch.setitem(masking.MASKERS, "by_parts", masking.MaskerKind(lambda mask: masker))
+    words = r"MAE has no part maps: config\.mask\.strategy=.by_parts. needs one; use dpp"
     with pytest.raises(InputError, match=words):
-        config_checks.check(changed(mask__strategy="attention"))
+        config_checks.check(changed(mask__strategy="by_parts"))
+    config_checks.check(changed(mask__strategy="attention"))
     config_checks.check(ibot.get_config("mask=attention"))
 
 

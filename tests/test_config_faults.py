@@ -201,6 +201,12 @@ BOUNDS = {
     "mask.cell": _WHOLE_FROM_1,
     "mask.parts": _TEXT,
     "mask.num_parts": ([1, 256], [0, 257, 2.0]),
+    "mask.amt_cell": _WHOLE_FROM_1,
+    "mask.thrown": ([0, BELOW_1], [1, -0.1]),
+    "mask.guided_from": _SHARE,
+    "mask.ema_decay": _SHARE,
+    "mask.ema_decay_end": ([None, *_SHARE[0]], _SHARE[1]),
+    "mask.refresh_epochs": ([None, *_POSITIVE[0]], _POSITIVE[1]),
     "memory_gb": _POSITIVE,
     "data.dir": _TEXT,
     "projection": _TEXT,
@@ -335,7 +341,7 @@ PRETRAINING_BOUNDS = BOUNDS | {
 OF_KIND = {
     "mae": PRETRAINING_BOUNDS | {
         "mask.ratio": ([TINY, BELOW_1], [0, 1, (0.5,)]),
-        "mask.strategy": (["dpp", "random", "block"], ["attention", "", None]),
+        "mask.strategy": (["dpp", "random", "block", "attention"], ["", None]),
         "mask.features": (["embedding", "pixels", "positions"], ["tokens", None]),
         "loss.target": (["pixels", "hog"], ["", "HOG", None]),
     },

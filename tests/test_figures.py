@@ -79,7 +79,7 @@ class _Run:
         seen = Seen(
             (4, 8),
             features=lambda: self.features(images),
-            attention=lambda: self.attention(images).mean(axis=1),
+            attention=lambda: self.attention(images),
         )
         return masker.draw(keys, count, seen, count)
 
@@ -235,7 +235,7 @@ def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypa
     images = _noise(2, 32, 64, 3)
     attention_figure.attention_figure(run, images, seed=3)
     tau_figure.tau_figure(run, images, seed=3)
-    shown, attention, masks, patch_size, note, _ = drawn
+    shown, attention, masks, patch_size, note, thrown = drawn
     np.testing.assert_array_equal(shown, images)
     np.testing.assert_array_equal(attention, run.attention(images))
     assert patch_size == 8 and "the share that is hidden" in note
@@ -246,11 +246,14 @@ def test_the_attention_figure_has_the_masks_of_every_strategy(tmp_path, monkeypa
         "AttMask\n(high)\n28%": 9,
         "AttMask\n(low)\n28%": 9,
         "AttMask\n(hint)\n22%": 7,  # of 3 patches that hints may come from, 2 are shown
+        "AMT\n(20% thrown)\n69%": 22,
         "DPP\n(τ = 0.8)\n75%": 24,
     }
     assert list(masks) == list(expected)
     for name, mask in masks.items():
         assert (mask.sum(axis=1) == expected[name]).all(), name
+    ((title, away),) = thrown.items()
+    assert title.startswith("AMT") and (away.sum(axis=1) == 6).all()  # a fifth of 32
     weights = attention.mean(axis=1)
     high, low, hint = (mask for name, mask in masks.items() if "AttMask" in name)
     for row in range(2):

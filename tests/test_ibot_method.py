@@ -157,7 +157,8 @@ def drawn(strategy, num_views=400, step=0, **changes):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(num_views, 16, 8)).astype(np.float32)
     weights = rng.uniform(size=(num_views, 16)).astype(np.float32)
-    shown = {"features": lambda: features, "attention": lambda: weights}
+    heads = np.stack([0.5 * weights, 1.5 * weights], axis=1)
+    shown = {"features": lambda: features, "attention": lambda: heads}
     masks, metrics = jax.jit(lambda keys: draw(keys, KEY, step, **shown))(keys)
     return jax.device_get(masks), metrics.get("num_greedy"), features, weights
 
@@ -267,7 +268,7 @@ def test_the_attention_ratio_is_one_draw_a_step():
         "ibot", mask__strategy="attention", mask__ratio=(0.5,), mask__ratio_var=(0.4,)
     )
     draw = ibot_masks.drawer(config, masking.masker_of(config.mask), Plan(4, 20))
-    draw = jax.jit(functools.partial(draw, attention=lambda: np.ones((5, 16), np.float32)))
+    draw = jax.jit(functools.partial(draw, attention=lambda: np.ones((5, 2, 16), np.float32)))
     counts = set()
     for step in range(30):
         keys = jax.random.split(jax.random.key(step), 5)
@@ -284,7 +285,7 @@ def test_hints_in_the_step_are_a_tenth_of_the_patches_times_a_draw_of_the_ratio(
     )  # fmt: skip
     draw = ibot_masks.drawer(config, masking.masker_of(config.mask), Plan(4, 20))
     weights = np.random.default_rng(0).uniform(size=(3, 196)).astype(np.float32)
-    draw = jax.jit(functools.partial(draw, attention=lambda: weights))
+    draw = jax.jit(functools.partial(draw, attention=lambda: weights[:, None]))
     for seed in range(12):
         key = jax.random.key(seed)
         masks, _ = draw(jax.random.split(key, 3), key, 0)

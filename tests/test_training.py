@@ -340,7 +340,10 @@ def bad_inputs(tmp_path, finished_workdir):
         "missing folder": (["--config.data.source=folder:/no/such"], "there is no folder"),
         "unreadable": ([f"--config.data.source=folder:{tmp_path}/text"], "can be read"),
         "unprepared": (["--config.data.source=tfds:mnist"], "tfds build mnist"),
-        "attention": (["--config.mask.strategy=attention"], "MAE has no teacher"),
+        "all thrown": (
+            ["--config.mask.strategy=amt", "--config.mask.ratio=0.3"],
+            "throws 6 away, which leaves none to predict",
+        ),
         "workdir": ([f"--workdir={tmp_path}/file"], "is a file"),
         "remote workdir": (["--workdir=gs://bucket/run"], "not a local folder"),
         "init_from": ([f"--config.init_from={tmp_path}/empty"], "no checkpoint in"),

@@ -30,8 +30,15 @@ class Way(NamedTuple):
 
 
 def way(run, strategy: str, num_hidden: int, **settings) -> Way:
-    """A strategy with the run's settings, as they end, but for some."""
-    mask = at_end(run.config.mask) | settings | {"strategy": strategy}
+    """A strategy with the run's settings, as they end, but for some. One that is not the run's own
+    has those of its recipe, and a field that came after the run has its default."""
+    own = dict(run.config.mask)
+    fields = MASKERS[strategy].fields if strategy in MASKERS else {}
+    mask = {name.removeprefix("mask."): field.default for name, field in fields.items()} | own
+    if strategy != own["strategy"]:
+        recipe = run.mask_recipes.get(strategy, {})
+        mask |= {name: value for name, value in recipe.items() if f"mask.{name}" in fields}
+    mask = at_end(mask) | settings | {"strategy": strategy}
     return Way(strategy, masking.masker_of(SimpleNamespace(**mask)), num_hidden)
 
 
@@ -63,7 +70,7 @@ def hidden_by(run, strategy: str) -> int:
     """
     ratio = run.config.mask.get("ratio")
     if strategy != run.config.mask.strategy:
-        ratio = run.mask_recipes.get(strategy, {"ratio": ratio})["ratio"]
+        ratio = run.mask_recipes.get(strategy, {}).get("ratio", ratio)
     if not isinstance(ratio, Sequence):
         return run.num_hidden[1]
     return max(1, int(masking.num_masked(num_patches(run), max(ratio))))

@@ -94,7 +94,8 @@ def _build(mask) -> Masker:
                 key, weights, num_masked, variant=variant, num_shown=num_shown, num_top=num_top
             )
 
-        return per_image(hide, keys, count, seen.attention()), {}
+        weights = jnp.mean(seen.attention(), axis=1)  # over the heads
+        return per_image(hide, keys, count, weights), {}
 
     return Masker(draw, frozenset({"attention"}), f"AttMask ({variant})", shared_ratio=True)
 

@@ -54,7 +54,8 @@ class Seen(NamedTuple):
     wanted: Any = None  # () or (B,) float32: the real number of patches to mask, which was rounded
     # down to a count; None: there is none but the count
     features: Callable[[], Any] | None = None  # () -> (B, N, D)
-    attention: Callable[[], Any] | None = None  # () -> (B, N), of the class token to each patch
+    attention: Callable[[], Any] | None = None  # () -> (B, H, N): how much the class token attends
+    # to each patch in the last block, head by head
     parts: Callable[[], Any] | None = None  # () -> (B, N) int32: the part that a patch belongs to
     proposed: Callable[[], Any] | None = None  # () -> (B, N) bool: masks that came with the images
 

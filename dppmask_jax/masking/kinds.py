@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.masking import (
+    amt,
     attmask,
     blocks,
     exact_dpp,
@@ -26,6 +27,7 @@ MASKERS: dict[str, MaskerKind] = {
     "random": random_patches.KIND,
     "block": blocks.KIND,
     "attention": attmask.KIND,
+    "amt": amt.KIND,
     "file": from_file.KIND,
     "grid": regular_grid.KIND,
     "uniform": uniform_cells.KIND,

@@ -105,9 +105,9 @@ class Method(NamedTuple):
     encoder_of: Callable[..., Any] | None = None
     """(params, extra) -> the parameters of `encoder`."""
 
-    with_positions: Callable[[Any], Any] = lambda params: params
-    """params -> params with the tables of fixed positions among them, so that they can be resized;
-    see `vit_module.given_or_fixed`."""
+    with_positions: Callable[..., tuple[Any, Any]] = lambda params, extra: (params, extra)
+    """(params, extra) -> the same with the tables of fixed positions among the parameters, so that
+    they can be resized; see `vit_module.given_or_fixed`."""
 
     with_encoder: Callable[..., tuple[Any, Any]] | None = None
     """(params, extra, encoder) -> (params, extra) that start from another run's encoder."""
@@ -133,8 +133,8 @@ class Method(NamedTuple):
     the teacher gives to the first view of each example, and the student to the second."""
 
     attention: Callable[..., Any] | None = None
-    """(params, extra, images) -> (B, heads, N): how much the class token of `encoder` attends to
-    each patch in its last block."""
+    """(params, extra, images) -> (B, heads, N): how much the class token of the encoder that masks
+    are drawn by attends to each patch in its last block."""
 
     reconstruct: Callable[..., Any] | None = None
     """(params, extra, images, order, borrow_statistics=False) -> (B, H, W, 3) float32 in [0, 1].
@@ -188,7 +188,7 @@ class MethodKind(NamedTuple):
 
     mask_recipes: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """{strategy of masks: {field of config.mask: value}}, where strategies need values of their
-    own."""
+    own. Config files set them, see `config.use_masks`."""
 
 
 class TrainState(NamedTuple):

@@ -81,9 +81,9 @@ def build(config) -> Method:
     def attention(params, extra, images):
         return encoder.attended(params["encoder"], augment.normalize(images))[1]
 
-    def with_positions(params):
+    def with_positions(params, extra):
         given = encoder.trainable(params["encoder"])
-        return params if given is params["encoder"] else {**params, "encoder": given}
+        return params if given is params["encoder"] else {**params, "encoder": given}, extra
 
     return Method(
         example=None,

@@ -18,6 +18,8 @@ RECIPES = {
     "random": {"ratio": (0.0, 0.7), "ratio_var": (0.0, 0.05), "prob": 1.0},
     "block": {"ratio": (0.0, 0.3), "ratio_var": (0.0, 0.2), "prob": 1.0},  # iBOT
     "attention": {"ratio": (0.3,), "ratio_var": (0.2,), "prob": 0.5},  # AttMask
+    # ours: as random masks, and of 70 % hidden patches 20 % are not predicted
+    "amt": {"ratio": (0.0, 0.7), "ratio_var": (0.0, 0.05), "prob": 1.0, "thrown": 0.2},
     # paper: 0.7 ± 0.05; on half of the views: not stated
     "dpp": {"ratio": (0.0, 0.7), "ratio_var": (0.0, 0.05), "prob": 1.0},
 }

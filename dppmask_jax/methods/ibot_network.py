@@ -64,12 +64,12 @@ def model_from(config) -> Network:
 
 
 def seen_by_teacher(net: Network, teacher, images):
-    """(Tokens, () -> (B, N): the mean over heads of the class token's attention; None where the
-    encoder has none) of normalised images."""
+    """(Tokens, () -> (B, H, N): the class token's attention; None where the encoder has none) of
+    normalised images."""
     if net.encoder.attended is None:
         return net.encoder.encode(teacher["encoder"], images), None
     tokens, weights = net.encoder.attended(teacher["encoder"], images)
-    return tokens, lambda: jnp.mean(weights, axis=1)
+    return tokens, lambda: weights
 
 
 def kernel_features(net: Network, config, teacher, images, tokens):

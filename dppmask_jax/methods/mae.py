@@ -13,7 +13,7 @@ from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, whole
-from dppmask_jax.methods import single_view
+from dppmask_jax.methods import mask_teacher, single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, vit_module
 from dppmask_jax.models.base import Encoder
@@ -60,11 +60,13 @@ def build(config, plan: Plan) -> Method:
     shares, masker = single_view.shares_of(config), masking.masker_of(config.mask)
     num_keep = shares.visible
     progress_at = functools.partial(masking.progress_at, total_steps=plan.total_steps)
+    teacher = mask_teacher.build(config, plan, masker, mask_teacher.of_encoder(encoder))
 
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
         order = jnp.arange(grid[0] * grid[1])[None]
-        return model.init(key, images, order, num_keep)["params"], {}
+        params = model.init(key, images, order, num_keep)["params"]
+        return params, teacher.init(params)
 
     def loss(params, extra, batch, key, step):
         views = single_view.views_of(config, batch, key)
@@ -74,6 +76,7 @@ def build(config, plan: Plan) -> Method:
             progress_at(step),
             step,
             features=lambda: single_view.kernel_features(config, views.images, lambda: tokens),
+            **teacher.shown(extra, views.images),
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
         kept = mask.order[:, : shares.kept]
@@ -94,23 +97,22 @@ def build(config, plan: Plan) -> Method:
             target, pred, images, order, shares, patch_size, borrow_statistics
         )
 
-    def with_positions(params):
+    def placed(params):
+        """Parameters of the encoder, and of the decoder if it is there, with their positions."""
         table = patches.fixed_positions(grid, config.model.decoder_width)
-        return {
-            **params,
-            "encoder": encoder.trainable(params["encoder"]),
-            "decoder": {**params["decoder"], "positions": table},
-        }
+        params = {**params, "encoder": encoder.trainable(params["encoder"])}
+        if "decoder" in params:
+            params["decoder"] = {**params["decoder"], "positions": table}
+        return params
 
     return Method(
-        **single_view.method_parts(config, plan, features),
+        **single_view.method_parts(config, plan, features, teacher),
         init=init,
         turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.warmup_cosine)),),
-        after_step=lambda params, extra, aux, step: extra,
         encoder=encoder,
         encoder_of=lambda params, extra: params["encoder"],
-        with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
-        with_positions=with_positions,
+        with_encoder=mask_teacher.with_encoder,
+        with_positions=lambda params, extra: (placed(params), mask_teacher.mapped(extra, placed)),
         reconstruct=reconstruct if target.pixels else None,
     )
 
@@ -139,8 +141,10 @@ KIND = MethodKind(
     "MAE",
     FIELDS,
     check,
-    gives=frozenset({"features", *masking.WITH_IMAGES}),
+    gives=frozenset({"features", "attention", *masking.WITH_IMAGES}),
+    shown_by={"attention": "attended"},
     recipes=("configs/mae.py",),
     encoder=("blocks",),
     targets=True,
+    mask_recipes=single_view.MASK_RECIPES,
 )

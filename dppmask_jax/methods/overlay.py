@@ -127,6 +127,7 @@ def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
             masking.progress_at(step, plan.total_steps),
             step,
             features=lambda: base.features(params, extra, views.raw),
+            attention=base.attention and (lambda: base.attention(params, extra, views.raw)),
         )
         return single_view.drawn(base.masker, shares.visible, views, seen, batch, key)
 
@@ -232,6 +233,7 @@ KIND = MethodKind(
     FIELDS,
     check,
     gives=mae.KIND.gives,
+    shown_by=mae.KIND.shown_by,
     recipes=("configs/overlay.py",),
     targets=True,
 )

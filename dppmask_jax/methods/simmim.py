@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional, with_defaults
-from dppmask_jax.methods import single_view
+from dppmask_jax.methods import mask_teacher, single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.methods.image_features import WITHOUT_ENCODER
 from dppmask_jax.models import encoders, vit, vit_module
@@ -65,6 +65,8 @@ FIELDS = {
         "share of the run after which the learning rate is final_lr; None: a cosine leads there",
     ),
 }
+# AMT, of 14 x 14 patches: 22 cells of four masked, 13 thrown; from epoch 40 of 200 on.
+MASK_RECIPES = {"amt": {"ratio": 0.714, "thrown": 0.2654, "guided_from": 0.2, "amt_cell": 2}}
 
 
 def build(config, plan: Plan) -> Method:
@@ -81,16 +83,18 @@ def build(config, plan: Plan) -> Method:
     num_patches = encoder.grid[0] * encoder.grid[1]
     num_kept = shares.kept if encoder.blocks else num_patches
     num_keep = shares.visible
+    teacher = mask_teacher.build(config, plan, masker, mask_teacher.of_encoder(encoder))
 
     def init(key):
         encoder_key, head_key, token_key = jax.random.split(key, 3)
         token = vit_module.cut_start(_START_STD).tokens(token_key, (1, encoder.width), jnp.float32)
         tokens = jnp.zeros((1, encoder.width), jnp.float32)
-        return {
+        params = {
             "encoder": encoder.init(encoder_key),
             "mask_token": token,
             "head": head.init(head_key, tokens)["params"],
-        }, {}
+        }
+        return params, teacher.init(params)
 
     def predict(params, images, hidden, kept, keys=None):
         """(B, M, P) float32 of the patches `kept` (B, M) of normalised images, in the order of the
@@ -115,6 +119,7 @@ def build(config, plan: Plan) -> Method:
             masking.progress_at(step, plan.total_steps),
             step,
             features=lambda: features_of(params, views.images),
+            **teacher.shown(extra, views.images),
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
         kept = mask.order[:, :num_kept]
@@ -131,18 +136,20 @@ def build(config, plan: Plan) -> Method:
     def features(params, extra, images):
         return features_of(params, augment.normalize(images))
 
+    def placed(params):
+        return {**params, "encoder": encoder.trainable(params["encoder"])}
+
     shown = encoder.embed or config.mask.features in WITHOUT_ENCODER
     schedule = functools.partial(_schedule, config.optim.drop_at)
     optimizer = optim.from_settings(config.optim, plan, schedule, decays=optim.decay_weights)
     return Method(
-        **single_view.method_parts(config, plan, features if shown else None),
+        **single_view.method_parts(config, plan, features if shown else None, teacher),
         init=init,
         turns=(Turn(loss, optimizer),),
-        after_step=lambda params, extra, aux, step: extra,
         encoder=encoder,
         encoder_of=lambda params, extra: params["encoder"],
-        with_encoder=lambda params, extra, encoder: ({**params, "encoder": encoder}, extra),
-        with_positions=lambda params: {**params, "encoder": encoder.trainable(params["encoder"])},
+        with_encoder=mask_teacher.with_encoder,
+        with_positions=lambda params, extra: (placed(params), mask_teacher.mapped(extra, placed)),
         reconstruct=reconstruct if target.pixels else None,
     )
 
@@ -184,9 +191,10 @@ KIND = MethodKind(
     "SimMIM",
     FIELDS,
     single_view.check,
-    gives=frozenset({"features", *masking.WITH_IMAGES}),
-    shown_by={"features": "embed"},
+    gives=frozenset({"features", "attention", *masking.WITH_IMAGES}),
+    shown_by={"features": "embed", "attention": "attended"},
     recipes=("configs/simmim.py",),
     encoder=("hides",),
     targets=True,
+    mask_recipes=MASK_RECIPES,
 )

@@ -14,9 +14,11 @@ from dppmask_jax.data.images import augment, crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, Rule, is_number, one_of
 from dppmask_jax.masking import kinds
+from dppmask_jax.methods import mask_teacher
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.methods.describing import described_masks
 from dppmask_jax.methods.image_features import WITHOUT_ENCODER, image_features, parts_in
+from dppmask_jax.methods.mask_teacher import MaskTeacher
 from dppmask_jax.models import vit
 from dppmask_jax.targets import Target
 
@@ -38,7 +40,10 @@ FIELDS = {
         "what the masks are drawn from: the patch embedding with positions (paper), pixels, or "
         "positions alone",
     ),
+    **mask_teacher.FIELDS,
 }
+# What the fields of a strategy of masks are in the papers that came with it, of 14 x 14 patches.
+MASK_RECIPES = {"amt": {"ratio": 0.8469, "thrown": 0.4}}  # 88 masked, 78 thrown, 30 visible
 
 
 def check(config) -> None:
@@ -92,10 +97,13 @@ def loss_of(target: Target, pred, images, mask: masking.Mask, kept):
     return target.loss(pred, wanted, is_masked)
 
 
-def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any]:
+def method_parts(
+    config, plan: Plan, features: Callable | None, teacher: MaskTeacher
+) -> dict[str, Any]:
     """The members of `Method` that follow from one crop an image and its masks.
 
     Args:
+      teacher: what `extra` is for.
       features: (params, extra, images as they are loaded) -> (B, N, D), see `kernel_features`;
         None: the encoder embeds no patches.
     """
@@ -107,9 +115,17 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
         seen = masking.Seen((rows, columns))
         if features:
             seen = seen._replace(features=lambda: features(params, extra, images))
+        seen = seen._replace(**teacher.shown(extra, augment.normalize(images)))
         return masker.draw(keys, count, seen, count)
 
+    def of_teacher(name):
+        """(params, extra, images) -> what the teacher shows a masker under a name."""
+        look = teacher.looks[name]
+        return lambda params, extra, images: look(extra, augment.normalize(images))
+
     return {
+        **{name: of_teacher(name) for name in teacher.looks},
+        "after_step": teacher.after_step,
         "example": functools.partial(
             crops.single_view,
             image_size=tuple(config.image_size),
@@ -124,7 +140,7 @@ def method_parts(config, plan: Plan, features: Callable | None) -> dict[str, Any
             described_masks(masker, num_hidden, rows * columns),
             ("target", config.loss.target),
         ),
-        "schedules": masking.over_steps(masker, plan.total_steps),
+        "schedules": {**teacher.schedules, **masking.over_steps(masker, plan.total_steps)},
     }
 
 

@@ -74,7 +74,8 @@ def resized(params, extra, config, image_size: tuple[int, int]):
     _check_no_relative(config)
     how = "learned positions resized"
     if kind_of(config) != CLASSIFIER:
-        learned, params = params, method_of(config).with_positions(params)
+        learned = params
+        params, extra = method_of(config).with_positions(params, extra)
         if params is not learned:
             how = "fixed positions resized" + ", the decoder's as well" * ("decoder" in params)
     flat, _ = jax.tree_util.tree_flatten_with_path((params, extra))

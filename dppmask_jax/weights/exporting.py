@@ -214,7 +214,7 @@ def _tree(folder, config, state, format_name: str) -> dict[str, Any]:
         }
     makers |= {
         # Formats of one method alone.
-        "mae": {"autoencoder": lambda: method.with_positions(params)},
+        "mae": {"autoencoder": lambda: method.with_positions(params, {})[0]},
         "ibot": {
             "teacher": lambda: _network(config, extra["teacher"]),
             "student": lambda: _network(config, params),
