@@ -60,7 +60,7 @@ def untrained(kind: str, image_size: tuple[int, int], patch_size: PatchSize) -> 
 
 def of_run(run) -> Shower:
     """What the method of a run shows maskers at the end of the run; of an encoder alone its
-    embedding, and the attention of its class token, the mean over the heads."""
+    embedding, and the attention of its class token."""
     if not run.has_masks:
         return _of_encoder(run)
     rows, columns = patches.grid_shape(run.image_size, run.config.model.patch_size)
@@ -91,7 +91,7 @@ def _of_encoder(run) -> Shower:
         if encoder.embed:
             shown["features"] = embed(run.encoder, images)
         if run.has_attention:
-            shown["attention"] = jnp.mean(run.attention(images), axis=1)
+            shown["attention"] = run.attention(images)
         return shown
 
     return Shower(show, run.name)
