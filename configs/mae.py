@@ -12,6 +12,7 @@ Arguments after the colon:
   mask     dpp | random | block
            attention  what an average of the encoder attends to most (AttMask)
            amt        the same, drawn; 40 % of the patches are neither seen nor predicted
+           hard       more and more of those whose loss a second decoder predicts to be high (HPM)
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
@@ -37,7 +38,7 @@ from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),
-    "mask": ("dpp", "random", "block", "attention", "amt"),
+    "mask": ("dpp", "random", "block", "attention", "amt", "hard"),
     "size": ("", "Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "epochs": (0,),
 }

@@ -13,6 +13,7 @@ Arguments after the colon:
   mask     cells | block | random | dpp, in place of those of the target
            attention  what an average of the encoder attends to most (AttMask)
            amt        the same, drawn; a quarter of the patches is neither seen nor predicted
+           hard       more and more of those whose loss a linear layer predicts to be high (HPM)
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
@@ -39,7 +40,7 @@ from dppmask_jax import config as pretraining
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet1k"),
     "target": ("pixels", "hog"),
-    "mask": ("", "cells", "block", "random", "dpp", "attention", "amt"),
+    "mask": ("", "cells", "block", "random", "dpp", "attention", "amt", "hard"),
     "size": ("", "Pi", "Mu", "Ti", "S", "B", "L", "H"),
     "epochs": (0,),
 }

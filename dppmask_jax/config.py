@@ -133,6 +133,7 @@ def check(config) -> None:
 _NOTHING = {
     "features": "no features",
     "attention": "no teacher",
+    "hardness": "no head that predicts losses",
     "parts": "no part maps",
     "proposed": "no masks that come with the images",
 }

@@ -53,6 +53,7 @@ def inputs(grid, counts):
     return {
         "features": features.astype(np.float32),
         "attention": rng.random((DRAWS, 2, num_patches), np.float32),
+        "hardness": rng.random((DRAWS, num_patches), np.float32),
         "parts": rng.integers(0, 3, (DRAWS, num_patches), np.int32),
         "proposed": order >= counts[:, None],
     }

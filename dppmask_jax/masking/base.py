@@ -43,7 +43,7 @@ class Mask(NamedTuple):
 class Seen(NamedTuple):
     """What a method shows a masker of a batch. None: it has no such thing.
 
-    `features`, `attention`, `parts` and `proposed` are functions without arguments, so that what no
+    `features` and what follows are functions without arguments, so that what no
     masker asks for is not computed.
     """
 
@@ -56,6 +56,7 @@ class Seen(NamedTuple):
     features: Callable[[], Any] | None = None  # () -> (B, N, D)
     attention: Callable[[], Any] | None = None  # () -> (B, H, N): how much the class token attends
     # to each patch in the last block, head by head
+    hardness: Callable[[], Any] | None = None  # () -> (B, N): larger where a patch is harder
     parts: Callable[[], Any] | None = None  # () -> (B, N) int32: the part that a patch belongs to
     proposed: Callable[[], Any] | None = None  # () -> (B, N) bool: masks that came with the images
 

@@ -136,6 +136,9 @@ class Method(NamedTuple):
     """(params, extra, images) -> (B, heads, N): how much the class token of the encoder that masks
     are drawn by attends to each patch in its last block."""
 
+    hardness: Callable[..., Any] | None = None
+    """(params, extra, images) -> (B, N): how hard each patch is to predict, as maskers see it."""
+
     reconstruct: Callable[..., Any] | None = None
     """(params, extra, images, order, borrow_statistics=False) -> (B, H, W, 3) float32 in [0, 1].
     Unless it borrows (static), hidden pixels do not enter; see `run.Run.reconstruct`."""

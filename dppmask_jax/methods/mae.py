@@ -13,7 +13,7 @@ from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, whole
-from dppmask_jax.methods import mask_teacher, single_view
+from dppmask_jax.methods import hardness, mask_teacher, single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, vit_module
 from dppmask_jax.models.base import Encoder
@@ -60,12 +60,13 @@ def build(config, plan: Plan) -> Method:
     shares, masker = single_view.shares_of(config), masking.masker_of(config.mask)
     num_keep = shares.visible
     progress_at = functools.partial(masking.progress_at, total_steps=plan.total_steps)
-    teacher = mask_teacher.build(config, plan, masker, mask_teacher.of_encoder(encoder))
+    teacher = mask_teacher.build(config, plan, masker, _looks(model, encoder))
+    ranks = hardness.is_needed(masker)
 
     def init(key):
         images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
         order = jnp.arange(grid[0] * grid[1])[None]
-        params = model.init(key, images, order, num_keep)["params"]
+        params = model.init(key, images, order, num_keep, ranks)["params"]
         return params, teacher.init(params)
 
     def loss(params, extra, batch, key, step):
@@ -80,10 +81,13 @@ def build(config, plan: Plan) -> Method:
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
         kept = mask.order[:, : shares.kept]
-        pred = model.apply(
-            {"params": params}, tokens, kept, num_keep, views.drop_keys, method="predict"
+        found = model.apply(
+            {"params": params}, tokens, kept, num_keep, views.drop_keys, ranks, method="predict"
         )
-        return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
+        if not ranks:
+            return single_view.loss_of(target, found, views.raw, mask, kept), (metrics, {})
+        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask, kept)
+        return total, (metrics | losses, {})
 
     def features(params, extra, images):
         images = augment.normalize(images)
@@ -117,6 +121,16 @@ def build(config, plan: Plan) -> Method:
     )
 
 
+def _looks(model: MAE, encoder: Encoder) -> dict[str, mask_teacher.Look]:
+    """What a copy of the parameters shows a masker."""
+
+    def hardness_of(params, images):
+        return model.apply({"params": params}, images, method="hardness")
+
+    look = mask_teacher.Look(("encoder", "decoder"), hardness_of)
+    return {**mask_teacher.of_encoder(encoder), "hardness": look}
+
+
 def encoder_from(config) -> Encoder:
     """The encoder of a checked config."""
     return encoders.build(config, position="fixed", start=vit_module.MAE_START)
@@ -141,7 +155,7 @@ KIND = MethodKind(
     "MAE",
     FIELDS,
     check,
-    gives=frozenset({"features", "attention", *masking.WITH_IMAGES}),
+    gives=frozenset({"features", "attention", "hardness", *masking.WITH_IMAGES}),
     shown_by={"attention": "attended"},
     recipes=("configs/mae.py",),
     encoder=("blocks",),

@@ -232,7 +232,7 @@ KIND = MethodKind(
     "Overlay",
     FIELDS,
     check,
-    gives=mae.KIND.gives,
+    gives=mae.KIND.gives - {"hardness"},
     shown_by=mae.KIND.shown_by,
     recipes=("configs/overlay.py",),
     targets=True,

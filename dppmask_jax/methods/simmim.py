@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from dppmask_jax import masking, optim, patches
 from dppmask_jax.data.images import augment
 from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional, with_defaults
-from dppmask_jax.methods import mask_teacher, single_view
+from dppmask_jax.methods import hardness, mask_teacher, single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.methods.image_features import WITHOUT_ENCODER
 from dppmask_jax.models import encoders, vit, vit_module
+from dppmask_jax.models.base import Encoder
 from dppmask_jax.models.layers import uniform
 from dppmask_jax.targets import TARGETS, pixels
 
@@ -83,7 +84,9 @@ def build(config, plan: Plan) -> Method:
     num_patches = encoder.grid[0] * encoder.grid[1]
     num_kept = shares.kept if encoder.blocks else num_patches
     num_keep = shares.visible
-    teacher = mask_teacher.build(config, plan, masker, mask_teacher.of_encoder(encoder))
+    ranks, of_ranks = hardness.is_needed(masker), _head(encoder.width, 1, config.model.dtype)
+    scores_of = functools.partial(_scores, of_ranks)
+    teacher = mask_teacher.build(config, plan, masker, _looks(encoder, scores_of))
 
     def init(key):
         encoder_key, head_key, token_key = jax.random.split(key, 3)
@@ -94,10 +97,13 @@ def build(config, plan: Plan) -> Method:
             "mask_token": token,
             "head": head.init(head_key, tokens)["params"],
         }
+        if ranks:
+            head_key = jax.random.fold_in(head_key, 1)
+            params["hardness"] = of_ranks.init(head_key, tokens)["params"]
         return params, teacher.init(params)
 
-    def predict(params, images, hidden, kept, keys=None):
-        """(B, M, P) float32 of the patches `kept` (B, M) of normalised images, in the order of the
+    def encode(params, images, hidden, kept, keys=None):
+        """(B, M, D) tokens of the patches `kept` (B, M) of normalised images, in the order of the
         image; the patches `hidden` (B, N) are not seen, and the others do not enter."""
         of_encoder, token = params["encoder"], params["mask_token"]
         if kept.shape[1] < num_patches:
@@ -106,7 +112,11 @@ def build(config, plan: Plan) -> Method:
             tokens = encoder.blocks(of_encoder, embedded, keys)
         else:
             tokens = encoder.encode(of_encoder, images, keys, mask=hidden, mask_token=token)
-        return head.apply({"params": params["head"]}, tokens.patches).astype(jnp.float32)
+        return tokens.patches
+
+    def predict(params, tokens):
+        """(B, M, P) float32 of tokens (B, M, D)."""
+        return head.apply({"params": params["head"]}, tokens).astype(jnp.float32)
 
     def features_of(params, images):
         embed = functools.partial(encoder.embed, params["encoder"], images)
@@ -123,12 +133,18 @@ def build(config, plan: Plan) -> Method:
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
         kept = mask.order[:, :num_kept]
-        pred = predict(params, views.images, mask.hidden, kept, views.drop_keys)
-        return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
+        tokens = encode(params, views.images, mask.hidden, kept, views.drop_keys)
+        pred = predict(params, tokens)
+        if not ranks:
+            return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
+        found = pred, scores_of(params, tokens)
+        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask, kept)
+        return total, (metrics | losses, {})
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
         hidden = jnp.argsort(order, axis=1) >= num_keep
-        pred = predict(params, augment.normalize(images), hidden, order[:, :num_kept])
+        tokens = encode(params, augment.normalize(images), hidden, order[:, :num_kept])
+        pred = predict(params, tokens)
         return single_view.painted(
             target, pred, images, order, shares, config.model.patch_size, borrow_statistics
         )
@@ -152,6 +168,21 @@ def build(config, plan: Plan) -> Method:
         with_positions=lambda params, extra: (placed(params), mask_teacher.mapped(extra, placed)),
         reconstruct=reconstruct if target.pixels else None,
     )
+
+
+def _scores(head: nn.Dense, params, tokens):
+    """(B, M) float32: how hard the patches of tokens (B, M, D) are."""
+    return head.apply({"params": params["hardness"]}, tokens)[..., 0].astype(jnp.float32)
+
+
+def _looks(encoder: Encoder, scores_of) -> dict[str, mask_teacher.Look]:
+    """What a copy of the parameters shows a masker."""
+
+    def hardness_of(params, images):
+        return scores_of(params, encoder.encode(params["encoder"], images).patches)
+
+    look = mask_teacher.Look(("encoder", "hardness"), hardness_of)
+    return {**mask_teacher.of_encoder(encoder), "hardness": look}
 
 
 def _head(width: int, values: int, dtype) -> nn.Dense:
@@ -191,7 +222,7 @@ KIND = MethodKind(
     "SimMIM",
     FIELDS,
     single_view.check,
-    gives=frozenset({"features", "attention", *masking.WITH_IMAGES}),
+    gives=frozenset({"features", "attention", "hardness", *masking.WITH_IMAGES}),
     shown_by={"features": "embed", "attention": "attended"},
     recipes=("configs/simmim.py",),
     encoder=("hides",),

@@ -14,7 +14,7 @@ from dppmask_jax.data.images import augment, crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, Rule, is_number, one_of
 from dppmask_jax.masking import kinds
-from dppmask_jax.methods import mask_teacher
+from dppmask_jax.methods import hardness, mask_teacher
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.methods.describing import described_masks
 from dppmask_jax.methods.image_features import WITHOUT_ENCODER, image_features, parts_in
@@ -41,9 +41,13 @@ FIELDS = {
         "positions alone",
     ),
     **mask_teacher.FIELDS,
+    **hardness.FIELDS,
 }
 # What the fields of a strategy of masks are in the papers that came with it, of 14 x 14 patches.
-MASK_RECIPES = {"amt": {"ratio": 0.8469, "thrown": 0.4}}  # 88 masked, 78 thrown, 30 visible
+MASK_RECIPES = {
+    "amt": {"ratio": 0.8469, "thrown": 0.4},  # 88 masked, 78 thrown, 30 visible
+    "hard": {"ratio": 0.75, "hard": 0.0, "hard_end": 0.5},
+}
 
 
 def check(config) -> None:
@@ -89,12 +93,32 @@ def loss_of(target: Target, pred, images, mask: masking.Mask, kept):
       images: flipped, as they are loaded.
       kept: (B, M) int32, the numbers of the patches, in any order.
     """
+    return target.loss(pred, *_of_kept(target, images, mask, kept))
+
+
+def ranked_loss(config, target: Target, found, images, mask: masking.Mask, kept):
+    """(loss, {metric: ()}) of a method that predicts losses as well.
+
+    Args:
+      found: (pred (B, M, P), scores (B, M)), in the order of the image.
+      images, mask, kept: see `loss_of`.
+    """
+    pred, scores = found
+    wanted, is_masked = _of_kept(target, images, mask, kept)
+    of_target = target.loss(pred, wanted, is_masked)
+    of_ranks = hardness.ranked(target, pred, wanted, scores, is_masked)
+    metrics = {"loss_target": of_target, "loss_rank": of_ranks}
+    return of_target + config.mask.rank_weight * of_ranks, metrics
+
+
+def _of_kept(target: Target, images, mask: masking.Mask, kept):
+    """((B, M, P) targets, (B, M) bool mask) of the patches `kept`, in the order of the image."""
     wanted, is_masked = target.of(images), mask.mask
     if kept.shape[1] < is_masked.shape[1]:
         place = jnp.sort(kept, axis=1)
         wanted = patches.gather(wanted, place)
         is_masked = jnp.take_along_axis(is_masked, place, axis=1)
-    return target.loss(pred, wanted, is_masked)
+    return wanted, is_masked
 
 
 def method_parts(

@@ -14,7 +14,8 @@ from dppmask_jax.models.vit_module import ViT, given_or_fixed
 
 
 class Decoder(nn.Module):
-    """Predicts P values of every patch from the latents of the visible ones."""
+    """Predicts P values of every patch from the latents of the visible ones, and how hard it is to
+    predict, where that is asked for: then it has a second stack of blocks."""
 
     size: Size
     grid: tuple[int, int]
@@ -23,15 +24,18 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, latent, order):
+    def __call__(self, latent, order, hardness: bool = False):
         """
         Args:
           latent: (B, 1 + K, D) encoder output, class token first, then patches order[:, :K].
           order: (B, M) int32, different patches, visible ones first: all N of the image, or those
             that were not thrown away.
 
+          hardness: whether the second stack is run; static.
+
         Returns:
-          (B, M, P) float32 predictions of these patches, in the order of the image.
+          (B, M, P) float32 predictions of these patches, in the order of the image; with hardness
+          that and (B, M) float32, larger for patches that are harder.
         """
         tokens = dense(self.size.width, self.dtype, "embed")(latent)
         mask_token = self.param(
@@ -47,9 +51,14 @@ class Decoder(nn.Module):
             positions = jnp.asarray(positions)[jnp.sort(order, axis=1)]
         in_place = in_place + jnp.asarray(positions, tokens.dtype)
         x = jnp.concatenate([tokens[:, :1], in_place], axis=1)
-        x = Blocks(self.size, remat=self.remat, dtype=self.dtype, name="blocks")(x)
-        x = layer_norm("norm")(x)[:, 1:]
-        return dense(self.patch_values, self.dtype, "pred")(x).astype(jnp.float32)
+        pred = self._stack(x, self.patch_values)
+        return (pred, self._stack(x, 1, "hard_")[..., 0]) if hardness else pred
+
+    def _stack(self, x, width: int, prefix: str = ""):
+        """(B, 1 + M, D) tokens -> (B, M, width) float32, by blocks of its own."""
+        x = Blocks(self.size, remat=self.remat, dtype=self.dtype, name=f"{prefix}blocks")(x)
+        x = layer_norm(f"{prefix}norm")(x)[:, 1:]
+        return dense(width, self.dtype, f"{prefix}pred")(x).astype(jnp.float32)
 
 
 class MAE(nn.Module):
@@ -62,19 +71,27 @@ class MAE(nn.Module):
         """(B, H, W, 3) -> (B, N, D): the tokens that are about to be masked."""
         return self.encoder.embed(images)
 
-    def predict(self, tokens, order, num_keep: int, keys=None):
+    def predict(self, tokens, order, num_keep: int, keys=None, hardness: bool = False):
         """
         Args:
           tokens: (B, N, D) from `embed`.
           order: (B, M) int32, as the decoder takes it.
           num_keep: number of visible patches, static.
           keys: (B,) keys for drop-path, or None.
+          hardness: see `Decoder`.
 
         Returns:
-          (B, M, P) float32 predicted patches, in the order of the image.
+          What the decoder does.
         """
         latent, _ = self.encoder.encode(patches.gather(tokens, order[:, :num_keep]), keys)
-        return self.decoder(latent, order)
+        return self.decoder(latent, order, hardness)
 
-    def __call__(self, images, order, num_keep: int):
-        return self.predict(self.embed(images), order, num_keep)
+    def hardness(self, images):
+        """(B, N) float32: how hard each patch would be to predict, of images that are seen
+        whole."""
+        tokens = self.embed(images)
+        order = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
+        return self.predict(tokens, order, tokens.shape[1], hardness=True)[1]
+
+    def __call__(self, images, order, num_keep: int, hardness: bool = False):
+        return self.predict(self.embed(images), order, num_keep, hardness=hardness)

@@ -119,7 +119,8 @@ class Run:
             method = method._replace(encoder=encoder)
         self.method = method
         self.num_hidden = method.num_hidden
-        hidden = {name for name in ("attention", "features") if getattr(method, name) is None}
+        shown = ("attention", "features", "hardness")
+        hidden = {name for name in shown if getattr(method, name) is None}
         self.gives = (kind.gives if kind else frozenset()) - hidden
         self.mask_recipes = kind.mask_recipes if kind else {}
         self.has_masks = method.masks is not None
