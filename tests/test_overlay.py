@@ -246,7 +246,7 @@ def test_a_step_on_four_devices_is_that_on_one_with_micro_batches_too():
         ("visible_weight=-1.0", {"loss.visible_weight": -1.0}),
         ("leaves no visible patch", {"mask.ratio": 0.99}),
         ("decoder_width=30", {"model.decoder_width": 30}),
-        ("MAE has no teacher|Overlay has no teacher", {"mask.strategy": "attention"}),
+        ("Overlay has no head that predicts losses", {"mask.strategy": "hard"}),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(words, changes):
