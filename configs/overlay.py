@@ -94,6 +94,7 @@ def _small(config):
 
 def _caltech256(config):
     config.data.source = ""
+    config.data.val_fraction = 0.2  # the paper's share; its split is not known
     config.data.flip = False  # the paper names a random resized crop alone
     config.data.crop_scale = (0.08, 1.0)
     config.optim.warmup_epochs = 5.0  # of a ViT; the paper has none

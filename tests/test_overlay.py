@@ -356,6 +356,24 @@ def test_what_a_resnet_cannot_do_is_refused_in_one_line(words, changes):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_resnet_hides_nothing_and_keeps_statistics_that_a_step_changes():
+    method = overlay.build(resnet_config(), Plan(5, 10))
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    assert (method.masks, method.features, method.reconstruct) == (None, None, None)
+
+    def on_a_device(batch, params, extra):
+        batch = method.before_step(batch, KEY)
+        return method.turns[0].loss(params, extra, batch, KEY, 0)
+
+    on_devices = jax.vmap(on_a_device, axis_name=parallel.AXIS, in_axes=(0, None, None))
+    split = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), resnet_batch())
+    loss, (_, aux) = jax.eval_shape(on_devices, split, params, extra)
+    assert loss.shape == (2,)
+    assert jax.tree.structure(method.after_step(params, extra, aux, 0)) == jax.tree.structure(extra)
+    images = method.restore(*tiny.filled((params, extra), 0), resnet_batch(1)["image"], None)
+    assert images.shape == (1, 32, 32, 3) and 0 < images.min() and images.max() < 1
+
+
 @pytest.mark.slow
 def test_a_resnets_loss_is_that_of_all_pixels_and_its_step_is_that_of_one_device():
     given = resnet_config(optim__kind="sgd")

@@ -55,7 +55,8 @@ class Corruption(NamedTuple):
 
     shown: Callable[..., Any]
     """(images (R, H, W, 3) uint8, seed) -> (R, H, W, 3) float32 from 0 to 1: the same outside of
-    training, on the host. The other of an image is the next one, of the last the first."""
+    training, on the host. The other of an image is the next one, of the last the first: a single
+    one is its own."""
 
     before_step: Callable[..., dict[str, Any]] = lambda batch, key: batch
     """`Method.before_step`."""

@@ -13,7 +13,7 @@ import functools
 import jax.numpy as jnp
 
 from dppmask_jax import masking, optim
-from dppmask_jax.data.images import augment
+from dppmask_jax.data.images import augment, crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, fraction_below_1, number, optional, with_defaults
 from dppmask_jax.methods import corruptions, mae, single_view
@@ -173,10 +173,15 @@ def _resnet(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
         return params, {**extra, STATISTICS: statistics}
 
     return Method(
-        **single_view.method_parts(config, plan, None),
+        example=functools.partial(
+            crops.single_view,
+            image_size=tuple(config.image_size),
+            scale=tuple(config.data.crop_scale),
+        ),
         init=init,
         turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.warmup_cosine)),),
         after_step=lambda params, extra, aux, step: {**extra, **aux},
+        describe=(("target", "pixels"),),
         encoder=net.encoder,
         encoder_of=lambda params, extra: net.encoder_of(params, extra[STATISTICS]),
         with_encoder=with_encoder,
