@@ -370,8 +370,8 @@ def test_a_resnet_hides_nothing_and_keeps_statistics_that_a_step_changes():
     loss, (_, aux) = jax.eval_shape(on_devices, split, params, extra)
     assert loss.shape == (2,)
     assert jax.tree.structure(method.after_step(params, extra, aux, 0)) == jax.tree.structure(extra)
-    images = method.restore(*tiny.filled((params, extra), 0), resnet_batch(1)["image"], None)
-    assert images.shape == (1, 32, 32, 3) and 0 < images.min() and images.max() < 1
+    images = jax.eval_shape(method.restore, params, extra, resnet_batch(1)["image"], None)
+    assert images.shape == (1, 32, 32, 3)
 
 
 @pytest.mark.slow
