@@ -18,6 +18,15 @@ Arguments after the colon:
               masks that MAE takes too: --config.mask.strategy=NAME with any but none.
   size        Pi, Mu (CPU), Ti, S, B, L, H: of a ViT
   epochs      a whole number; the warm-up then takes a tenth of them at most
+
+How the encoders are fine-tuned and probed: docs/overlay.md. What to expect:
+
+  shapes      half of it was run (epochs=6, form=vit, no masks): 8 minutes on two busy cores;
+              validation loss 1.36 -> 0.22, k-NN accuracy 23.5 % untrained -> 29.4 % (raw pixels
+              15.8 %, chance 11 %).
+  small       not run here.
+  caltech256  not run here. Paper, fine-tuned for 20 epochs, the best of them on the test images:
+              38.1 % (alpha 0.3), 37.1 % (alpha 0), 32.5 % from scratch.
 """
 
 from ml_collections import config_dict
