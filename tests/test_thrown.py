@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 import tiny
 
@@ -14,7 +13,6 @@ from dppmask_jax.figures import panels
 from dppmask_jax.masking.base import mask_from
 from dppmask_jax.methods import METHODS, describing
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.targets import base, pixels
 
 THROWN, KEY = 3, jax.random.key(5)
 
@@ -138,20 +136,3 @@ def test_numbers_in_words():
     assert describing.described_masks(none, (8, 8), 16)[1] == (
         "three: 8 visible, 8 masked of 16 patches"
     )
-
-
-class TestOracle:
-    pytestmark = oracles.MARKS
-
-    def test_loss(self):
-        oracle = oracles.load("amt")
-        images = oracles.images(oracle["loss_images"])
-        is_masked, thrown = oracle["loss_mask"] == 1, oracle["loss_mask"] == -1
-        kept = np.stack([np.flatnonzero(~each) for each in thrown])
-        found = base.masked_square_error(
-            jnp.asarray(oracle["loss_pred_unthrown"]),
-            patches.gather(pixels.pixel_target(patches.patchify(images, 4), True), kept),
-            jnp.take_along_axis(jnp.asarray(is_masked), kept, axis=1),
-        )
-        error = abs(float(found) / float(oracle["loss"]) - 1)
-        oracles.below("amt, loss (relative)", error, 1e-6)

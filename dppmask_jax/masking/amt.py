@@ -103,15 +103,16 @@ def _build(mask) -> Masker:
     def num_thrown(num_patches: int) -> int:
         return int(num_patches * thrown)
 
-    def is_guided(progress):
-        return jnp.asarray(progress >= start)
+    def guidance(progress):
+        """1 where attention guides, 0 before."""
+        return jnp.asarray(progress >= start, jnp.float32)
 
     def draw(keys, count, seen, most):
         number = num_thrown(seen.grid[0] * seen.grid[1])
 
         def one(key, count, attention):
             weights = attention_weights(attention)
-            weights = jnp.where(is_guided(seen.progress), weights, jnp.ones_like(weights))
+            weights = jnp.where(guidance(seen.progress) > 0, weights, jnp.ones_like(weights))
             return amt(key, weights, seen.grid, count, number, mask.amt_cell)
 
         return per_image(one, keys, count, seen.attention()), {}
@@ -121,7 +122,7 @@ def _build(mask) -> Masker:
         frozenset({"attention"}),
         f"AMT ({thrown:.0%} thrown)",
         num_thrown=num_thrown,
-        schedules={"mask.guided_from": is_guided},
+        schedules={"mask.guided_from": guidance},
     )
 
 
