@@ -8,7 +8,6 @@ from ml_collections import config_dict
 
 from configs import ibot, mae
 from dppmask_jax import config as config_checks
-from dppmask_jax import masking
 from dppmask_jax.errors import InputError
 from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.training import build
@@ -193,14 +192,12 @@ def test_wrong_values_of_ibot_are_one_line_that_names_the_field(fields, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_mae_refuses_masks_that_need_what_it_cannot_show(monkeypatch):
-    masker = masking.Masker(None, frozenset({"parts"}), "by parts")
-    monkeypatch.setitem(masking.MASKERS, "by_parts", masking.MaskerKind(lambda mask: masker))
-    words = r"MAE has no part maps: config\.mask\.strategy=.by_parts. needs one; use dpp"
+def test_masks_that_need_what_a_method_cannot_show_are_refused():
+    words = r"iBOT has no head that predicts losses: config\.mask\.strategy='hard' needs one; use dpp"
     with pytest.raises(InputError, match=words):
-        config_checks.check(changed(mask__strategy="by_parts"))
-    config_checks.check(changed(mask__strategy="attention"))
-    config_checks.check(ibot.get_config("mask=attention"))
+        config_checks.check(changed(ibot, mask__strategy="hard"))
+    for recipe in (mae, ibot):
+        config_checks.check(recipe.get_config("mask=attention"))
 
 
 def test_presets_of_ibot_are_the_published_recipe():
