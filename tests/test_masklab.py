@@ -47,6 +47,7 @@ def test_the_command_writes_table_figure_and_page(measured):
     page, tables = ((folder / name).read_text() for name in ("page.md", "table.md"))
     for words in (page, tables):
         assert "| DPP (τ = 0.9)" in words and "largest piece" in words
+        assert "| visible patches" not in words
     assert "gallery.png" in page and "6 images of shapes" in page
     with Image.open(folder / "gallery.png") as figure:
         assert figure.width > 4 * 4 * 32
@@ -99,7 +100,8 @@ def _only_at_a_quarter(mask):
     def draw(keys, count, seen, most):
         if 4 * count != seen.grid[0] * seen.grid[1]:
             raise ValueError("own masks hide three quarters")
-        return MASKERS["random"].build(mask).draw(keys, count, seen, most)
+        # and show four patches more
+        return MASKERS["random"].build(mask).draw(keys, count + 4, seen, most)
 
     return Masker(draw, frozenset(), "own")
 
@@ -109,6 +111,8 @@ def test_a_mask_that_refuses_a_ratio_is_left_out_there(tmp_path, monkeypatch):
     report = _run(tmp_path, "--seeds=1", "--ratio", "0.75", "0.5", "--strategy", "own", "random")
     drawn, refused = report["ratios"]
     assert drawn["masks"][2]["mask"] == "own" and not drawn["left_out"]
+    assert drawn["masks"][2]["of_images"]["visible"]["mean"] == 20
+    assert (tmp_path / "table.md").read_text().count("visible patches") == 2  # of two ratios
     assert refused["left_out"] == {"own": "own masks hide three quarters"}
     assert refused["visible"] == 32 and len(refused["masks"]) == 2
     assert (tmp_path / "gallery_0.75.png").exists() and (tmp_path / "gallery_0.5.png").exists()

@@ -99,6 +99,7 @@ class _Batch:
         flat = np.asarray(mask.hidden)[: self._count]
         hidden = flat.reshape(self._count, *self._grid)
         of_images = {
+            "visible": (~flat).sum(axis=1).astype(float),
             "equal": mask_shape.equal_neighbours(hidden),
             "piece": mask_shape.largest_piece(hidden),
             "low": mask_shape.low_frequencies(hidden),
@@ -110,13 +111,22 @@ class _Batch:
         if "num_greedy" in metrics:
             of_images["num_greedy"] = np.asarray(metrics["num_greedy"][: self._count], float)
         if self._kernel is not None:
-            order, visible = np.asarray(mask.order), int((~flat[0]).sum())
-            of_images["log_det"] = coverage.log_det(self._kernel, order[: self._count, :visible])
+            order = np.asarray(mask.order)[: self._count]
+            of_images["log_det"] = _log_det(self._kernel, order, (~flat).sum(axis=1))
         if self._pixels is not None:
             of_images["copied"] = filling.copied(self._pixels, hidden)
             of_images["interpolated"] = filling.interpolated(self._pixels, hidden)
         of_objects = coverage.coverage(~flat[self._place], self._objects, self._almost)
         return of_images, of_objects, (~hidden).sum(axis=0)
+
+
+def _log_det(kernel: np.ndarray, order: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """(B,): of the first patches of each order (B, N), as many as are visible (B,)."""
+    found = np.empty(len(order))
+    for number in np.unique(visible):
+        rows = visible == number
+        found[rows] = coverage.log_det(kernel[rows], order[rows, :number])
+    return found
 
 
 def _cost(way: Way, keys, shown, setting: Setting) -> float:

@@ -18,6 +18,8 @@ _SUMMARY = f"""\
 Bold numbers differ from those of random masks by more than {tables.SURE} errors of the difference.
 Columns are explained below, where the errors are."""
 _SHAPE = """\
+- *visible patches*: where a mask shows another number than it is asked to, as AttMask does that
+  gives hints.
 - *equal neighbours*: the share of the pairs of patches side by side that are both hidden or both
   visible.
 - *largest piece*: the part of the hidden patches that lies in their largest connected piece.

@@ -15,7 +15,9 @@ class Column(NamedTuple):
     digits: int = 2
 
 
+VISIBLE = Column("visible", "visible patches", 1, 1)  # where masks differ in it
 SHAPE = (
+    VISIBLE,
     Column("equal", "equal neighbours, %", 100, 1),
     Column("piece", "largest piece, %", 100, 1),
     Column("low", "low frequencies"),
@@ -39,6 +41,7 @@ OF_OBJECTS = (
 
 
 SUMMARY = (
+    VISIBLE,
     Column("none", "no patch of an object visible, %", 100, 1),
     Column("on_object", "on the object, %", 100, 1),
     Column("equal", "equal neighbours, %", 100, 1),
@@ -63,13 +66,22 @@ def is_sure(statistic: dict[str, Any]) -> bool:
 def summary(records: Sequence[dict[str, Any]]) -> str:
     """Means alone, a row a mask; those that surely differ from random masks are bold. Of objects
     they are over all of them."""
-    lines = [["mask", *(column.heading for column in SUMMARY)]]
+    columns = _told(SUMMARY, records)
+    lines = [["mask", *(column.heading for column in columns)]]
     for record in records:
         if "of_images" in record:
             found = record["of_images"] | record["of_objects"]["all"]
             found["milliseconds"] = {"mean": record["milliseconds"]}
-            lines.append([record["mask"], *(_mean(found.get(c.name), c) for c in SUMMARY)])
+            lines.append([record["mask"], *(_mean(found.get(c.name), c) for c in columns)])
     return _aligned(lines)
+
+
+def _told(columns: Sequence[Column], records: Sequence[dict[str, Any]]) -> list[Column]:
+    """The columns without the number of visible patches where that is the same for all masks."""
+    visible = {
+        record["of_images"]["visible"]["mean"] for record in records if "of_images" in record
+    }
+    return [column for column in columns if column is not VISIBLE or len(visible) > 1]
 
 
 def _mean(statistic: dict[str, Any] | None, column: Column) -> str:
@@ -84,7 +96,7 @@ def of_images(records: Sequence[dict[str, Any]], columns: Sequence[Column]) -> s
     records = [record for record in records if "of_images" in record]
     columns = [
         column
-        for column in columns
+        for column in _told(columns, records)
         if any(column.name in {**record, **record["of_images"]} for record in records)
     ]
     lines = [["mask", *(column.heading for column in columns)]]
