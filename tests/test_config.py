@@ -193,7 +193,7 @@ def test_wrong_values_of_ibot_are_one_line_that_names_the_field(fields, words):
 
 
 def test_masks_that_need_what_a_method_cannot_show_are_refused():
-    words = r"iBOT has no head that predicts losses: config\.mask\.strategy='hard' needs one; use dpp"
+    words = r"iBOT has no head that predicts losses: config\.mask\.strategy='hard' needs one; use"
     with pytest.raises(InputError, match=words):
         config_checks.check(changed(ibot, mask__strategy="hard"))
     for recipe in (mae, ibot):
