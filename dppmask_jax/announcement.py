@@ -116,10 +116,10 @@ def next_steps(config, folder, probed: bool, method) -> list[str]:
         ideas.append(f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}")
     if method.masks:
         other = "random" if config.mask.strategy != "random" else "dpp"
-        # A method whose masks have recipes of their own takes them by its config's argument.
+        # Masks that have a recipe of their own are taken by the config's argument.
         how = (
             f"mask={other} after the colon of --config"
-            if kind.mask_recipes
+            if other in kind.mask_recipes
             else f"--config.mask.strategy={other}"
         )
         ideas.append(
