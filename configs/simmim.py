@@ -17,9 +17,10 @@ Arguments after the colon:
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
-Any mask of --config.mask.strategy will do. All patches are encoded, which is four times the work of
-MAE's encoder. `--show_config` prints every field. imagenet1k reads tfds:imagenet2012 unless told
-otherwise, small wants --config.data.source=folder:PATH. On a CPU add --config.model.dtype=float32.
+Any mask of --config.mask.strategy will do. All patches but thrown ones are encoded, which is four
+times the work of MAE's encoder. `--show_config` prints every field. imagenet1k reads
+tfds:imagenet2012 unless told otherwise, small wants --config.data.source=folder:PATH. On a CPU add
+--config.model.dtype=float32.
 
 What to expect:
 

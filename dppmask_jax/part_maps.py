@@ -4,8 +4,9 @@
 
 RUN is the workdir of any run or imported encoder. The file has a row for each training image of
 SOURCE, in order: (images, rows, columns) uint8 on the encoder's grid over the whole image, which is
-squeezed into the encoder's shape. Parts are each image's own: part 0 of two images is not the same
-thing. SemMAE (arXiv 2206.10207) learns a model of parts instead; k-means takes its place here.
+squeezed into the encoder's shape. They are all of its training images: a run with data.classes has
+fewer, and refuses the file. Parts are each image's own: part 0 of two images is not the same thing.
+SemMAE (arXiv 2206.10207) learns a model of parts instead; k-means takes its place here.
 """
 
 from __future__ import annotations

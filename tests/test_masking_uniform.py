@@ -1,3 +1,5 @@
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -36,10 +38,18 @@ def test_other_shares_are_refused():
     )
     with pytest.raises(ValueError, match=words):
         masking.export_masks(images, strategy="uniform", patch_size=14, ratio=0.5)
-    with pytest.raises(ValueError, match=r"hides 33 of 49; .* 37: a ratio of 0\.6735"):
-        masking.export_masks(images, strategy="uniform", patch_size=8)
     with pytest.raises(ValueError, match=r"in 4\.\.4"):
         uniform_cells.uniform(jax.random.key(0), (4, 4), 5)
+
+
+def test_the_ratio_that_a_refusal_names_is_taken():
+    for rows, columns in ((3, 3), (3, 5), (4, 6), (7, 7), (13, 13), (29, 15)):
+        num_patches, shown = rows * columns, uniform_cells.num_cells((rows, columns))
+        with pytest.raises(InputError) as refused:
+            masking.MASKERS["uniform"].check_counts(None, (rows, columns), 1, 1)
+        ratio, *of_ibot = map(float, re.findall(r"0\.\d+", str(refused.value)))
+        assert masking.num_visible(num_patches, ratio) == shown
+        assert masking.num_masked(num_patches, [*of_ibot, ratio][0]) == num_patches - shown
 
 
 @pytest.mark.parametrize("method", ["mae", "ibot"])

@@ -44,7 +44,8 @@ def export_masks(
       images: (B, H, W, 3) uint8, or float in [0, 1]; both sides multiples of `patch_size`.
       patch_size: side of a patch in pixels, or (height, width).
       ratio: share of masked patches, in [0, 1); see `num_visible`.
-      strategy: a name in `MASKERS` of one that needs images alone: "dpp", "random", "block".
+      strategy: a name in `MASKERS` of one that needs images alone: "dpp", "exact", "random",
+        "block", "grid", "uniform", "cells", "noise", "inverse", "multiblock".
       seed: of the masks and of the untrained embedding, in 0..2**32 - 1.
       features: what "dpp" compares. None: what an untrained MAE sees, a random projection of the
         normalised patches to width 768 plus 2-D sin-cos positions. "pixels": the normalised

@@ -47,7 +47,8 @@ def noise(
     noise of its own. It is drawn on a margin around the grid too, so that opposite edges are
     independent of one another.
 
-    Noise and weights are whole numbers: sums round nowhere, and a mask is the same on every device.
+    Noise and weights are whole numbers: sums round nowhere, and a mask is the same however it is
+    compiled and on however many devices; of another kind, they may round a few normal draws apart.
 
     Args:
       key: a JAX key of this image alone.

@@ -66,8 +66,17 @@ def _check_counts(mask, shape, fewest: int, most: int) -> None:
     raise InputError(
         "mask.strategy='uniform' shows one patch of each 2 x 2 and hides "
         f"{num_patches - shown} of {num_patches}; mask.ratio hides {hides}: a ratio of "
-        f"{(num_patches - shown) / num_patches:.4g} is wanted"
+        f"{_fitting(num_patches, shown)} is wanted"
     )
+
+
+def _fitting(num_patches: int, shown: int) -> str:
+    """The ratio that leaves so many visible, in words. Of what is no whole number of patches, MAE
+    rounds the visible ones down, iBOT the masked ones, so no ratio in a few digits fits both."""
+    if 4 * shown == num_patches:
+        return "0.75"
+    hidden = num_patches - shown
+    return f"{(hidden - 0.5) / num_patches:.4f} (iBOT: {(hidden + 0.5) / num_patches:.4f})"
 
 
 def _build(mask) -> Masker:

@@ -38,6 +38,7 @@ FIELDS = {
     "data.zeroed": Field(1.0, number(0, corrupt.MOST), "pixels: percent of them that are zeroed"),
 }
 _PARTNERS = 2**31 + 1  # no example of the stream has this number
+_ZEROED = 2**31 + 2  # far from the small numbers that a split of the same key stands for
 _OTHERS = {"image": "other_image", "index": "other_index"}  # in the batch, by what they are of
 _CHANGED = "changed"
 
@@ -125,8 +126,8 @@ def _pixels(config) -> Corruption:
 
     def of(batch, key):
         views = single_view.views_of(config, batch, key)
-        # Not the keys of masks themselves, which may follow.
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(views.mask_keys)
+        # Not the keys of masks, which may follow, nor what these are split into.
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, _ZEROED))(views.mask_keys)
         return views, augment.normalize(corrupt.zero_pixels(views.raw, keys, percent))
 
     def shown(images, seed):

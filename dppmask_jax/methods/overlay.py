@@ -46,9 +46,10 @@ def check(config) -> None:
     alpha, accum_steps = config.data.alpha, config.optim.accum_steps
     if corruptions.mixes(config) and config.batch_size // accum_steps < 2:
         raise InputError(
-            f"config.data.alpha={alpha} mixes each image with another of its batch, and of "
+            f"config.data.alpha={alpha} mixes each image with another of its batch, and "
             f"config.batch_size={config.batch_size} with config.optim.accum_steps={accum_steps} "
-            "there is none beside it: take more images, or --config.data.alpha=0"
+            "makes batches of validation of one image: take more images, fewer steps, or "
+            "--config.data.alpha=0"
         )
     if config.model.encoder == _RESNET:
         _check_resnet(config)

@@ -23,7 +23,7 @@ def held_out(keys: list[bytes], labels: np.ndarray, fraction: float) -> np.ndarr
 
 
 def held_out_of_all(keys: list[bytes], labels: np.ndarray, fraction: float) -> np.ndarray:
-    """As `held_out`, but the share of all images is exact.
+    """As `held_out`, but the share of all images is exact, unless a label would lose its last one.
 
     Of each label the share is rounded down, and those that lost most by that have one more, until
     the sum is the nearest whole number to `fraction` of n.
