@@ -10,6 +10,7 @@ from scipy import stats
 
 from dppmask_jax import masking, patches
 from dppmask_jax.masking.amt import amt, attention_weights
+from dppmask_jax.methods import single_view
 from dppmask_jax.targets import base, pixels
 
 pytestmark = oracles.MARKS
@@ -60,11 +61,16 @@ def test_loss():
     oracle = oracles.load("amt")
     images = oracles.images(oracle["loss_images"])
     is_masked, thrown = oracle["loss_mask"] == 1, oracle["loss_mask"] == -1
-    kept = np.stack([np.flatnonzero(~each) for each in thrown])
-    found = base.masked_square_error(
-        jnp.asarray(oracle["loss_pred_unthrown"]),
-        patches.gather(pixels.pixel_target(patches.patchify(images, 4), True), kept),
-        jnp.take_along_axis(jnp.asarray(is_masked), kept, axis=1),
+    # The patches that are not thrown, in any order, as masks have them.
+    rng = np.random.default_rng(0)
+    kept = np.stack([rng.permutation(np.flatnonzero(~each)) for each in thrown])
+    target = base.Target(
+        width=48,
+        of=lambda images: pixels.pixel_target(patches.patchify(images, 4), True),
+        loss=base.masked_square_error,
     )
+    mask = masking.Mask(kept, jnp.asarray(is_masked), None, jnp.asarray(thrown))
+    pred = jnp.asarray(oracle["loss_pred_unthrown"])
+    found = single_view.loss_of(target, pred, images, mask, jnp.asarray(kept))
     error = abs(float(found) / float(oracle["loss"]) - 1)
     oracles.below("amt, loss (relative)", error, 1e-6)
