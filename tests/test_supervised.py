@@ -294,6 +294,19 @@ def test_a_lars_step_is_the_one_computed_by_hand():
     jax.tree.map(np.testing.assert_array_equal, after, encoder)
 
 
+def test_an_sgd_probe_takes_features_as_they_are():
+    _, method, params, extra = built("linear", solver="sgd")
+    assert set(extra) == {"encoder"}
+    batch = batch_of()
+    features = pooled("mae", batch["image"], "mean")
+    logits = features @ params["head"]["kernel"].astype(np.float64) + params["head"]["bias"]
+    expected = -np.mean(log_softmax(logits, axis=1)[np.arange(8), batch["label"]])
+    value, (_, aux) = jax.jit(method.turns[0].loss)(params, extra, batch, KEY, 0)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    np.testing.assert_allclose(method.logits(params, extra, batch["image"]), logits, atol=1e-4)
+    assert method.after_step(params, extra, aux, 0) == extra
+
+
 def test_a_linear_probe_has_no_field_that_it_does_not_use():
     config = tiny.evaluation("task=linear")
     fields = set(config.data) | set(config.model) | set(config.optim)

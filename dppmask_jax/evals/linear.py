@@ -1,6 +1,7 @@
 """Linear probing of the frozen encoder.
 
-`lars` is MAE's protocol (arXiv 2111.06377, table 10); `sgd` differs from it in the optimiser alone.
+`lars` is MAE's protocol (arXiv 2111.06377, table 10): a batch norm in front of the layer. `sgd`
+trains the layer alone, on features as they are.
 `ridge` is a shortcut: features of the evaluation crop, computed once, and a closed-form solution.
 """
 
@@ -35,8 +36,8 @@ FIELDS = {
     "solver": Field(
         "lars",
         one_of("lars", "sgd", "ridge"),
-        "lars: MAE's protocol; sgd: the same with plain momentum; ridge: closed form, features "
-        "computed once, in seconds",
+        "lars: MAE's protocol; sgd: with plain momentum, and features as they are; ridge: closed "
+        "form, features computed once, in seconds",
     ),
     **RIDGE_FIELDS,
 }

@@ -163,7 +163,8 @@ def head_of(params) -> dict:
 
 
 def linear(config, plan: Plan, *, num_outputs: int, several: bool, projection=None) -> Method:
-    """Trains a linear layer on the frozen encoder's batch-normalised features.
+    """Trains a linear layer on the frozen encoder's features: as they are with `solver` "sgd", else
+    batch-normalised, as MAE's probe has them.
 
     Args are those of `finetune`, but for its `head`; `projection` is `Encoder.projection`. The
     statistics of the batch norm are those of the whole batch, over all devices.
@@ -172,32 +173,46 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool, projection=No
     if projection is not None:
         encoder = encoders.projected(encoder, projection)
     encode, width = encoder_features(encoder), encoder.width
+    solver = config.get("solver", "lars")  # a task without that choice has LARS
+    normalises = solver != "sgd"
 
     def init(key):
         head = {
             "kernel": normal(_HEAD_STD)(key, (width, num_outputs), jnp.float32),
             "bias": jnp.zeros(num_outputs),
         }
-        statistics = {"mean": jnp.zeros(width), "variance": jnp.ones(width)}
-        return {"head": head}, {"encoder": encoder.init(key), **statistics}
+        extra = {"encoder": encoder.init(key)}
+        if normalises:
+            extra |= {"mean": jnp.zeros(width), "variance": jnp.ones(width)}
+        return {"head": head}, extra
 
-    def scores(params, features, mean, variance):
-        normal_features = (features - mean) / jnp.sqrt(variance + _NORM_EPSILON)
-        return normal_features @ params["head"]["kernel"] + params["head"]["bias"]
+    def scores(params, features, statistics):
+        if normalises:
+            spread = jnp.sqrt(statistics["variance"] + _NORM_EPSILON)
+            features = (features - statistics["mean"]) / spread
+        return features @ params["head"]["kernel"] + params["head"]["bias"]
+
+    def statistics_of(features):
+        if not normalises:
+            return {}
+        mean = parallel.mean(jnp.mean(features, axis=0))
+        variance = parallel.mean(jnp.mean(jnp.square(features - mean), axis=0))
+        return {"mean": mean, "variance": variance}
 
     def loss(params, extra, batch, key, step):
         features = jax.lax.stop_gradient(encode(extra["encoder"], batch["image"]))[model.pool]
-        mean = parallel.mean(jnp.mean(features, axis=0))
-        variance = parallel.mean(jnp.mean(jnp.square(features - mean), axis=0))
+        statistics = statistics_of(features)
         targets = _targets(batch["label"], num_outputs, several, config.loss.smoothing)
-        value = _loss_of(config.loss)(scores(params, features, mean, variance), targets)
-        return value, ({}, {"mean": mean, "variance": variance})
+        value = _loss_of(config.loss)(scores(params, features, statistics), targets)
+        return value, ({}, statistics)
 
     # The running variance is the unbiased one, as in PyTorch.
     count = config.batch_size // config.optim.accum_steps
     unbiased = count / max(count - 1, 1)
 
     def after_step(params, extra, aux, step):
+        if not normalises:
+            return extra
         variance = unbiased * aux["variance"]
         return {
             **extra,
@@ -205,16 +220,14 @@ def linear(config, plan: Plan, *, num_outputs: int, several: bool, projection=No
             "variance": averaged(extra["variance"], variance, _NORM_DECAY),
         }
 
-    # A task without that choice has LARS.
-    solver, settings = config.get("solver", "lars"), config.optim
-    optimizer = optim.linear_from_settings(solver, settings, plan, optim.warmup_cosine)
+    optimizer = optim.linear_from_settings(solver, config.optim, plan, optim.warmup_cosine)
     return Method(
         example=_example(config, randaugment=0.0, single_draw=True),
         init=init,
         turns=(Turn(loss, optimizer),),
         after_step=after_step,
         logits=lambda params, extra, images: scores(
-            params, encode(extra["encoder"], images)[model.pool], extra["mean"], extra["variance"]
+            params, encode(extra["encoder"], images)[model.pool], extra
         ),
         with_encoder=lambda params, extra, given: (
             params,
