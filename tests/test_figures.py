@@ -18,7 +18,7 @@ from dppmask_jax.evals import reconstruct
 from dppmask_jax.evals.base import Evaluation
 from dppmask_jax.figures import __main__ as command
 from dppmask_jax.figures import attention as attention_figure
-from dppmask_jax.figures import curves, of_run, untrained
+from dppmask_jax.figures import curves, of_run, run_masks, untrained
 from dppmask_jax.figures import masks as masks_figure
 from dppmask_jax.figures import tau as tau_figure
 from dppmask_jax.figures.images import read_images
@@ -140,6 +140,12 @@ def test_only_what_the_method_can_show_is_drawn_beside_its_masks(monkeypatch):
     run.gives = frozenset()  # no features: no DPP
     masks_figure.mask_figure(run, _noise(1, 32, 64, 3))
     assert [one.title for one in drawn[1]] == ["Random mask", "Block mask\n(this run)"]
+
+
+def test_masks_that_would_throw_all_that_they_hide_are_not_drawn():
+    run = _Run(False, True)
+    for num_hidden, can in ((6, False), (7, True)):  # a fifth of 32 is thrown
+        assert run_masks.can_draw(run, run_masks.way(run, "amt", num_hidden)) == can
 
 
 def test_both_masks_are_drawn_from_one_noise(tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
+from configs import overlay
+from dppmask_jax import masking
 from dppmask_jax.data.images import augment
 from dppmask_jax.methods import METHODS, mask_teacher
 from dppmask_jax.methods.base import Plan
@@ -14,9 +16,12 @@ KEY, PLAN = jax.random.key(3), Plan(steps_per_epoch=4, total_steps=21)
 FEW = {"model__depth": 1, "model__width": 8, "model__heads": 2}
 
 
+def config_of(method, **changes):
+    return tiny.config(method, **{"mask__ratio": 0.75, **FEW, **changes})
+
+
 def built(method="mae", **changes):
-    config = tiny.config(method, **{"mask__ratio": 0.75, **FEW, **changes})
-    return METHODS[method].build(config, PLAN)
+    return METHODS[method].build(config_of(method, **changes), PLAN)
 
 
 def filled(method, seed=1):
@@ -53,12 +58,37 @@ def test_the_average_by_hand():
 def test_copies_are_made_at_multiples_of_epochs():
     method = built(mask__strategy="amt", mask__refresh_epochs=1.5)  # six steps
     assert "mask.ema_decay" not in method.schedules
-    teacher, seen = {"encoder": {"w": 0.0}}, []
-    for step in range(20):
-        params = {"encoder": {"w": float(step + 1)}}  # what the step left
-        teacher = {"encoder": {"w": float(follow(method, params, teacher, step))}}
-        seen.append(teacher["encoder"]["w"])
-    assert seen == [0] * 5 + [6] * 6 + [12] * 6 + [18] * 3
+
+    def copies(skipped):
+        params, extra = jax.eval_shape(method.init, KEY)
+        given = {"encoder": {"w": 0.0}}
+        extra, seen = {**tiny.filled(extra, 0), mask_teacher.NAME: given}, []
+        for step in range(20):
+            params = {"encoder": {"w": float(step + 1)}}  # what the step left
+            if step not in skipped:  # as a step does that is not finite
+                extra = method.after_step(params, extra, {}, step)
+            seen.append(float(extra[mask_teacher.NAME]["encoder"]["w"]))
+        return seen
+
+    assert copies(()) == [0] * 5 + [6] * 6 + [12] * 6 + [18] * 3
+    # The second copy is late by two steps, the third is not.
+    assert copies((11, 12)) == [0] * 5 + [6] * 8 + [14] * 4 + [18] * 3
+
+
+def test_copies_start_with_a_run_and_go_with_it():
+    method = built(mask__strategy="amt", mask__refresh_epochs=1.5)
+    made = jax.eval_shape(method.init, KEY)
+    params, extra = tiny.filled(made, 1)
+    count = jax.ShapeDtypeStruct((), np.int32)
+    assert made[1] == {
+        mask_teacher.NAME: {"encoder": made[0]["encoder"]}, mask_teacher.COPIED: count,
+    }  # fmt: skip
+    extra[mask_teacher.COPIED] = np.int32(12)
+    for changed in (
+        method.with_positions(params, extra)[1],
+        method.with_encoder(params, extra, params["encoder"])[1],
+    ):
+        assert changed.keys() == extra.keys() and changed[mask_teacher.COPIED] == 12
 
 
 @pytest.mark.parametrize("name", ["mae", "simmim"])
@@ -77,6 +107,53 @@ def test_masks_come_from_the_teachers_attention_to_the_images(name):
     expected = np.zeros((3, 16), bool)
     np.put_along_axis(expected, ranked, True, axis=1)
     np.testing.assert_array_equal(found.mask, expected)
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim"])
+def test_outside_of_training_a_run_without_a_teacher_shows_its_own_attention(name, monkeypatch):
+    asked = []
+    of_encoder = mask_teacher.of_encoder
+
+    def counted(encoder):
+        return of_encoder(encoder._replace(
+            attended=lambda *given: asked.append(1) or encoder.attended(*given)
+        ))  # fmt: skip
+
+    monkeypatch.setattr(mask_teacher, "of_encoder", counted)
+    method = built(name, mask__strategy="random")
+    params, extra = filled(method)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    assert extra == {}
+    batch = {"image": images, "index": np.arange(2, dtype=np.int32)}
+    jax.eval_shape(lambda: method.turns[0].loss(params, extra, batch, KEY, 0)[0])
+    assert not asked
+    weights = jax.jit(method.encoder.attended)(params["encoder"], augment.normalize(images))[1]
+    np.testing.assert_allclose(jax.jit(method.attention)(params, extra, images), weights, atol=1e-6)
+    masker = masking.masker_of(config_of(name, mask__strategy="attention").mask)
+    draw = jax.jit(lambda keys: method.masks(params, extra, images, keys, masker, 4)[0].mask)
+    ranked = np.argsort(-np.asarray(weights).mean(axis=1), axis=1)[:, :12]
+    expected = np.zeros((2, 16), bool)
+    np.put_along_axis(expected, ranked, True, axis=1)
+    np.testing.assert_array_equal(draw(jax.random.split(KEY, 2)), expected)
+
+
+def test_overlay_without_masks_keeps_nothing_for_them():
+    for strategy in ("amt", "attention"):
+        for ratio, kept in ((0.0, set()), (0.5, {mask_teacher.NAME})):
+            config = overlay.get_config("dataset=shapes,form=vit")
+            config.mask.strategy, config.mask.ratio, config.mask.thrown = strategy, ratio, 0.1
+            method = METHODS["overlay"].build(config, PLAN)
+            assert jax.eval_shape(method.init, KEY)[1].keys() == kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recipes_of_hard_masks_end_with_the_slower_teacher(method):
+    recipes = METHODS[method].mask_recipes
+    assert ("hard" in recipes) == (method in ("mae", "simmim"))
+    if "hard" in recipes:
+        config = tiny.RECIPES[method].get_config("dataset=shapes,mask=hard")
+        assert (config.mask.ema_decay, config.mask.ema_decay_end) == (0.999, 0.9999)
+        assert (config.mask.hard, config.mask.hard_end) == (0.0, 0.5)
 
 
 def test_a_step_draws_by_the_teacher_and_sends_it_no_gradient():

@@ -11,6 +11,7 @@ import tiny
 from PIL import Image
 from sklearn.cluster import KMeans
 
+from configs import overlay
 from dppmask_jax import config as config_checks
 from dppmask_jax import masking
 from dppmask_jax import part_maps as kmeans_maps
@@ -22,7 +23,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.masking import semantic_parts
 from dppmask_jax.methods import METHODS, single_view
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.runs import part_maps
+from dppmask_jax.runs import part_maps, proposed
 from dppmask_jax.runs.run import load_encoder, open_data
 
 
@@ -142,6 +143,21 @@ def test_parts_follow_the_crop_and_the_flip_of_their_image(tmp_path, method):
     assert source.identity() != images.identity()
     assert not val.extras(0)["parts"].any() and val.extras(0)["parts"].shape == (48, 80)
     assert "validation images have no parts in" in val.notes[-1]
+
+
+@pytest.mark.parametrize("strategy", ["parts", "file"])
+def test_overlay_without_masks_asks_for_none_that_come_with_the_images(strategy):
+    config = overlay.get_config("dataset=shapes,form=vit")
+    config.mask.strategy = strategy
+    config.mask.parts = config.mask.path = "nowhere.npy"
+    images = source_of(np.zeros((2, 64, 64, 3), np.uint8))
+    with_extras = {"parts": part_maps.with_parts, "file": proposed.with_masks}[strategy]
+    config.mask.ratio = 0.0
+    train, val = with_extras(config, images, images)
+    assert train is images and val is images
+    config.mask.ratio = 0.5
+    with pytest.raises(InputError, match=r"nowhere\.npy cannot be read"):
+        with_extras(config, images, images)
 
 
 def test_a_sources_own_segments_are_parts(tmp_path):

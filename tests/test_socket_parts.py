@@ -221,7 +221,8 @@ def test_a_new_mask_hides_what_is_trained_on(mae_run, capsys, tmp_path):
     records = metrics.read_metrics(mae_run / "metrics.jsonl")
     assert [record["striped"] for record in records if "loss" in record] == [1.0] * 3
     figures.main([f"--workdir={mae_run}", f"--out={tmp_path}"])
-    assert {path.name for path in tmp_path.iterdir()} == {"masks.png", "curves.png"}
+    names = {"masks.png", "attention.png", "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     words = shown(mae_run, tiny.evaluation("task=knn", k=(5,)))
     assert "| stripes (every 2), 75 % masked |" in words
 

@@ -11,7 +11,7 @@ from dppmask_jax import masking, patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.figures import panels
 from dppmask_jax.masking.base import mask_from
-from dppmask_jax.methods import METHODS, describing
+from dppmask_jax.methods import METHODS, describing, ibot
 from dppmask_jax.methods.base import Plan
 
 THROWN, KEY = 3, jax.random.key(5)
@@ -92,11 +92,59 @@ def test_thrown_patches_receive_no_gradient_and_no_loss(method, changes):
     assert of_pixels(patches.unpatchify(cut, (4, 4), 4))[0] != loss
 
 
-def test_ibot_hides_thrown_patches_from_the_student_and_predicts_them_not():
-    config = tiny.config("ibot", mask__strategy="three", mask__ratio=(0.5,), mask__ratio_var=(0.0,))
-    found = METHODS["ibot"].build(config, Plan(5, 10))
+HALF = {"mask__strategy": "three", "mask__ratio": (0.5,), "mask__ratio_var": (0.0,)}
+
+
+def test_ibot_says_how_many_patches_are_thrown():
+    found = METHODS["ibot"].build(tiny.config("ibot", **HALF), Plan(5, 10))
     assert found.num_hidden == (8, 8)
     assert found.describe[0][1].endswith("8 visible, 5 masked, 3 thrown of 16 patches")
+
+
+def in_order(mask):
+    """As `build`, but the order of the patches is that of the image."""
+
+    def draw(keys, count, seen, most):
+        orders = jnp.broadcast_to(jnp.arange(16), (len(keys), 16))
+        counts = jnp.broadcast_to(jnp.asarray(count), len(keys))
+        return jax.vmap(lambda order, n: mask_from(order, n, THROWN))(orders, counts), {}
+
+    return build(mask)._replace(draw=draw)
+
+
+@pytest.mark.slow
+def test_ibot_hides_thrown_patches_from_the_student_and_predicts_them_not(monkeypatch):
+    monkeypatch.setitem(masking.MASKERS, "three", masking.MaskerKind(in_order))
+    config = tiny.config("ibot", **HALF, model__depth=1, data__local_views=0)
+    of_teacher, of_student, push, hidden = ibot.teacher_logits, ibot.student_logits, [], []
+
+    def teacher_logits(net, teacher, tokens, chosen):
+        found = of_teacher(net, teacher, tokens, chosen)
+        lean = push[-1][chosen][..., None] * jnp.arange(found["patch"].shape[-1])
+        return found | {"patch": found["patch"] + lean}
+
+    def student_logits(net, params, images, is_hidden, *rest):
+        hidden.append(is_hidden)
+        return of_student(net, params, images, is_hidden, *rest)
+
+    monkeypatch.setattr(ibot, "teacher_logits", teacher_logits)
+    monkeypatch.setattr(ibot, "student_logits", student_logits)
+    found = METHODS["ibot"].build(config, Plan(5, 10))
+    params, extra = tiny.filled(jax.eval_shape(found.init, KEY), seed=1)
+    views = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 16, 3), dtype=np.uint8)
+    batch = {"global_views": views, "index": np.zeros(1, np.int32)}
+
+    @jax.jit
+    def patch_loss(leaning):
+        push.append(leaning)
+        (_, (metrics, _)) = found.turns[0].loss(params, extra, batch, KEY, 0)
+        return metrics["loss_patch"], hidden[-1]
+
+    before, seen_not = patch_loss(jnp.zeros(16))
+    np.testing.assert_array_equal(seen_not, np.broadcast_to(np.arange(16) >= 8, (2, 16)))
+    for patch in range(8, 16):  # 8 to 12 are masked, 13 to 15 thrown
+        after, _ = patch_loss(jnp.zeros(16).at[patch].set(0.1))
+        assert (after != before) == (patch < 13), patch
 
 
 def test_what_is_thrown_stays_black_in_a_reconstruction():
@@ -113,10 +161,36 @@ def test_what_is_thrown_stays_black_in_a_reconstruction():
 
 
 def test_shares_that_leave_nothing_to_predict_are_refused():
-    for method, ratio in (("mae", 0.15), ("simmim", 0.15), ("ibot", (0.0, 0.1876))):
+    words = r"hides 3 of 16 patches.* throws 3 away, which leaves none"
+    for method, ratio in (("mae", 0.15), ("simmim", 0.15)):
         config = tiny.config(method, mask__strategy="three", mask__ratio=ratio)
-        with pytest.raises(InputError, match=r"hides 3 of 16 .* throws 3 away, which leaves none"):
+        with pytest.raises(InputError, match=words):
             pretraining.check(config)
+
+
+@pytest.mark.parametrize("ratios, variations, hides", [
+    ((0.0, 0.2), (0.0, 0.0), 3),
+    ((0.2, 0.7), (0.0, 0.0), 3),  # views of the larger share alone have more
+    ((0.0, 0.3), (0.0, 0.15), 2),
+    ((0.3,), (0.3,), 1),
+    ((0.05, 0.7), (0.0, 0.0), None),  # the smaller share masks none of 16
+    ((0.0, 0.7), (0.0, 0.05), None),
+])  # fmt: skip
+def test_every_share_of_ibot_hides_more_than_is_thrown(ratios, variations, hides):
+    config = tiny.config(
+        "ibot", mask__strategy="three", mask__ratio=ratios, mask__ratio_var=variations
+    )
+    if hides is None:
+        return pretraining.check(config)
+    with pytest.raises(InputError, match=f"hides {hides} of 16 patches of some views, .* throws 3"):
+        pretraining.check(config)
+
+
+@pytest.mark.parametrize("dataset", ["shapes", "small", "imagenet1k"])
+def test_the_recipe_of_ibot_with_thrown_patches_is_one_it_takes(dataset):
+    config = tiny.RECIPES["ibot"].get_config(f"dataset={dataset},mask=amt")
+    config.data.source = "shapes"
+    pretraining.check(config)
 
 
 def test_thrown_patches_are_darker_than_masked_ones():

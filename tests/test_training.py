@@ -57,6 +57,7 @@ def test_a_run_writes_what_it_promises(finished):
     assert probes == [0, 6, 12, 18, 24]
     assert all(0 <= r["knn"] <= 1 and r["val_loss"] > 0 for r in records if "knn" in r)
     assert sorted(p.name for p in (workdir / "figures").iterdir()) == [
+        "attention.png",
         "curves.png",
         "masks.png",
         "tau.png",
@@ -176,6 +177,23 @@ def test_a_killed_ibot_run_goes_on_with_the_same_numbers(finished_ibot, tmp_path
     for one, other in zip(checkpoint.read_newest(victim)[1].values(),
                           checkpoint.read_newest(workdir)[1].values(), strict=True):  # fmt: skip
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", [
+    {"mask__strategy": "hard", "mask__hard": 0.5},
+    {"mask__strategy": "amt", "mask__guided_from": 0.0, "mask__refresh_epochs": 0.9},  # 11 steps
+], ids=["hard", "amt"])  # fmt: skip
+def test_a_killed_run_with_a_teacher_of_masks_goes_on_with_the_same_numbers(mask, tmp_path):
+    settings = {"epochs": 2.0, **mask}
+    whole, victim = tmp_path / "whole", tmp_path / "victim"
+    done = tiny.run(tiny.command(whole, **settings))
+    assert done.returncode == 0, done.stderr
+    kill_and_resume(tiny.command(victim, **settings), victim)
+    assert curve(victim) == curve(whole)
+    states = [checkpoint.read_newest(folder)[1] for folder in (victim, whole)]
+    assert "mask_teacher" in states[1]["extra"]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.slow

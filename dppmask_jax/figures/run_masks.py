@@ -58,8 +58,11 @@ def has_tau(run) -> bool:
 
 
 def can_draw(run, way: Way) -> bool:
-    """Whether the run's method can show what a strategy draws from."""
-    return way.masker.needs <= run.gives
+    """Whether the run's method can show what a strategy draws from, which then throws fewer patches
+    away than are hidden."""
+    return (
+        way.masker.needs <= run.gives and way.masker.num_thrown(num_patches(run)) < way.num_hidden
+    )
 
 
 def hidden_by(run, strategy: str) -> int:

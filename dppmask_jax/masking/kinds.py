@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dppmask_jax.errors import InputError
 from dppmask_jax.masking import (
     amt,
@@ -52,21 +54,34 @@ def check_known(mask) -> None:
 
 
 def check_thrown(mask, num_patches: int, num_hidden: int) -> None:
-    """Raises InputError where all patches that `config.mask` hides of an image are thrown away."""
+    """Raises InputError where all patches that `config.mask` hides of an image are thrown away.
+
+    Args:
+      num_hidden: the fewest that an image with any has hidden; 0: none has.
+    """
     thrown = masker_of(mask).num_thrown(num_patches)
     if thrown >= num_hidden > 0:
         raise InputError(
-            f"config.mask.ratio={mask.ratio} hides {num_hidden} of {num_patches} patches, and "
+            f"config.mask.ratio={mask.ratio} hides {num_hidden} of {num_patches} patches"
+            f"{'' if np.isscalar(mask.ratio) else ' of some views'}, and "
             f"config.mask.strategy={mask.strategy!r} throws {thrown} away, which leaves none to "
             "predict; raise the ratio or throw fewer away"
         )
 
 
+def hides_any(mask) -> bool:
+    """Whether masks of `config.mask` are drawn at all: with a ratio of 0, as overlay has it, none
+    are, whatever their strategy."""
+    return getattr(mask, "ratio", None) != 0
+
+
 def masker_of(mask) -> Masker:
-    """The masker of `config.mask`. Where its strategy is not known, as that of a run with masks of
-    a user's own may be, it draws nothing: the run's encoder needs none."""
+    """The masker of `config.mask`; one that is not used needs nothing. Where its strategy is not
+    known, as that of a run with masks of a user's own may be, it draws nothing: the run's encoder
+    needs none."""
     if mask.strategy in MASKERS:
-        return MASKERS[mask.strategy].build(mask)
+        masker = MASKERS[mask.strategy].build(mask)
+        return masker if hides_any(mask) else masker._replace(needs=frozenset())
 
     def draw(keys, count, seen, most):
         check_known(mask)

@@ -122,11 +122,13 @@ def check(config) -> None:
         raise InputError(f"{where}: give as many variations as ratios")
     if any(v > r or r + v >= 1 for r, v in zip(ratios, variations, strict=True)):
         raise InputError(f"{where}: each ratio ± its variation must stay within 0 to below 1")
-    most = int(num_masked(num_patches, ratio_range(ratios, variations)[1].max()))
+    fewest, highest = (num_masked(num_patches, end) for end in ratio_range(ratios, variations))
+    most = int(highest.max())
     if most in (0, num_patches):
         share = "none" if most == 0 else "all"
         raise InputError(f"{where} masks {share} of the {num_patches} patches; change the ratio")
-    kinds.check_thrown(config.mask, num_patches, most)
+    # A share that never masks a patch throws none away; one that may mask none may mask one.
+    kinds.check_thrown(config.mask, num_patches, max(1, int(fewest[highest > 0].min())))
     if not config.loss.class_weight and not config.loss.patch_weight:
         raise InputError("config.loss.class_weight and config.loss.patch_weight are both 0")
     start, frozen = config.mask.start_epoch, config.optim.freeze_last_layer_epochs

@@ -110,7 +110,7 @@ def build(config, plan: Plan) -> Method:
         return params
 
     return Method(
-        **single_view.method_parts(config, plan, features, teacher),
+        **single_view.method_parts(config, plan, features, teacher, encoder),
         init=init,
         turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.warmup_cosine)),),
         encoder=encoder,

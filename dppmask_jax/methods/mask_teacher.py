@@ -23,6 +23,7 @@ from dppmask_jax.methods.momentum import followed
 from dppmask_jax.models.base import Encoder
 
 NAME = "mask_teacher"  # in `extra`
+COPIED = "mask_teacher_copied"  # in `extra`: how many steps there were before the last copy
 FIELDS = {
     "mask.ema_decay": Field(
         0.999,
@@ -32,7 +33,8 @@ FIELDS = {
     "mask.ema_decay_end": Field(
         None,
         optional(number(0, 1)),
-        "that decay at the end of the run, reached linearly; None: it stays; HPM: 0.9999",
+        "that decay at the end of the run, reached linearly; None: it stays; HPM: 0.9999, reached "
+        "after 100 epochs",
     ),
     "mask.refresh_epochs": Field(
         None,
@@ -81,16 +83,19 @@ def build(config, plan: Plan, masker: masking.Masker, looks: Mapping[str, Look])
     parts = sorted({part for look in needed.values() for part in look.parts})
     if not parts:
         return MaskTeacher(lambda params: {}, {}, lambda params, extra, aux, step: extra, {})
-    follow, schedules = _following(config.mask, plan)
+    follow, counts, schedules = _following(config.mask, plan)
+
+    def of(params):
+        return {part: params[part] for part in parts}
 
     def after_step(params, extra, aux, step):
-        return {NAME: follow(extra[NAME], {part: params[part] for part in parts}, step)}
+        return follow(extra, of(params), step)
 
     def look_with(look: Look):
         return lambda extra, images: look.of(jax.lax.stop_gradient(extra[NAME]), images)
 
     return MaskTeacher(
-        init=lambda params: {NAME: {part: params[part] for part in parts}},
+        init=lambda params: {NAME: of(params), **counts()},
         looks={name: look_with(look) for name, look in needed.items()},
         after_step=after_step,
         schedules=schedules,
@@ -98,26 +103,32 @@ def build(config, plan: Plan, masker: masking.Masker, looks: Mapping[str, Look])
 
 
 def _following(mask, plan: Plan):
-    """((teacher, student, step) -> the teacher after that step, schedules)."""
+    """((extra, student, step) -> extra after that step, () -> what of `extra` is not the teacher,
+    schedules)."""
     if mask.refresh_epochs is not None:
         period = max(1, round(mask.refresh_epochs * plan.steps_per_epoch))
 
-        # A step that is skipped, as it was not finite, takes no copy: the next one in turn does.
-        def refreshed(teacher, student, step):
-            is_due = (step + 1) % period == 0
-            return jax.tree.map(lambda old, new: jnp.where(is_due, new, old), teacher, student)
+        # A step that is not finite is skipped with its copy, which the next good step makes up for.
+        def refreshed(extra, student, step):
+            steps = jnp.asarray(step + 1, jnp.int32)
+            is_due = steps // period > extra[COPIED] // period
+            copy = functools.partial(jnp.where, is_due)
+            return {
+                NAME: jax.tree.map(copy, student, extra[NAME]),
+                COPIED: copy(steps, extra[COPIED]),
+            }
 
-        return refreshed, {}
+        return refreshed, lambda: {COPIED: jnp.zeros((), jnp.int32)}, {}
 
     def decay_at(step):
         end = mask.ema_decay if mask.ema_decay_end is None else mask.ema_decay_end
         progress = masking.progress_at(step, plan.total_steps)
         return mask.ema_decay + (end - mask.ema_decay) * progress
 
-    def averaged(teacher, student, step):
-        return followed(teacher, student, decay_at(step))
+    def averaged(extra, student, step):
+        return {NAME: followed(extra[NAME], student, decay_at(step))}
 
-    return averaged, {"mask.ema_decay": decay_at}
+    return averaged, dict, {"mask.ema_decay": decay_at}
 
 
 def mapped(extra, change: Callable[[Any], Any]) -> dict[str, Any]:

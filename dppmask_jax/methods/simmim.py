@@ -67,7 +67,11 @@ FIELDS = {
     ),
 }
 # AMT, of 14 x 14 patches: 22 cells of four masked, 13 thrown; from epoch 40 of 200 on.
-MASK_RECIPES = {"amt": {"ratio": 0.714, "thrown": 0.2654, "guided_from": 0.2, "amt_cell": 2}}
+MASK_RECIPES = {
+    "amt": {"ratio": 0.714, "thrown": 0.2654, "guided_from": 0.2, "amt_cell": 2},
+    # ours, as in MAE; its authors train no SimMIM
+    "hard": {"hard": 0.0, "hard_end": 0.5, "ema_decay_end": 0.9999},
+}
 
 
 def build(config, plan: Plan) -> Method:
@@ -159,7 +163,7 @@ def build(config, plan: Plan) -> Method:
     schedule = functools.partial(_schedule, config.optim.drop_at)
     optimizer = optim.from_settings(config.optim, plan, schedule, decays=optim.decay_weights)
     return Method(
-        **single_view.method_parts(config, plan, features if shown else None, teacher),
+        **single_view.method_parts(config, plan, features if shown else None, teacher, encoder),
         init=init,
         turns=(Turn(loss, optimizer),),
         encoder=encoder,

@@ -20,6 +20,7 @@ from dppmask_jax.methods.describing import described_masks
 from dppmask_jax.methods.image_features import WITHOUT_ENCODER, image_features, parts_in
 from dppmask_jax.methods.mask_teacher import MaskTeacher
 from dppmask_jax.models import vit
+from dppmask_jax.models.base import Encoder
 from dppmask_jax.targets import Target
 
 FIELDS = {
@@ -46,7 +47,8 @@ FIELDS = {
 # What the fields of a strategy of masks are in the papers that came with it, of 14 x 14 patches.
 MASK_RECIPES = {
     "amt": {"ratio": 0.8469, "thrown": 0.4},  # 88 masked, 78 thrown, 30 visible
-    "hard": {"ratio": 0.75, "hard": 0.0, "hard_end": 0.5},
+    # ours: the decay rises over the whole run, in the authors' code over the first 100 epochs
+    "hard": {"ratio": 0.75, "hard": 0.0, "hard_end": 0.5, "ema_decay_end": 0.9999},
 }
 
 
@@ -122,33 +124,39 @@ def _of_kept(target: Target, images, mask: masking.Mask, kept):
 
 
 def method_parts(
-    config, plan: Plan, features: Callable | None, teacher: MaskTeacher
+    config, plan: Plan, features: Callable | None, teacher: MaskTeacher, encoder: Encoder
 ) -> dict[str, Any]:
     """The members of `Method` that follow from one crop an image and its masks.
 
     Args:
       teacher: what `extra` is for.
+      encoder: what is trained. Its own attention is shown where the teacher shows none, but not
+        in a training step.
       features: (params, extra, images as they are loaded) -> (B, N, D), see `kernel_features`;
         None: the encoder embeds no patches.
     """
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
     masker, num_keep = masking.masker_of(config.mask), visible_count(config)
     num_hidden = (rows * columns - num_keep,) * 2
+    looks = _of_params(encoder) | {
+        name: lambda params, extra, images, look=look: look(extra, images)
+        for name, look in teacher.looks.items()
+    }
 
     def masks(params, extra, images, keys, masker=masker, count=num_keep):
         seen = masking.Seen((rows, columns))
         if features:
             seen = seen._replace(features=lambda: features(params, extra, images))
-        seen = seen._replace(**teacher.shown(extra, augment.normalize(images)))
-        return masker.draw(keys, count, seen, count)
+        given = params, extra, augment.normalize(images)
+        shown = {name: functools.partial(look, *given) for name, look in looks.items()}
+        return masker.draw(keys, count, seen._replace(**shown), count)
 
-    def of_teacher(name):
-        """(params, extra, images) -> what the teacher shows a masker under a name."""
-        look = teacher.looks[name]
-        return lambda params, extra, images: look(extra, augment.normalize(images))
+    def shown_by(look):
+        """(params, extra, images as they are loaded) -> what a masker sees."""
+        return lambda params, extra, images: look(params, extra, augment.normalize(images))
 
     return {
-        **{name: of_teacher(name) for name in teacher.looks},
+        **{name: shown_by(look) for name, look in looks.items()},
         "after_step": teacher.after_step,
         "example": functools.partial(
             crops.single_view,
@@ -165,6 +173,15 @@ def method_parts(
             ("target", config.loss.target),
         ),
         "schedules": {**teacher.schedules, **masking.over_steps(masker, plan.total_steps)},
+    }
+
+
+def _of_params(encoder: Encoder) -> dict[str, Callable]:
+    """{field of `masking.Seen`: (params, extra, normalised images) -> its value} of the encoder as
+    it is."""
+    return {
+        name: lambda params, extra, images, look=look: look.of(params, images)
+        for name, look in mask_teacher.of_encoder(encoder).items()
     }
 
 
