@@ -10,6 +10,7 @@ The fields' defaults are SimMIM's recipe for ViT-B.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -74,6 +75,58 @@ MASK_RECIPES = {
 }
 
 
+class _Network(NamedTuple):
+    """An encoder and its linear heads: of what is predicted, and of how hard patches are."""
+
+    encoder: Encoder
+    head: nn.Dense
+    scorer: nn.Dense
+
+    def init(self, key, *, with_scorer: bool):
+        encoder_key, head_key, token_key = jax.random.split(key, 3)
+        width = self.encoder.width
+        tokens = jnp.zeros((1, width), jnp.float32)
+        params = {
+            "encoder": self.encoder.init(encoder_key),
+            "mask_token": vit_module.cut_start(_START_STD).tokens(
+                token_key, (1, width), jnp.float32
+            ),
+            "head": self.head.init(head_key, tokens)["params"],
+        }
+        if with_scorer:
+            scorer_key = jax.random.fold_in(head_key, 1)
+            params["hardness"] = self.scorer.init(scorer_key, tokens)["params"]
+        return params
+
+    def encode(self, params, images, hidden, kept, keys=None):
+        """(B, M, D) tokens of the patches `kept` (B, M) of normalised images, in the order of the
+        image; the patches `hidden` (B, N) are not seen, and the others do not enter."""
+        of_encoder, token = params["encoder"], params["mask_token"]
+        if kept.shape[1] < hidden.shape[1]:
+            embedded = self.encoder.embed(of_encoder, images, hidden, token)
+            embedded = patches.gather(embedded, jnp.sort(kept, axis=1))
+            return self.encoder.blocks(of_encoder, embedded, keys).patches
+        return self.encoder.encode(of_encoder, images, keys, mask=hidden, mask_token=token).patches
+
+    def predict(self, params, tokens):
+        """(B, M, P) float32 of tokens (B, M, D)."""
+        return self.head.apply({"params": params["head"]}, tokens).astype(jnp.float32)
+
+    def scores(self, params, tokens):
+        """(B, M) float32: how hard the patches of tokens (B, M, D) are."""
+        found = self.scorer.apply({"params": params["hardness"]}, tokens)
+        return found[..., 0].astype(jnp.float32)
+
+    def looks(self) -> dict[str, mask_teacher.Look]:
+        """What a copy of the parameters shows a masker."""
+
+        def hardness_of(params, images):
+            return self.scores(params, self.encoder.encode(params["encoder"], images).patches)
+
+        look = mask_teacher.Look(("encoder", "hardness"), hardness_of)
+        return {**mask_teacher.of_encoder(self.encoder), "hardness": look}
+
+
 def build(config, plan: Plan) -> Method:
     """The SimMIM of a checked config.
 
@@ -83,44 +136,18 @@ def build(config, plan: Plan) -> Method:
     """
     encoder = encoder_from(config)
     target = TARGETS[config.loss.target].build(config)
-    head = _head(encoder.width, target.width, config.model.dtype)
+    dtype = config.model.dtype
+    net = _Network(
+        encoder, _head(encoder.width, target.width, dtype), _head(encoder.width, 1, dtype)
+    )
     shares, masker = single_view.shares_of(config), masking.masker_of(config.mask)
-    num_patches = encoder.grid[0] * encoder.grid[1]
-    num_kept = shares.kept if encoder.blocks else num_patches
-    num_keep = shares.visible
-    ranks, of_ranks = hardness.is_needed(masker), _head(encoder.width, 1, config.model.dtype)
-    scores_of = functools.partial(_scores, of_ranks)
-    teacher = mask_teacher.build(config, plan, masker, _looks(encoder, scores_of))
+    num_kept = shares.kept if encoder.blocks else encoder.grid[0] * encoder.grid[1]
+    teacher = mask_teacher.build(config, plan, masker, net.looks())
+    ranks = hardness.is_needed(masker)
 
     def init(key):
-        encoder_key, head_key, token_key = jax.random.split(key, 3)
-        token = vit_module.cut_start(_START_STD).tokens(token_key, (1, encoder.width), jnp.float32)
-        tokens = jnp.zeros((1, encoder.width), jnp.float32)
-        params = {
-            "encoder": encoder.init(encoder_key),
-            "mask_token": token,
-            "head": head.init(head_key, tokens)["params"],
-        }
-        if ranks:
-            head_key = jax.random.fold_in(head_key, 1)
-            params["hardness"] = of_ranks.init(head_key, tokens)["params"]
+        params = net.init(key, with_scorer=ranks)
         return params, teacher.init(params)
-
-    def encode(params, images, hidden, kept, keys=None):
-        """(B, M, D) tokens of the patches `kept` (B, M) of normalised images, in the order of the
-        image; the patches `hidden` (B, N) are not seen, and the others do not enter."""
-        of_encoder, token = params["encoder"], params["mask_token"]
-        if kept.shape[1] < num_patches:
-            embedded = encoder.embed(of_encoder, images, hidden, token)
-            embedded = patches.gather(embedded, jnp.sort(kept, axis=1))
-            tokens = encoder.blocks(of_encoder, embedded, keys)
-        else:
-            tokens = encoder.encode(of_encoder, images, keys, mask=hidden, mask_token=token)
-        return tokens.patches
-
-    def predict(params, tokens):
-        """(B, M, P) float32 of tokens (B, M, D)."""
-        return head.apply({"params": params["head"]}, tokens).astype(jnp.float32)
 
     def features_of(params, images):
         embed = functools.partial(encoder.embed, params["encoder"], images)
@@ -135,20 +162,20 @@ def build(config, plan: Plan) -> Method:
             features=lambda: features_of(params, views.images),
             **teacher.shown(extra, views.images),
         )
-        mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
+        mask, metrics = single_view.drawn(masker, shares.visible, views, seen, batch, key)
         kept = mask.order[:, :num_kept]
-        tokens = encode(params, views.images, mask.hidden, kept, views.drop_keys)
-        pred = predict(params, tokens)
+        tokens = net.encode(params, views.images, mask.hidden, kept, views.drop_keys)
+        pred = net.predict(params, tokens)
         if not ranks:
             return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
-        found = pred, scores_of(params, tokens)
+        found = pred, net.scores(params, tokens)
         total, losses = single_view.ranked_loss(config, target, found, views.raw, mask, kept)
         return total, (metrics | losses, {})
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
-        hidden = jnp.argsort(order, axis=1) >= num_keep
-        tokens = encode(params, augment.normalize(images), hidden, order[:, :num_kept])
-        pred = predict(params, tokens)
+        hidden = jnp.argsort(order, axis=1) >= shares.visible
+        tokens = net.encode(params, augment.normalize(images), hidden, order[:, :num_kept])
+        pred = net.predict(params, tokens)
         return single_view.painted(
             target, pred, images, order, shares, config.model.patch_size, borrow_statistics
         )
@@ -156,37 +183,29 @@ def build(config, plan: Plan) -> Method:
     def features(params, extra, images):
         return features_of(params, augment.normalize(images))
 
-    def placed(params):
-        return {**params, "encoder": encoder.trainable(params["encoder"])}
-
     shown = encoder.embed or config.mask.features in WITHOUT_ENCODER
-    schedule = functools.partial(_schedule, config.optim.drop_at)
-    optimizer = optim.from_settings(config.optim, plan, schedule, decays=optim.decay_weights)
     return Method(
         **single_view.method_parts(config, plan, features if shown else None, teacher, encoder),
         init=init,
-        turns=(Turn(loss, optimizer),),
+        turns=(Turn(loss, _optimizer(config.optim, plan)),),
         encoder=encoder,
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=mask_teacher.with_encoder,
-        with_positions=lambda params, extra: (placed(params), mask_teacher.mapped(extra, placed)),
+        with_positions=functools.partial(_with_positions, encoder),
         reconstruct=reconstruct if target.pixels else None,
     )
 
 
-def _scores(head: nn.Dense, params, tokens):
-    """(B, M) float32: how hard the patches of tokens (B, M, D) are."""
-    return head.apply({"params": params["hardness"]}, tokens)[..., 0].astype(jnp.float32)
+def _with_positions(encoder: Encoder, params, extra):
+    def placed(params):
+        return {**params, "encoder": encoder.trainable(params["encoder"])}
+
+    return placed(params), mask_teacher.mapped(extra, placed)
 
 
-def _looks(encoder: Encoder, scores_of) -> dict[str, mask_teacher.Look]:
-    """What a copy of the parameters shows a masker."""
-
-    def hardness_of(params, images):
-        return scores_of(params, encoder.encode(params["encoder"], images).patches)
-
-    look = mask_teacher.Look(("encoder", "hardness"), hardness_of)
-    return {**mask_teacher.of_encoder(encoder), "hardness": look}
+def _optimizer(settings, plan: Plan):
+    schedule = functools.partial(_schedule, settings.drop_at)
+    return optim.from_settings(settings, plan, schedule, decays=optim.decay_weights)
 
 
 def _head(width: int, values: int, dtype) -> nn.Dense:
