@@ -425,5 +425,5 @@ def test_a_run_goes_on_where_it_was_and_is_evaluated(tmp_path):
     run = load_run(tmp_path / "one")
     assert not run.has_masks and not run.can_reconstruct
     drawn = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
-    assert drawn == {"restored.png", "curves.png"}
+    assert drawn == {"restored.png", "attention.png", "curves.png"}
     assert run.encode(batch_of(2)["image"])["patches"].shape == (2, 16, 24)
