@@ -108,9 +108,14 @@ def test_an_order_of_another_shape_or_type_is_refused(run_folder, order):
         load_run(run_folder).reconstruct(PIXELS, order)
 
 
-def test_what_a_method_cannot_do_is_said(run_folder):
-    with pytest.raises(InputError, match="a run of mae, which has no attention to show"):
-        load_run(run_folder).attention(PIXELS)
+def test_attention_of_an_mae_is_its_encoders(run_folder):
+    """The class token's to the patches, in the last block; what is left is to itself."""
+    run = load_run(run_folder)
+    found = np.asarray(run.attention(PIXELS))
+    encoder = run.method.encoder
+    images = normalize(PIXELS)
+    last = encoder.trace(run.encoder, images).blocks[-1].attention
+    np.testing.assert_allclose(found, last[:, :, 0, 1:], atol=1e-5)
 
 
 def test_a_dtype_is_by_choice_and_values_under_a_trace_are_not_looked_at(run_folder):
