@@ -31,7 +31,7 @@ How the encoders are fine-tuned and probed: docs/overlay.md. What to expect:
 
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, mae
 from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
@@ -71,36 +71,6 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     return config
 
 
-def _shapes(config):
-    config.image_size = (64, 64)
-    config.batch_size = 64
-    config.log_every = 31
-    config.model.patch_size = 8
-    config.model.decoder_width = 64
-    config.model.decoder_depth = 2
-    config.model.decoder_heads = 4
-    config.model.dtype = "float32"
-    config.optim.base_lr = 4e-3
-    config.optim.warmup_epochs = 1.0
-    config.data.crop_scale = (0.5, 1.0)
-    config.checkpoint.every = 186
-    config.evaluate.every_epochs = 3.0
-    config.evaluate.loss_images = 512
-
-
-def _small(config):
-    config.data.source = ""
-    config.image_size = (128, 128)
-    config.model.patch_size = 16
-    config.model.decoder_width = 192
-    config.model.decoder_depth = 4
-    config.model.decoder_heads = 6
-    config.optim.base_lr = 5e-4
-    config.optim.warmup_epochs = 10.0
-    config.checkpoint.every = 500
-    config.evaluate.every_epochs = 5.0
-
-
 def _caltech256(config):
     config.data.source = ""
     config.data.val_fraction = 0.2  # the paper's share; its split is not known
@@ -126,4 +96,5 @@ def _resnet(config, dataset):
         config.optim.base_lr = 0.8  # 0.2 for 64 images
 
 
-RECIPES = {"shapes": _shapes, "small": _small, "caltech256": _caltech256}
+# Of images and models of a size MAE has one already.
+RECIPES = {name: mae.RECIPES[name] for name in ("shapes", "small")} | {"caltech256": _caltech256}

@@ -147,12 +147,24 @@ def test_ibot_hides_thrown_patches_from_the_student_and_predicts_them_not(monkey
         assert (after != before) == (patch < 13), patch
 
 
+def test_an_order_lacks_what_a_mask_throws_away():
+    order = np.stack([np.random.default_rng(i).permutation(16).astype(np.int32) for i in range(2)])
+    masks = jax.vmap(lambda order: masking.base.mask_from(order, 4, THROWN))(order)
+    np.testing.assert_array_equal(masks.kept, order[:, :-THROWN])
+    masks = jax.vmap(lambda order: masking.base.mask_from(order, 4))(order)
+    np.testing.assert_array_equal(masks.kept, order)
+
+
 def test_what_is_thrown_stays_black_in_a_reconstruction():
-    for method in ("mae", "simmim"):
-        found, params, extra = built(method)
+    whole_images = {"model__relative": "shared", "model__position": "none"}  # are all it takes
+    for method, changes in (("mae", {}), ("simmim", {}), ("simmim", whole_images)):
+        found, params, extra = built(method, **changes)
         images = batch_of()["image"]
         order = np.stack([np.random.default_rng(i).permutation(16) for i in range(2)])
-        made = jax.jit(found.reconstruct)(params, extra, images, order)
+        reconstruct = jax.jit(found.reconstruct)
+        whole = patches.patchify(np.asarray(reconstruct(params, extra, images, order)), 4)
+        assert whole.any(axis=2).all(), "an order of all patches throws none away"
+        made = reconstruct(params, extra, images, order[:, :-THROWN])
         made, cut = patches.patchify(np.asarray(made), 4), patches.patchify(images, 4)
         for b in range(2):
             shown, thrown = order[b, : 16 - found.num_hidden[0]], order[b, -THROWN:]

@@ -152,7 +152,7 @@ def mask_figure(
         else:
             captions = [_CAPTIONS.get(way.strategy, "{} visible").format(n) for n in visible]
         name, _, _ = way.masker.label.partition(" (")
-        shown = Shown(name, _title(run, way), mask.hidden, captions, rebuild(mask.order))
+        shown = Shown(name, _title(run, way), mask.hidden, captions, rebuild(mask.kept))
         columns.append(shown._replace(thrown=mask.thrown))
     note = run_masks.hidden_note(ways[0].num_hidden, run_masks.num_patches(run))
     if words := brightness(run, borrow_statistics):

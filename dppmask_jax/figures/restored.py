@@ -24,14 +24,15 @@ def restored_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
     if run.has_masks:
         keys = jax.random.split(jax.random.key(seed), len(images))
         mask, _ = jax.device_get(run.masks(images, keys))
-        order, hidden = mask.order, mask.hidden
+        order, hidden = mask.kept, mask.hidden
+        thrown = np.zeros_like(hidden) if mask.thrown is None else mask.thrown
     else:
         order = np.tile(np.arange(rows * columns, dtype=np.int32), (len(images), 1))
-        hidden = np.zeros(order.shape, bool)
+        hidden = thrown = np.zeros(order.shape, bool)
     restored = _bytes(run.restored(corrupted, order))
     panels, captions = [], []
     for row, image in enumerate(images):
-        seen = mask_panel(shown[row], hidden[row], patch_size, [], scale)
+        seen = mask_panel(shown[row], hidden[row], patch_size, [], scale, thrown[row])
         panels.append([enlarge(image, scale), seen, enlarge(restored[row], scale)])
         errors = (_error(one[row], image) for one in (shown, restored))
         captions.append(["", *(f"square error {error:.4f}" for error in errors)])

@@ -35,6 +35,15 @@ class Mask(NamedTuple):
     num_greedy: Int[Array, ""] | None = None  # greedy picks among them, from `export_masks`
 
     @property
+    def kept(self) -> Int[Array, " M"]:
+        """The order without the thrown patches, of which all images of a batch have as many: not
+        to be read under jit."""
+        if self.thrown is None:
+            return self.order
+        most = int(np.asarray(self.thrown).sum(axis=-1).min())
+        return self.order[..., : self.order.shape[-1] - most]
+
+    @property
     def hidden(self) -> Bool[Array, " N"]:
         """True = not seen: masked or thrown."""
         return self.mask if self.thrown is None else self.mask | self.thrown

@@ -140,7 +140,8 @@ class Method(NamedTuple):
     """(params, extra, images) -> (B, N): how hard each patch is to predict, as maskers see it."""
 
     reconstruct: Callable[..., Any] | None = None
-    """(params, extra, images, order, borrow_statistics=False) -> (B, H, W, 3) float32 in [0, 1].
+    """(params, extra, images, order (B, M), borrow_statistics=False) -> (B, H, W, 3) float32 in
+    [0, 1]; order has the visible patches, then the masked ones, and lacks those thrown away.
     Unless it borrows (static), hidden pixels do not enter; see `run.Run.reconstruct`."""
 
     # For methods that undo a corruption.

@@ -95,10 +95,9 @@ def build(config, plan: Plan) -> Method:
         return single_view.kernel_features(config, images, embed)
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
-        kept = order[:, : shares.kept]
-        pred = model.apply({"params": params}, augment.normalize(images), kept, num_keep)
+        pred = model.apply({"params": params}, augment.normalize(images), order, num_keep)
         return single_view.painted(
-            target, pred, images, order, shares, patch_size, borrow_statistics
+            target, pred, images, order, num_keep, patch_size, borrow_statistics
         )
 
     def placed(params):

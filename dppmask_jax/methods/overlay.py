@@ -144,9 +144,10 @@ def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
         return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
 
     def restore(params, extra, images, order):
-        pred = predict(params, augment.normalize(images), order[:, : shares.kept])
+        pred = predict(params, augment.normalize(images), order)
+        patch_size = config.model.patch_size
         return single_view.painted(
-            target, pred, images, order, shares, config.model.patch_size, False, weight > 0
+            target, pred, images, order, shares.visible, patch_size, False, weight > 0
         )
 
     return base._replace(

@@ -141,7 +141,8 @@ def build(config, plan: Plan) -> Method:
         encoder, _head(encoder.width, target.width, dtype), _head(encoder.width, 1, dtype)
     )
     shares, masker = single_view.shares_of(config), masking.masker_of(config.mask)
-    num_kept = shares.kept if encoder.blocks else encoder.grid[0] * encoder.grid[1]
+    num_patches = encoder.grid[0] * encoder.grid[1]
+    num_kept = shares.kept if encoder.blocks else num_patches
     teacher = mask_teacher.build(config, plan, masker, net.looks())
     ranks = hardness.is_needed(masker)
 
@@ -173,11 +174,13 @@ def build(config, plan: Plan) -> Method:
         return total, (metrics | losses, {})
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
-        hidden = jnp.argsort(order, axis=1) >= shares.visible
-        tokens = net.encode(params, augment.normalize(images), hidden, order[:, :num_kept])
+        hidden = single_view.ranks(order, num_patches) >= shares.visible
+        kept = order if encoder.blocks else jnp.broadcast_to(jnp.arange(num_patches), hidden.shape)
+        tokens = net.encode(params, augment.normalize(images), hidden, kept)
         pred = net.predict(params, tokens)
+        patch_size = config.model.patch_size
         return single_view.painted(
-            target, pred, images, order, shares, config.model.patch_size, borrow_statistics
+            target, pred, images, order, shares.visible, patch_size, borrow_statistics
         )
 
     def features(params, extra, images):

@@ -248,7 +248,7 @@ def painted(
     pred,
     images,
     order,
-    shares: Shares,
+    num_keep: int,
     patch_size,
     borrow: bool,
     visible_too: bool = False,
@@ -257,27 +257,34 @@ def painted(
     ones are black.
 
     Args:
-      pred: (B, M, P) predictions of the first M patches of `order`, in the order of the image: of
-        all, or of those that are not thrown away.
+      pred: (B, M, P) predictions of the patches in `order`, in the order of the image; or of all N.
       images: as they are loaded.
-      order: (B, N) int32: visible patches, then masked, then thrown ones.
+      order: (B, M) int32, the `num_keep` visible patches, then masked ones: all that are not thrown
+        away.
       borrow: whether hidden pixels may enter, see `runs.run.Run.reconstruct`.
       visible_too: whether visible patches, too, are shown as they were predicted.
     """
-    known = None if borrow else order[:, : shares.visible]
-    pixels = target.pixels(_everywhere(pred, order), images, known)
+    known = None if borrow else order[:, :num_keep]
     original = patches.patchify(augment.denormalize(augment.normalize(images)), patch_size)
-    rank, as_it_was = jnp.argsort(order, axis=1)[..., None], 0 if visible_too else shares.visible
-    shown = jnp.where(rank < as_it_was, original, jnp.where(rank < shares.kept, pixels, 0.0))
+    pixels = target.pixels(_everywhere(pred, order, original.shape[1]), images, known)
+    rank = ranks(order, original.shape[1])[..., None]
+    as_it_was = 0 if visible_too else num_keep
+    shown = jnp.where(rank < as_it_was, original, jnp.where(rank < order.shape[1], pixels, 0.0))
     grid = patches.grid_shape(images.shape[1:3], patch_size)
     return jnp.clip(patches.unpatchify(shown, grid, patch_size), 0.0, 1.0)
 
 
-def _everywhere(pred, order):
-    """(B, N, P): predictions of the first M patches of an order at their places, 0 elsewhere."""
-    num_predicted = pred.shape[1]
-    if num_predicted == order.shape[1]:
+def ranks(order, num_patches: int):
+    """(B, N) int32: the place of each patch in an order (B, M), M for those that it lacks."""
+    absent = jnp.full(num_patches, order.shape[1], jnp.int32)
+    places = jnp.arange(order.shape[1], dtype=jnp.int32)
+    return jax.vmap(lambda order: absent.at[order].set(places))(order)
+
+
+def _everywhere(pred, order, num_patches: int):
+    """(B, N, P): predictions (B, M, P) of the patches of an order at their places, 0 elsewhere."""
+    if pred.shape[1] == num_patches:
         return pred
-    place = jnp.sort(order[:, :num_predicted], axis=1)
-    nothing = jnp.zeros((order.shape[1], pred.shape[2]), pred.dtype)
+    place = jnp.sort(order, axis=1)
+    nothing = jnp.zeros((num_patches, pred.shape[2]), pred.dtype)
     return jax.vmap(lambda place, values: nothing.at[place].set(values))(place, pred)

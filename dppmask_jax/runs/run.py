@@ -191,7 +191,7 @@ class Run:
 
     def reconstruct(self, images, order, borrow_statistics: bool = False):
         """(B, H, W, 3) float32 in [0, 1]: visible patches as they are, masked ones predicted, and
-        thrown ones black.
+        those that `order` lacks, which are thrown away, black.
 
         A model trained with `loss.norm_pix` predicts each patch without its brightness and
         contrast. Those of hidden patches are estimated from the visible ones, see
@@ -199,8 +199,8 @@ class Run:
 
         Args:
           images: as for `encode`.
-          order: (B, N) int32, visible patches first; where the run's masks throw patches away,
-            these are the last. How many are visible and thrown is the run's.
+          order: (B, N) int32, visible patches first, as many as the run's masks show; or fewer
+            than N columns, without the patches that a mask throws away (`Mask.kept`).
           borrow_statistics: take the true mean and deviation of each hidden patch instead, which
             no model could know. Without `loss.norm_pix` nothing is borrowed.
 
@@ -211,10 +211,12 @@ class Run:
         images, order = checked_images(images, self.image_size), jnp.asarray(order)
         rows, columns = patches.grid_shape(self.image_size, self.config.model.patch_size)
         wanted = (len(images), rows * columns)
-        if order.shape != wanted or not jnp.issubdtype(order.dtype, jnp.integer):
+        fewest = wanted[1] - self.num_hidden[1] + 1
+        fits = order.ndim == 2 and len(order) == wanted[0] and fewest <= order.shape[1] <= wanted[1]
+        if not fits or not jnp.issubdtype(order.dtype, jnp.integer):
             raise InputError(
                 f"order is {order.dtype} {order.shape}; it is int32 {wanted}, the patches of each "
-                "image with the visible ones first"
+                "image with the visible ones first; those that a mask throws away may be left out"
             )
         return reconstruct(
             self.params, self.extra, images, order, borrow_statistics=bool(borrow_statistics)
@@ -228,8 +230,8 @@ class Run:
 
     def restored(self, corrupted, order):
         """(B, H, W, 3) float32 in [0, 1]: what the model makes of corrupted images, as for
-        `encode`; order (B, N) int32 as for `reconstruct`, of which all are visible where the method
-        masks nothing."""
+        `encode`; order int32 as for `reconstruct`, with all patches where the method masks
+        nothing."""
         restore = self._able(self._restore, "restores nothing")
         corrupted = checked_images(corrupted, self.image_size)
         return restore(self.params, self.extra, corrupted, jnp.asarray(order))
