@@ -81,7 +81,9 @@ def test_only_parallel_knows_the_devices():
             assert not [word for word in words if word in text], path
 
 
-CONFIGS_IMPORT = ("difflib", "configs.common", "dppmask_jax.config", "dppmask_jax.tasks.checks")
+CONFIGS_IMPORT = (
+    "difflib", "configs.common", "configs.mae", "dppmask_jax.config", "dppmask_jax.tasks.checks"
+)  # fmt: skip
 
 
 def test_configs_import_only_what_builds_configs():

@@ -13,8 +13,7 @@ from sklearn.cluster import KMeans
 
 from configs import overlay
 from dppmask_jax import config as config_checks
-from dppmask_jax import masking
-from dppmask_jax import part_maps as kmeans_maps
+from dppmask_jax import masking, part_maps
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources import opening
@@ -23,7 +22,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.masking import semantic_parts
 from dppmask_jax.methods import METHODS, single_view
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.runs import part_maps, proposed
+from dppmask_jax.runs import image_parts, proposed
 from dppmask_jax.runs.run import load_encoder, open_data
 
 
@@ -113,7 +112,7 @@ def test_parts_follow_the_crop_and_the_flip_of_their_image(tmp_path, method):
     config = parts_config(tmp_path, COLOURS, method, data__crop_scale=(0.2, 1.0), **ratio)
     config_checks.check(config)
     images = source_of((images * 60).astype(np.uint8))
-    source, val = part_maps.with_parts(config, images, images)
+    source, val = image_parts.with_parts(config, images, images)
     built = METHODS[method].build(config, Plan(1, 1))
     assert built.extras == ("parts",)
     stream = loader.train_stream(
@@ -151,7 +150,7 @@ def test_overlay_without_masks_asks_for_none_that_come_with_the_images(strategy)
     config.mask.strategy = strategy
     config.mask.parts = config.mask.path = "nowhere.npy"
     images = source_of(np.zeros((2, 64, 64, 3), np.uint8))
-    with_extras = {"parts": part_maps.with_parts, "file": proposed.with_masks}[strategy]
+    with_extras = {"parts": image_parts.with_parts, "file": proposed.with_masks}[strategy]
     config.mask.ratio = 0.0
     train, val = with_extras(config, images, images)
     assert train is images and val is images
@@ -162,7 +161,7 @@ def test_overlay_without_masks_asks_for_none_that_come_with_the_images(strategy)
 
 def test_a_sources_own_segments_are_parts(tmp_path):
     config = parts_config(tmp_path, mask__num_parts=3)
-    train, val = part_maps.with_parts(
+    train, val = image_parts.with_parts(
         config, *opening.open_splits("shapes:size=32,train=20,val=4", val_fraction=0.1)
     )
     for source in (train, val):
@@ -174,12 +173,12 @@ def test_a_sources_own_segments_are_parts(tmp_path):
     mask = np.zeros((8, 8), np.uint8)
     mask[2:4] = 60, 130, 200, 255, 127, 128, 0, 1
     images = np.zeros((2, 8, 8, 3), np.uint8)
-    source, _ = part_maps.with_parts(
+    source, _ = image_parts.with_parts(
         config, source_of(images, extras=lambda i: {"mask": mask}), None
     )
     np.testing.assert_array_equal(source.extras(0)["parts"], mask >= 128)
     with pytest.raises(InputError, match="neither segments nor foreground masks; name an"):
-        part_maps.with_parts(config, source_of(images), None)
+        image_parts.with_parts(config, source_of(images), None)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +197,7 @@ def test_maps_that_do_not_fit_are_one_line(tmp_path, maps, words):
     images = source_of(np.zeros((6, 8, 8, 3), np.uint8))
     with pytest.raises(InputError) as error:
         config_checks.check(config)
-        part_maps.with_parts(config, images, None)
+        image_parts.with_parts(config, images, None)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -240,10 +239,10 @@ def test_tokens_of_one_direction_are_one_part():
     rng = np.random.default_rng(1)
     group = rng.permutation(np.repeat([0, 1, 2], [10, 5, 4]))
     tokens = 5 * np.eye(3, 8)[group] * rng.uniform(1, 9, (19, 1)) + 0.1 * rng.normal(size=(19, 8))
-    found = np.asarray(kmeans_maps.grouped(jax.random.key(0), jnp.asarray(tokens), 3))
+    found = np.asarray(part_maps.grouped(jax.random.key(0), jnp.asarray(tokens), 3))
     assert len(set(zip(group.tolist(), found.tolist(), strict=True))) == 3
     assert len(set(found.tolist())) == 3
-    same = np.asarray(kmeans_maps.grouped(jax.random.key(0), jnp.ones((6, 4)), 3))
+    same = np.asarray(part_maps.grouped(jax.random.key(0), jnp.ones((6, 4)), 3))
     assert len(set(same.tolist())) == 1
 
 
@@ -251,7 +250,7 @@ def test_a_file_of_maps_is_made_of_an_encoders_tokens(tmp_path, capsys):
     sizes = {"model__width": 24, "model__depth": 1, "model__heads": 2}
     run = tiny.save_run(tmp_path / "run", **sizes)
     spec, out = "shapes:size=16,train=40,val=8", tmp_path / "maps.npy"
-    kmeans_maps.main([f"--encoder={run}", f"--source={spec}", "--parts=3", f"--out={out}"])
+    part_maps.main([f"--encoder={run}", f"--source={spec}", "--parts=3", f"--out={out}"])
     maps = np.load(out)
     assert maps.shape == (40, 4, 4) and maps.dtype == np.uint8 and set(np.unique(maps)) == {0, 1, 2}
     assert f"--config.mask.parts={out} --config.mask.num_parts=3" in capsys.readouterr().out
@@ -288,4 +287,4 @@ def test_a_command_that_makes_no_maps_says_why(tmp_path, words, says):
     run = tiny.save_run(tmp_path / "run", **sizes)
     source = [] if words[0].startswith("--source") else ["--source=shapes"]
     with pytest.raises(InputError, match=re.escape(says)):
-        kmeans_maps.main([f"--encoder={run}", *source, *words])
+        part_maps.main([f"--encoder={run}", *source, *words])

@@ -36,6 +36,10 @@ def exact(
 ) -> Mask:
     """Visible patches drawn by `dpp.sample_exact`.
 
+    Of a batch that is sharded over devices, take it under pmap or shard_map: a jit that partitions
+    by itself gathers the batch for the eigendecompositions, and on a CPU with fewer cores than
+    devices it was seen to wait for ever.
+
     Args:
       key: a JAX key of this image alone.
       features: what the kernel compares, as in `dpp.select`; gradients stop here.

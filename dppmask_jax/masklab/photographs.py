@@ -13,7 +13,7 @@ from dppmask_jax.data.sources.base import Source, first_extras
 from dppmask_jax.errors import InputError
 from dppmask_jax.masking import semantic_parts
 from dppmask_jax.patches import PatchSize
-from dppmask_jax.runs import part_maps
+from dppmask_jax.runs import image_parts
 from dppmask_jax.scores import coverage
 from dppmask_jax.words import count
 
@@ -81,7 +81,7 @@ def read(
     """
     number = min(limit or len(source), len(source))
     indices = np.linspace(0, len(source) - 1, number).round().astype(np.int64)
-    source = part_maps.of_source(num_parts, source)
+    source = image_parts.of_source(num_parts, source)
     grid = patches.grid_shape(image_size, patch_size)
     images, masks, parts = [], [], []
     for batch in loader.eval_batches(
@@ -89,12 +89,12 @@ def read(
         image_size=image_size,
         batch_size=min(_BATCH, number),
         indices=indices,
-        extras=("mask", part_maps.NAME),
+        extras=("mask", image_parts.NAME),
     ):
         whole = batch["valid"] & (batch["mask"] >= foreground).any(axis=(1, 2))
         images.append(batch["image"][whole])
         masks.append(batch["mask"][whole] >= foreground)
-        maps = batch[part_maps.NAME][whole]
+        maps = batch[image_parts.NAME][whole]
         parts.append(np.asarray(semantic_parts.of_patches(maps, grid, num_parts)))
     kept = np.concatenate(images)
     if not len(kept):

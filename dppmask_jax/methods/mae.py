@@ -100,14 +100,6 @@ def build(config, plan: Plan) -> Method:
             target, pred, images, order, num_keep, patch_size, borrow_statistics
         )
 
-    def placed(params):
-        """Parameters of the encoder, and of the decoder if it is there, with their positions."""
-        table = patches.fixed_positions(grid, config.model.decoder_width)
-        params = {**params, "encoder": encoder.trainable(params["encoder"])}
-        if "decoder" in params:
-            params["decoder"] = {**params["decoder"], "positions": table}
-        return params
-
     return Method(
         **single_view.method_parts(config, plan, features, teacher, encoder),
         init=init,
@@ -115,9 +107,23 @@ def build(config, plan: Plan) -> Method:
         encoder=encoder,
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=mask_teacher.with_encoder,
-        with_positions=lambda params, extra: (placed(params), mask_teacher.mapped(extra, placed)),
+        with_positions=functools.partial(_with_positions, encoder, config.model.decoder_width),
         reconstruct=reconstruct if target.pixels else None,
     )
+
+
+def _with_positions(encoder: Encoder, decoder_width: int, params, extra):
+    """As `Method.with_positions`."""
+    table = patches.fixed_positions(encoder.grid, decoder_width)
+
+    def placed(params):
+        """Those of the encoder, and of the decoder if it is there."""
+        params = {**params, "encoder": encoder.trainable(params["encoder"])}
+        if "decoder" in params:
+            params["decoder"] = {**params["decoder"], "positions": table}
+        return params
+
+    return placed(params), mask_teacher.mapped(extra, placed)
 
 
 def _looks(model: MAE, encoder: Encoder) -> dict[str, mask_teacher.Look]:

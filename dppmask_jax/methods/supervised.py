@@ -7,6 +7,8 @@ run.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -162,70 +164,85 @@ def head_of(params) -> dict:
     return {name: params[name] for name in ("fc_norm", "head") if name in params}
 
 
+class _Scaling(NamedTuple):
+    """How features are scaled in front of a linear layer, by statistics {name: (D,)}."""
+
+    start: dict[str, Any]
+    """The running ones of an untrained layer."""
+
+    of_batch: Callable[[Any], dict[str, Any]]
+    """(b, D) features of a device -> statistics of the whole batch, over all devices."""
+
+    scaled: Callable[[Any, Mapping[str, Any]], Any]
+    """(features, statistics, which may stand among others) -> features."""
+
+    followed: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    """(running statistics, which may stand among others; those of a batch) -> running ones."""
+
+
+_AS_THEY_ARE = _Scaling({}, lambda x: {}, lambda x, statistics: x, lambda running, batch: {})
+
+
+def _batch_norm(width: int, batch_size: int) -> _Scaling:
+    """Without trained scale and shift, as in MAE's probe; the running variance is the unbiased one,
+    as in PyTorch."""
+    unbiased = batch_size / max(batch_size - 1, 1)
+
+    def of_batch(features):
+        mean = parallel.mean(jnp.mean(features, axis=0))
+        variance = parallel.mean(jnp.mean(jnp.square(features - mean), axis=0))
+        return {"mean": mean, "variance": variance}
+
+    def scaled(features, statistics):
+        spread = jnp.sqrt(statistics["variance"] + _NORM_EPSILON)
+        return (features - statistics["mean"]) / spread
+
+    def followed(running, batch):
+        new = batch | {"variance": unbiased * batch["variance"]}
+        return {name: averaged(running[name], new[name], _NORM_DECAY) for name in new}
+
+    start = {"mean": jnp.zeros(width), "variance": jnp.ones(width)}
+    return _Scaling(start, of_batch, scaled, followed)
+
+
 def linear(config, plan: Plan, *, num_outputs: int, several: bool, projection=None) -> Method:
     """Trains a linear layer on the frozen encoder's features: as they are with `solver` "sgd", else
     batch-normalised, as MAE's probe has them.
 
-    Args are those of `finetune`, but for its `head`; `projection` is `Encoder.projection`. The
-    statistics of the batch norm are those of the whole batch, over all devices.
+    Args are those of `finetune`, but for its `head`; `projection` is `Encoder.projection`.
     """
     model, encoder = config.model, encoder_from(config)
     if projection is not None:
         encoder = encoders.projected(encoder, projection)
     encode, width = encoder_features(encoder), encoder.width
     solver = config.get("solver", "lars")  # a task without that choice has LARS
-    normalises = solver != "sgd"
+    count = config.batch_size // config.optim.accum_steps
+    scaling = _AS_THEY_ARE if solver == "sgd" else _batch_norm(width, count)
 
     def init(key):
         head = {
             "kernel": normal(_HEAD_STD)(key, (width, num_outputs), jnp.float32),
             "bias": jnp.zeros(num_outputs),
         }
-        extra = {"encoder": encoder.init(key)}
-        if normalises:
-            extra |= {"mean": jnp.zeros(width), "variance": jnp.ones(width)}
-        return {"head": head}, extra
+        return {"head": head}, {"encoder": encoder.init(key), **scaling.start}
 
     def scores(params, features, statistics):
-        if normalises:
-            spread = jnp.sqrt(statistics["variance"] + _NORM_EPSILON)
-            features = (features - statistics["mean"]) / spread
-        return features @ params["head"]["kernel"] + params["head"]["bias"]
-
-    def statistics_of(features):
-        if not normalises:
-            return {}
-        mean = parallel.mean(jnp.mean(features, axis=0))
-        variance = parallel.mean(jnp.mean(jnp.square(features - mean), axis=0))
-        return {"mean": mean, "variance": variance}
+        scaled = scaling.scaled(features, statistics)
+        return scaled @ params["head"]["kernel"] + params["head"]["bias"]
 
     def loss(params, extra, batch, key, step):
         features = jax.lax.stop_gradient(encode(extra["encoder"], batch["image"]))[model.pool]
-        statistics = statistics_of(features)
+        statistics = scaling.of_batch(features)
         targets = _targets(batch["label"], num_outputs, several, config.loss.smoothing)
         value = _loss_of(config.loss)(scores(params, features, statistics), targets)
         return value, ({}, statistics)
-
-    # The running variance is the unbiased one, as in PyTorch.
-    count = config.batch_size // config.optim.accum_steps
-    unbiased = count / max(count - 1, 1)
-
-    def after_step(params, extra, aux, step):
-        if not normalises:
-            return extra
-        variance = unbiased * aux["variance"]
-        return {
-            **extra,
-            "mean": averaged(extra["mean"], aux["mean"], _NORM_DECAY),
-            "variance": averaged(extra["variance"], variance, _NORM_DECAY),
-        }
 
     optimizer = optim.linear_from_settings(solver, config.optim, plan, optim.warmup_cosine)
     return Method(
         example=_example(config, randaugment=0.0, single_draw=True),
         init=init,
         turns=(Turn(loss, optimizer),),
-        after_step=after_step,
+        after_step=lambda params, extra, aux, step: {**extra, **scaling.followed(extra, aux)},
         logits=lambda params, extra, images: scores(
             params, encode(extra["encoder"], images)[model.pool], extra
         ),

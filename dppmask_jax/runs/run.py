@@ -21,7 +21,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import encoders
-from dppmask_jax.runs import checkpoint, part_maps, proposed
+from dppmask_jax.runs import checkpoint, image_parts, proposed
 from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.image_sizes import as_used, checked_images, resized
@@ -337,7 +337,7 @@ def open_data(config):
     if names:
         where = f"config.data.classes={data.classes}"
         splits = (split and only_classes(split, names, where) for split in splits)
-    return part_maps.with_parts(config, *proposed.with_masks(config, *splits))
+    return image_parts.with_parts(config, *proposed.with_masks(config, *splits))
 
 
 class Encoder:
