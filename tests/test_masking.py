@@ -357,7 +357,10 @@ def test_export_sees_embedding_and_position_by_default():
         ({"kernel": "laplace"}, r"kernel must be gaussian \| cosine"),
         ({"bandwidth": 0.0}, "bandwidth must be"),
         ({"threshold_on": "d3"}, r"threshold_on must be d2 \| d"),
-        ({"strategy": "attention"}, "needs attention, which images alone do not show"),
+        (
+            {"strategy": "attention"},
+            "needs a class token's attention, which images alone do not show",
+        ),
     ],
 )
 def test_export_rejects(change, message):

@@ -147,7 +147,9 @@ def test_the_recipes_hide_as_many_patches_as_they_say(recipe, words):
 
 def test_images_alone_do_not_do():
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    with pytest.raises(ValueError, match="strategy='amt' needs attention, which images alone"):
+    with pytest.raises(
+        ValueError, match=r"strategy='amt' needs a class token's attention, which images"
+    ):
         masking.export_masks(images, strategy="amt")
     with pytest.raises(InputError, match="throws 8 away, which leaves none to predict"):
         masking.kinds.check_thrown(Settings(strategy="amt", ratio=0.4, thrown=0.5), 16, 7)

@@ -204,7 +204,9 @@ def test_maps_that_do_not_fit_are_one_line(tmp_path, maps, words):
 def test_what_has_no_maps_says_so(tmp_path):
     with pytest.raises(InputError, match=r"config\.mask\.parts=nowhere\.npy cannot be read"):
         config_checks.check(parts_config(tmp_path, mask__parts="nowhere.npy"))
-    with pytest.raises(ValueError, match="strategy='parts' needs parts, which images alone do not"):
+    with pytest.raises(
+        ValueError, match="strategy='parts' needs maps of parts, which images alone do not"
+    ):
         masking.export_masks(np.zeros((1, 32, 32, 3), np.uint8), strategy="parts")
 
 

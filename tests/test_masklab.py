@@ -56,7 +56,7 @@ def test_the_command_writes_table_figure_and_page(measured):
 def test_what_is_left_out_is_named_with_its_reason(measured):
     folder, report = measured
     left_out = report["ratios"][0]["left_out"]
-    assert "needs attention" in left_out["AttMask (high)"]
+    assert "needs a class token's attention" in left_out["AttMask (high)"]
     assert "mask.path" in left_out["file"]
     assert "### Left out: 4 masks" in (folder / "page.md").read_text()
 
@@ -239,7 +239,7 @@ def test_images_without_foreground_are_left_out_and_counted(tmp_path):
         "4x4": ["--patch_size=16"],
         "--tau=2": ["--tau", "2"],
         "read by none": ["--strategy", "grid", "--tau", "0.5"],
-        "needs attention": ["--strategy", "attention"],
+        "needs a class token's attention": ["--strategy", "attention"],
         "--seeds": ["--seeds=0"],
         "--progress": ["--progress=2"],
         "--foreground": ["--foreground=0"],

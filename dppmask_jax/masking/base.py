@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Mask(NamedTuple):
     """A mask of one image; with a leading axis B, of a batch.
 
-    Where the count is static, `visible = order[:count]` and `masked = order[count:]`. Fields are
-    meant to be read by name: `order, mask, count = m` has too few.
+    Where the count is static, `visible = order[:count]` and, of a mask that throws none away,
+    `masked = order[count:]`. Fields are meant to be read by name: `order, mask, count = m` has too
+    few.
     """
 
     order: Int[Array, " N"]  # a permutation of the patches: visible, then masked, then thrown ones
@@ -47,6 +48,20 @@ class Mask(NamedTuple):
     def hidden(self) -> Bool[Array, " N"]:
         """True = not seen: masked or thrown."""
         return self.mask if self.thrown is None else self.mask | self.thrown
+
+
+IN_WORDS = {  # the fields of `Seen` that a masker may need, for messages
+    "features": "features",
+    "attention": "a class token's attention",
+    "hardness": "predicted losses",
+    "parts": "maps of parts",
+    "proposed": "masks of the images",
+}
+
+
+def needs_in_words(needs) -> str:
+    """What a masker needs, for messages."""
+    return " and ".join(IN_WORDS.get(need, need) for need in sorted(needs))
 
 
 class Seen(NamedTuple):

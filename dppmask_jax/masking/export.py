@@ -16,7 +16,7 @@ from jax import lax
 from dppmask_jax import patches
 from dppmask_jax.dpp import has_finite_patch
 from dppmask_jax.imagenet import MEAN, STD
-from dppmask_jax.masking.base import Mask, MaskerKind, Seen, num_visible
+from dppmask_jax.masking.base import Mask, MaskerKind, Seen, needs_in_words, num_visible
 from dppmask_jax.masking.kinds import MASKERS
 
 _WIDTH = 768  # of the untrained embedding: ViT-B
@@ -155,8 +155,8 @@ def _strategy(name: str, given: dict) -> tuple[MaskerKind, dict, dict]:
     kind = MASKERS[name]
     if lacking := _lacking(kind, settings):
         raise ValueError(
-            f"strategy={name!r} needs {' and '.join(sorted(lacking))}, which images alone do not "
-            f"show: take {' | '.join(usable)}"
+            f"strategy={name!r} needs {needs_in_words(lacking)}, which images alone do not show: "
+            f"take {' | '.join(usable)}"
         )
     read = {field.removeprefix("mask."): settings[field.removeprefix("mask.")]
             for field in kind.fields}  # fmt: skip

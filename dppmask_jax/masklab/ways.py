@@ -16,6 +16,7 @@ from dppmask_jax import masking, patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field
 from dppmask_jax.masking import MASKERS
+from dppmask_jax.masking.base import needs_in_words
 
 BASE = "random"  # what all others are compared with
 
@@ -135,9 +136,8 @@ def drawable(
         kind, settings = MASKERS[way.strategy], SimpleNamespace(**way.settings)
         masker = kind.build(settings)
         has = shown.keys() | ({"features"} if way.positions else set())
-        lacking = sorted(masker.needs - has)
-        if lacking:
-            left_out[way.label] = f"it needs {' and '.join(lacking)}, which {who} does not show"
+        if lacking := masker.needs - has:
+            left_out[way.label] = f"it needs {needs_in_words(lacking)}, which {who} does not show"
             continue
         try:
             if kind.check_counts:
