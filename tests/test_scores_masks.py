@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 from scipy import ndimage
-from scipy.interpolate import griddata
 
 from dppmask_jax.scores import coverage, filling, mask_shape
 
@@ -158,7 +157,7 @@ def test_a_hidden_patch_is_a_copy_of_the_nearest_visible_one():
     np.testing.assert_allclose(filling.copied(pixels, hidden), [np.sqrt(138 / 4)])
 
 
-def test_interpolation_finds_planes_and_agrees_with_griddata():
+def test_interpolation_finds_planes():
     rng = np.random.default_rng(5)
     row, column = np.indices((6, 5)).reshape(2, -1)
     hidden = rng.random((3, 6, 5)) < 0.6
@@ -166,22 +165,36 @@ def test_interpolation_finds_planes_and_agrees_with_griddata():
     hidden[corners] = False  # nothing lies outside of the triangles
     plane = np.stack([2.0 * row - column, 7.0 - 3 * column], axis=1)[None].repeat(3, axis=0)
     np.testing.assert_allclose(filling.interpolated(plane, hidden), 0, atol=1e-5)
-    hidden[0, 0, 0] = hidden[0, 0, 1] = True  # now something does
-    pixels = rng.random((3, 30, 4))
-    place = np.stack([row, column], axis=1).astype(float)
-    for image, found in enumerate(filling.interpolated(pixels, hidden)):
-        flat = hidden[image].ravel()
-        wanted = griddata(place[~flat], pixels[image, ~flat], place[flat])
-        outside = np.isnan(wanted[:, 0])
-        apart = np.hypot(*(place[flat][:, None] - place[~flat]).transpose(2, 0, 1))
-        wanted[outside] = pixels[image, ~flat][apart.argmin(axis=1)][outside]
-        error = np.sqrt(np.mean((wanted - pixels[image, flat]) ** 2))
-        np.testing.assert_allclose(found, error, rtol=1e-5)
-    assert outside.sum() == 0 and hidden[0, 0, 0]
 
 
-def test_visible_patches_on_a_line_are_copied():
+def test_interpolation_within_a_triangle_and_copies_outside_of_it():
+    """Three patches are visible, of 1, 5 and 9; the others are 0, so that the error is what is
+    guessed of them."""
     hidden = np.ones((1, 4, 4), bool)
-    hidden[0, 1] = False
-    pixels = np.random.default_rng(0).random((1, 16, 3))
+    hidden[0, [0, 0, 3], [0, 3, 0]] = False
+    pixels = np.zeros((1, 16, 1))
+    pixels[0, [0, 3, 12], 0] = 1, 5, 9
+    guessed = []
+    for row in range(4):
+        for column in range(4):
+            if row + column <= 3:
+                guess = 1 + (5 - 1) * column / 3 + (9 - 1) * row / 3
+            else:  # no two are equally near but of (2, 2) and (3, 3), where the first counts
+                apart = [
+                    np.hypot(row, column),
+                    np.hypot(row, column - 3),
+                    np.hypot(row - 3, column),
+                ]
+                guess = (1, 5, 9)[int(np.argmin(apart))]
+            guessed.append(guess)
+    squares = [guess**2 for i, guess in enumerate(guessed) if i not in (0, 3, 12)]
+    found = filling.interpolated(pixels, hidden)
+    np.testing.assert_allclose(found, [np.sqrt(np.mean(squares))], rtol=1e-6)
+
+
+def test_visible_patches_without_a_triangle_are_copied():
+    hidden = np.ones((2, 4, 4), bool)
+    hidden[0, 1] = False  # a line
+    hidden[1, 1, 2] = False  # one
+    pixels = np.random.default_rng(0).random((2, 16, 3))
     np.testing.assert_allclose(filling.interpolated(pixels, hidden), filling.copied(pixels, hidden))

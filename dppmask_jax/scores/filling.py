@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial import Delaunay
+from scipy.interpolate import LinearNDInterpolator
+from scipy.spatial import QhullError
+from threadpoolctl import threadpool_limits
 
 from dppmask_jax.scores import mask_shape
-
-_FLAT = 1e-9  # of areas and weights, in units of a patch
 
 
 def copied(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
@@ -36,49 +36,18 @@ def interpolated(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     pixels = np.asarray(pixels, np.float32)
     nearest, _ = mask_shape.nearest_visible(hidden)
     guessed = np.take_along_axis(pixels, nearest[..., None], axis=1)
-    place = np.argwhere(np.ones(hidden.shape[1:], bool)).astype(np.float64)
-    for image, flat in enumerate(hidden.reshape(len(hidden), -1)):
-        inside, corners, weights = _triangles(place[~flat], place[flat])
-        known = pixels[image, ~flat][corners]  # (Q, 3, P)
-        guessed[image, np.flatnonzero(flat)[inside]] = np.einsum("qc,qcp->qp", weights, known)
+    place = np.argwhere(np.ones(hidden.shape[1:], bool))
+    # The search solves a tiny system for each triangle, whose threads would wait for each other.
+    with threadpool_limits(1, user_api="blas"):
+        for image, flat in enumerate(hidden.reshape(len(hidden), -1)):
+            try:
+                between = LinearNDInterpolator(place[~flat], pixels[image, ~flat])
+            except QhullError:  # there is no triangle: they are too few, or on a line
+                continue
+            found = between(place[flat])
+            inside = ~np.isnan(found[:, 0])
+            guessed[image, np.flatnonzero(flat)[inside]] = found[inside]
     return _error(guessed, pixels, hidden)
-
-
-def _triangles(points: np.ndarray, wanted: np.ndarray):
-    """The triangles of points that places lie in, and their barycentric coordinates.
-
-    Args:
-      points: (K, 2).
-      wanted: (M, 2).
-
-    Returns:
-      ((M,) bool, the Q places within a triangle; (Q, 3) int, its corners; (Q, 3) weights).
-    """
-    nothing = np.zeros(len(wanted), bool), np.zeros((0, 3), int), np.zeros((0, 3))
-    away = points - points.mean(axis=0)
-    (down, both), (_, across) = away.T @ away
-    if down * across - both * both < _FLAT:  # on a line: there is no triangle
-        return nothing
-    # By hand: the mesh's own search solves a system for each triangle, which is a hundred times
-    # slower where cores are shared.
-    corners = Delaunay(points).simplices
-    a, b, c = (points[corners[:, i]] for i in range(3))
-    area = _cross(b - a, c - a)
-    corners, a, b, c, area = (each[np.abs(area) > _FLAT] for each in (corners, a, b, c, area))
-    place = wanted[:, None]
-    weights = np.stack(
-        [_cross(b - place, c - place), _cross(c - place, a - place), _cross(a - place, b - place)],
-        axis=2,
-    )
-    weights /= area[:, None]  # (M, T, 3)
-    within = (weights > -_FLAT).all(axis=2)
-    inside, first = within.any(axis=1), within.argmax(axis=1)
-    chosen = weights[np.arange(len(wanted)), first]
-    return inside, corners[first[inside]], chosen[inside].astype(np.float32)
-
-
-def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
 
 
 def _error(guessed: np.ndarray, pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
