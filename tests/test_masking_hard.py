@@ -151,5 +151,6 @@ def test_who_cannot_predict_losses_refuses_them():
     config = tiny.config("ibot", mask__strategy="hard")
     with pytest.raises(InputError, match=f"iBOT has {words}"):
         pretraining.check(config)
-    with pytest.raises(ValueError, match="strategy='hard' needs hardness, which images alone"):
+    words = "strategy='hard' needs predicted losses, which images alone"
+    with pytest.raises(ValueError, match=words):
         masking.export_masks(np.zeros((1, 32, 32, 3), np.uint8), strategy="hard")
