@@ -18,7 +18,8 @@ from dppmask_jax import masking, optim
 from dppmask_jax.data.images import crops
 from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.losses import distillation
-from dppmask_jax.methods import collapse, ibot_fields, ibot_masks, ibot_views
+from dppmask_jax.methods import augmented_views, collapse, ibot_fields, ibot_masks
+from dppmask_jax.methods.augmented_views import GLOBAL_VIEWS
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.methods.describing import described_masks
 from dppmask_jax.methods.ibot_network import (
@@ -29,7 +30,6 @@ from dppmask_jax.methods.ibot_network import (
     student_logits,
     teacher_logits,
 )
-from dppmask_jax.methods.ibot_views import GLOBAL_VIEWS
 from dppmask_jax.methods.image_features import parts_in
 from dppmask_jax.methods.momentum import averaged, followed
 
@@ -115,10 +115,10 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
     config, net = parts.config, parts.net
     teacher = jax.lax.stop_gradient(extra["teacher"])
     num = len(batch["index"])
-    keys = ibot_views.keys_of_views(config.data, key, batch["index"])
+    keys = augmented_views.keys_of_views(config.data, key, batch["index"])
     view_keys, mask_keys, drop_keys = keys[:, 0], keys[: GLOBAL_VIEWS * num, 1], keys[:, 2]
     with jax.named_scope("augment"):
-        images = ibot_views.augmented(config.data, batch, view_keys)
+        images = augmented_views.augmented(config.data, batch, view_keys)
 
     tokens, attention = seen_by_teacher(net, teacher, images[0])
     with jax.named_scope("selection"):
@@ -131,7 +131,7 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
             proposed=(lambda: jnp.concatenate([batch["proposed"]] * GLOBAL_VIEWS))
             if "proposed" in batch
             else None,
-            parts=parts_in(config, ibot_views.global_maps(batch, "parts")),
+            parts=parts_in(config, augmented_views.global_maps(batch, "parts")),
         )
     # Every masked or thrown patch of a view and, where they are fewer than the most, visible ones.
     chosen = masks.order[:, parts.num_patches - parts.num_hidden[1] :]
@@ -249,8 +249,8 @@ def _logits(net: Network, params, extra, images):
 
 def _view_clusters(parts: _Parts, params, extra, batch, key):
     data = parts.config.data
-    keys = ibot_views.keys_of_views(data, key, batch["index"])[:, 0]
-    first, second = ibot_views.augmented_globals(data, batch, keys)
+    keys = augmented_views.keys_of_views(data, key, batch["index"])[:, 0]
+    first, second = augmented_views.augmented_globals(data, batch, keys)
     return {
         "teacher": parts.net.best_prototype(extra["teacher"], first),
         "student": parts.net.best_prototype(params, second),

@@ -1,4 +1,8 @@
-"""The augmented views of iBOT, and the keys of all that is random in them."""
+"""The augmented views that methods compare, and the keys of all that is random in them.
+
+`config.data` has the fields of `data.images.views`. Local views are iBOT's and DINO's: a method
+without the field `data.local_views` has none.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,14 @@ from dppmask_jax.data.images import views
 GLOBAL_VIEWS = 2
 
 
+def num_views(data) -> int:
+    """V: how many views of an example `config.data` asks for."""
+    return GLOBAL_VIEWS + data.get("local_views", 0)
+
+
 def keys_of_views(data, key, index):
-    """(V B, 3) keys: of the views, of their masks, of drop-path.
+    """(V B, 3) keys: of a view's colours, of its mask, and one for what else is random
+    in it, such as drop-path.
 
     Views stand one after the other, each with all examples, the two global ones first.
 
@@ -21,17 +31,17 @@ def keys_of_views(data, key, index):
       index: (B,) int32, the positions of the examples in the stream.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    num_views = GLOBAL_VIEWS + data.local_views
     keys = jnp.concatenate(
-        [jax.vmap(jax.random.fold_in, (0, None))(keys, view) for view in range(num_views)]
+        [jax.vmap(jax.random.fold_in, (0, None))(keys, view) for view in range(num_views(data))]
     )
     return jax.vmap(lambda k: jax.random.split(k, 3))(keys)
 
 
 def augmented(data, batch, keys):
-    """Images (2B, H, W, 3) and (n B, h, w, 3), or None without local views."""
+    """Normalised images (2B, H, W, 3) and (n B, h, w, 3), or None without local views; `keys` are
+    the (V B,) of the views' colours, and `batch` is of `crops.multi_crop`."""
     globals_ = jnp.concatenate(augmented_globals(data, batch, keys))
-    if not data.local_views:
+    if num_views(data) == GLOBAL_VIEWS:
         return globals_, None
     local = jnp.moveaxis(batch["local_views"], 1, 0)
     local = local.reshape(-1, *local.shape[2:])
