@@ -104,7 +104,7 @@ def test_gradients_are_those_of_the_same_masks_handed_in():
     batch = batch_of()
     grads = jax.jit(jax.grad(method.turns[0].loss, has_aux=True))(params, extra, batch, KEY, 0)[0]
     _, orders = written_out_loss(config, params, batch, KEY)
-    model = mae.model_from(config)
+    model = mae.model_from(config, mae.encoder_from(config))
 
     def with_given_masks(params):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, batch["index"])

@@ -109,7 +109,8 @@ def test_mae_is_transformers_vit_mae(autoencoder, norm_pix):
     noise = rng.uniform(size=(2, grid[0] * grid[1])).astype(np.float32)
     order = np.argsort(noise, axis=1).astype(np.int32)
     num_keep = single_view.visible_count(config)
-    model, encoder = mae_method.model_from(config), mae_method.encoder_from(config)
+    encoder = mae_method.encoder_from(config)
+    model = mae_method.model_from(config, encoder)
     mask = np.argsort(order, axis=1) >= num_keep
 
     def forward(params):

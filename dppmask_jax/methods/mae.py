@@ -46,14 +46,16 @@ def check_decoder(config) -> None:
         )
 
 
-def build(config, plan: Plan) -> Method:
+def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
     """The MAE of a checked config.
 
     Args:
       config: see configs/mae.py; already through `config.check`.
       plan: the length of the run, for the schedules.
+      encoder: what is trained, with `embed` and `blocks`; None: the encoder of MAE.
     """
-    model, encoder = model_from(config), encoder_from(config)
+    encoder = encoder or encoder_from(config)
+    model = model_from(config, encoder)
     target = TARGETS[config.loss.target].build(config)
     patch_size = config.model.patch_size
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
@@ -141,10 +143,9 @@ def encoder_from(config) -> Encoder:
     return encoders.build(config, position="fixed", start=vit_module.MAE_START)
 
 
-def model_from(config) -> MAE:
-    """Encoder and decoder of a checked config."""
+def model_from(config, encoder: Encoder) -> MAE:
+    """An encoder and the decoder of a checked config."""
     model = config.model
-    encoder = encoder_from(config)
     decoder = Decoder(
         Size(model.decoder_width, model.decoder_depth, model.decoder_heads),
         encoder.grid,

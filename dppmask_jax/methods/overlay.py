@@ -114,7 +114,8 @@ def build(config, plan: Plan) -> Method:
 
 def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
     """MAE with another input and another loss; its parameters are MAE's."""
-    base, model = mae.build(config, plan), mae.model_from(config)
+    base = mae.build(config, plan)
+    model = mae.model_from(config, base.encoder)
     weight, shares = visible_weight(config), shares_of(config)
     target = TARGETS[config.loss.target].build(config)
     target = target._replace(loss=functools.partial(weighted, target.loss, weight))

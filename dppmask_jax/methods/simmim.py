@@ -127,14 +127,15 @@ class _Network(NamedTuple):
         return {**mask_teacher.of_encoder(self.encoder), "hardness": look}
 
 
-def build(config, plan: Plan) -> Method:
+def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
     """The SimMIM of a checked config.
 
     Args:
       config: see configs/simmim.py; already through `config.check`.
       plan: the length of the run, for the schedules.
+      encoder: what is trained, which `hides`; None: the encoder of SimMIM.
     """
-    encoder = encoder_from(config)
+    encoder = encoder or encoder_from(config)
     target = TARGETS[config.loss.target].build(config)
     dtype = config.model.dtype
     net = _Network(
