@@ -7,6 +7,7 @@ outside the chain.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,6 +46,12 @@ ADAMW_FIELDS = LARS_FIELDS | {
 }
 # The fields of pre-training.
 FIELDS = ADAMW_FIELDS | {
+    "optim.kind": Field(
+        "adamw",
+        one_of("adamw", "sgd", "lars"),
+        "sgd: with momentum b1 and weight decay of all parameters; lars: with momentum b1, MoCo's "
+        "for ResNets",
+    ),
     "optim.weight_decay_end": Field(
         None, optional(number(0)), "weight decay at the end of a cosine; None keeps it"
     ),
@@ -60,35 +67,66 @@ FINETUNE_FIELDS = ADAMW_FIELDS | {
 }
 
 
+Which = Callable[[Any, Any], bool]  # of the path and the tensor of a parameter
+
+
+def nothing(path, parameter) -> bool:
+    """False of every parameter."""
+    return False
+
+
 class Optimizer(NamedTuple):
     """`tx` turns gradients into updates of learning rate 1; `learning_rate` maps step to rate, and
-    `weight_decay` to what `tx` decays by."""
+    `weight_decay` to what `tx` decays by. Parameters that are `frozen` never move: `tx` has no
+    moments of them, and the step takes no gradient of them."""
 
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
     weight_decay: optax.Schedule = lambda step: 0.0
+    frozen: Which = nothing
 
 
-def from_settings(settings, plan, schedule, **shape) -> Optimizer:
-    """AdamW, or SGD, as `config.optim` and the plan of a run describe it.
+def below(*names: str) -> Which:
+    """Of parameters that stand below these names, one within the other."""
+
+    def holds(path, parameter):
+        return tuple(str(key.key) for key in path[: len(names)]) == names
+
+    return holds
+
+
+def stopped(params, frozen: Which):
+    """The parameters, without a gradient where they are frozen."""
+
+    def stop(path, parameter):
+        return jax.lax.stop_gradient(parameter) if frozen(path, parameter) else parameter
+
+    return jax.tree_util.tree_map_with_path(stop, params)
+
+
+def from_settings(settings, plan, schedule, *, frozen: Which = nothing, **shape) -> Optimizer:
+    """AdamW, SGD or LARS, as `config.optim` and the plan of a run describe it.
 
     Args:
       settings: `config.optim`. A training without kind, clip_per_tensor, weight_decay_end or
         freeze_last_layer_epochs lacks those fields.
       plan: has `peak_lr`, `warmup_steps`, `total_steps` and `steps_per_epoch`.
       schedule: `warmup_cosine` or another with its arguments.
-      shape: `decays` and `scales` of `adamw`; SGD decays all.
+      frozen: what never moves, such as `below("encoder", "patch_embed")`.
+      shape: `decays` and `scales` of `adamw`; SGD decays all, and LARS as MAE's probes.
     """
-    frozen, limit = settings.get("freeze_last_layer_epochs"), settings.clip_norm
+    last_layer, limit = settings.get("freeze_last_layer_epochs"), settings.clip_norm
     clip = clip_by_tensor_norm if settings.get("clip_per_tensor") else optax.clip_by_global_norm
     of_both = {
         **_schedules(settings, plan, schedule),
         # The state is the same with and without clipping, so that a run can go on with either.
         "clip": clip(limit) if limit > 0 else optax.identity(),
-        "frozen_steps": None if frozen is None else round(frozen * plan.steps_per_epoch),
+        "frozen_steps": None if last_layer is None else round(last_layer * plan.steps_per_epoch),
+        "frozen": frozen,
     }
-    if settings.get("kind") == "sgd":
-        return sgd(**of_both, momentum=settings.b1, scales=shape.get("scales"))
+    if (kind := settings.get("kind")) in ("sgd", "lars"):
+        make = {"sgd": sgd, "lars": lars}[kind]
+        return make(**of_both, momentum=settings.b1, scales=shape.get("scales"))
     return adamw(**of_both, b1=settings.b1, b2=settings.b2, epsilon=settings.epsilon, **shape)
 
 
@@ -193,7 +231,8 @@ def adamw(
     epsilon: float,
     clip: optax.GradientTransformation,
     frozen_steps: int | None = None,
-    decays: Callable[[Any, Any], bool] = decay_weights_and_tokens,
+    frozen: Which = nothing,
+    decays: Which = decay_weights_and_tokens,
     scales: Callable[[Any], Any] | None = None,
 ) -> Optimizer:
     """AdamW (arXiv 1711.05101) with decay of chosen tensors.
@@ -204,15 +243,16 @@ def adamw(
       frozen_steps: None, or for so many training steps, the tensors of layers whose name ends in
         "last_layer" are neither updated nor decayed, and their moments and their count of updates
         stay as they were (iBOT's code, `freeze_last_layer`).
-      decays: of the path and the tensor of a parameter: whether weight decay applies to it.
+      frozen: which tensors never move.
+      decays: which tensors weight decay applies to.
       scales: None, or a function from the parameters to a tree of floats like them, which multiply
         the learning rate of each tensor, and its weight decay with it.
     """
     update = optax.chain(
         optax.scale_by_adam(b1, b2, epsilon), _decay(weight_decay, decays), optax.scale(-1.0)
     )
-    tx = _assembled(clip, update, frozen_steps, scales)
-    return Optimizer(tx, learning_rate, weight_decay)
+    tx = _assembled(clip, update, frozen_steps, frozen, scales)
+    return Optimizer(tx, learning_rate, weight_decay, frozen)
 
 
 def sgd(
@@ -222,6 +262,7 @@ def sgd(
     momentum: float = 0.9,
     clip: optax.GradientTransformation | None = None,
     frozen_steps: int | None = None,
+    frozen: Which = nothing,
     scales: Callable[[Any], Any] | None = None,
 ) -> Optimizer:
     """Gradient descent with momentum, as `torch.optim.SGD` has it.
@@ -231,26 +272,36 @@ def sgd(
 
     Args:
       learning_rate, weight_decay: of the training step.
-      clip, frozen_steps, scales: as for `adamw`; clip None leaves gradients as they are.
+      clip, frozen_steps, frozen, scales: as for `adamw`; clip None leaves gradients as they are.
     """
     decay = _decay(weight_decay, lambda path, parameter: True)
     update = optax.chain(decay, optax.trace(momentum), optax.scale(-1.0))
-    tx = _assembled(clip or optax.identity(), update, frozen_steps, scales)
-    return Optimizer(tx, learning_rate, weight_decay)
+    tx = _assembled(clip or optax.identity(), update, frozen_steps, frozen, scales)
+    return Optimizer(tx, learning_rate, weight_decay, frozen)
 
 
-def _assembled(clip, update, frozen_steps, scales) -> optax.GradientTransformation:
+def _assembled(clip, update, frozen_steps, frozen, scales) -> optax.GradientTransformation:
     """`update` of clipped gradients, frozen and scaled as `adamw` says."""
     last = () if scales is None else (_scale_by(scales),)
-    if frozen_steps is None:
+    if frozen_steps is None and frozen is nothing:
         return optax.chain(clip, update, *last)
 
     def thawed(_, *, train_step, **_extra):
         return train_step >= frozen_steps
 
-    later = optax.conditionally_mask(update, thawed, forward_extra_args=True)
-    updates = optax.partition({"now": update, "later": later}, _when)
-    return optax.chain(clip, updates, *last)
+    def when(path, parameter):
+        if frozen(path, parameter):
+            return "never"
+        in_last_layer = any(str(key.key).endswith("last_layer") for key in path)
+        return "later" if in_last_layer and frozen_steps is not None else "now"
+
+    updates = {"now": update}
+    if frozen_steps is not None:
+        updates["later"] = optax.conditionally_mask(update, thawed, forward_extra_args=True)
+    if frozen is not nothing:
+        updates["never"] = optax.set_to_zero()
+    labels = functools.partial(jax.tree_util.tree_map_with_path, when)
+    return optax.chain(clip, optax.partition(updates, labels), *last)
 
 
 def lars(
@@ -259,8 +310,13 @@ def lars(
     weight_decay: optax.Schedule,
     momentum: float = 0.9,
     trust: float = 0.001,
+    clip: optax.GradientTransformation | None = None,
+    frozen_steps: int | None = None,
+    frozen: Which = nothing,
+    scales: Callable[[Any], Any] | None = None,
 ) -> Optimizer:
-    """LARS (arXiv 1708.03888) as MAE's linear probing has it (arXiv 2111.06377, appendix A.1).
+    """LARS (arXiv 1708.03888) as MAE's linear probing (arXiv 2111.06377, appendix A.1) and the
+    ResNets of MoCo v3 (arXiv 2104.02057) have it.
 
     Of tensors with more than one axis, weight decay is added to the gradient, which is then
     multiplied by trust * (norm of the tensor) / (norm of the gradient), or by 1 where either norm
@@ -270,6 +326,7 @@ def lars(
 
     Args:
       learning_rate, weight_decay: of the training step.
+      clip, frozen_steps, frozen, scales: as for `sgd`.
     """
 
     def has_axes(updates):
@@ -277,18 +334,9 @@ def lars(
 
     ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), has_axes)
     decay = _decay(weight_decay, decay_weights_and_tokens)
-    return Optimizer(
-        optax.chain(decay, ratio, optax.trace(momentum), optax.scale(-1.0)),
-        learning_rate,
-        weight_decay,
-    )
-
-
-def _when(params):
-    def label(path, _):
-        return "later" if any(str(key.key).endswith("last_layer") for key in path) else "now"
-
-    return jax.tree_util.tree_map_with_path(label, params)
+    update = optax.chain(decay, ratio, optax.trace(momentum), optax.scale(-1.0))
+    tx = _assembled(clip or optax.identity(), update, frozen_steps, frozen, scales)
+    return Optimizer(tx, learning_rate, weight_decay, frozen)
 
 
 def _scale_by(scales) -> optax.GradientTransformation:

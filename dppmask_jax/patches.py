@@ -136,15 +136,17 @@ def from_neighbours(values, order, num_keep: int, grid: tuple[int, int]):
     return total / jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions of MAE (arXiv 2111.06377, appendix A.1).
+def sincos_positions(grid: tuple[int, int], width: int, first_axis: str = "column") -> np.ndarray:
+    """Fixed 2-D sine-cosine positions.
 
-    The first half of the channels encodes the column and the second half the row; each half is
+    One half of the channels encodes the column and the other the row; each half is
     [sin(position * w), cos(position * w)] with w_t = 10000 ** (-t / (width / 4)).
 
     Args:
       grid: (rows, columns).
       width: number of channels, a multiple of 4.
+      first_axis: what the first half encodes: "column" in MAE (arXiv 2111.06377, appendix A.1),
+        "row" in the code of MoCo v3 (arXiv 2104.02057).
 
     Returns:
       (rows * columns, width) float32, computed in float64. Every row has norm sqrt(width / 2).
@@ -163,9 +165,9 @@ def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     row_of_patch, column_of_patch = np.divmod(np.arange(rows * columns), columns)
-    return np.concatenate([encode(column_of_patch), encode(row_of_patch)], axis=1).astype(
-        np.float32
-    )
+    halves = {"column": encode(column_of_patch), "row": encode(row_of_patch)}
+    first = halves.pop(first_axis)
+    return np.concatenate([first, *halves.values()], axis=1).astype(np.float32)
 
 
 def lone_positions(grid: tuple[int, int]) -> np.ndarray:
@@ -174,9 +176,9 @@ def lone_positions(grid: tuple[int, int]) -> np.ndarray:
     return sincos_positions(grid, 768)
 
 
-def fixed_positions(grid: tuple[int, int], width: int) -> np.ndarray:
+def fixed_positions(grid: tuple[int, int], width: int, first_axis: str = "column") -> np.ndarray:
     """(1, 1 + N, D) float32: zeros for the class token, then `sincos_positions`."""
-    table = sincos_positions(grid, width)
+    table = sincos_positions(grid, width, first_axis)
     return np.concatenate([np.zeros((1, width), np.float32), table])[None]
 
 

@@ -148,7 +148,8 @@ def _check_options(config, run: Run, method) -> None:
     positions come about is left to the shapes of parameters."""
     theirs, ours = ({**encoder.options} for encoder in (run.method.encoder, method.encoder))
     for options in (theirs, ours):
-        options.pop("position", None)
+        if options.pop("position", None) != "fixed":
+            options.pop("first_axis", None)
         if "layer_scale" in options:  # where it starts does not matter to one that has started
             options["layer_scale"] = bool(options["layer_scale"])
     # An encoder of another kind has none of them: its parameters do not fit.

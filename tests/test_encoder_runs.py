@@ -140,6 +140,22 @@ def test_every_parameter_has_its_layer(family):
     assert layers["norm", "scale"] == 3
 
 
+def test_a_fixed_table_whose_first_half_is_the_row():
+    """The tokens, the parameters that a training and another image size have, and an encoder that
+    is made again from its options."""
+    fixed = encoder(ViT(SIZE, (8, 12), 4, "fixed", first_axis="row"))
+    params = tiny.filled(jax.eval_shape(fixed.init, jax.random.key(0)), seed=1)
+    x = np.random.default_rng(0).normal(size=(1, 8, 12, 3)).astype(np.float32)
+    without = encoder(ViT(SIZE, (8, 12), 4, "none")).embed(params, x)
+    of_columns = patches.sincos_positions((2, 3), 16)
+    table = np.concatenate([of_columns[:, 8:], of_columns[:, :8]], axis=1)
+    again = encoder(ViT(SIZE, (8, 12), 4, **fixed.options))
+    trainable = fixed.trainable(params)
+    np.testing.assert_array_equal(trainable["positions"][0, 1:], table)
+    for one, given in ((fixed, params), (again, params), (fixed, trainable)):
+        np.testing.assert_allclose(one.embed(given, x), without + table, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{"class_token": False}, {"class_position": False}])
 def test_a_fixed_table_without_a_row_for_the_class_token(options):
     """As parameters, as a training and another image size have it, it is the same table."""
@@ -162,6 +178,7 @@ def test_a_fixed_table_without_a_row_for_the_class_token(options):
         ({"rope": True}, "no option 'rope'"),
         ({"mlp": "relu"}, "mlp='relu' is not allowed: 'gelu' | 'swiglu'"),
         ({"position": "rotary"}, "position='rotary'"),
+        ({"first_axis": "x"}, "first_axis='x' is not allowed: 'column' | 'row'"),
         ({"class_token": False, "registers": 4}, "without class token has no registers"),
         ({"relative": "each", "registers": 4}, "with registers has no relative"),
         ({"heads": 3}, "width 16 with 3 heads"),

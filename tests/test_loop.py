@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from dppmask_jax import parallel
+from dppmask_jax import optim, parallel
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import Method, Turn
 from dppmask_jax.optim import Optimizer
@@ -85,6 +85,36 @@ def test_accumulated_micro_batches_equal_one_batch():
         results.append((state.params["w"], state.extra["mean"], metrics["loss"]))
     for one, several in zip(*results, strict=True):
         np.testing.assert_allclose(one, several, rtol=1e-5)
+
+
+def test_a_step_takes_no_gradient_of_what_is_frozen():
+    def loss(params, extra, batch, key, step):
+        hidden = batch["image"] * params["encoder"]["patch_embed"]["kernel"]
+        error = hidden @ params["w"] - batch["label"]
+        return jnp.mean(error**2), ({}, {"mean": jnp.zeros(())})
+
+    kernel = np.float32([0.1, -0.7, 1.3])
+    settings = {"learning_rate": lambda step: 0.1, "weight_decay": lambda step: 0.3, "b1": 0.9}
+    optimizer = optim.adamw(
+        **settings, b2=0.95, epsilon=1e-8, clip=optax.clip_by_global_norm(0.5),
+        decays=lambda path, parameter: True, frozen=optim.below("encoder", "patch_embed"),
+    )  # fmt: skip
+    method = toy_method()._replace(
+        init=lambda key: (
+            {"w": jnp.ones(3), "encoder": {"patch_embed": {"kernel": jnp.asarray(kernel)}}},
+            {"mean": jnp.zeros(())},
+        ),
+        turns=(Turn(loss, optimizer),),
+    )
+    step, state = make_step(method), start(method)
+    for i in range(2):
+        batch, w = toy_batch(i), np.asarray(state.params["w"], np.float64)
+        state, metrics = step(state, parallel.split_batch(batch), KEY)
+        x = batch["image"].astype(np.float64) * kernel
+        gradient = 2 * x.T @ (x @ w - batch["label"]) / len(x)
+        np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+        found = np.asarray(state.params["encoder"]["patch_embed"]["kernel"])
+        assert found.tobytes() == kernel.tobytes() and np.all(state.params["w"] != np.float32(w))
 
 
 def trapped(optimizer=None):

@@ -13,7 +13,7 @@ from dppmask_jax.models.layers import branch_scales, gelu
 from dppmask_jax.models.relative import relative_index
 from dppmask_jax.models.sizes import SIZES, Size
 from dppmask_jax.models.vit import encoder
-from dppmask_jax.models.vit_module import MAE_START, ViT, cut_start
+from dppmask_jax.models.vit_module import MAE_START, MOCO_START, ViT, cut_start
 
 TINY = {"encoder_size": Size(32, 3, 4), "decoder_size": Size(16, 2, 2)}
 
@@ -281,6 +281,29 @@ def test_an_encoder_with_options_starts_as_simmims():
     assert blocks["block_0"]["attn"].keys() == {"qkv", "proj", "q_bias", "v_bias"}
     assert blocks["block_0"]["attn"]["qkv"].keys() == {"kernel"}
     assert params["registers"].shape == (1, 2, 64) and "positions" not in params
+
+
+def test_an_encoder_starts_as_mocos():
+    vit = encoder(ViT(Size(64, 2, 2), (16, 16), 4, "fixed", start=MOCO_START, first_axis="row"))
+    params = jax.jit(vit.init)(jax.random.key(0))
+    attention, mlp = (params["blocks"]["block_1"][part] for part in ("attn", "mlp"))
+    kernels = [  # and the bounds that they are uniform within, by hand
+        (params["patch_embed"]["proj"]["kernel"], (6 / (48 + 64)) ** 0.5),
+        (attention["proj"]["kernel"], (6 / (64 + 64)) ** 0.5),
+        (mlp["fc1"]["kernel"], (6 / (64 + 256)) ** 0.5),
+        (mlp["fc2"]["kernel"], (6 / (256 + 64)) ** 0.5),
+        # One kernel of 192 outputs would be within (6 / 256) ** .5.
+        *((part, (6 / (64 + 64)) ** 0.5) for part in np.split(attention["qkv"]["kernel"], 3, 1)),
+    ]
+    for kernel, bound in kernels:
+        assert 0.98 * bound < np.abs(kernel).max() <= bound
+        np.testing.assert_allclose(np.std(kernel), bound / 3**0.5, rtol=0.05)
+    query, key, value = np.split(attention["qkv"]["kernel"], 3, 1)
+    assert not np.any(query == key) and not np.any(key == value)
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    assert not any(np.any(x) for path, x in flat if path[-1].key == "bias")
+    np.testing.assert_allclose(np.std(params["cls_token"]), 1e-6, rtol=0.3)
+    assert "positions" not in params
 
 
 def test_registers_are_tokens_of_their_own_and_without_positions_order_is_no_matter():

@@ -339,6 +339,40 @@ def test_lars_by_hand():
         np.testing.assert_allclose(params["bias"], bias, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("last_layer", [None, 1.0])
+def test_what_is_frozen_never_moves_and_all_else_as_without(kind, last_layer):
+    """Neither gradients nor weight decay move it, and nothing is kept of it."""
+    settings = config_dict.ConfigDict(
+        {"kind": kind, "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "clip_norm": 0.0}
+        | {"weight_decay": 0.1, "final_lr": 0.0}
+    )
+    if last_layer is not None:
+        settings.freeze_last_layer_epochs = last_layer
+    plan = Plan(2, 6, 0, 0, 0.5)
+    rng = np.random.default_rng(0)
+    params = {
+        "encoder": {"patch_embed": {"kernel": rng.normal(size=(5, 7))}, "norm": np.ones(3)},
+        "patch_embed": {"kernel": rng.normal(size=(2, 2))},  # another's
+        "last_layer": rng.normal(size=(3, 2)),
+    }
+    params = jax.tree.map(jnp.float32, params)
+    grads = [jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), params)] * 3
+    frozen = optim.below("encoder", "patch_embed")
+    one, every = (
+        optim.from_settings(settings, plan, optim.warmup_cosine, **options)
+        for options in ({"frozen": frozen}, {})
+    )
+    found, wanted = (train(optimizer, params, grads) for optimizer in (one, every))
+    for after, without in zip(found, wanted, strict=True):
+        kernel = after["encoder"].pop("patch_embed")["kernel"]
+        np.testing.assert_array_equal(kernel, params["encoder"]["patch_embed"]["kernel"])
+        assert np.any(without["encoder"].pop("patch_embed")["kernel"] != kernel)
+        jax.tree.map(np.testing.assert_array_equal, after, without)
+    state = jax.eval_shape(one.tx.init, params)
+    assert not any(leaf.shape == (5, 7) for leaf in jax.tree.leaves(state))
+
+
 def test_lars_decays_weights_before_the_ratio_and_by_schedule():
     optimizer = optim.lars(
         learning_rate=lambda step: 1.0,

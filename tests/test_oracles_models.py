@@ -144,6 +144,14 @@ def test_fixed_positions():
     oracles.near("mae_sincos, 5 x 5", found, oracle["sincos_5_d16"], 1e-6)
 
 
+def test_fixed_positions_of_moco():
+    oracle = oracles.load("moco_positions")
+    for grid, width in (((14, 14), 48), ((2, 2), 12)):
+        name = f"pos_embed_{grid[0]}x{grid[1]}_d{width}"
+        found = patches.fixed_positions(grid, width, "row")
+        oracles.near(f"moco_positions, {name}", found, oracle[name], 1e-6)
+
+
 def test_resized_positions():
     oracle = oracles.load("pos_embed_resize")
     table = oracle["table"]

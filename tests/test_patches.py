@@ -61,6 +61,8 @@ def test_sincos_positions_by_hand():
     ]  # fmt: skip
     np.testing.assert_allclose(positions[1 * 3 + 2], expected, rtol=1e-6)
     np.testing.assert_allclose(positions[0], [0, 0, 1, 1, 0, 0, 1, 1])
+    rows_first = patches.sincos_positions((2, 3), 8, "row")
+    np.testing.assert_allclose(rows_first[1 * 3 + 2], expected[4:] + expected[:4], rtol=1e-6)
 
 
 def test_sincos_rows_have_the_same_norm_and_differ():

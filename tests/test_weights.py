@@ -554,8 +554,8 @@ def test_half_a_part_is_not_a_missing_part(mae, tmp_path):
 def test_positions_that_an_mae_cannot_have(encoder_file, tmp_path):
     tensors, save = encoder_file
     tensors["pos_embed"][0, 5, 5] += 2e-4
-    refused(save(tensors), "mae", tmp_path / "run", "pos_embed is not MAE's sine-cosine table",
-            "0.0002", "configs/ibot.py", options=DECODER)  # fmt: skip
+    refused(save(tensors), "mae", tmp_path / "run", "pos_embed is not the sine-cosine",
+            "an MAE", "0.0002", "configs/ibot.py", options=DECODER)  # fmt: skip
     # 4x6 patches taken for 6x4 ones.
     tensors["pos_embed"][0, 5, 5] -= 2e-4
     refused(save(tensors), "mae", tmp_path / "run", "of 6x4 patches",
@@ -565,11 +565,11 @@ def test_positions_that_an_mae_cannot_have(encoder_file, tmp_path):
 
 
 def test_rounding_of_a_half_precision_file_is_no_other_table():
-    table = positions.fixed((16, 24), 4, 96)
+    table = patches.fixed_positions((4, 6), 96)
     rough = table.astype(ml_dtypes.bfloat16).astype(np.float32)
-    positions.check_fixed(rough, "pos_embed", 2.0**-7, (16, 24), 4)
+    positions.check_fixed(rough, table, (4, 6), "pos_embed", 2.0**-7, "an MAE")
     with pytest.raises(InputError, match="pos_embed is not"):
-        positions.check_fixed(rough, "pos_embed", 2.0**-23, (16, 24), 4)
+        positions.check_fixed(rough, table, (4, 6), "pos_embed", 2.0**-23, "an MAE")
 
 
 def test_files_of_other_precisions_are_read_as_float32(tmp_path):

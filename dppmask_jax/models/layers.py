@@ -138,6 +138,8 @@ class BlockOptions(NamedTuple):
         `relative.RelativeBias`; None: it has none of its own.
       divided: the kernels that end the branches of block i start divided by sqrt(2 (i + 1)).
       mlp: of `MLPS`.
+      apart: the kernels of queries, keys and values start each by itself, not as one of three times
+        as many outputs (MoCo v3, arXiv 2104.02057).
     """
 
     layer_scale: float = 0.0
@@ -145,6 +147,7 @@ class BlockOptions(NamedTuple):
     relative: tuple[int, int] | None = None
     divided: bool = False
     mlp: str = "gelu"
+    apart: bool = False
 
 
 class Attention(nn.Module):
@@ -167,16 +170,17 @@ class Attention(nn.Module):
         head_width = width // self.heads
         if self.options.relative:
             bias = RelativeBias(self.options.relative, self.heads, name="relative")()
+        kernel_init = _apart(self.kernel_init) if self.options.apart else self.kernel_init
         if self.options.qv_bias:
             query_bias, value_bias = (
                 self.param(name, nn.initializers.zeros, (width,), jnp.float32)
                 for name in ("q_bias", "v_bias")
             )
-            qkv = dense(3 * width, self.dtype, "qkv", self.kernel_init, use_bias=False)(x)
+            qkv = dense(3 * width, self.dtype, "qkv", kernel_init, use_bias=False)(x)
             biases = jnp.concatenate([query_bias, jnp.zeros_like(query_bias), value_bias])
             qkv = qkv + biases.astype(qkv.dtype)
         else:
-            qkv = dense(3 * width, self.dtype, "qkv", self.kernel_init)(x)
+            qkv = dense(3 * width, self.dtype, "qkv", kernel_init)(x)
         qkv = jnp.swapaxes(qkv, 1, 2)
         query, key, value = (
             part.reshape(batch, self.heads, head_width, length)
@@ -192,6 +196,17 @@ class Attention(nn.Module):
             self.sow("trace", "mixed", mixed.mT)
         mixed = jnp.swapaxes(mixed.reshape(batch, width, length), 1, 2)
         return dense(width, self.dtype, "proj", self.out_init)(mixed)
+
+
+def _apart(init):
+    """The initialiser of a kernel (D, 3 D') whose three parts start each by itself."""
+
+    def start(key, shape, dtype=jnp.float32):
+        inputs, outputs = shape
+        keys = jax.random.split(key, 3)
+        return jnp.concatenate([init(k, (inputs, outputs // 3), dtype) for k in keys], axis=1)
+
+    return start
 
 
 class Mlp(nn.Module):

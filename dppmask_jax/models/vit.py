@@ -185,7 +185,7 @@ def _with_positions(module: ViT, params):
     """The parameters with positions among them: their own, or the fixed table."""
     if "positions" in params or module.position == "none":
         return params
-    table = fixed_table(module.grid, module.size.width, module.of_class)
+    table = fixed_table(module.grid, module.size.width, module.of_class, module.first_axis)
     return {**params, "positions": jnp.asarray(table)}
 
 
@@ -203,6 +203,7 @@ def check_options(options) -> None:
         "position": ("fixed", "learned", "none"),
         "relative": ("", "shared", "each"),
         "mlp": tuple(MLPS),
+        "first_axis": ("column", "row"),
     }
     for name, choices in allowed.items():
         if values[name] not in choices:
@@ -223,6 +224,7 @@ OPTIONS = (
     "class_token",
     "class_position",
     "mlp",
+    "first_axis",
 )
 _TUNED = {"fixed": "learned"}
 KIND = EncoderKind(build, FIELDS, check, name_of)

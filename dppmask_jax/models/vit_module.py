@@ -1,8 +1,9 @@
 """The flax module of a vision transformer that encodes images (arXiv 2010.11929), how its
 parameters start, and its positions.
 
-Positions are a fixed table as MAE's (arXiv 2111.06377, appendix A.1), or learned as iBOT's and a
-fine-tuned classifier's (arXiv 2111.07832, section 3), or there are none, as in SimMIM.
+Positions are a fixed table as MAE's (arXiv 2111.06377, appendix A.1) and MoCo v3's (arXiv
+2104.02057), or learned as iBOT's and a fine-tuned classifier's (arXiv 2111.07832, section 3), or
+there are none, as in SimMIM.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Start(NamedTuple):
       kernels: of the blocks.
       patch_kernel, patch_bias: of the patch embedding; None is a convolution's usual
         U(±1/sqrt(P)).
-      divided: see `layers.BlockOptions`.
+      divided, apart: see `layers.BlockOptions`.
     """
 
     tokens: Callable
@@ -35,9 +36,12 @@ class Start(NamedTuple):
     patch_kernel: Callable | None = None
     patch_bias: Callable | None = None
     divided: bool = False
+    apart: bool = False
 
 
 MAE_START = Start(normal(0.02), XAVIER, XAVIER)
+# The code of MoCo v3 (arXiv 2104.02057): its class token hardly differs from zero.
+MOCO_START = Start(normal(1e-6), XAVIER, XAVIER, nn.initializers.zeros, apart=True)
 
 
 def normal_start(std: float) -> Start:
@@ -51,7 +55,13 @@ def cut_start(std: float) -> Start:
     return Start(cut, cut, cut, nn.initializers.zeros, divided=True)
 
 
-def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int, of_class: bool = True):
+def given_or_fixed(
+    module: nn.Module,
+    grid: tuple[int, int],
+    width: int,
+    of_class: bool = True,
+    first_axis: str = "column",
+):
     """(1, 1 + N, D): the parameter "positions" of a module where it has one, else the sine-cosine
     table of the grid, with zeros for the class token; (1, N, D) without `of_class`.
 
@@ -60,13 +70,13 @@ def given_or_fixed(module: nn.Module, grid: tuple[int, int], width: int, of_clas
     """
     if module.has_variable("params", "positions"):
         return module.get_variable("params", "positions")
-    return fixed_table(grid, width, of_class)
+    return fixed_table(grid, width, of_class, first_axis)
 
 
-def fixed_table(grid: tuple[int, int], width: int, of_class: bool):
+def fixed_table(grid: tuple[int, int], width: int, of_class: bool, first_axis: str):
     """(1, 1 + N, D) sine-cosine positions of a grid, with zeros for the class token; (1, N, D)
-    without `of_class`."""
-    table = patches.fixed_positions(grid, width)
+    without `of_class`. `first_axis` as for `patches.sincos_positions`."""
+    table = patches.fixed_positions(grid, width, first_axis)
     return table if of_class else table[:, 1:]
 
 
@@ -79,6 +89,8 @@ class ViT(nn.Module):
     Attributes:
       position: "fixed", see `given_or_fixed`; "learned", which are interpolated for images of
         another size than `image_size`; or "none".
+      first_axis: what the first half of the channels of fixed positions encodes: "column" (MAE) or
+        "row" (MoCo v3).
       registers: number of further tokens between the class token and the patches; they have no
         positions (arXiv 2309.16588).
       relative: "" or relative position biases, "shared" by all blocks or of "each" block; see
@@ -104,6 +116,7 @@ class ViT(nn.Module):
     class_token: bool = True
     class_position: bool = True
     mlp: str = "gelu"
+    first_axis: str = "column"
 
     @property
     def prefix(self) -> int:
@@ -140,6 +153,7 @@ class ViT(nn.Module):
             self.grid if self.relative == "each" else None,
             start.divided,
             self.mlp,
+            start.apart,
         )
         self.blocks = Blocks(
             self.size, self.drop_path_rate, self.remat, self.dtype, start.kernels, options
@@ -232,7 +246,7 @@ class ViT(nn.Module):
             grid = patches.grid_shape(images.shape[1:3], self.patch_size)
             return patches.resize_positions(self.learned, self.grid, grid)
         self._check_grid(images)
-        return given_or_fixed(self, self.grid, self.size.width, self.of_class)
+        return given_or_fixed(self, self.grid, self.size.width, self.of_class, self.first_axis)
 
     def _check_grid(self, images):
         if patches.grid_shape(images.shape[1:3], self.patch_size) != self.grid:

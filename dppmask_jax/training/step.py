@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dppmask_jax import parallel
+from dppmask_jax import optim, parallel
 from dppmask_jax.methods.base import Method, TrainState, Turn
 
 
@@ -90,6 +90,7 @@ def _gradients(turn: Turn, params, state: TrainState, batch, key, accum_steps: i
     """(gradient of what the turn trains, loss, metrics, aux), means over the micro-batches."""
 
     def loss_of(trained, micro):
+        trained = optim.stopped(trained, turn.optimizer.frozen)
         every = _with_trained(turn, params, trained)
         return turn.loss(every, state.extra, micro, key, state.step)
 

@@ -56,8 +56,13 @@ _TIMM_ARGUMENTS = ("act_layer", "norm_layer", "mlp_layer", "block_fn", "attn_lay
 
 
 def has_fixed_positions(config) -> bool:
-    """Whether the encoder of a run has MAE's positions, which are no parameters."""
+    """Whether the encoder of a run has sine-cosine positions, which are no parameters."""
     return encoder_options(config).get("position") == "fixed"
+
+
+def first_axis(config) -> str:
+    """What the first half of the channels of such positions encodes, "column" or "row"."""
+    return encoder_options(config).get("first_axis", "column")
 
 
 # Options of encoders here that these formats have no place for.

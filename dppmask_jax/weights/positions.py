@@ -10,31 +10,28 @@ from dppmask_jax.errors import InputError
 _TOLERANCE = 1e-4  # published tables were computed in other precisions
 
 
-def fixed(image_size: tuple[int, int], patch_size: int, width: int) -> np.ndarray:
-    """(1, 1 + N, D): MAE's table for images of a size, see `patches.fixed_positions`."""
-    return patches.fixed_positions(patches.grid_shape(image_size, patch_size), width)
-
-
-def check_fixed(positions, name: str, spacing: float, image_size, patch_size: int) -> None:
+def check_fixed(positions, wanted, grid, name: str, spacing: float, label: str) -> None:
     """Raises InputError unless positions are the fixed ones, up to rounding.
 
     Args:
+      positions, wanted: (1, 1 + N, D), of a file and the fixed ones of its grid.
+      grid: (rows, columns).
       name: in the file.
       spacing: between the numbers of the file's type at 1.
+      label: of the method that has the fixed ones, with its article.
     """
-    wanted = fixed(image_size, patch_size, positions.shape[-1])
     if not positions.any():
         raise InputError(
             f"{name} is all zero, as in a model of transformers that was made and never trained: "
-            f"take its weights after training, or leave {name} out of the file (an MAE's positions "
-            "are fixed)"
+            f"take its weights after training, or leave {name} out of the file (the positions of "
+            f"{label} are fixed)"
         )
     difference = float(np.abs(positions - wanted).max())
     if not difference <= max(_TOLERANCE, spacing):
-        rows, columns = patches.grid_shape(image_size, patch_size)
+        rows, columns = grid
         raise InputError(
-            f"{name} is not MAE's sine-cosine table of {rows}x{columns} patches (it differs by up "
-            f"to {difference:.3g}), and an MAE here has no other: if the grid is another, add "
+            f"{name} is not the sine-cosine table that {label} has for a grid of {rows}x{columns} "
+            f"patches (it differs by up to {difference:.3g}): if the grid is another, add "
             "--image_size=HEIGHT,WIDTH; if the positions were learned, add "
             "--config=configs/ibot.py --allow_missing=head, whose encoder learns its own"
         )

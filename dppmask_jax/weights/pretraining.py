@@ -240,7 +240,11 @@ def _placed(config, tree, found: sizes.Sizes, file: File):
                 name = file.name_of(name)
                 spacing = file.entries[name].spacing
                 table = tree[part]["positions"]
-                positions.check_fixed(table, name, spacing, found.image_size, found.patch_size)
+                grid = patches.grid_shape(found.image_size, found.patch_size)
+                first_axis = architecture.first_axis(config) if part == "encoder" else "column"
+                wanted = patches.fixed_positions(grid, table.shape[-1], first_axis)
+                label = with_article(METHODS[config.method].label)
+                positions.check_fixed(table, wanted, grid, name, spacing, label)
                 placed[part] = {k: v for k, v in tree[part].items() if k != "positions"}
     elif new != found.image_size:
         table = tree["encoder"]["positions"]
