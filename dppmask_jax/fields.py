@@ -179,6 +179,11 @@ def with_defaults(fields: dict[str, Field], defaults: dict[str, Any]) -> dict[st
     return fields | {name: fields[name]._replace(default=value) for name, value in defaults.items()}
 
 
+def grouped(group: str, fields: Mapping[str, Field]) -> dict[str, Field]:
+    """The fields a second time, within a group: "optim.kind" becomes "GROUP.optim.kind"."""
+    return {f"{group}.{name}": field for name, field in fields.items()}
+
+
 def flatten(config) -> dict[str, Any]:
     """{"a.b": value} of a nested config."""
     flat = {}

@@ -47,6 +47,31 @@ def info_nce(
     return jnp.mean(losses)
 
 
+def simclr(
+    first: Float[Array, "B D"],
+    second: Float[Array, "B D"],
+    temperature,
+    *,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """NT-Xent (SimCLR, arXiv 2002.05709, equation 1): each of the 2B projections is to find its
+    image's other one among all but itself, those of its own view too.
+
+    Args:
+      first, second: projections of two views, of any length, with their gradient both; rows belong
+        together.
+      temperature, axis_name: as for `info_nce`.
+
+    Returns:
+      In nats, the mean over this device's 2B projections, float32.
+    """
+    both = jnp.concatenate([first, second])
+    cosines, itself = _cosines(both, both, axis_name)
+    logits = (cosines / temperature).at[jnp.arange(len(both)), itself].set(-jnp.inf)
+    other = jnp.roll(itself, len(first))
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, other))
+
+
 def accuracy(
     q: Float[Array, "B D"], k: Float[Array, "B D"], *, axis_name: str | None = None
 ) -> Float[Array, ""]:

@@ -144,6 +144,10 @@ class Method(NamedTuple):
     [0, 1]; order has the visible patches, then the masked ones, and lacks those thrown away.
     Unless it borrows (static), hidden pixels do not enter; see `run.Run.reconstruct`."""
 
+    soft_masks: Callable[..., Any] | None = None
+    """(params, extra, images) -> (B, masks, H, W) float32 that add up to 1 at each pixel: those
+    that a trained network occludes an image with, one at a time."""
+
     # For methods that undo a corruption.
 
     corrupted: Callable[..., Any] | None = None
