@@ -1,10 +1,10 @@
 """ADIOS: soft masks are learned by an adversary of the encoder (arXiv 2201.13100, and its code,
 github.com/YugeTen/adios).
 
-A step has two turns, one optimiser each, on the same two views of the same images. First the encoder
-lowers its error on the second view, occluded by each of N masks in turn; then the mask network, which
-sees that second view, raises the error of the encoder as it has become, less a penalty of masks that
-cover nothing or everything. The order, and that each step has both, are the authors'.
+A step has two turns, one optimiser each, on the same two views of the same images. First the
+encoder lowers its error on the second view, occluded by each of N masks; then the mask network,
+which sees that second view, raises the error of the encoder as it has become, less a penalty of
+masks that cover nothing or everything. The order, and that each step has both, are the authors'.
 
 The authors' batch norms also follow the turn of the masks; here the running statistics follow that
 of the encoder alone, half of them the first view's and half the occluded views', as many passes as
@@ -24,7 +24,7 @@ from dppmask_jax.data.images import augment, crops, views
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field, above, grouped, number, one_of, whole, with_defaults
 from dppmask_jax.losses import occlusion
-from dppmask_jax.methods import augmented_views, mae
+from dppmask_jax.methods import augmented_views, contrastive_health, mae
 from dppmask_jax.methods.adios_objectives import OBJECTIVES, Objective, separated
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, unet
@@ -152,6 +152,7 @@ def build(config, plan: Plan) -> Method:
         after_step=lambda params, extra, aux, step: {**extra, **aux},
         describe=_described(config),
         loss_of_views=True,
+        **({"watch": contrastive_health.watch} if objective.projects else {}),
         encoder=objective.encoder,
         encoder_of=lambda params, extra: {**params["encoder"], **extra},
         with_encoder=_with_encoder,
@@ -184,10 +185,13 @@ def _encoder_loss(game: _Game, params, extra, batch, key, step):
     loss, found = occlusion.summed_error(error, images[1], covering)
     followed = jax.tree.map(
         lambda whole, occluded: (whole + jnp.mean(occluded, axis=0)) / 2,
-        of_first,
+        of_first["statistics"],
         found["statistics"],
     )
-    return loss, ({}, jax.lax.stop_gradient(followed))
+    metrics = {}
+    if "projected" in found:
+        metrics = contrastive_health.measured(of_first["projected"], found["projected"][0])
+    return loss, (metrics, jax.lax.stop_gradient(followed))
 
 
 def _masks_loss(game: _Game, params, extra, batch, key, step):

@@ -32,11 +32,15 @@ class Objective(NamedTuple):
     init: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
     """key -> (params, statistics)."""
 
-    errors: Callable[..., tuple[Callable, Any]]
-    """(params, statistics, first, second, keys) -> (error, statistics of the first view). `first`
-    is the view that no mask covers and `second` the one that masks do, both (B, H, W, 3)
-    normalised; keys (2, B) are for drop-path. `error`: see `occlusion.summed_error`; its dict has
-    the statistics, and "projected" (B, P) where the error compares some."""
+    errors: Callable[..., tuple[Callable, dict[str, Any]]]
+    """(params, statistics, first, second, keys) -> (error, what it found in the first view).
+    `first` is the view that no mask covers and `second` the one that masks do, both (B, H, W, 3)
+    normalised; keys (2, B) are for drop-path. `error`: see `occlusion.summed_error`; what it finds
+    in occluded views, too, are "statistics", as they follow, and "projected" (B, P) where the
+    objective projects."""
+
+    projects: bool = False
+    """Whether the error compares projections of the two views."""
 
 
 def simclr(config) -> Objective:
@@ -53,9 +57,7 @@ def simclr(config) -> Objective:
         return params, statistics
 
     def projected(params, statistics, images, keys):
-        feature, statistics = trained_feature(
-            encoder, params["encoder"], statistics, images, keys
-        )
+        feature, statistics = trained_feature(encoder, params["encoder"], statistics, images, keys)
         found = projector.apply({"params": params["projector"]}, feature)
         return found.astype(jnp.float32), statistics
 
@@ -71,9 +73,9 @@ def simclr(config) -> Objective:
             )
             return value, {"statistics": followed, "projected": occluded}
 
-        return error, of_first
+        return error, {"statistics": of_first, "projected": whole}
 
-    return Objective(encoder, frozenset({"encoder", "projector"}), init, errors)
+    return Objective(encoder, frozenset({"encoder", "projector"}), init, errors, projects=True)
 
 
 def reconstruct(config) -> Objective:
@@ -101,7 +103,7 @@ def reconstruct(config) -> Objective:
             value = covered_error(pred, target, patches.patchify(mask[..., None], patch_size))
             return value, {"statistics": statistics}
 
-        return error, statistics
+        return error, {"statistics": statistics}
 
     return Objective(encoder, frozenset({"encoder", "decoder"}), init, errors)
 

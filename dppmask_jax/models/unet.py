@@ -27,7 +27,10 @@ _START = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 FIELDS = {
     "masks.count": Field(4, whole(2, 64), "soft masks of an image; they add up to 1", fixed=True),
     "masks.width": Field(
-        32, whole(1, 2**12), "channels of the mask network; half of its blocks have twice", fixed=True
+        32,
+        whole(1, 2**12),
+        "channels of the mask network; half of its blocks have twice",
+        fixed=True,
     ),
     "masks.norm": Field(
         "group",
@@ -128,6 +131,4 @@ def build(config) -> MaskNetwork:
     """The mask network of a checked config."""
     masks = config.masks
     blocks = num_blocks(tuple(config.image_size))
-    return MaskNetwork(
-        masks.count, masks.width, masks.norm, blocks, jnp.dtype(config.model.dtype)
-    )
+    return MaskNetwork(masks.count, masks.width, masks.norm, blocks, jnp.dtype(config.model.dtype))
