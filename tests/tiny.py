@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from configs import adios, ibot, mae, simmim
 from configs import eval as evaluations
-from configs import ibot, mae, simmim
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint
@@ -34,7 +34,7 @@ COMMON = {
     "evaluate.knn_k": 5,
     "evaluate.figure_images": 0,
 }
-RECIPES = {"mae": mae, "ibot": ibot, "simmim": simmim}
+RECIPES = {"mae": mae, "ibot": ibot, "simmim": simmim, "adios": adios}
 OVERRIDES = {
     "mae": COMMON
     | {
@@ -44,6 +44,14 @@ OVERRIDES = {
         "evaluate.loss_images": 24,
     },
     "simmim": COMMON | {"evaluate.loss_images": 24},
+    "adios": COMMON
+    | {
+        "model.projector_hidden": 16,
+        "model.projector_out": 8,
+        "masks.count": 3,
+        "masks.optim.warmup_epochs": 0.5,
+        "evaluate.loss_images": 24,
+    },
     "ibot": COMMON
     | {
         "data.local_views": 2,

@@ -82,8 +82,8 @@ def reconstruct(config) -> Objective:
     """MAE's encoder and decoder over all patches of the occluded view. The error of a pixel counts
     as much as the mask covers it: what is visible is no task, and a larger mask is not by itself a
     harder one."""
-    model = mae.model_from(config)
     encoder, patch_size = mae.encoder_from(config), config.model.patch_size
+    model = mae.model_from(config, encoder)
     num_patches = encoder.grid[0] * encoder.grid[1]
 
     def init(key):
