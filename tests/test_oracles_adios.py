@@ -84,7 +84,7 @@ def test_the_penalties(given):
     oracles.near("ADIOS, shares of masks", shares, given["mean_mask"], 1e-5, relative=True)
     oracles.near(
         "ADIOS, sparsity of each mask",
-        given["alpha_sparsity"] * occlusion.sparsity(shares),
+        occlusion.sparsity(shares),
         given["sparsity_penalty_per_mask"],
         1e-5,
         relative=True,
