@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dppmask_jax.errors import InputError
 
-_FILE = re.compile(r"--?(config|eval)(?:=(.*))?", re.DOTALL)
-_FIELD = re.compile(r"--?(?:no)?(config|eval)\.([\w.]+)")
+_FILE = re.compile(r"--?(config|eval\d?)(?:=(.*))?", re.DOTALL)
+_FIELD = re.compile(r"--?(?:no)?(config|eval\d?)\.([\w.]+)")
 PROJECT = Path(__file__).absolute().parent.parent  # has configs/ unless it was installed as a wheel
 
 
@@ -68,7 +68,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _files(argv: list[str]) -> dict[str, str]:
-    """{"config" or "eval": FILE[:ARGUMENT]} as given."""
+    """{"config", "eval", "eval2", ...: FILE[:ARGUMENT]} as given."""
     files = {}
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         if found := _FILE.fullmatch(word):

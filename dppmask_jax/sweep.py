@@ -10,9 +10,16 @@ and --eval.solver=ridge. The grid gives fields of --config, each with its values
 numbers, words, or any Python literal, such as mask.ratio=(0.0,0.5),(0.0,0.7) for iBOT. A tau of 1
 is random masking. Points that differ in `seed` alone are averaged in the figure.
 
+Several evaluations of each point are --eval, --eval2, --eval3 and so on up to --eval6, each with
+overrides of its own, such as
+
+        --eval2=configs/eval.py:task=attention --eval2.images=300
+
+The figure has a panel for each; the first stands for the point where there is room for one.
+
 WORKDIR receives a folder for each point, which train.py and eval.py can work in as well, sweep.json
 and figures/sweep.png. The same command goes on where it was interrupted, and so does one with more
-values in the grid or other seeds of the evaluation; finished points are left alone.
+values in the grid, further evaluations or other seeds of them; what is finished is left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +46,7 @@ from dppmask_jax import evaluate, fields, parallel, pretrain, whole_files
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.evaluating import records as evaluated
 from dppmask_jax.evaluating import subjects
 from dppmask_jax.runs import metrics, workdir
 from dppmask_jax.runs.run import open_data
@@ -47,11 +55,14 @@ from dppmask_jax.sweeps.grid import Point, grid_points, words
 from dppmask_jax.tasks import TASKS, checks
 from dppmask_jax.training import resuming
 
+_MORE = tuple(f"eval{number}" for number in range(2, 7))  # flags of further evaluations
 # Fields of metrics.jsonl that are no results.
 _NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
 
 
-def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "") -> Path:
+def sweep(
+    config, eval_config, grid: str, folder: str | Path, command: str = "", beside: Sequence = ()
+) -> Path:
     """Pre-trains and evaluates at every point of a grid, or goes on where that was interrupted.
 
     Args:
@@ -60,24 +71,32 @@ def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "")
       grid: see `sweeps.grid.grid_points`.
       folder: receives the points' workdirs, sweep.json and figures/sweep.png.
       command: what was typed, to be written down.
+      beside: configs like `eval_config` of further evaluations.
 
     Returns:
       The path of sweep.json: "grid", and for each finished point of "points" its "name", "values",
-      "evaluation" (what eval_TASK.json holds) and "pretraining" (the last value of each metric).
+      "evaluation" (what eval_TASK.json holds), "pretraining" (the last value of each metric) and,
+      where there are further evaluations, "beside": {TASK: what its eval_TASK.json holds}.
 
     Raises:
-      InputError: the grid, the config of a point, the data or the folder is wrong; nothing was
-        trained.
+      InputError: the grid, the config of a point or of an evaluation, the data or the folder is
+        wrong; nothing was trained.
       loop.TrainingDiverged: too many steps of a pre-training in a row were not finite.
       Stopped: by a signal, or because nothing could be saved.
     """
     folder = Path(folder)
     points = grid_points(config, grid)
-    _check_configs(points, eval_config)
+    evaluations = _check_configs(points, (eval_config, *beside))
     path = folder / "sweep.json"
-    record = records.new(config, eval_config, points, folder, command)
-    finished = records.finished(records.read(path), record, points, eval_config, folder)
-    _check_data([point for point in points if point.name not in finished], eval_config, folder)
+    record = records.new(config, evaluations, points, folder, command)
+    old = records.read(path)
+    done = records.done(old, record, points, evaluations, folder)
+    finished = records.finished(old, done, evaluations)
+    left = [point for point in points if point.name not in finished]
+    for name, of_one in evaluations.items():
+        missing = [point for point in left if name not in done[point.name]]
+        _check_data(missing, of_one, folder, _flag(list(evaluations).index(name)))
+    _check_folders(left, folder)
     parallel.wait_for_all("the sweep's folder was read")
 
     def write():
@@ -88,13 +107,14 @@ def sweep(config, eval_config, grid: str, folder: str | Path, command: str = "")
 
     write()
     for number, point in enumerate(points, 1):
-        done = point.name in finished
+        was_finished = point.name in finished
         _say(
             f"point {number} of {len(points)}: {words(point.values)}, in {folder / point.name}"
-            + (", finished before" if done else "")
+            + (", finished before" if was_finished else "")
         )
-        if not done:
-            finished[point.name] = _run(point, eval_config, folder / point.name, command)
+        if not was_finished:
+            there = done[point.name]
+            finished[point.name] = _run(point, evaluations, there, folder / point.name, command)
             write()
     if parallel.is_main():
         drawn = summary.draw(folder, record["points"])
@@ -121,26 +141,43 @@ class _Naming:
             raise InputError(f"{self._what}: {error}") from error
 
 
-def _check_configs(points: Sequence[Point], eval_config) -> None:
-    with _Naming("--eval"):
-        checks.check(eval_config)
-        if because := TASKS[eval_config.task].unswept(eval_config):
-            raise InputError(because)
-        if eval_config.projection:
-            raise InputError(
-                "config.projection belongs to one encoder, and a sweep trains others; leave it out"
-            )
+def _flag(number: int) -> str:
+    """The flag of an evaluation."""
+    return f"--{('eval', *_MORE)[number]}" if number <= len(_MORE) else f"evaluation {number + 1}"
+
+
+def _check_configs(points: Sequence[Point], evaluations: Sequence) -> dict[str, Any]:
+    """{name of its records: config} of the evaluations."""
+    found: dict[str, Any] = {}
+    for number, config in enumerate(evaluations):
+        with _Naming(_flag(number)):
+            checks.check(config)
+            if because := TASKS[config.task].unswept(config):
+                raise InputError(because)
+            if config.projection:
+                raise InputError(
+                    "config.projection belongs to one encoder, and a sweep trains others; leave it "
+                    "out"
+                )
+            name = evaluated.name_of(config)
+            if name in found:
+                raise InputError(
+                    f"{evaluated.result_name(config)} is written by "
+                    f"{_flag(list(found).index(name))} already; leave one of the two out"
+                )
+            found[name] = config
     for point in points:
         with _Naming(f"--grid at {words(point.values)}"):
             training_config.check(point.config)
             parallel.check_batch(
                 point.config.batch_size, point.config.optim.accum_steps, "config.batch_size"
             )
+    return found
 
 
-def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
-    """Opens the data of points, which would otherwise be found missing after hours, and what their
-    folders hold."""
+def _check_data(points: Sequence[Point], eval_config, folder: Path, flag: str = "--eval") -> None:
+    """Opens the data of points, which would otherwise be found missing after hours, and has the
+    task look at it."""
     opened, checked = {}, set()
     for point in points:
         completed = subjects.completed(eval_config, point.config)
@@ -152,11 +189,15 @@ def _check_data(points: Sequence[Point], eval_config, folder: Path) -> None:
         checked.add(of_encoder)
         if asked not in opened:
             open_data(point.config)
-            with _Naming("--eval"):
+            with _Naming(flag):
                 opened[asked] = open_data(completed)
-        with _Naming("--eval"):
+        with _Naming(flag):
             evaluation = Evaluation(completed, None, folder, *opened[asked], _say)
             TASKS[completed.task].check(evaluation)
+
+
+def _check_folders(points: Sequence[Point], folder: Path) -> None:
+    """Raises InputError where the folder of a point holds another run."""
     for point in points:
         if (folder / point.name).exists():
             images = functools.partial(_images, point.config)
@@ -169,9 +210,19 @@ def _images(config) -> dict[str, Any]:
     return identity.of_splits(*open_data(config))
 
 
-def _run(point: Point, eval_config, folder: Path, command: str) -> dict[str, Any]:
+def _run(
+    point: Point, evaluations: Mapping[str, Any], done: Mapping, folder: Path, command: str
+) -> dict[str, Any]:
+    """The record of a point; evaluations that are done are not run again."""
     pretrain.train(point.config, folder)
-    path = evaluate.evaluate(eval_config, folder, command=command)
+    found = {}
+    for name, config in evaluations.items():
+        if name in done:
+            found[name] = done[name]
+            continue
+        path = evaluate.evaluate(config, folder, command=command)
+        if parallel.is_main():
+            found[name] = json.loads(path.read_text())
     if not parallel.is_main():
         return {}
     last = {}
@@ -180,8 +231,8 @@ def _run(point: Point, eval_config, folder: Path, command: str) -> dict[str, Any
     return {
         "name": point.name,
         "values": json.loads(json.dumps(point.values)),
-        "evaluation": json.loads(path.read_text()),
         "pretraining": {name: last[name] for name in last if name not in _NOT_RESULTS},
+        **records.of_evaluations(found),
     }
 
 
@@ -198,6 +249,12 @@ def main() -> None:
     evaluation = config_flags.DEFINE_config_file(
         "eval", None, "FILE:task=TASK to evaluate with.", lock_config=True
     )
+    beside = [
+        config_flags.DEFINE_config_file(
+            name, None, "FILE:task=TASK of a further evaluation.", lock_config=True
+        )
+        for name in _MORE
+    ]
     grid = flags.DEFINE_string("grid", "", "FIELD=VALUE,VALUE ... of --config.")
     folder = flags.DEFINE_string("workdir", None, "Where the sweep is written; resumed if there.")
     processes = command_line.define_process_flags()
@@ -213,7 +270,8 @@ def main() -> None:
             raise InputError("--workdir is missing: name a folder, such as runs/sweep")
         parallel.initialize(*processes())
         typed = shlex.join(["python", "-m", "dppmask_jax.sweep", *sys.argv[1:]])
-        sweep(config.value, evaluation.value, grid.value, folder.value, typed)
+        further = [flag.value for flag in beside if flag.value is not None]
+        sweep(config.value, evaluation.value, grid.value, folder.value, typed, further)
 
     command_line.run(run)
 

@@ -298,6 +298,15 @@ def test_a_sweep_shows_its_points_and_its_grid(written):
         point["evaluation"]["score"] |= {"std": 0.01, "in_percent": False}
     sweeps = section(page_of([load(written(found))]), "Sweeps")
     assert "| 0.5 | 0.200, σ 0.010 | 0.300, σ 0.010 |" in sweeps
+    for point in found["points"]:  # several evaluations: a table for each
+        ratio = point["values"]["mask.ratio"]
+        score = {"name": "amplitude", "value": -ratio, "std": None, "in_percent": False}
+        of_second = {**point["evaluation"], "task": "frequencies", "score": score}
+        of_second["config"] = {**of_second["config"], "task": "frequencies"}
+        point["beside"] = {"frequencies": of_second}
+    sweeps = section(page_of([load(written(found))]), "Sweeps")
+    assert "| 0.5 | 0.200, σ 0.010 | 0.300, σ 0.010 |" in sweeps
+    assert "### sweep: amplitude" in sweeps and "| 0.75 | -0.750 | – |" in sweeps
 
 
 def test_a_page_of_ones_own_runs_speaks_of_them_alone(tmp_path, written):

@@ -15,7 +15,7 @@ from configs import eval as eval_config
 from dppmask_jax import evaluate, pretrain, sweep
 from dppmask_jax.errors import InputError
 from dppmask_jax.evaluating import records, subjects
-from dppmask_jax.figures import sweep as sweep_figure
+from dppmask_jax.figures.sweep import Panel, draw_sweep
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import metrics, workdir
 from dppmask_jax.sweeps import summary
@@ -136,6 +136,7 @@ def test_a_bad_grid_is_one_line_before_anything_is_written(tmp_path, calls, grid
         ("task=reconstruct", {}, "gives no number"),
         ("task=backgrounds", {"classifier": "finetune"}, "a sweep does not make"),
         ("task=finetune", {"epochs": 0.0}, "the runs of a sweep have none"),
+        ("task=frequencies", {"noise.classifier": "own"}, "the runs of a sweep have none"),
         ("task=knn", {"data.source": "folder:/is/not/there"}, "--eval: there is no folder"),
         (
             "task=linear",
@@ -174,7 +175,7 @@ def test_every_task_is_checked_without_a_run_or_says_why_no_sweep_takes_it(tmp_p
         config.changed = tiny.COMMON["data.source"]
     if because := TASKS[task].unswept(config):
         with pytest.raises(InputError, match=re.escape(f"--eval: {because}")):
-            sweep._check_configs(points, config)
+            sweep._check_configs(points, (config,))
         return
     if "batch_size" in config:
         config.batch_size = 8
@@ -262,6 +263,85 @@ def test_more_values_are_added_to_a_sweep_and_another_sweep_is_refused(tmp_path,
         with pytest.raises(InputError, match=words):
             sweep.sweep(config, other, grid, folder)
     assert not calls and path.read_text() == before
+
+
+def test_several_evaluations_of_a_point_are_kept_and_more_are_added(tmp_path, calls, monkeypatch):
+    folder, grid = tmp_path / "sweep", "mask.ratio=0.5,0.75"
+    seen = []
+    stand_in = evaluate.evaluate
+
+    def told(config, folder, command=""):
+        seen.append(config.task)
+        return stand_in(config, folder, command)
+
+    monkeypatch.setattr(evaluate, "evaluate", told)
+    attention, knn = (tiny.evaluation(f"task={task}") for task in ("attention", "knn"))
+
+    def run(*beside):
+        calls.clear(), seen.clear()
+        return sweep.sweep(tiny.config(), evaluation(), grid, folder, "typed", beside)
+
+    path = run(attention)
+    names = ["ratio-0.5", "ratio-0.75"]
+    assert calls == [f"{what} {name}" for name in names for what in ("train", *["evaluate"] * 2)]
+    assert seen == ["linear", "attention"] * 2
+    for point in json.loads(path.read_text())["points"]:
+        held = {"linear_ridge": point["evaluation"], **point["beside"]}
+        assert list(held) == ["linear_ridge", "attention"]
+        for name, of_one in held.items():
+            kept = (folder / point["name"] / f"eval_{name}.json").read_text()
+            assert json.loads(kept) == of_one
+
+    run(attention)
+    assert not calls
+    monkeypatch.setattr(pretrain, "train", lambda config, folder: None)  # complete
+    run(knn, attention)
+    assert seen == ["knn", "knn"], "what is there is not measured again"
+    assert [list(p["beside"]) for p in json.loads(path.read_text())["points"]] == [
+        ["knn", "attention"]
+    ] * 2
+    (folder / "ratio-0.75" / "eval_attention.json").unlink()
+    run(attention, knn)
+    assert calls == ["evaluate ratio-0.75"] and seen == ["attention"]
+
+    before = path.read_text()
+    for beside, words in (
+        ((attention,), "the evaluation knn -> none"),
+        ((tiny.evaluation("task=attention", images=9), knn), r"attention\.images"),
+        ((knn, attention, knn), r"--eval4: eval_knn\.json is written by --eval2 already"),
+        ((knn, tiny.evaluation("task=reconstruct")), "--eval3: task reconstruct gives no number"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(*beside)
+        assert not calls and path.read_text() == before
+
+
+def test_each_evaluation_has_a_panel_and_columns_of_its_own(tmp_path):
+    points = _points(({"mask.ratio": 0.5}, 0.2, 0.1), ({"mask.ratio": 0.75}, 0.3, 0.1))
+    for point, value in zip(points, (-1.5, -2.25), strict=True):
+        score = {"name": "Δ", "value": value, "std": None, "standard_error": 0.25}
+        score |= {"in_percent": False, "images": 300}
+        other = {**point["evaluation"], "score": score, "config": {"task": "frequencies"}}
+        point |= {"beside": {"frequencies": other}, "pretraining": {}}
+        point["evaluation"]["data"] = other["data"] = {"val_images": 1000}
+    header, _, first, *_ = summary.table(points).splitlines()
+    assert re.split(r"  +", header) == ["mask.ratio", "x", "std over seeds", "Δ", "std over seeds"]
+    assert re.split(r"  +", first) == ["0.5", "20.00 %", "10.00 %", "-1.5000 ± 0.2500"]
+    assert summary.note(points) == (
+        "1 run a point; x: 1,000 validation images, bars: standard deviation over the seeds of the "
+        "evaluation; Δ: 300 validation images, bars: standard error over the images"
+    )
+    assert summary.draw(tmp_path, points).stat().st_size > 0
+    shown = [
+        Panel(summary.lines(of_one), "", {}, in_percent)
+        for of_one, in_percent in zip(summary.of_each(points), (True, False), strict=True)
+    ]
+    accuracy, amplitude = draw_sweep(shown, "ratio").axes
+    assert list(amplitude.containers[0][0].get_ydata()) == [-1.5, -2.25]
+    assert amplitude.get_ylim()[0] < -2.5 and accuracy.get_ylim()[0] >= 0
+    assert isinstance(accuracy.yaxis.get_major_formatter(), PercentFormatter)
+    assert not isinstance(amplitude.yaxis.get_major_formatter(), PercentFormatter)
+    assert len(draw_sweep(shown + shown[:1], "ratio").axes) == 3
 
 
 def test_other_seeds_of_the_evaluation_are_another_evaluation_of_the_same_sweep(
@@ -388,22 +468,21 @@ def test_a_score_that_is_no_share_is_shown_as_a_number_and_only_errors_are_expla
     row = summary.table(points).splitlines()[2]
     assert row.split() == ["0.5", "0.1230", "0.0040", "50.00", "%", "±", "5.00"]
     words = "normalised mutual information, k-means (mean)"
-    axes = sweep_figure.draw_sweep({"": [(0.5, 0.123, None)]}, "", words, in_percent=False).axes[0]
+    panel = Panel({"": [(0.5, 0.123, None)]}, words, in_percent=False)
+    axes = draw_sweep([panel], "").axes[0]
     assert max(map(len, axes.get_ylabel().splitlines())) <= 40, "or it is cut off"
     assert not isinstance(axes.yaxis.get_major_formatter(), PercentFormatter)
 
 
 def test_the_axis_is_of_numbers_or_of_words():
     lines = {"a": [(0.75, 0.2, 0.1), (0.5, 0.1, None)], "b": [(0.6, 0.3, None)]}
-    (axes,) = sweep_figure.draw_sweep(lines, "ratio", "accuracy").axes
+    (axes,) = draw_sweep([Panel(lines, "accuracy")], "ratio").axes
     assert list(axes.get_xticks()) == [0.5, 0.6, 0.75]
     assert list(axes.containers[0][0].get_xdata()) == [0.5, 0.75]
     assert axes.containers[0][0].get_linestyle() == "-"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("ratio", "accuracy")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
-    (axes,) = sweep_figure.draw_sweep(
-        {"": [("random", 0.2, None), ("dpp", 0.1, None)]}, "", ""
-    ).axes
+    (axes,) = draw_sweep([Panel({"": [("random", 0.2, None), ("dpp", 0.1, None)]}, "")], "").axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["random", "dpp"]
     assert axes.containers[0][0].get_linestyle() == "None", "nothing lies between kinds"
     assert axes.get_legend() is None
@@ -411,7 +490,7 @@ def test_the_axis_is_of_numbers_or_of_words():
         "chance": [(0.5, 0.1), (0.6, 0.1), (0.75, 0.1)],
         "pixels": [(0.75, 0.3), (0.5, 0.4)],
     }
-    figure = sweep_figure.draw_sweep(lines, "ratio", "accuracy", baselines, "1 run a point")
+    figure = draw_sweep([Panel(lines, "accuracy", baselines)], "ratio", "1 run a point")
     (axes,) = figure.axes
     chance, pixels = (next(line for line in axes.lines if line.get_label() == name)
                       for name in baselines)  # fmt: skip
@@ -419,7 +498,7 @@ def test_the_axis_is_of_numbers_or_of_words():
     assert axes.get_ylim()[0] < 0.1 and axes.get_ylim()[1] > 0.4
     assert figure.get_supxlabel() == "1 run a point"
     with pytest.raises(ValueError, match="nothing to draw"):
-        sweep_figure.draw_sweep({}, "", "")
+        draw_sweep([Panel({}, "")], "")
 
 
 def _command(folder, *extra):
@@ -443,6 +522,10 @@ def test_bad_input_of_the_command_is_one_line_and_status_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: unknown eval field 'solvr'; did you mean solver?\n"
     assert not (tmp_path / "new").exists()
+    further = ("--eval2.imagez=3", "--eval2=configs/eval.py:task=attention")
+    done = tiny.run(_command(tmp_path / "new", *further))
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown eval2 field 'imagez'; did you mean images?\n"
 
 
 @pytest.mark.slow

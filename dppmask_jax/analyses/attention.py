@@ -15,7 +15,7 @@ from dppmask_jax import patches
 from dppmask_jax.analyses import base
 from dppmask_jax.analyses.base import curve, per_image, prefix_of, with_error
 from dppmask_jax.data.images import augment
-from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task
+from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Score, Task
 from dppmask_jax.fields import Field, whole
 from dppmask_jax.figures.attention_maps import draw_maps
 from dppmask_jax.figures.depths import Panel, draw_panels
@@ -139,6 +139,13 @@ def run(evaluation: Evaluation) -> Result:
         _table(metrics),
         f"attention among {encoder.grid[0]}x{encoder.grid[1]} patches of {size} px, "
         f"{metrics['images']:,} images, mean over heads",
+        Score(
+            "NMI of query and key, last block",
+            metrics["nmi"]["mean"][-1],
+            standard_error=metrics["nmi"]["error"][-1],
+            in_percent=False,
+            images=metrics["images"],
+        ),
         note="± is the standard error over the images; heads: the least and the largest mean of a "
         f"head; attention that is the same to all patches reaches {uniform:.1f} px and has no "
         "mutual information",
@@ -233,5 +240,4 @@ TASK = Task(
     FIELDS,
     compare=compare,
     unprojected=lambda config: BLOCKS_ALONE,
-    unswept=base.no_score,
 )

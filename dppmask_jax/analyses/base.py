@@ -42,7 +42,7 @@ def spread(total: int, most: int) -> np.ndarray:
 
 def no_score(config) -> str:
     """Why a sweep cannot run a task without a score, see `Task.unswept`."""
-    return f"task {config.task} gives no number that is better when it is higher"
+    return f"task {config.task} gives no number that stands for it"
 
 
 def require_trace(evaluation: Evaluation) -> None:

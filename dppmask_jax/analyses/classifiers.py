@@ -28,6 +28,8 @@ def chosen(evaluation: Evaluation) -> np.ndarray:
 def no_own_head_because(evaluation: Evaluation) -> str:
     """Why the checkpoint has no head for the classes of the source, in words; "" where it has."""
     run = evaluation.run
+    if run is None:
+        return "the runs of a sweep have none"
     head, because = head_for(
         run, evaluation.train.class_names, several=False, pool=run.config.model.get("pool")
     )

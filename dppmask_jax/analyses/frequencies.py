@@ -12,7 +12,7 @@ import numpy as np
 
 from dppmask_jax.analyses import base, classifiers, ring_noise
 from dppmask_jax.errors import NotServed
-from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task
+from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Score, Task, encoder_of
 from dppmask_jax.figures.depths import Panel, draw_panels
 
 _FLOOR = 1e-6  # below every amplitude, as in the authors' code
@@ -90,7 +90,7 @@ def check(evaluation: Evaluation) -> None:
     had."""
     base.require_trace(evaluation)
     base.require_images(evaluation, 2)
-    check_grid(evaluation.run.method.encoder.grid)
+    check_grid(encoder_of(evaluation).grid)
     ring_noise.check(evaluation)
     because = ring_noise.unprojected_because(evaluation)
     if evaluation.config.projection and because:
@@ -144,6 +144,13 @@ def run(evaluation: Evaluation) -> Result:
         metrics,
         rows,
         protocol,
+        Score(
+            "Δ log amplitude, last block",
+            highest["mean"][-1],
+            standard_error=highest["error"][-1],
+            in_percent=False,
+            images=metrics["images"],
+        ),
         note=note,
         row=row,
     )
@@ -184,6 +191,5 @@ TASK = Task(
     run,
     FIELDS,
     compare=compare,
-    unswept=base.no_score,
     unprojected=lambda config: "" if config.noise.classifier in ("auto", "ridge") else BLOCKS_ALONE,
 )

@@ -53,10 +53,11 @@ class Evaluation(NamedTuple):
 class Score(NamedTuple):
     """The one number that stands for a task where runs are compared.
 
-    `name` says in words what it is; `value` is a share from 0 to 1, higher is better; `std` is the
-    standard deviation over the seeds of the evaluation, None for a single one; `standard_error` is
-    that over the images, see `scores.uncertainty`, None where there is none in closed form.
-    `in_percent` says how it is shown.
+    `name` says in words what it is; `value` is a share from 0 to 1, higher is better, or a number
+    of an analysis with neither bounds nor a better end; `std` is the standard deviation over the
+    seeds of the evaluation, None for a single one; `standard_error` is that over the images, see
+    `scores.uncertainty`, None where there is none in closed form. `in_percent` says how it is
+    shown. `images` is how many it was measured on, None for the whole validation split.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Score(NamedTuple):
     std: float | None = None
     standard_error: float | None = None
     in_percent: bool = True
+    images: int | None = None
 
 
 class Result(NamedTuple):

@@ -99,7 +99,7 @@ def _generic_word(word: str) -> str:
         if kind in ("shapes", "tfds"):
             return word
         return f"{name}={kind}:IMAGES" if colon else f"{name}=IMAGES"
-    if name in ("--config", "--eval"):
+    if re.fullmatch(r"--(config|eval\d?)", name):
         path, colon, arguments = value.partition(":")
         start = path.rfind("configs/")
         path = path[start:] if start >= 0 else last_part(path)

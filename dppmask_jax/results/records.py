@@ -76,5 +76,7 @@ def evaluations_of(record) -> list[dict]:
     if "points" not in record:
         return [record]
     return [
-        point["evaluation"] | {"pretraining": point["pretraining"]} for point in record["points"]
+        evaluation | {"pretraining": point["pretraining"]}
+        for point in record["points"]
+        for evaluation in (point["evaluation"], *point.get("beside", {}).values())
     ]

@@ -88,13 +88,22 @@ def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def of_sweep(record) -> str:
-    """The scores of a sweep: a row for each value of the first field, a column for each combination
-    of the others."""
-    grid, points = record["grid"], record["points"]
+    """The scores of a sweep, a table for each of its evaluations."""
+    points = record["points"]
+    names = points[0].get("beside", {})
+    of_each = [[point["evaluation"] for point in points]]
+    of_each += [[point["beside"][name] for point in points] for name in names]
+    return "\n\n".join(_of_evaluation(record, found) for found in of_each)
+
+
+def _of_evaluation(record, evaluations: Sequence[dict[str, Any]]) -> str:
+    """One evaluation of the points of a sweep: a row for each value of the first field, a column
+    for each combination of the others."""
+    grid = record["grid"]
     first, *others = grid
     scores = {
-        json.dumps([point["values"][field] for field in grid]): point["evaluation"]["score"]
-        for point in points
+        json.dumps([point["values"][field] for field in grid]): evaluation["score"]
+        for point, evaluation in zip(record["points"], evaluations, strict=True)
     }
     columns = list(itertools.product(*(grid[field] for field in others)))
     heading = [
@@ -106,7 +115,7 @@ def of_sweep(record) -> str:
     ]
     if not others:
         heading[1:] = ["score"]
-    evaluation = points[0]["evaluation"]
+    evaluation = evaluations[0]
     body = []
     for x in grid[first]:
         cells = []

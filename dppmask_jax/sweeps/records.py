@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,40 @@ from dppmask_jax.training import resuming
 FREE = "carried out"  # may change while a sweep goes on: the numbers stay the same
 
 
-def new(config, eval_config, points, folder, command) -> dict[str, Any]:
-    """A record without any finished point."""
+def new(config, evaluations, points, folder, command) -> dict[str, Any]:
+    """A record without any finished point.
+
+    Args:
+      evaluations: {name of its records, see `evaluating.records.name_of`: config}; the first stands
+        for a point.
+    """
     values: dict[str, list] = {field: [] for field in points[0].values}
     for point in points:
         for field, value in point.values.items():
             if value not in values[field]:
                 values[field].append(value)
+    (_, first), *beside = evaluations.items()
+    further = {name: workdir.to_json(of_one) for name, of_one in beside}
     return {
         "name": folder.resolve().name,
         "grid": values,
         "config": workdir.to_json(config),
-        "eval": workdir.to_json(eval_config),
+        "eval": workdir.to_json(first),
+        **({"eval_beside": further} if further else {}),
         "points": [],
         "command": command,
     }
+
+
+def of_evaluations(found: Mapping[str, dict]) -> dict[str, Any]:
+    """What a point has of its evaluations: the first, and those beside it where there are some."""
+    (_, first), *beside = found.items()
+    return {"evaluation": first, **({"beside": dict(beside)} if beside else {})}
+
+
+def evaluations_of(point: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of the evaluations of a point, the first that which stands for it."""
+    return [point["evaluation"], *point.get("beside", {}).values()]
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -51,43 +70,66 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text())
-        return {key: record[key] for key in ("grid", "config", "eval", "points")}
+        kept = {key: record[key] for key in ("grid", "config", "eval", "points")}
+        return kept | {"eval_beside": record.get("eval_beside", {})}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({error!r}); move the folder away to start again"
         ) from error
 
 
-def finished(old, new, points, eval_config, folder) -> dict[str, dict]:
-    """The records of the points whose evaluation is there, by name.
+def done(old, new, points, evaluations, folder) -> dict[str, dict[str, dict]]:
+    """{point: {evaluation: its record}}, by their names, of the evaluations that are there.
 
     Raises:
       InputError: the folder holds another sweep.
     """
+    found: dict[str, dict[str, dict]] = {point.name: {} for point in points}
     if old is None:
-        return {}
+        return found
     foreign = []
     if list(old["grid"]) != list(new["grid"]):
         foreign = [f"grid: {', '.join(old['grid'])} -> {', '.join(new['grid'])}"]
     foreign += _changes(old["config"], new["config"], "", new["grid"])
     foreign += _changes(old["eval"], new["eval"], "eval.", ("seeds",))
+    further = new.get("eval_beside", {})
+    for name, config in old["eval_beside"].items():
+        if name not in further:
+            foreign.append(f"the evaluation {name} -> none")
+        else:
+            foreign += _changes(config, further[name], f"{name}.", ("seeds",))
     if foreign:
         raise InputError(
             f"--workdir={folder} holds another sweep ({'; '.join(foreign)}); name another folder, "
             "or go back to that one"
         )
     recorded = {record["name"]: record for record in old["points"]}
+    for point in points:
+        if point.name in recorded:
+            record = recorded[point.name]
+            there = {next(iter(evaluations)): record["evaluation"], **record.get("beside", {})}
+            found[point.name] = {
+                name: there[name]
+                for name, config in evaluations.items()
+                if name in there and _is_done(there[name], point, config, folder)
+            }
+    return found
+
+
+def finished(old, done, evaluations) -> dict[str, dict]:
+    """The records of the points all of whose evaluations are done, by name."""
+    if old is None:
+        return {}
     return {
-        point.name: recorded[point.name]
-        for point in points
-        if point.name in recorded and _is_done(recorded[point.name], point, eval_config, folder)
+        record["name"]: record | of_evaluations(done[record["name"]])
+        for record in old["points"]
+        if list(done.get(record["name"], ())) == list(evaluations)
     }
 
 
-def _is_done(record, point: Point, eval_config, folder: Path) -> bool:
+def _is_done(found, point: Point, eval_config, folder: Path) -> bool:
     path = folder / point.name / evaluated.result_name(eval_config)
     wanted = subjects.completed(eval_config, point.config)
-    found = record["evaluation"]
     return (
         path.exists()
         and json.loads(path.read_text()) == found

@@ -11,13 +11,14 @@ from dppmask_jax.evals.base import percent
 from dppmask_jax.evaluating import records as evaluated
 from dppmask_jax.fields import flatten
 from dppmask_jax.figures import panels
-from dppmask_jax.figures.sweep import draw_sweep
+from dppmask_jax.figures.sweep import Panel, draw_sweep
 from dppmask_jax.runs import comparable, history
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.sweeps.grid import plain
 from dppmask_jax.tasks import TASKS
 
 _AXES = {
+    "hybrid.weight": "weight λ of the contrastive loss",
     "mask.ratio": "share of patches masked",
     "mask.tau": "threshold τ of the DPP",
     "mask.strategy": "kind of masks",
@@ -32,36 +33,59 @@ _LEGENDS = {"mask.strategy": "{} masks", "mask.tau": "τ = {}", "mask.ratio": "{
 
 def table(records: Sequence[dict]) -> str:
     """The scores of all points as text, with what to compare them with below."""
-    score = records[0]["evaluation"]["score"]
     fields = list(records[0]["values"])
+    evaluations = of_each(records)
     shown = [
         name
         for name in ("loss", "val_loss", "knn")
         if all(name in record["pretraining"] for record in records)
     ]
     headings = {"loss": "pre-training loss", "val_loss": "validation loss", "knn": "k-NN"}
-    rows = [(*fields, score["name"], "std over seeds", *(headings[name] for name in shown))]
-    words = percent if _in_percent(records) else "{:.4f}".format
-    for record in records:
-        found, trained = record["evaluation"]["score"], record["pretraining"]
+    scores = [of_one[0]["evaluation"]["score"]["name"] for of_one in evaluations]
+    columns = [column for name in scores for column in (name, "std over seeds")]
+    rows = [(*fields, *columns, *(headings[name] for name in shown))]
+    for number, record in enumerate(records):
+        trained = record["pretraining"]
         rows.append(
             (
                 *(plain(record["values"][field]) for field in fields),
-                words(found["value"], found.get("standard_error")),
-                "" if found["std"] is None else words(found["std"]),
+                *(cell for of_one in evaluations for cell in _cells(of_one[number])),
                 *(_knn(trained) if name == "knn" else f"{trained[name]:.4f}" for name in shown),
             )
         )
     has_error = any("±" in cell for row in rows for cell in row)
     notes = ["± is the standard error over the images that were tested"] * has_error
-    for name, points in baselines(records).items():
-        shares = [share for _, share in points]
-        ends = dict.fromkeys(map(percent, (min(shares), max(shares))))
-        notes.append(f"{name}: {' to '.join(ends)}")
+    for score, of_one in zip(scores, evaluations, strict=True):
+        for name, points in baselines(of_one).items():
+            shares = [share for _, share in points]
+            ends = dict.fromkeys(map(percent, (min(shares), max(shares))))
+            whose = f", {score}" if len(scores) > 1 else ""
+            notes.append(f"{name}{whose}: {' to '.join(ends)}")
     if "loss" in shown:
         configs = [record["evaluation"]["checkpoint"]["config"] for record in records]
         notes += [line for line in comparable.warnings(configs) if line.startswith("loss")]
     return "\n".join([evaluated.format_table(rows), *notes])
+
+
+def of_each(records: Sequence[dict]) -> list[list[dict]]:
+    """The points as each of their evaluations has them, the first first: every list as if the sweep
+    had this "evaluation" alone."""
+    names = records[0].get("beside", {})
+    return [list(records)] + [
+        [record | {"evaluation": record["beside"][name]} for record in records] for name in names
+    ]
+
+
+def _cells(record: dict) -> tuple[str, str]:
+    """The score of a point with its error, and its deviation over seeds."""
+    score = record["evaluation"]["score"]
+    words = percent if _in_percent([record]) else _number
+    std = score["std"]
+    return words(score["value"], score.get("standard_error")), "" if std is None else words(std)
+
+
+def _number(value: float, error: float | None = None) -> str:
+    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _in_percent(records: Sequence[dict]) -> bool:
@@ -135,17 +159,41 @@ def lines(records: Sequence[dict]) -> dict[str, list[tuple[Any, float, float | N
 
 
 def note(records: Sequence[dict]) -> str:
-    """How many runs and images a point of the figure stands for, and what its error bar is."""
+    """How many runs and images a point of the figure stands for, and what its error bar is; what
+    does not hold of all evaluations stands behind the names of theirs."""
+    of_scores = {
+        of_one[0]["evaluation"]["score"]["name"]: _notes(of_one) for of_one in of_each(records)
+    }
+    common = [
+        part
+        for part in next(iter(of_scores.values()))
+        if all(part in parts for parts in of_scores.values())
+    ]
+    own: dict[str, list[str]] = {}
+    for name, parts in of_scores.items():
+        own.setdefault(", ".join(part for part in parts if part not in common), []).append(name)
+    lines = [f"{' and '.join(names)}: {parts}" for parts, names in own.items() if parts]
+    return "; ".join([*common, *lines])
+
+
+def _notes(records: Sequence[dict]) -> list[str]:
+    """Of one evaluation."""
     groups = list(_groups(records).values())
     runs = sorted({len(group) for group in groups})
-    images = sorted({r["evaluation"].get("data", {}).get("val_images", 0) for r in records})
+    images = sorted({_images(record["evaluation"]) for record in records})
     parts = [f"{_ends(runs)} run{'s' * (runs[-1] > 1)} a point"]
     if images[0]:
         parts.append(f"{_ends(images)} validation images")
     bars = dict.fromkeys(filter(None, (_mean_and_error(group)[2] for group in groups)))
     if bars:
         parts.append(f"bars: {', or '.join(bars)}")
-    return "; ".join(parts)
+    return parts
+
+
+def _images(evaluation: dict) -> int:
+    """How many images a score is of; 0 where that is not known."""
+    of_score = evaluation["score"].get("images")
+    return of_score or evaluation.get("data", {}).get("val_images", 0)
 
 
 def _ends(numbers: Sequence[int]) -> str:
@@ -184,13 +232,14 @@ def _hashable(value):
 def draw(folder: Path, records: Sequence[dict]) -> Path:
     """Writes figures/sweep.png and returns its path."""
     first = _shown_fields(records)[0]
-    name = records[0]["evaluation"]["score"]["name"]
-    figure = draw_sweep(
-        lines(records),
-        _AXES.get(first, first),
-        name,
-        baselines(records),
-        note(records),
-        in_percent=_in_percent(records),
-    )
+    shown = [
+        Panel(
+            lines(of_one),
+            of_one[0]["evaluation"]["score"]["name"],
+            baselines(of_one),
+            _in_percent(of_one),
+        )
+        for of_one in of_each(records)
+    ]
+    figure = draw_sweep(shown, _AXES.get(first, first), note(records))
     return panels.save(figure, folder / "figures", "sweep.png")
