@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs import adios, ibot, mae, simmim
+from configs import adios, ibot, mae, moco, simmim
 from configs import eval as evaluations
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
@@ -34,7 +34,7 @@ COMMON = {
     "evaluate.knn_k": 5,
     "evaluate.figure_images": 0,
 }
-RECIPES = {"mae": mae, "ibot": ibot, "simmim": simmim, "adios": adios}
+RECIPES = {"mae": mae, "ibot": ibot, "simmim": simmim, "moco": moco, "adios": adios}
 OVERRIDES = {
     "mae": COMMON
     | {
@@ -44,6 +44,13 @@ OVERRIDES = {
         "evaluate.loss_images": 24,
     },
     "simmim": COMMON | {"evaluate.loss_images": 24},
+    "moco": COMMON
+    | {
+        "model.projector_hidden": 16,
+        "model.projector_out": 8,
+        "model.predictor_hidden": 16,
+        "evaluate.loss_images": 24,
+    },
     "adios": COMMON
     | {
         "model.projector_hidden": 16,

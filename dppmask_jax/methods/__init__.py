@@ -5,7 +5,7 @@ from typing import Any
 
 from dppmask_jax.fields import Field, one_of
 from dppmask_jax.masking import MASKERS
-from dppmask_jax.methods import adios, ibot, mae, overlay, simmim
+from dppmask_jax.methods import adios, ibot, mae, moco, overlay, simmim
 from dppmask_jax.models import encoders
 from dppmask_jax.targets import TARGETS
 
@@ -14,6 +14,7 @@ METHODS = {
     "simmim": simmim.KIND,
     "overlay": overlay.KIND,
     "ibot": ibot.KIND,
+    "moco": moco.KIND,
     "adios": adios.KIND,
 }
 

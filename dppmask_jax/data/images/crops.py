@@ -156,10 +156,10 @@ def multi_crop(
     *,
     image_size: tuple[int, int],
     scale: tuple[float, float],
-    local_size: tuple[int, int],
-    local_scale: tuple[float, float],
-    num_local: int,
     flip: bool,
+    num_local: int = 0,
+    local_size: tuple[int, int] | None = None,
+    local_scale: tuple[float, float] | None = None,
     ratio: tuple[float, float] = RATIO,
 ) -> dict[str, np.ndarray]:
     """The training example of several crops of one image, for loader.train_stream.
@@ -172,9 +172,9 @@ def multi_crop(
       extras: as for single_view; each view has its own crop of a map, mirrored with it.
       image_size, scale: (H, W) in pixels of the two global views, and their share of the image's
         area.
-      local_size, local_scale: (h, w) and share of the local views.
-      num_local: how many local views; may be 0.
       flip: whether to mirror each view left to right with probability one half.
+      num_local: how many local views.
+      local_size, local_scale: (h, w) and share of the local views, where there are some.
       ratio: as for random_crop, of all views.
 
     Returns:
