@@ -9,6 +9,7 @@ from dppmask_jax.masking.base import (
     Seen,
     draw_num_masked,
     draw_ratio,
+    nothing_hidden,
     num_masked,
     num_visible,
     over_steps,
@@ -18,7 +19,7 @@ from dppmask_jax.masking.base import (
 from dppmask_jax.masking.blocks import block
 from dppmask_jax.masking.export import export_masks
 from dppmask_jax.masking.greedy_dpp import dpp
-from dppmask_jax.masking.kinds import MASKERS, masker_of
+from dppmask_jax.masking.kinds import MASKERS, hides_any, masker_of
 from dppmask_jax.masking.random_patches import random
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "draw_num_masked",
     "draw_ratio",
     "export_masks",
+    "hides_any",
     "masker_of",
+    "nothing_hidden",
     "num_masked",
     "num_visible",
     "over_steps",

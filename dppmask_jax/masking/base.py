@@ -169,6 +169,13 @@ def mask_from(order, count, num_thrown: int = 0) -> Mask:
     return Mask(order, (place >= count) & ~thrown, count, thrown)
 
 
+def nothing_hidden(grid: tuple[int, int], batch: int) -> Mask:
+    """The Mask of (B, ...) arrays that leaves all patches of a grid visible."""
+    number = grid[0] * grid[1]
+    order = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32), (batch, number))
+    return Mask(order, jnp.zeros(order.shape, bool), jnp.full(batch, number, jnp.int32))
+
+
 def check_count(count, lowest: int, highest: int) -> None:
     """Raises ValueError where a static count of visible patches is out of bounds."""
     if isinstance(count, (int, np.integer)) and not lowest <= count <= highest:

@@ -70,9 +70,10 @@ def check_thrown(mask, num_patches: int, num_hidden: int) -> None:
 
 
 def hides_any(mask) -> bool:
-    """Whether masks of `config.mask` are drawn at all: with a ratio of 0, as overlay has it, none
-    are, whatever their strategy."""
-    return getattr(mask, "ratio", None) != 0
+    """Whether masks of `config.mask` are drawn at all: with a ratio of 0, as overlay and DINO have
+    it, or with a list of nothing else, none are, whatever their strategy."""
+    ratio = getattr(mask, "ratio", None)
+    return any(ratio) if isinstance(ratio, (tuple, list)) else ratio != 0
 
 
 def masker_of(mask) -> Masker:

@@ -3,6 +3,9 @@
 The masks are blocks, random, from the teacher's attention (AttMask, arXiv 2203.12719), or drawn by
 DPPMask (arXiv 2303.12736) from the teacher's own patch tokens. The student is `params`; teacher,
 centres and the prototypes' record of use are `extra`.
+
+Without the loss of patches it is DINO (arXiv 2104.14294): patches then have no logits, and masks
+are drawn only where a ratio asks for them.
 """
 
 from __future__ import annotations
@@ -51,6 +54,10 @@ class _Parts(NamedTuple):
         rows, columns = self.net.encoder.grid
         return rows * columns
 
+    @property
+    def hides_any(self) -> bool:
+        return self.num_hidden[1] > 0
+
 
 def build(config, plan: Plan) -> Method:
     """The iBOT of a checked config.
@@ -64,7 +71,7 @@ def build(config, plan: Plan) -> Method:
     loss = functools.partial(_loss, parts, ibot_masks.drawer(config, masker, plan))
     decay_at = optim.cosine(config.teacher.ema_decay, 1.0, plan.total_steps)
     data = config.data
-    return Method(
+    method = Method(
         example=functools.partial(
             crops.multi_crop,
             image_size=tuple(config.image_size),
@@ -97,6 +104,12 @@ def build(config, plan: Plan) -> Method:
         watch=functools.partial(collapse.watch, math.log(config.model.prototypes)),
         attention=functools.partial(_attention, net) if net.encoder.attended else None,
     )
+    if parts.hides_any:
+        return method
+    return method._replace(
+        masker=None, masks=None, num_hidden=None, describe=(),
+        schedules={"decay of the teacher": decay_at},
+    )  # fmt: skip
 
 
 def _init(parts: _Parts, key):
@@ -104,6 +117,7 @@ def _init(parts: _Parts, key):
     extra = {
         "teacher": network,
         "class_center": jnp.zeros(prototypes, jnp.float32),
+        # Stays where it is without the loss of patches: files of iBOT have both.
         "patch_center": jnp.zeros(prototypes, jnp.float32),
         # Long ago: none has been used yet.
         "last_use": jnp.full(prototypes, -_RECENT_STEPS, jnp.int32),
@@ -135,59 +149,65 @@ def _loss(parts: _Parts, draw_masks, params, extra, batch, key, step):
         )
     # Every masked or thrown patch of a view and, where they are fewer than the most, visible ones.
     chosen = masks.order[:, parts.num_patches - parts.num_hidden[1] :]
+    chosen = chosen if config.loss.patch_weight else None
+    hidden = masks.hidden if parts.hides_any else None
     of_teacher = teacher_logits(net, teacher, tokens, chosen)
-    of_student = student_logits(net, params, images, masks.hidden, chosen, drop_keys)
+    of_student = student_logits(net, params, images, hidden, chosen, drop_keys)
     # (views, B, C)
     of_teacher["class"], of_student["class"] = (
         logits["class"].reshape(-1, num, logits["class"].shape[-1])
         for logits in (of_teacher, of_student)
     )
     targets = _targets(parts, extra, of_teacher, step)
-    class_loss, patch_loss = _losses(config.loss, targets, of_student, masks.mask, chosen)
+    losses = _losses(config.loss, targets, of_student, masks.mask, chosen)
     aux = _aux(parts, of_teacher, targets["class"], masks, of_masks)
-    metrics = _metrics(class_loss, patch_loss, targets["class"], of_student["class"], masks)
-    total = config.loss.class_weight * class_loss + config.loss.patch_weight * patch_loss
+    metrics = _metrics(losses, targets["class"], of_student["class"], masks)
+    total = sum(config.loss[f"{kind}_weight"] * loss for kind, loss in losses.items())
     return total, (metrics, jax.lax.stop_gradient(aux))
 
 
 def _targets(parts: _Parts, extra, of_teacher, step):
     """The teacher's answers, of class tokens (2, B, C) and of the chosen patches (2B, M, C)."""
     settings, epoch = parts.config.loss, step // parts.plan.steps_per_epoch
-    # The temperature of patches warms up from the first masks on, as in iBOT's code.
-    epoch_of_masks = epoch - parts.config.mask.start_epoch
-    return {
+    targets = {
         "class": distillation.teacher_probabilities(
             of_teacher["class"], extra["class_center"], temperature(settings.class_temp, epoch)
-        ),
-        "patch": distillation.teacher_probabilities(
+        )
+    }
+    if "patch" in of_teacher:
+        # The temperature of patches warms up from the first masks on, as in iBOT's code.
+        epoch_of_masks = epoch - parts.config.mask.start_epoch
+        targets["patch"] = distillation.teacher_probabilities(
             of_teacher["patch"],
             extra["patch_center"],
             temperature(settings.patch_temp, epoch_of_masks),
-        ),
-    }
+        )
+    return targets
 
 
 def _losses(settings, targets, of_student, mask, chosen):
-    """(of class tokens, of patch tokens)."""
-    class_loss = distillation.class_token_loss(
-        targets["class"], of_student["class"], settings.student_temp
-    )
-    patch_loss = distillation.patch_token_loss(
-        targets["patch"],
-        of_student["patch"],
-        jnp.take_along_axis(mask, chosen, axis=1),
-        settings.student_temp,
-    )
-    return class_loss, patch_loss
+    """{"class", "patch"}; the second where patches have logits."""
+    losses = {
+        "class": distillation.class_token_loss(
+            targets["class"], of_student["class"], settings.student_temp
+        )
+    }
+    if "patch" in targets:
+        losses["patch"] = distillation.patch_token_loss(
+            targets["patch"],
+            of_student["patch"],
+            jnp.take_along_axis(mask, chosen, axis=1),
+            settings.student_temp,
+        )
+    return losses
 
 
-def _metrics(class_loss, patch_loss, class_target, of_student, masks):
+def _metrics(losses, class_target, of_student, masks):
     entropy = jnp.mean(distillation.entropy(class_target))
     return {
-        "loss_class": class_loss,
-        "loss_patch": patch_loss,
+        **{f"loss_{kind}": loss for kind, loss in losses.items()},
         "teacher_entropy": entropy,
-        "kl": class_loss - entropy,
+        "kl": losses["class"] - entropy,
         "masked_share": jnp.mean(masks.mask),
         # "acc" of iBOT's code: the teacher on one view and the student on the other, masked one.
         # The agreement that task=cluster measures is of views that are not masked.
@@ -203,10 +223,11 @@ def _aux(parts: _Parts, of_teacher, class_target, masks, of_masks):
     class_logits = of_teacher["class"]
     aux = {
         "class_logits": jnp.mean(class_logits.reshape(-1, class_logits.shape[-1]), axis=0),
-        "patch_logits": of_teacher["mean_patch"],
         "class_target": jnp.mean(class_target, axis=(0, 1)),
         "best": jnp.mean(best, axis=(0, 1)),
     }
+    if "mean_patch" in of_teacher:
+        aux["patch_logits"] = of_teacher["mean_patch"]
     if of_masks:
         is_masked = masks.count < parts.num_patches
         aux["masked_views"] = jnp.mean(is_masked.astype(jnp.float32))
@@ -222,8 +243,10 @@ def _after_step(center_decay: float, decay_at, params, extra, aux, step):
     centers = {
         f"{kind}_center": averaged(extra[f"{kind}_center"], aux[f"{kind}_logits"], center_decay)
         for kind in ("class", "patch")
+        if f"{kind}_logits" in aux
     }
     return {
+        **extra,
         "teacher": followed(extra["teacher"], student, decay_at(step)),
         **centers,
         "last_use": jnp.where(aux["best"] > 0, step, extra["last_use"]),
@@ -235,8 +258,9 @@ def _report(extra, aux, step):
         "prototype_entropy": distillation.entropy(aux["class_target"]),
         "prototypes_used": jnp.mean(step - extra["last_use"] < _RECENT_STEPS),
         "class_center_norm": jnp.linalg.norm(extra["class_center"]),
-        "patch_center_norm": jnp.linalg.norm(extra["patch_center"]),
     }
+    if "patch_logits" in aux:
+        values["patch_center_norm"] = jnp.linalg.norm(extra["patch_center"])
     for name, value in aux.get("of_masks", {}).items():  # of the views that are masked
         values[name] = value / jnp.maximum(aux["masked_views"], 1e-6)
     return values
@@ -297,7 +321,7 @@ KIND = MethodKind(
     ibot_fields.check,
     gives=frozenset({"features", "attention", *masking.WITH_IMAGES}),
     shown_by={"attention": "attended"},
-    recipes=("configs/ibot.py",),
+    recipes=("configs/ibot.py", "configs/dino.py"),
     encoder=("hides",),
     mask_recipes=ibot_masks.RECIPES,
 )

@@ -84,7 +84,7 @@ FIELDS = {
         "positions alone",
     ),
     "loss.class_weight": Field(1.0, number(0), "weight of the class token's loss"),
-    "loss.patch_weight": Field(1.0, number(0), "weight of the masked patches' loss"),
+    "loss.patch_weight": Field(1.0, number(0), "weight of the masked patches' loss; 0 is DINO"),
     "loss.student_temp": Field(0.1, above(0), "temperature of the student"),
     "loss.center_decay": Field(0.9, number(0, 1), "decay of the teacher's centres"),
     **_temperature("class"),
@@ -124,11 +124,22 @@ def check(config) -> None:
         raise InputError(f"{where}: each ratio ± its variation must stay within 0 to below 1")
     fewest, highest = (num_masked(num_patches, end) for end in ratio_range(ratios, variations))
     most = int(highest.max())
-    if most in (0, num_patches):
-        share = "none" if most == 0 else "all"
-        raise InputError(f"{where} masks {share} of the {num_patches} patches; change the ratio")
-    # A share that never masks a patch throws none away; one that may mask none may mask one.
-    kinds.check_thrown(config.mask, num_patches, max(1, int(fewest[highest > 0].min())))
+    hides_any = kinds.hides_any(config.mask)
+    if most == num_patches:
+        raise InputError(f"{where} masks all of the {num_patches} patches; change the ratio")
+    if most == 0 and (hides_any or config.loss.patch_weight):
+        raise InputError(
+            f"{where} masks none of the {num_patches} patches; change the ratio, or set it to "
+            "(0.0,) and config.loss.patch_weight=0 for a loss of class tokens alone (DINO)"
+        )
+    if hides_any:
+        # A share that never masks a patch throws none away; one that may mask none may mask one.
+        kinds.check_thrown(config.mask, num_patches, max(1, int(fewest[highest > 0].min())))
+    if not config.loss.patch_weight and not config.model.shared_head:
+        raise InputError(
+            "config.model.shared_head=False makes a last layer for patches, which "
+            "config.loss.patch_weight=0 never trains; set config.model.shared_head=True"
+        )
     if not config.loss.class_weight and not config.loss.patch_weight:
         raise InputError("config.loss.class_weight and config.loss.patch_weight are both 0")
     start, frozen = config.mask.start_epoch, config.optim.freeze_last_layer_epochs

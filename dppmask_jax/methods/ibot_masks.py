@@ -26,11 +26,14 @@ RECIPES = {
 
 
 def masked_range(config) -> tuple[int, int]:
-    """The fewest and the most patches that a view with any masked patch has masked.
+    """The fewest and the most patches that a view with any masked patch has masked; (0, 0) where no
+    view has any.
 
     AttMask's hints, masked patches that are shown after all, are not subtracted.
     """
     rows, columns = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    if not masking.hides_any(config.mask):
+        return 0, 0
     low, high = masking.ratio_range(tuple(config.mask.ratio), tuple(config.mask.ratio_var))
     fewest = masking.num_masked(rows * columns, low[high > 0].min())
     return int(fewest), int(masking.num_masked(rows * columns, high.max()))
@@ -50,6 +53,8 @@ def drawer(config, masker: masking.Masker, plan) -> Callable:
     """
     mask = config.mask
     grid = patches.grid_shape(tuple(config.image_size), config.model.patch_size)
+    if not masking.hides_any(mask):
+        return lambda keys, *more, **shown: (masking.nothing_hidden(grid, len(keys)), {})
     num_patches = grid[0] * grid[1]
     most_visible = num_patches - masked_range(config)[0]
     draw_number = functools.partial(

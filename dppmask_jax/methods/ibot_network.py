@@ -83,7 +83,9 @@ def kernel_features(net: Network, config, teacher, images, tokens):
 
 def teacher_logits(net: Network, teacher, tokens, chosen):
     """Logits of the class tokens (2B, C), of the chosen patches (2B, M, C), and the mean of all
-    patches (C,)."""
+    patches (C,). Of the class tokens alone where `chosen` is None."""
+    if chosen is None:
+        return {"class": net.class_logits(teacher, tokens.cls)}
     latent = jnp.concatenate([tokens.cls[:, None], tokens.patches], axis=1)
     projected = net.on_head(teacher, latent, "project")
     of_patches = patches.gather(projected[:, 1:], chosen)
@@ -100,7 +102,8 @@ def student_logits(net: Network, params, images, hidden, chosen, drop_keys):
 
     Args:
       images: the global views, and the local ones or None.
-      hidden: (2B, N) bool, of the global views.
+      hidden: (2B, N) bool, of the global views; None hides nothing.
+      chosen: (2B, M) int32; None: patches have no logits.
       drop_keys: (V B,).
     """
     global_images, local_images = images
@@ -112,7 +115,8 @@ def student_logits(net: Network, params, images, hidden, chosen, drop_keys):
     if local_images is not None:
         local = net.encoder.encode(params["encoder"], local_images, drop_keys[num_global:])
         class_tokens = jnp.concatenate([class_tokens, local.cls])
-    return {
-        "class": net.class_logits(params, class_tokens),
-        "patch": net.patch_logits(params, patches.gather(tokens.patches, chosen)),
-    }
+    logits = {"class": net.class_logits(params, class_tokens)}
+    if chosen is not None:
+        of_chosen = patches.gather(tokens.patches, chosen)
+        logits["patch"] = net.patch_logits(params, of_chosen)
+    return logits

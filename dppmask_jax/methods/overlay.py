@@ -123,7 +123,7 @@ def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
     def mask_of(params, extra, views, batch, key, step):
         """Masks look at the image as it was."""
         if not config.mask.ratio:
-            return _no_mask(base.encoder.grid, len(views.raw)), {}
+            return masking.nothing_hidden(base.encoder.grid, len(views.raw)), {}
         seen = masking.Seen(
             base.encoder.grid,
             masking.progress_at(step, plan.total_steps),
@@ -198,13 +198,6 @@ def shares_of(config) -> single_view.Shares:
     """How many patches are visible, and how many not thrown away: all where none is masked."""
     shares = single_view.shares_of(config)
     return shares if config.mask.ratio else shares._replace(kept=shares.visible)
-
-
-def _no_mask(grid: tuple[int, int], batch: int) -> masking.Mask:
-    """(B, ...): all patches are visible."""
-    number = grid[0] * grid[1]
-    order = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32), (batch, number))
-    return masking.Mask(order, jnp.zeros(order.shape, bool), jnp.full(batch, number, jnp.int32))
 
 
 def visible_weight(config) -> float:
