@@ -1,18 +1,23 @@
 import gc
+import importlib.metadata
+import importlib.util
 import os
 import tempfile
 
 import pytest
 
+# Compiling is most of what these tests do; each of the last two halves its time.
+FLAGS = [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=4",
+    "--xla_backend_optimization_level=0",
+]
+# A later XLA may end the process over a flag that it no longer has. Commands are compiled without
+# it, as users compile them; see tiny.py.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=4",
-        # Halves the time spent compiling, which is most of what these tests do.
-        "--xla_backend_optimization_level=0",
-    ]
-).strip()
+os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
 os.environ.setdefault("DPPMASK_CACHE", os.path.join(tempfile.gettempdir(), "dppmask_jax_tests"))
 # For what commands compile, as long as `_compiled` lives: workers of pytest-xdist inherit the name.
 if "DPPMASK_TESTS_COMPILED" not in os.environ:
@@ -32,8 +37,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported stays: the collector of garbage need not look at it again and again."""
+    """What was imported stays: the collector of garbage need not look at it again and again.
+
+    What one file compiles, other files, workers and stages find. The folder has no limit, unlike
+    that of the commands: JAX would look at all of its files to add one. Nothing is locked then,
+    so half of a file may be read; the warning of that is ignored, and the program is compiled.
+    """
     gc.freeze()
+    if importlib.util.find_spec("libtpu") is None:  # what is compiled for a TPU cannot be loaded
+        import jax
+
+        folder = os.path.join(os.environ["DPPMASK_TESTS_COMPILED"], "tests")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="module")
