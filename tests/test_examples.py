@@ -158,8 +158,8 @@ def test_an_mae_takes_images_of_another_size(run_folder, monkeypatch):
     # A model whose table is the trained grid's, interpolated by independent code.
     trained = patches.sincos_positions
 
-    def table(grid, width):
-        old = np.concatenate([np.zeros((1, width)), trained((4, 4), width)])
+    def table(grid, width, first_axis):
+        old = np.concatenate([np.zeros((1, width)), trained((4, 4), width, first_axis)])
         return resize_positions(old[None], (4, 4), grid, offset=0.0)[0, 1:]
 
     monkeypatch.setattr(vit.patches, "sincos_positions", table)
