@@ -179,7 +179,9 @@ def _draw(config, folder, state) -> list[Path]:
     run = Run(config, *parallel.to_host((state.params, state.extra)), int(state.step))
     out = folder / "figures"
     paths = [
-        *write_run_figures(out, run, run.example_images(config.evaluate.figure_images)),
+        *write_run_figures(
+            out, run, run.example_images(config.evaluate.figure_images), workdir=folder
+        ),
         write_curves(out, folder / "metrics.jsonl"),
     ]
     metrics.show_figures(folder, run.step, paths)

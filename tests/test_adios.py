@@ -7,15 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import config_dict
 
 from dppmask_jax import config as configs
 from dppmask_jax import parallel
+from dppmask_jax.data.images.augment import normalize
+from dppmask_jax.errors import InputError
+from dppmask_jax.figures.soft_masks import occluded, soft_mask_figure, training_figure
 from dppmask_jax.losses import contrastive, occlusion
-from dppmask_jax.methods import METHODS
+from dppmask_jax.methods import METHODS, adios
 from dppmask_jax.methods.adios_objectives import covered_error
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import unet
+from dppmask_jax.models.base import STATISTICS
 from dppmask_jax.models.unet import MaskNetwork
+from dppmask_jax.runs import checkpoint, soft_masks
+from dppmask_jax.runs.run import load_run
+from dppmask_jax.runs.workdir import to_json
+from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(7)
 # Views that are only normalised, and steps that are not adapted to each parameter.
@@ -224,3 +233,176 @@ def test_losses_and_gradients_agree_over_devices():
                 np.testing.assert_allclose(found[0][1][name], value, rtol=1e-5, err_msg=name)
             for a, b in zip(*map(jax.tree.leaves, (gradient, found[1])), strict=True):
                 np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max() + 1e-8)
+
+
+def test_one_mask_of_each_image_is_drawn_anew_in_both_turns():
+    """ADIOS-s."""
+    masks = np.broadcast_to(np.arange(3.0)[None, :, None, None], (600, 3, 2, 2))
+    keys = jax.random.split(KEY, 600)
+    draw = jax.jit(adios.covering, static_argnums=(0, 3))
+    for sampled in (False, True):
+        config = tiny.config("adios", masks__sampled=sampled)
+        settings = config_dict.FrozenConfigDict(config)
+        first, second = (np.asarray(draw(settings, masks, keys, turn)) for turn in (0, 1))
+        if not sampled:
+            assert np.array_equal(first, masks) and np.array_equal(second, masks)
+    assert first.shape == (600, 1, 2, 2)
+    numbers = first[:, 0, 0, 0], second[:, 0, 0, 0]
+    for drawn in numbers:
+        shares = np.bincount(drawn.astype(int), minlength=3) / 600
+        np.testing.assert_allclose(shares, 1 / 3, atol=0.08)  # 4 standard errors
+    assert np.mean(numbers[0] == numbers[1]) == pytest.approx(1 / 3, abs=0.08)
+
+
+@pytest.mark.slow
+def test_an_encoder_that_paints_what_is_hidden():
+    changes = {"loss__objective": "reconstruct", "masks__sampled": True}
+    _, method, params, extra = built(**changes)
+    of_encoder, of_masks = gradients(1, **changes)
+    batch = batch_of()
+    assert method.turns[0].trains == {"encoder", "decoder"} and extra == {}
+    (before, metrics), gradient = of_encoder(params, batch)
+    assert metrics == {}  # nothing is compared, so nothing can collapse
+    params = moved(params, gradient, ("encoder", "decoder"), 1e-4)
+    assert of_encoder(params, batch)[0][0] < before
+    (loss, _), gradient = of_masks(params, batch)
+    assert of_masks(moved(params, gradient, ("masks",)), batch)[0][0] < loss
+    method.watch()(0, {"loss": 1.0})
+
+
+@pytest.mark.slow
+def test_running_statistics_follow_both_views_and_are_what_is_evaluated():
+    changes = {
+        "model__encoder": "resnet", "model__patch_size": 32, "image_size": (32, 32),
+        "model__resnet_width": 4, "masks__optim__base_lr": 1e-6,
+    }  # fmt: skip
+    _, method, params, extra = built(**changes)
+    batch, images = batch_of(side=32), {}
+    module = method.encoder.module
+    images[0], images[1] = (normalize(batch["global_views"][:, view]) for view in (0, 1))
+    masks = method.soft_masks(params, extra, batch["global_views"][:, 1])
+
+    @jax.jit
+    def followed(images):
+        variables = {"params": params["encoder"], **extra}
+        apply = functools.partial(module.apply, variables, mutable=[STATISTICS])
+        return jax.vmap(lambda x: apply(x)[1], axis_name=parallel.AXIS)(images[None])
+
+    lots = [images[1] * (1 - masks[:, n, ..., None]) for n in range(3)]
+    whole, *occluded = (jax.tree.map(lambda x: x[0], followed(x)) for x in (images[0], *lots))
+    expected = jax.tree.map(lambda w, *o: (w + sum(o) / 3) / 2, whole, *occluded)
+
+    step = make_step(method, devices=jax.devices()[:1])
+    state = init_state(method, KEY)._replace(params=params, extra=extra)
+    after, _ = step(state, split(batch, 1), KEY)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), after.extra, expected
+    )
+    of_encoder = method.encoder_of(after.params, after.extra)
+    assert set(of_encoder) == {*params["encoder"], STATISTICS}
+    again = method.with_encoder(params, extra, of_encoder)
+    jax.tree.map(np.testing.assert_array_equal, again[1], dict(after.extra))
+    jax.tree.map(np.testing.assert_array_equal, again[0]["encoder"], dict(after.params["encoder"]))
+
+
+@pytest.mark.slow
+def test_a_step_of_micro_batches_is_their_mean_on_any_devices():
+    """Not one large batch: an image is told from those of its micro-batch."""
+    _, method, params, extra = built()
+    batch = batch_of(16)
+    found = []
+    for devices, accum_steps in ((1, 1), (1, 2), (2, 2)):
+        step = make_step(method, accum_steps=accum_steps, devices=jax.devices()[:devices])
+        state = init_state(method, KEY)._replace(params=params, extra=extra)
+        # Each device's micro-batches are its first and its second half.
+        order = np.arange(16).reshape(accum_steps, devices, -1).swapaxes(0, 1).ravel()
+        ordered = jax.tree.map(lambda x, order=order: x[order], batch)
+        found.append(jax.device_get(step(state, split(ordered, devices), KEY)[0].params))
+    whole, halves, spread = found
+    leaves = lambda tree: zip(jax.tree.leaves(halves), jax.tree.leaves(tree))  # noqa: B905, E731
+    for one, other in leaves(spread):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+    assert max(np.abs(a - b).max() for a, b in leaves(whole)) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
+    from test_training import curve, kill_and_resume
+
+    whole, victim = tmp_path / "whole", tmp_path / "victim"
+    settings = {"method": "adios", "epochs": 2.0, "evaluate__figure_images": 2}
+    done = tiny.run(tiny.command(whole, **settings))
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (whole / "figures").iterdir()} == {
+        "adios_masks.png", "adios_masks_over_training.png", "attention.png", "curves.png",
+    }  # fmt: skip
+    kill_and_resume(tiny.command(victim, **settings), victim)
+    assert curve(victim) == curve(whole)
+    parts = ("params", "opt_state", "extra")
+    states = [checkpoint.read_newest(folder, parts)[1] for folder in (victim, whole)]
+    assert len(states[0]["opt_state"]) == 2
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": (36, 36)}, r"config.image_size=\(36, 36\): the mask network halves images"),
+        ({"image_size": (8, 8)}, "take sides from 16 px up that are multiples of 4"),
+        ({"masks__width": 12}, "config.masks.width=12 is not a multiple of 8"),
+        ({"masks__count": 1}, "config.masks.count=1 is not allowed: a whole number from 2"),
+        ({"optim__accum_steps": 8}, "leaves one image at a time"),
+        ({"masks__optim__warmup_epochs": 5.0}, "config.masks.optim.warmup_epochs=5: too long"),
+        (
+            {"loss__objective": "reconstruct", "model__encoder": "resnet",
+             "model__patch_size": 32, "image_size": (32, 32)},
+            "config.model.encoder='resnet' has no tokens for",
+        ),
+        (
+            {"loss__objective": "reconstruct", "model__decoder_width": 6},
+            "config.model.decoder_width=6 is not a multiple",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        configs.check(tiny.config("adios", **changes))
+
+
+# The figures.
+
+
+def test_what_a_mask_hides_is_the_mean_colour():
+    image = np.full((2, 2, 3), 200, np.uint8)
+    shown = occluded(image, np.asarray([[0.0, 1.0], [0.5, 0.5]]))
+    mean = 255 * np.asarray([0.485, 0.456, 0.406])
+    np.testing.assert_array_equal(shown[0, 0], 200)
+    np.testing.assert_array_equal(shown[0, 1], np.round(mean))
+    np.testing.assert_array_equal(shown[1, 1], np.round((200 + mean) / 2))
+
+
+def test_kept_checkpoints_that_are_whole_are_drawn(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    config, method, params, extra = built()
+    checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER, keep=3)
+    meta = {"config": to_json(config), "history": ()}
+    trees = [params] + [{**params, "masks": tiny.filled(params["masks"], seed)} for seed in (1, 2)]
+    for step, tree in zip((3, 5, 9), trees, strict=True):
+        checkpoints.save(step, {"params": tree, "extra": extra}, meta)
+    checkpoints.close()
+    (tmp_path / checkpoint.FOLDER / "5" / "meta" / "metadata").write_text("{}")
+    drawn = soft_masks.over_training(tmp_path, images)
+    assert list(drawn) == [3, 9]
+    for step, tree in ((3, trees[0]), (9, trees[2])):
+        expected = method.soft_masks(tree, extra, images)
+        np.testing.assert_allclose(drawn[step], expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match=r"there is no whole checkpoint .*5"):
+        load_run(tmp_path, step=5)
+    with pytest.raises(InputError, match=r"there is no whole checkpoint .*4"):
+        load_run(tmp_path, step=4)
+    assert training_figure(images, drawn).get_size_inches().min() > 0
+    with pytest.raises(ValueError, match="masks has 2 rows for 1 images"):
+        soft_mask_figure(images[:1], drawn[9])

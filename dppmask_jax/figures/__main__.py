@@ -26,7 +26,7 @@ from dppmask_jax.figures.images import read_images
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.masking import own
 from dppmask_jax.patches import PatchSize, sides, size_name
-from dppmask_jax.runs import comparable
+from dppmask_jax.runs import comparable, soft_masks
 from dppmask_jax.runs.image_sizes import checked_image_size
 from dppmask_jax.runs.run import load_run
 
@@ -142,7 +142,7 @@ def _of_run(args) -> list[Path]:
     if run.resized:
         print(run.resized)
     runs = [workdir, *map(Path, args.compare)]
-    if not (run.has_masks or run.has_attention or run.can_restore):
+    if not (run.has_masks or run.has_attention or run.can_restore or soft_masks.has_some(run)):
         if not (workdir / "metrics.jsonl").exists():
             raise InputError(
                 f"--workdir={workdir} is {run.name} run, which masks nothing and shows no "
@@ -155,7 +155,12 @@ def _of_run(args) -> list[Path]:
     images = _images_for(run, args)
     curves = _write_curves_of(runs, out_dir)
     paths = write_run_figures(
-        out_dir, run, images, args.seed, borrow_statistics=args.borrow_statistics
+        out_dir,
+        run,
+        images,
+        args.seed,
+        borrow_statistics=args.borrow_statistics,
+        workdir=workdir,
     )
     return [*paths, *curves]
 

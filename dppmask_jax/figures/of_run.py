@@ -11,7 +11,11 @@ from dppmask_jax.figures.attention import attention_figure
 from dppmask_jax.figures.masks import mask_figure
 from dppmask_jax.figures.panels import save
 from dppmask_jax.figures.restored import restored_figure
+from dppmask_jax.figures.soft_masks import soft_mask_figure, training_figure
 from dppmask_jax.figures.tau import tau_figure
+from dppmask_jax.runs import soft_masks
+
+_FOLLOWED = 2  # images whose soft masks are drawn over training
 
 
 def write_run_figures(
@@ -21,9 +25,10 @@ def write_run_figures(
     seed: int = 0,
     *,
     borrow_statistics: bool = False,
+    workdir: str | Path | None = None,
 ) -> list[Path]:
-    """Draws what a run's method can show: masks.png, tau.png, restored.png,
-    attention.png.
+    """Draws what a run's method can show: masks.png, tau.png, restored.png, adios_masks.png,
+    adios_masks_over_training.png, attention.png.
 
     Args:
       out_dir: folder for the figures; made where it is missing.
@@ -31,6 +36,7 @@ def write_run_figures(
       images: (R, H, W, 3) uint8 of the run's image size.
       seed: of the masks; each image gets its own noise, the same in all figures.
       borrow_statistics: see `runs.run.Run.reconstruct`.
+      workdir: where the run's earlier checkpoints are; None: they are not looked for.
 
     Returns:
       The paths of the figures, in this order.
@@ -42,6 +48,11 @@ def write_run_figures(
             figures["tau.png"] = tau_figure(run, images, seed)
     if run.can_restore:
         figures["restored.png"] = restored_figure(run, images, seed)
+    if soft_masks.has_some(run):
+        figures["adios_masks.png"] = soft_mask_figure(images, soft_masks.of(run, images))
+        drawn = {} if workdir is None else soft_masks.over_training(workdir, images[:_FOLLOWED])
+        if len(drawn) > 1:
+            figures["adios_masks_over_training.png"] = training_figure(images[:_FOLLOWED], drawn)
     if run.has_attention:
         figures["attention.png"] = attention_figure(run, images, seed)
     return [save(figure, out_dir, name) for name, figure in figures.items()]

@@ -28,6 +28,7 @@ from dppmask_jax.methods import augmented_views, contrastive_health, mae
 from dppmask_jax.methods.adios_objectives import OBJECTIVES, Objective, separated
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, unet
+from dppmask_jax.models.base import Encoder
 from dppmask_jax.targets import pixels
 
 _OF_MASKS = frozenset({"masks"})  # the parameters of the mask network
@@ -156,6 +157,7 @@ def build(config, plan: Plan) -> Method:
         encoder=objective.encoder,
         encoder_of=lambda params, extra: {**params["encoder"], **extra},
         with_encoder=_with_encoder,
+        attention=objective.encoder.attended and functools.partial(_attention, objective.encoder),
         soft_masks=lambda params, extra, images: game.masks(params, augment.normalize(images)),
     )
 
@@ -181,8 +183,8 @@ def _encoder_loss(game: _Game, params, extra, batch, key, step):
     images, mask_keys, drop_keys = _views(game.config, batch, key)
     masks = jax.lax.stop_gradient(game.masks(params, images[1]))
     error, of_first = game.objective.errors(params, extra, *images, drop_keys)
-    covering = _covering(game.config, masks, mask_keys, 0)
-    loss, found = occlusion.summed_error(error, images[1], covering)
+    chosen = covering(game.config, masks, mask_keys, 0)
+    loss, found = occlusion.summed_error(error, images[1], chosen)
     followed = jax.tree.map(
         lambda whole, occluded: (whole + jnp.mean(occluded, axis=0)) / 2,
         of_first["statistics"],
@@ -200,8 +202,8 @@ def _masks_loss(game: _Game, params, extra, batch, key, step):
     images, mask_keys, drop_keys = _views(game.config, batch, key)
     masks = game.masks(params, images[1])
     error, _ = game.objective.errors(params, extra, *images, drop_keys)
-    covering = _covering(game.config, masks, mask_keys, 1)
-    errors, _ = occlusion.summed_error(error, images[1], covering)
+    chosen = covering(game.config, masks, mask_keys, 1)
+    errors, _ = occlusion.summed_error(error, images[1], chosen)
     shares = occlusion.shares(masks)
     objective = occlusion.mask_objective(
         errors,
@@ -236,13 +238,17 @@ def _views(config, batch, key):
     return images, keys[num:, 1], keys[:, 2].reshape(2, num)
 
 
-def _covering(config, masks, keys, turn: int):
+def covering(config, masks, keys, turn: int):
     """(B, M, H, W): the masks that occlude: all, or one of each image, drawn for this turn."""
     if not config.masks.sampled:
         return masks
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, turn)
     chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, masks.shape[1]))(keys)
     return jnp.take_along_axis(masks, chosen[:, None, None, None], axis=1)
+
+
+def _attention(encoder: Encoder, params, extra, images):
+    return encoder.attended({**params["encoder"], **extra}, augment.normalize(images))[1]
 
 
 def _with_encoder(params, extra, encoder):

@@ -281,6 +281,34 @@ def read_newest(workdir, parts: tuple[str, ...] = ("params", "extra")):
     return meta, state, step
 
 
+def whole_steps(workdir) -> list[int]:
+    """The steps of the checkpoints under `workdir` that are whole, the oldest first."""
+    folder = _folder(workdir)
+    return [step for step in reversed(_steps(folder)) if _is_whole(folder / str(step))]
+
+
+def read(workdir, step: int, parts: tuple[str, ...] = ("params", "extra")):
+    """(meta, {part: tree}, step), as `read_newest`, of the checkpoint of a step.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    path = _folder(workdir) / str(step)
+    try:
+        meta, state = _read_parts(path, parts)
+    except (integrity.Damaged, FileNotFoundError) as error:
+        raise InputError(f"there is no whole checkpoint {path}: {error}") from error
+    return meta, state, step
+
+
+def _is_whole(path) -> bool:
+    try:
+        integrity.check(path)
+    except integrity.Damaged:
+        return False
+    return True
+
+
 def _folder(workdir):
     return (epath.Path(workdir) / FOLDER).resolve()
 

@@ -279,11 +279,12 @@ class Run:
 def load_run(
     workdir: str | Path,
     *,
+    step: int | None = None,
     image_size: tuple[int, int] | None = None,
     dtype: str | None = None,
     projection: str | Path | None = None,
 ) -> Run:
-    """Loads the newest checkpoint of a run.
+    """Loads the newest checkpoint of a run, or that of a step.
 
     Args:
       workdir: what train.py wrote, the `eval_finetune/seed-N` of a fine-tuning, or what
@@ -295,7 +296,10 @@ def load_run(
       InputError: there is no checkpoint in `workdir`, or one of something else; the projection
         belongs to another encoder; or see `Run`.
     """
-    meta, state, step = checkpoint.read_newest(workdir)
+    if step is None:
+        meta, state, step = checkpoint.read_newest(workdir)
+    else:
+        meta, state, step = checkpoint.read(workdir, step)
     config = workdir_files.from_json(meta.get("config", {}))
     if kind_of(config) is None:
         raise InputError(

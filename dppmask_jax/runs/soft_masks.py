@@ -1,0 +1,30 @@
+"""The soft masks that a run's network draws, and drew when its kept checkpoints were saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs.image_sizes import checked_images
+from dppmask_jax.runs.run import Run, load_run
+
+
+def has_some(run: Run) -> bool:
+    """Whether the run's method trains a network that draws them."""
+    return run.method.soft_masks is not None
+
+
+def of(run: Run, images) -> np.ndarray:
+    """(R, masks, H, W) float32 of images (R, H, W, 3) uint8, see `Method.soft_masks`."""
+    draw = jax.jit(run.method.soft_masks)
+    return np.asarray(draw(run.params, run.extra, checked_images(images, run.image_size)))
+
+
+def over_training(workdir: str | Path, images) -> dict[int, np.ndarray]:
+    """{step: `of`} of the kept checkpoints of a run that are whole, the oldest first."""
+    size = tuple(np.shape(images)[1:3])
+    steps = checkpoint.whole_steps(workdir)
+    return {step: of(load_run(workdir, step=step, image_size=size), images) for step in steps}
