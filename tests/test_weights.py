@@ -602,6 +602,22 @@ def test_an_encoder_of_no_usual_size_goes_out_and_comes_back(tmp_path):
     assert int(96 * float(re.search(r"mlp_ratio=([\d.]+)", call)[1])) == 100
 
 
+@pytest.mark.slow
+def test_mocos_positions_have_the_row_first_and_are_no_maes(tmp_path):
+    run = exported.run(tmp_path / "run", "moco", model__depth=1)
+    path = export_weights(run, tmp_path / "a.safetensors", "mae")
+    of_mae = patches.sincos_positions((4, 6), 96)
+    table = np.concatenate([of_mae[:, 48:], of_mae[:, :48]], axis=1)
+    found = safetensors.numpy.load_file(path)["pos_embed"][0]
+    np.testing.assert_array_equal(found, np.concatenate([np.zeros((1, 96)), table]))
+    refused(path, "mae", tmp_path / "mae", "is not the sine-cosine table that an MAE has",
+            options=DECODER)  # fmt: skip
+    made = taken(path, "mae", tmp_path / "back", "moco")
+    assert set(made.fresh) == {"optimiser", "projector", "predictor"}
+    of_run, back = (exported.state_of(folder)["params"] for folder in (run, tmp_path / "back"))
+    same(back["encoder"], of_run["encoder"])
+
+
 def test_timm_makes_the_hidden_width_of_its_ratio():
     for width in (28, 44, 96, 768):
         for hidden in range(1, 4 * width + 2):
