@@ -16,7 +16,17 @@ Arguments after the colon:
 
 imagenet100 and small want --config.data.source=folder:PATH; --config.data.classes=imagenet100
 takes the 100 classes out of a whole ImageNet. imagenet1k reads tfds:imagenet2012 unless told
-otherwise. On a CPU add --config.model.dtype=float32.
+otherwise. On a CPU add --config.model.dtype=float32. docs/contrastive.md says what is the authors'
+and what ours.
+
+What to expect:
+
+  shapes       tries everything out on two CPU cores: k-NN of the class token from 28 % (untrained)
+               to 43.5 % after 2 epochs of the 12 and 49.7 % after 4 (chance 11 %).
+  small        not run here.
+  imagenet100  not run here.
+  imagenet1k   not run here. Paper: ViT-B, linear 76.7 %; ViT-S 73.2 %; a ResNet-50, 300 epochs,
+               72.8 %.
 """
 
 from ml_collections import config_dict
