@@ -128,7 +128,7 @@ def next_steps(config, folder, probed: bool, method) -> list[str]:
         )
     if config.data.source.startswith("shapes") and kind.recipes:
         ideas.append(
-            f"your own images: --config={kind.recipes[0]}:dataset=small "
+            "your own images: dataset=small after the colon of --config, and "
             "--config.data.source=folder:PATH"
         )
     return [f"{'next' if not n else '':<12}{idea}" for n, idea in enumerate(ideas)]
