@@ -344,6 +344,13 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+def test_the_decoder_paints_all_channels_of_all_pixels_of_a_patch():
+    _, method, _, _ = built(loss__objective="reconstruct")
+    decoder = jax.eval_shape(method.init, KEY)[0]["decoder"]
+    assert decoder["pred"]["bias"].shape == (4 * 4 * 3,)
+    assert [turn.trains for turn in method.turns] == [{"encoder", "decoder"}, {"masks"}]
+
+
 # Bad input.
 
 

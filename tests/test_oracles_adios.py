@@ -34,7 +34,7 @@ def errors_of(projection, given):
 def test_simclr(given):
     for name, temperature in (("simclr_T02", 0.2), ("simclr_T01", 0.1)):
         found = contrastive.simclr(given["z1"], given["z2"], temperature)
-        oracles.near(f"SimCLR's loss, {name}", found, given[name], 1e-5, relative=True)
+        oracles.near(f"adios {name}", found, given[name], 1e-5, relative=True)
 
 
 def test_the_encoder_minimises_the_sum_over_the_masks(given):
@@ -44,9 +44,9 @@ def test_the_encoder_minimises_the_sum_over_the_masks(given):
         return occlusion.summed_error(*errors_of(projection, given), masks)[0]
 
     found, gradient = jax.value_and_grad(loss)(given["projection"])
-    oracles.near("ADIOS, encoder's loss", found, given["encoder_loss"], 1e-5, relative=True)
+    oracles.near("adios encoder's loss", found, given["encoder_loss"], 1e-5, relative=True)
     oracles.near(
-        "ADIOS, encoder's gradient", gradient, given["encoder_grad_projection"], 1e-5, relative=True
+        "adios encoder's gradient", gradient, given["encoder_grad_projection"], 1e-5, relative=True
     )
 
 
@@ -68,26 +68,26 @@ def test_the_mask_network_maximises_it_less_the_penalties(given, weight):
     found, gradient = jax.value_and_grad(objective)(given["mask_logits"])
     name = f"entropy{weight}"
     oracles.near(
-        f"ADIOS, masks' objective, {name}",
+        f"adios masks' objective, {name}",
         found,
         given[f"mask_objective_maximised_{name}"],
         1e-5,
         relative=True,
     )
     oracles.near(
-        f"ADIOS, masks' gradient, {name}", gradient, given[f"mask_grad_{name}"], 1e-5, relative=True
+        f"adios masks' gradient, {name}", gradient, given[f"mask_grad_{name}"], 1e-5, relative=True
     )
 
 
 def test_the_penalties(given):
     shares = occlusion.shares(jax.nn.softmax(given["mask_logits"], axis=1))
-    oracles.near("ADIOS, shares of masks", shares, given["mean_mask"], 1e-5, relative=True)
+    oracles.near("adios shares of masks", shares, given["mean_mask"], 1e-5, relative=True)
     oracles.near(
-        "ADIOS, sparsity of each mask",
+        "adios sparsity of each mask",
         occlusion.sparsity(shares),
         given["sparsity_penalty_per_mask"],
         1e-5,
         relative=True,
     )
     entropy = np.sum(occlusion.negative_entropy(shares))
-    oracles.near("ADIOS, entropy term", entropy, given["entropy_term"], 1e-5, relative=True)
+    oracles.near("adios entropy term", entropy, given["entropy_term"], 1e-5, relative=True)

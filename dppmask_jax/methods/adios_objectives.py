@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def reconstruct(config) -> Objective:
     as much as the mask covers it: what is visible is no task, and a larger mask is not by itself a
     harder one."""
     encoder, patch_size = mae.encoder_from(config), config.model.patch_size
-    model = mae.model_from(config, encoder)
+    model = mae.with_decoder(config, encoder, 3 * math.prod(patches.sides(patch_size)))
     num_patches = encoder.grid[0] * encoder.grid[1]
 
     def init(key):

@@ -144,12 +144,17 @@ def encoder_from(config) -> Encoder:
 
 
 def model_from(config, encoder: Encoder) -> MAE:
-    """An encoder and the decoder of a checked config."""
+    """An encoder and the decoder of a checked config, for its target."""
+    return with_decoder(config, encoder, TARGETS[config.loss.target].build(config).width)
+
+
+def with_decoder(config, encoder: Encoder, patch_values: int) -> MAE:
+    """An encoder and the decoder of a checked config, which predicts so many values a patch."""
     model = config.model
     decoder = Decoder(
         Size(model.decoder_width, model.decoder_depth, model.decoder_heads),
         encoder.grid,
-        TARGETS[config.loss.target].build(config).width,
+        patch_values,
         model.remat,
         jnp.dtype(model.dtype),
     )
