@@ -1,23 +1,16 @@
 import gc
-import importlib.metadata
 import importlib.util
 import os
 import tempfile
 
+import compiling
 import pytest
 
-# Compiling is most of what these tests do; each of the last two halves its time.
-FLAGS = [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=4",
-    "--xla_backend_optimization_level=0",
-]
-# A later XLA may end the process over a flag that it no longer has. Commands are compiled without
-# it, as users compile them; see tiny.py.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
+# Commands have the fusions that users have; see tiny.py.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), compiling.xla_flags(4, as_users=False)]
+).strip()
 os.environ.setdefault("DPPMASK_CACHE", os.path.join(tempfile.gettempdir(), "dppmask_jax_tests"))
 # For what commands compile, as long as `_compiled` lives: workers of pytest-xdist inherit the name.
 if "DPPMASK_TESTS_COMPILED" not in os.environ:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import compiling
 import jax
 import numpy as np
 
@@ -114,9 +115,8 @@ def environment(devices):
 
     What one command compiles, the next one finds.
     """
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": compiling.xla_flags(devices, as_users=True),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": os.environ["DPPMASK_TESTS_COMPILED"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -1,0 +1,23 @@
+"""How tests compile, which is most of what they do. Imported before JAX."""
+
+import importlib.metadata
+
+# A later XLA may end the process over a flag that it no longer has.
+KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
+
+
+def xla_flags(devices, *, as_users):
+    """XLA_FLAGS of a process on the CPU that sees so many devices.
+
+    Args:
+      as_users: fusions are compiled as users have them, by MLIR, which takes twice the time.
+    """
+    flags = [
+        f"--xla_force_host_platform_device_count={devices}",
+        "--xla_backend_optimization_level=0",  # half the time
+    ]
+    if KNOWN:
+        flags.append("--xla_cpu_parallel_codegen_split_count=1")  # a fifth less on few cores
+        if not as_users:
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+    return " ".join(flags)
