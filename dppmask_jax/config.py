@@ -66,10 +66,18 @@ def shorten(config, epochs: float) -> None:
     config_dicts.shorten(config, epochs, fields_of(config.method))
 
 
-def use_masks(config, strategy: str) -> None:
-    """Sets the strategy of masks, and the fields that the method has values for with it."""
+def use_defaults(config, method: str) -> None:
+    """Sets the fields of a method that the config's own is made of to their defaults in it."""
+    fields = methods.fields_of(method)
+    config.update_from_flattened_dict({name: field.default for name, field in fields.items()})
+
+
+def use_masks(config, strategy: str, method: str = "") -> None:
+    """Sets the strategy of masks, and the fields that the method, or another that its own is made
+    of, has values for with it."""
     config.mask.strategy = strategy
-    for name, value in METHODS[config.method].mask_recipes.get(strategy, {}).items():
+    recipes = METHODS[method or config.method].mask_recipes
+    for name, value in recipes.get(strategy, {}).items():
         config.mask[name] = value
 
 

@@ -82,8 +82,8 @@ def test_only_parallel_knows_the_devices():
 
 
 CONFIGS_IMPORT = (
-    "difflib", "configs.common", "configs.ibot", "configs.mae", "dppmask_jax.config",
-    "dppmask_jax.tasks.checks",
+    "difflib", "configs.common", "configs.ibot", "configs.mae", "configs.simmim",
+    "dppmask_jax.config", "dppmask_jax.tasks.checks",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Overlay and its weighted loss, against values of their formulas."""
+"""Overlay, its weighted loss and the hybrid's, against values of their formulas."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,8 @@ import oracles
 
 from dppmask_jax import patches
 from dppmask_jax.data.images import mixing
-from dppmask_jax.methods import overlay
+from dppmask_jax.losses import contrastive
+from dppmask_jax.methods import hybrid, overlay
 from dppmask_jax.targets.base import masked_square_error
 
 pytestmark = oracles.MARKS
@@ -38,3 +39,23 @@ def test_losses_are_of_the_image_as_it_was():
     oracles.near("overlay_hybrid, mse", whole, oracle["mse_to_clean"], 1e-6, relative=True)
     wrong = oracle["mse_to_mixed_WRONG_roll1_alpha0.3"]
     assert abs(float(whole) - wrong) > 0.1
+
+
+def test_the_hybrid_is_the_weighted_sum():
+    oracle = oracles.load("overlay_hybrid")
+    pred, target = (patches.patchify(oracle[name], 4) for name in ("pred", "images"))
+    of_mim = masked_square_error(pred, target, np.ones_like(oracle["patch_mask"]))
+    temperature = 0.2
+    of_pairs = sum(
+        contrastive.info_nce(oracle[q], oracle[k], temperature)
+        for q, k in (("q1", "k2"), ("q2", "k1"))
+    )
+    for name, factor in (("plain", 1.0), ("moco", 2 * temperature)):
+        oracles.near(
+            f"overlay_hybrid, cl {name}", factor * of_pairs, oracle[f"cl_{name}"], 1e-6,
+            relative=True,
+        )  # fmt: skip
+        for weight in (0.0, 0.2, 0.5, 1.0):
+            found = hybrid.mixed(weight, of_mim, factor * of_pairs)
+            expected = oracle[f"hybrid_lambda{weight}_{name}"]
+            oracles.near(f"overlay_hybrid, {weight} {name}", found, expected, 1e-6, relative=True)

@@ -12,7 +12,7 @@ import compiling
 import jax
 import numpy as np
 
-from configs import adios, ibot, mae, moco, simmim
+from configs import adios, hybrid, ibot, mae, moco, simmim
 from configs import eval as evaluations
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
@@ -35,7 +35,14 @@ COMMON = {
     "evaluate.knn_k": 5,
     "evaluate.figure_images": 0,
 }
-RECIPES = {"mae": mae, "ibot": ibot, "simmim": simmim, "moco": moco, "adios": adios}
+RECIPES = {
+    "mae": mae,
+    "ibot": ibot,
+    "simmim": simmim,
+    "moco": moco,
+    "hybrid": hybrid,
+    "adios": adios,
+}
 OVERRIDES = {
     "mae": COMMON
     | {
@@ -47,6 +54,16 @@ OVERRIDES = {
     "simmim": COMMON | {"evaluate.loss_images": 24},
     "moco": COMMON
     | {
+        "model.projector_hidden": 16,
+        "model.projector_out": 8,
+        "model.predictor_hidden": 16,
+        "evaluate.loss_images": 24,
+    },
+    "hybrid": COMMON
+    | {
+        "model.decoder_width": 32,
+        "model.decoder_depth": 1,
+        "model.decoder_heads": 2,
         "model.projector_hidden": 16,
         "model.projector_out": 8,
         "model.predictor_hidden": 16,

@@ -5,7 +5,7 @@ from typing import Any
 
 from dppmask_jax.fields import Field, one_of
 from dppmask_jax.masking import MASKERS
-from dppmask_jax.methods import adios, ibot, mae, moco, overlay, simmim
+from dppmask_jax.methods import adios, hybrid, ibot, mae, moco, overlay, simmim
 from dppmask_jax.models import encoders
 from dppmask_jax.targets import TARGETS
 
@@ -15,6 +15,7 @@ METHODS = {
     "overlay": overlay.KIND,
     "ibot": ibot.KIND,
     "moco": moco.KIND,
+    "hybrid": hybrid.KIND,
     "adios": adios.KIND,
 }
 

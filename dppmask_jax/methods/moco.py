@@ -62,14 +62,15 @@ def every(path, parameter) -> bool:
     return True
 
 
-def build(config, plan: Plan) -> Method:
+def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
     """The MoCo v3 of a checked config.
 
     Args:
       config: see configs/moco.py; already through `config.check`.
       plan: the length of the run, for the schedules.
+      encoder: what is trained; None: the encoder of MoCo v3.
     """
-    encoder = encoder_from(config)
+    encoder = encoder or encoder_from(config)
     parts = contrast.build(config, plan, encoder)
 
     def init(key):
