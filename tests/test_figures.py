@@ -1,8 +1,6 @@
 """What a run's figures show."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -429,21 +427,6 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, monkeypatch, flags,
     with pytest.raises(InputError, match=words):
         command.main(flags)
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
-
-
-@pytest.mark.parametrize(
-    "flags, word",
-    [
-        (["--workdir=/nowhere/at/all"], "/nowhere/at/all"),
-        pytest.param([], "--workdir", marks=pytest.mark.slow),
-    ],
-)
-def test_bad_input_ends_the_command_in_one_line_and_status_2(flags, word):
-    command = [sys.executable, "-m", "dppmask_jax.figures", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: ") and word in done.stderr
 
 
 def test_what_cannot_be_compared_is_named():

@@ -65,7 +65,9 @@ def formula(width, depth, patch_size):
     return (patch + 1) * width + width + depth * block + 2 * width
 
 
-@pytest.mark.parametrize("size", ["Ti", "S", "B", "L", "H"])
+@pytest.mark.parametrize(
+    "size", ["Ti", "B", *(pytest.param(name, marks=pytest.mark.slow) for name in ("S", "L", "H"))]
+)
 def test_encoder_parameter_counts(size):
     patch_size = 14 if size == "H" else 16
     params = abstract_params(size, patch_size)

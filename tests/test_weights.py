@@ -863,47 +863,6 @@ def weights_command(*arguments):
     return tiny.run([sys.executable, "-m", "dppmask_jax.weights", *map(str, arguments)])
 
 
-def test_the_command_answers_bad_input_in_one_line(mae, tmp_path):
-    path = export_weights(mae, tmp_path / "a.safetensors", "mae")
-    done = weights_command("import", path, "--format=mae", f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and "add --image_size" in line
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments,words",
-    [
-        ((), "say import FILE"),
-        (("import", "a.safetensors", "b"), "takes other arguments"),
-        (("import", "a.safetensors", "--workdir=x"), "--format= is not allowed: mae |"),
-        (("import", "a.safetensors", "--format=mae"), "--workdir is missing"),
-        (("export", "runs/none", "--format=mae"), "takes other arguments"),
-        (
-            ("export", "runs/none", "b.safetensors", "--format=mae", "--allow-missing=norm"),
-            "--allow_missing is for",
-        ),
-        (("export", "runs/none", "b.safetensors", "--format=mae"), "there is no checkpoint"),
-        (("import", "a", "--format=mae", "--workdir=x", "--image_size=16"), "not 2 whole numbers"),
-        (
-            ("import", "a", "--format=mae", "--workdir=x", "--config=none.py"),
-            "no config file none.py",
-        ),
-        (
-            ("import", "a", "--format=mae", "--workdir=x", "--config=configs/eval.py"),
-            "configs/mae.py",
-        ),
-    ],
-)
-def test_the_command_names_wrong_arguments(arguments, words):
-    done = weights_command(*arguments)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and words in line
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method,format_name",
