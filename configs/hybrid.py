@@ -30,7 +30,9 @@ unless told otherwise. `--show_config` prints every field. On a CPU add
 
 What to expect:
 
-  shapes       not run here.
+  shapes       a quarter of it was run with the error of raw pixels (--config.loss.norm_pix=False
+               --config.loss.distance=absolute), not as it stands: k-NN accuracy 26.1 % untrained
+               -> 43.3 % after 3 of 12 epochs, validation loss 2.45 -> 1.54 (chance 11 %).
   small        not run here.
   imagenet100  not run here.
   imagenet1k   not run here. Paper, ViT-B, SimMIM and MoCo, linear probe and fine-tuned: 18.0 and
