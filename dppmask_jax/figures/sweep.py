@@ -105,13 +105,13 @@ def _draw_panel(axes, panel: Panel, place: Mapping[object, float], numbers: bool
     ends += [value for points in levels.values() for _, value in points]
     axes.set_ylim(*(share_limits(ends) if panel.in_percent else _number_limits(ends)))
     if any(lines) or levels:
-        axes.legend(fontsize=9, framealpha=0.8, edgecolor="none")
+        axes.legend(fontsize=9, framealpha=0.5, edgecolor="none")
 
 
 def _number_limits(values: Sequence[float]) -> tuple[float, float]:
     """The ends of an axis for some numbers, 0 among them where that is near."""
     low, high = min(values), max(values)
-    if high - low > 0.3 * max(abs(low), abs(high)):
+    if high - low > 0.5 * max(abs(low), abs(high)):
         low, high = min(low, 0.0), max(high, 0.0)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     return low - margin * (low != 0), high + margin * (high != 0)
