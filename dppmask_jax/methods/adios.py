@@ -157,6 +157,7 @@ def build(config, plan: Plan) -> Method:
         encoder=objective.encoder,
         encoder_of=lambda params, extra: {**params["encoder"], **extra},
         with_encoder=_with_encoder,
+        with_positions=objective.with_positions,
         attention=objective.encoder.attended and functools.partial(_attention, objective.encoder),
         soft_masks=lambda params, extra, images: game.masks(params, augment.normalize(images)),
     )

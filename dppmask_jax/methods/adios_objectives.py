@@ -43,6 +43,9 @@ class Objective(NamedTuple):
     projects: bool = False
     """Whether the error compares projections of the two views."""
 
+    with_positions: Callable[..., tuple[Any, Any]] = lambda params, extra: (params, extra)
+    """As `Method.with_positions`."""
+
 
 def simclr(config) -> Objective:
     """SimCLR's loss between one view and the other, occluded; negatives are all other images of the
@@ -107,7 +110,13 @@ def reconstruct(config) -> Objective:
 
         return error, {"statistics": statistics}
 
-    return Objective(encoder, frozenset({"encoder", "decoder"}), init, errors)
+    return Objective(
+        encoder,
+        frozenset({"encoder", "decoder"}),
+        init,
+        errors,
+        with_positions=functools.partial(mae.with_positions, encoder, config.model.decoder_width),
+    )
 
 
 def _projector(config) -> nn.Module:

@@ -109,13 +109,13 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         encoder=encoder,
         encoder_of=lambda params, extra: params["encoder"],
         with_encoder=mask_teacher.with_encoder,
-        with_positions=functools.partial(_with_positions, encoder, config.model.decoder_width),
+        with_positions=functools.partial(with_positions, encoder, config.model.decoder_width),
         reconstruct=reconstruct if target.pixels else None,
     )
 
 
-def _with_positions(encoder: Encoder, decoder_width: int, params, extra):
-    """As `Method.with_positions`."""
+def with_positions(encoder: Encoder, decoder_width: int, params, extra):
+    """As `Method.with_positions`, of an encoder and a decoder of such a width."""
     table = patches.fixed_positions(encoder.grid, decoder_width)
 
     def placed(params):
