@@ -16,8 +16,8 @@ Arguments after the colon:
   epochs     a whole number; the warm-up then takes a tenth of them at most
 
 The authors' are imagenet100 with form=resnet (ADIOS-s: one mask an image) and imagenet100s with
-either form, batch 128, as their scripts have them. What to expect, and the masks over training:
-docs/contrastive.md.
+either form, batch 128, as their scripts have them; none of them was run here. Half of shapes with
+epochs=5, 155 steps: k-NN accuracy 28.4 % untrained -> 47.9 %, see docs/contrastive.md.
 """
 
 from ml_collections import config_dict

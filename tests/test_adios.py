@@ -36,6 +36,7 @@ PLAIN = {
     "data__grey_prob": 0.0,
     "data__blur_prob": (0.0, 0.0, 0.0),
     "masks__entropy": 0.5,
+    "masks__sampled": False,
     "optim__kind": "sgd",
     "optim__base_lr": 0.01,
     "optim__warmup_epochs": 0.0,
