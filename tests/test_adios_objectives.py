@@ -1,13 +1,16 @@
 """ADIOS: what its encoder is trained to do, at another size and at the ends of what masks cover."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from dppmask_jax import config as configs
 from dppmask_jax import patches
+from dppmask_jax.losses import occlusion
 from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.adios_objectives import covered_error
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs.image_sizes import resized
 
@@ -35,3 +38,29 @@ def test_positions_at_another_size(objective):
         expected = patches.resize_positions(table, (4, 4), (6, 4), 0.0)
         np.testing.assert_allclose(found[part]["positions"], expected, rtol=1e-6, err_msg=part)
     assert "positions" not in params["encoder"] and "positions" not in params["decoder"]
+
+
+@pytest.mark.parametrize("covered", [0.0, 1e-38])
+def test_a_mask_that_covers_nothing_has_a_finite_error(covered):
+    """A softmax gives 0 where a logit is far below the others."""
+    mask = jnp.full((1, 2, 4), covered).at[0, 0, 0].set(0.0)
+
+    def of(mask, pred):
+        return covered_error(pred, jnp.zeros((1, 2, 12)), mask)
+
+    value, gradients = jax.value_and_grad(of, argnums=(0, 1))(mask, jnp.full((1, 2, 12), 3.0))
+    assert 0 <= value <= 9
+    assert all(np.all(np.isfinite(x)) for x in gradients)
+
+
+def test_the_penalty_of_masks_that_cover_nearly_all_is_that_of_nearly_nothing():
+    shares = jnp.asarray([[0.0, 1e-7, 1.0, 1 - 2.0**-22, 2.0**-22]])
+    found = occlusion.sparsity(shares)
+    assert np.all(found > 1)
+    np.testing.assert_allclose(found[:3], [1e10, 1 / (np.pi * 1e-7 + 1e-10), 1e10], rtol=1e-5)
+    np.testing.assert_allclose(found[3], found[4], rtol=1e-6)
+    slope = jax.grad(lambda s: jnp.sum(occlusion.sparsity(s)))
+    expected = -np.pi * np.cos(np.pi * 0.2) / np.sin(np.pi * 0.2) ** 2
+    np.testing.assert_allclose(
+        slope(jnp.asarray([[0.2, 0.5, 0.8]]))[0], [expected, 0, -expected], rtol=1e-4, atol=1e-5
+    )

@@ -44,14 +44,15 @@ def summed_error(
 
 
 def shares(masks: Float[Array, "B N H W"]) -> Float[Array, "B N"]:
-    """The share of an image that each mask covers, above 0 and below 1."""
+    """The share of an image that each mask covers, from 0 to 1."""
     return jnp.mean(masks, axis=(2, 3))
 
 
 def sparsity(shares: Float[Array, "B N"]) -> Float[Array, " N"]:
     """The penalty of each mask, the mean over the images of 1 / sin(pi * share): 1 for half of the
-    image, without bound towards none and all of it."""
-    return jnp.mean(1.0 / (jnp.sin(jnp.pi * shares) + _EPSILON), axis=0)
+    image, up to 1e10 for none and for all of it."""
+    smaller = jnp.minimum(shares, 1.0 - shares)  # the sine of pi is below 0 in float32
+    return jnp.mean(1.0 / (jnp.sin(jnp.pi * smaller) + _EPSILON), axis=0)
 
 
 def negative_entropy(shares: Float[Array, "B N"]) -> Float[Array, " B"]:

@@ -20,6 +20,8 @@ from dppmask_jax.models.base import STATISTICS, Encoder, class_feature
 from dppmask_jax.models.layers import dense
 from dppmask_jax.targets.pixels import pixel_target
 
+_LEAST_COVERED = 1e-12  # pixels; its square, which a gradient divides by, is not 0 in float32
+
 
 class Objective(NamedTuple):
     """A record of functions. `params` and `statistics`, running ones of batch norms or {}, are
@@ -132,11 +134,13 @@ def covered_error(pred, target, mask):
 
     Args:
       pred, target: (B, N, P * 3), the three channels of a pixel side by side.
-      mask: (B, N, P), how much of each pixel is covered, above 0 to 1.
+      mask: (B, N, P), how much of each pixel is covered, from 0 to 1. An image of which nothing is
+        covered has an error of 0.
     """
     square = jnp.square(pred - target)
     of_pixel = jnp.mean(square.reshape(*mask.shape, 3), axis=-1)
-    return jnp.mean(jnp.sum(mask * of_pixel, axis=(1, 2)) / jnp.sum(mask, axis=(1, 2)))
+    covered = jnp.maximum(jnp.sum(mask, axis=(1, 2)), _LEAST_COVERED)
+    return jnp.mean(jnp.sum(mask * of_pixel, axis=(1, 2)) / covered)
 
 
 def separated(of_encoder):
