@@ -456,6 +456,28 @@ def test_what_cannot_be_compared_is_named():
     assert comparable.warnings([{"task": "finetune"}, {"task": "finetune"}]) == []
 
 
+@pytest.mark.parametrize(
+    "method,field,differs",
+    [
+        ("hybrid", "hybrid.weight", True),
+        ("adios", "masks.count", True),
+        ("adios", "masks.optim.base_lr", True),
+        ("moco", "batch_size", True),
+        ("adios", "optim.accum_steps", True),
+        ("hybrid", "data.crop_scale", True),
+        ("ibot", "data.local_views", True),
+        ("moco", "optim.base_lr", False),
+        ("mae", "batch_size", False),
+        ("mae", "data.crop_scale", False),
+        ("elsewhere", "batch_size", False),
+    ],
+)
+def test_a_method_says_what_its_loss_depends_on(method, field, differs):
+    runs = [{"method": method, "seed": 0, field: value} for value in (1, 2)]
+    found = comparable.warnings(runs)
+    assert found == ([f"losses are not comparable: {field} 1 | 2"] if differs else [])
+
+
 def test_run_labels_are_short_and_distinct():
     def label(*paths):
         return comparable.labels([Path(path) for path in paths])

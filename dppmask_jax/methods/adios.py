@@ -24,7 +24,7 @@ from dppmask_jax.data.images import augment, crops, views
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field, above, grouped, number, one_of, whole, with_defaults
 from dppmask_jax.losses import occlusion
-from dppmask_jax.methods import augmented_views, contrastive_health, mae
+from dppmask_jax.methods import augmented_views, contrastive_health, mae, moco
 from dppmask_jax.methods.adios_objectives import OBJECTIVES, Objective, separated
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, unet
@@ -264,4 +264,6 @@ KIND = MethodKind(
     check,
     recipes=("configs/adios.py",),
     masks=False,
+    # Its masks are learned, so that all that teaches them counts.
+    loss_fields=("masks.", *moco.LOSS_FIELDS),
 )

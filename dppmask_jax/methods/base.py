@@ -194,6 +194,11 @@ class MethodKind(NamedTuple):
     targets: bool = False
     """Whether it predicts one of `TARGETS`: `config.loss` then names it and has their fields."""
 
+    loss_fields: tuple[str, ...] = ()
+    """Fields, or how their names begin, that decide what its loss measures, beside those of the
+    loss, the masks and the images, which do so in all methods: runs that differ in them have losses
+    that say nothing of each other, see `runs.comparable`."""
+
     mask_recipes: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """{strategy of masks: {field of config.mask: value}}, where strategies need values of their
     own. Config files set them, see `config.use_masks`."""

@@ -244,5 +244,6 @@ KIND = MethodKind(
     shown_by=simmim.KIND.shown_by,
     recipes=("configs/hybrid.py",),
     targets=True,
+    loss_fields=("hybrid.", *moco.LOSS_FIELDS),
     mask_recipes=mae.KIND.mask_recipes,
 )

@@ -323,5 +323,6 @@ KIND = MethodKind(
     shown_by={"attention": "attended"},
     recipes=("configs/ibot.py", "configs/dino.py"),
     encoder=("hides",),
+    loss_fields=tuple(name for name in ibot_fields.FIELDS if name.startswith("data.")),
     mask_recipes=ibot_masks.RECIPES,
 )

@@ -28,6 +28,10 @@ VIEW_FIELDS = {
 """The fields of two augmented views. The third of `data.blur_prob`, of local views, says nothing
 here."""
 
+LOSS_FIELDS = (*VIEW_FIELDS, "batch_size", "optim.accum_steps")
+"""What a contrastive loss depends on: how unlike two views are, and how many negatives a query has.
+"""
+
 FIELDS = {
     **VIEW_FIELDS,
     **contrast.FIELDS,
@@ -126,4 +130,5 @@ KIND = MethodKind(
     contrast.check,
     recipes=("configs/moco.py",),
     masks=False,
+    loss_fields=LOSS_FIELDS,
 )

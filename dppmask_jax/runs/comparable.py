@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
 from dppmask_jax.masking import MASKERS
+from dppmask_jax.methods import METHODS
 from dppmask_jax.runs import workdir
 
 _DATA = ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size")
@@ -28,10 +29,10 @@ def warnings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     flat = [flatten(config) for config in configs]
     lines = []
-    if differ := _differences(flat, _OF_LOSS):
+    if differ := _differences(flat, _of_loss):
         what = "under different masks " * all(line.startswith(("mask.", "and ")) for line in differ)
         lines.append(f"losses {what}are not comparable: {', '.join(differ)}")
-    if differ := _differences(flat, _OF_KNN):
+    if differ := _differences(flat, lambda config: _OF_KNN):
         lines.append(f"k-NN accuracies are not comparable: {', '.join(differ)}")
     return lines
 
@@ -53,14 +54,27 @@ def is_read(field: str, config: dict[str, Any]) -> bool:
     return field in MASKERS[strategy].fields or field not in of_maskers
 
 
-def _differences(configs: list[dict[str, Any]], prefixes: tuple[str, ...]) -> list[str]:
-    """Texts "field a | b", one for each field that differs between the runs that read it."""
+def _of_loss(config: dict[str, Any]) -> tuple[str, ...]:
+    """How the names of the fields begin that decide what a run's loss measures; of a method that
+    is not known here, those of all methods."""
+    kind = METHODS.get(config.get("method"))
+    return (*_OF_LOSS, *(kind.loss_fields if kind else ()))
+
+
+def _differences(configs: list[dict[str, Any]], prefixes: Callable) -> list[str]:
+    """Texts "field a | b", one for each field that differs between the runs that read it.
+
+    Args:
+      prefixes: config -> how the names of the fields begin that are looked at in it.
+    """
     differ = []
     for field in sorted(set().union(*configs)):
         values = [
-            str(config[field]) for config in configs if field in config and is_read(field, config)
+            str(config[field])
+            for config in configs
+            if field in config and field.startswith(prefixes(config)) and is_read(field, config)
         ]
-        if field.startswith(prefixes) and len(set(values)) > 1:
+        if len(set(values)) > 1:
             differ.append(f"{field} {' | '.join(dict.fromkeys(values))}")
     return differ[:_NAMED] + [f"and {len(differ) - _NAMED} more"] * (len(differ) > _NAMED)
 
