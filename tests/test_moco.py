@@ -264,6 +264,14 @@ def test_a_resnet_keeps_the_statistics_of_both_views_and_its_momentum_encoder_no
 # Its config.
 
 
+@pytest.mark.parametrize("method", ["moco", "adios", "hybrid"])
+def test_images_that_patches_do_not_divide_are_refused(method):
+    changes = {"hybrid__weight": 1.0} if method == "hybrid" else {}
+    given = tiny.config(method, image_size=(32, 32), model__patch_size=6, **changes)
+    with pytest.raises(InputError, match="32x32 is not a multiple of the patch size 6"):
+        configs.check(given)
+
+
 def test_a_query_without_negatives_is_refused():
     for changes in ({"batch_size": 1}, {"batch_size": 4, "optim__accum_steps": 4}):
         with pytest.raises(InputError, match="without negatives"):

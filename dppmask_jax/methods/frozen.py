@@ -68,7 +68,6 @@ def encoder_config(
     config.image_size = tuple(image_size)
     config.label, config.evaluate.knn_feature, config.model.dtype = label, knn_feature, dtype
     config.model.options = config_dict.ConfigDict(dict(options))
-    vit.checked_patches("image_size", config.image_size, patch_size)
     vit.check(config)
     vit.check_options(options)
     return config

@@ -80,13 +80,14 @@ def checked_patches(field: str, size, patch_size: patches.PatchSize) -> int:
 
 
 def check(config) -> None:
-    """Raises InputError where the sizes of a config make no encoder."""
+    """Raises InputError where the sizes of a config make no encoder, or its images no patches."""
     size = size_of(config.model)
     if size.width % size.heads or size.width % 4:
         raise InputError(
             f"an encoder of width {size.width} with {size.heads} heads cannot be made: the width "
             "is a multiple of 4 and of the heads; change config.model.width or config.model.heads"
         )
+    checked_patches("image_size", config.image_size, config.model.patch_size)
 
 
 def build(config, **options) -> Encoder:
