@@ -22,7 +22,9 @@ crop of its own, as mae and simmim have it. --config.hybrid.encoder=moco trains 
 with its optimiser, in place of that of `mim`. What runs at several weights are to be compared by:
 
 python -m dppmask_jax.sweep --config=configs/hybrid.py:dataset=shapes,mask=dpp \\
-    --grid="hybrid.weight=0,0.2,0.4,0.6,1" --workdir=runs/weights
+    --grid="hybrid.weight=0,0.2,0.4,0.6,1" --workdir=runs/weights \\
+    --eval=configs/eval.py:task=linear --eval.solver=ridge --eval2=configs/eval.py:task=knn \\
+    --eval3=configs/eval.py:task=attention --eval4=configs/eval.py:task=frequencies
 
 imagenet100 and small want --config.data.source=folder:PATH; imagenet1k reads tfds:imagenet2012
 unless told otherwise. `--show_config` prints every field. On a CPU add
