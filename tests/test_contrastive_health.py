@@ -10,7 +10,7 @@ HEALTHY = {
     "positive_cosine": 0.7,
     "negative_cosine": 0.1,
     "spread": 0.9,
-    "effective_rank": 20.0,
+    "participation_ratio": 20.0,
 }
 
 
@@ -26,42 +26,49 @@ def measured(queries, keys):
 
 
 def in_float64(queries, keys):
-    """Each metric by its definition: all pairs, numpy's std, singular values of the matrix."""
+    """Each metric by its definition: all pairs, numpy's std, eigenvalues of the covariance."""
     queries, keys = (
         x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries.astype(float), keys)
     )
     cosines = queries @ keys.T
     others = cosines[~np.eye(len(cosines), dtype=bool)]
-    share = np.linalg.svd(queries, compute_uv=False)
-    share = share / share.sum()
-    share = share[share > 1e-9]
+    of_covariance = np.linalg.eigvalsh(np.cov(queries, rowvar=False))
     return {
         "positive_cosine": np.diag(cosines).mean(),
         "negative_cosine": others.mean(),
         "spread": queries.std(axis=0).mean() * np.sqrt(queries.shape[1]),
-        "effective_rank": np.exp(-np.sum(share * np.log(share))),
+        "participation_ratio": of_covariance.sum() ** 2 / np.sum(of_covariance**2),
     }
 
 
 def test_two_opposite_pairs():
-    # Unit queries +-(.6, .8): one singular value, std (.6, .8). Keys are (1, 0) and (0, -1).
+    # Unit queries +-(.6, .8): one direction, std (.6, .8). Keys are (1, 0) and (0, -1).
     queries, keys = np.array([[3.0, 4.0], [-6.0, -8.0]]), np.array([[2.0, 0.0], [0.0, -5.0]])
     found = measured(queries, keys)
     np.testing.assert_allclose(found["positive_cosine"], (0.6 + 0.8) / 2, rtol=1e-6)
     np.testing.assert_allclose(found["negative_cosine"], (-0.8 - 0.6) / 2, rtol=1e-6)
     np.testing.assert_allclose(found["spread"], 0.7 * np.sqrt(2), rtol=1e-6)
-    np.testing.assert_allclose(found["effective_rank"], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(found["participation_ratio"], 1.0, rtol=1e-5)
 
 
-def test_axes_have_as_many_ranks_as_there_are():
+def test_dimensions_are_counted_by_hand():
     axes = np.eye(4)
-    np.testing.assert_allclose(measured(axes, axes)["effective_rank"], 4.0, rtol=1e-5)
-    # Singular values sqrt(3) and 1 of three vectors along one axis and one along another.
-    share = np.array([3**0.5, 1.0]) / (3**0.5 + 1)
-    found = measured(axes[[0, 0, 0, 1]], axes)
-    np.testing.assert_allclose(
-        found["effective_rank"], np.exp(-np.sum(share * np.log(share))), rtol=1e-5
-    )
+    # Both ways along four axes; about their mean, four axes are the corners of a solid.
+    both = np.concatenate([axes, -axes])
+    np.testing.assert_allclose(measured(both, both)["participation_ratio"], 4.0, rtol=1e-5)
+    np.testing.assert_allclose(measured(axes, axes)["participation_ratio"], 3.0, rtol=1e-5)
+    # Variances 3/4 and 1/4.
+    uneven = np.concatenate([both[[0, 4]]] * 3 + [both[[1, 5]]])
+    found = measured(uneven, uneven)["participation_ratio"]
+    np.testing.assert_allclose(found, 1 / (9 / 16 + 1 / 16), rtol=1e-5)
+
+
+def test_what_all_embeddings_share_is_no_dimension():
+    """Random layers leave a large mean, which no warning is to be given of."""
+    noise = np.random.default_rng(4).normal(size=(256, 16)).astype(np.float32)
+    values = measured(noise + 3.0, noise + 3.0)
+    assert values["negative_cosine"] > 0.85 and values["participation_ratio"] > 12
+    assert measured(np.ones((64, 16)), noise[:64])["participation_ratio"] == 0
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (8, 24)])

@@ -12,8 +12,9 @@ from dppmask_jax import parallel
 
 _MANY_STEPS = 100  # of collapse before there is a warning
 _LEAST_SPREAD = 0.1
-_LEAST_RANK = 1.5
+_LEAST_DIMENSIONS = 1.5
 _LEAST_LEAD = 0.02  # of the positives' cosine over the negatives'
+_ROUNDING = 1e-6  # variance of unit vectors in float32 that says nothing
 
 
 def measured(
@@ -31,9 +32,11 @@ def measured(
       negative_cosine: mean cosine of a query and another's key.
       spread: mean over dimensions of the standard deviation of the unit queries, times sqrt(D): 0
         where all are the same, up to 1 where they point everywhere alike.
-      effective_rank: exp of the entropy of the singular values of the unit queries over their sum,
-        from 1 to D (Roy and Vetterli, 2007; RankMe, arXiv 2210.02885, equation 1, which takes them
-        without centring, as here, so that a batch of equal vectors has 1). 0 where all are zero.
+      participation_ratio: how many dimensions the unit queries vary in, from 1 to D: the square of
+        the sum of the eigenvalues of their covariance, over the sum of their squares (Gao et al., A
+        theory of multineuronal dimensionality, dynamics and measurement, bioRxiv 214262, 2017). It
+        takes no eigenvalues, being the square of the trace over the squared Frobenius norm. 0 where
+        they do not vary.
     """
     queries, keys = _unit(queries), _unit(keys)
     rows = parallel.rows_of_all(len(queries))
@@ -46,14 +49,14 @@ def measured(
     sums = parallel.total(sums)
     # The sum over all pairs of two rows is the product of the sums.
     negative = jnp.sum(sums["query"] * sums["key"]) - sums["positive"]
-    moments = sums["moments"] / rows
-    variance = jnp.diagonal(moments) - jnp.square(sums["query"] / rows)
-    dimensions = queries.shape[1]
+    mean = sums["query"] / rows
+    covariance = sums["moments"] / rows - jnp.outer(mean, mean)
+    variance = jnp.maximum(jnp.diagonal(covariance), 0.0)
     return {
         "positive_cosine": sums["positive"] / rows,
         "negative_cosine": negative / (rows * (rows - 1)),
-        "spread": jnp.mean(jnp.sqrt(jnp.maximum(variance, 0.0))) * dimensions**0.5,
-        "effective_rank": _effective_rank(moments),
+        "spread": jnp.mean(jnp.sqrt(variance)) * queries.shape[1] ** 0.5,
+        "participation_ratio": _participation_ratio(covariance),
     }
 
 
@@ -63,15 +66,10 @@ def _unit(vectors):
     return vectors / jnp.maximum(length, 1e-12)
 
 
-def _effective_rank(moments):
-    """Of vectors with second moments (D, D): their eigenvalues are squared singular values."""
-    squares = jnp.linalg.eigvalsh(moments)
-    # What is left of a zero after rounding has a root that would count.
-    rounding = jnp.finfo(jnp.float32).eps * len(squares) * squares[-1]
-    singular = jnp.sqrt(jnp.where(squares > rounding, squares, 0.0))
-    share = singular / jnp.maximum(jnp.sum(singular), 1e-12)
-    entropy = jnp.sum(jax.scipy.special.entr(share))
-    return jnp.where(jnp.sum(singular) > 0, jnp.exp(entropy), 0.0)
+def _participation_ratio(covariance):
+    total, squares = jnp.trace(covariance), jnp.sum(jnp.square(covariance))
+    varies = total > _ROUNDING
+    return jnp.where(varies, jnp.square(total) / jnp.where(varies, squares, 1.0), 0.0)
 
 
 def watch() -> Callable[[int, dict[str, float]], str]:
@@ -95,7 +93,7 @@ def _collapse(values) -> str:
     """The key of `_COLLAPSES`; "" where the embeddings are healthy."""
     if values["spread"] < _LEAST_SPREAD:
         return "point"
-    if values["effective_rank"] < _LEAST_RANK:
+    if values["participation_ratio"] < _LEAST_DIMENSIONS:
         return "line"
     if values["positive_cosine"] - values["negative_cosine"] < _LEAST_LEAD:
         return "noise"
@@ -109,9 +107,9 @@ _COLLAPSES = {
         "negatives by a larger config.batch_size"
     ),
     "line": (
-        "collapse to a line: the embeddings differ in one direction alone (effective_rank); lower "
-        "config.optim.base_lr, give each step more negatives by a larger config.batch_size, or "
-        "lower config.loss.temperature"
+        "collapse to a line: the embeddings differ in one direction alone (participation_ratio); "
+        "lower config.optim.base_lr, give each step more negatives by a larger config.batch_size, "
+        "or lower config.loss.temperature"
     ),
     "noise": (
         "collapse to noise: two views of an image are no more alike than views of two images "
