@@ -64,3 +64,19 @@ def test_the_penalty_of_masks_that_cover_nearly_all_is_that_of_nearly_nothing():
     np.testing.assert_allclose(
         slope(jnp.asarray([[0.2, 0.5, 0.8]]))[0], [expected, 0, -expected], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("method", ["adios", "moco"])
+def test_masks_are_a_cause_of_noise_where_they_are_learned(method):
+    config = tiny.config(method)
+    watch = METHODS[method].build(config, Plan(4, 20, peak_lr=0.1)).watch()
+    noise = {
+        "positive_cosine": 0.1,
+        "negative_cosine": 0.1,
+        "spread": 0.9,
+        "participation_ratio": 9.0,
+    }
+    assert watch(0, noise) == ""
+    warning = watch(100, noise)
+    assert "collapse to noise" in warning and "config.data.crop_scale" in warning
+    assert ("config.masks.sparsity" in warning) == (method == "adios")

@@ -32,6 +32,10 @@ from dppmask_jax.models.base import Encoder
 from dppmask_jax.targets import pixels
 
 _OF_MASKS = frozenset({"masks"})  # the parameters of the mask network
+_watch = functools.partial(
+    contrastive_health.watch,
+    "or have masks hide less: lower config.masks.optim.base_lr, or raise config.masks.sparsity",
+)
 _SGD = {
     "optim.kind": "sgd",
     "optim.warmup_epochs": 10.0,
@@ -153,7 +157,7 @@ def build(config, plan: Plan) -> Method:
         after_step=lambda params, extra, aux, step: {**extra, **aux},
         describe=_described(config),
         loss_of_views=True,
-        **({"watch": contrastive_health.watch} if objective.projects else {}),
+        **({"watch": _watch} if objective.projects else {}),
         encoder=objective.encoder,
         encoder_of=lambda params, extra: {**params["encoder"], **extra},
         with_encoder=_with_encoder,

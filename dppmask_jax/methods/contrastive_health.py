@@ -72,9 +72,15 @@ def _participation_ratio(covariance):
     return jnp.where(varies, jnp.square(total) / jnp.where(varies, squares, 1.0), 0.0)
 
 
-def watch() -> Callable[[int, dict[str, float]], str]:
+def watch(for_noise: str = "") -> Callable[[int, dict[str, float]], str]:
     """Warns of a collapse once it has lasted for `_MANY_STEPS`, see `Method.watch`; the metrics
-    are those of `measured`."""
+    are those of `measured`.
+
+    Args:
+      for_noise: what else helps, in words, where two views of an image are no more alike than those
+        of two images.
+    """
+    cures = _COLLAPSES if not for_noise else {**_COLLAPSES, "noise": f"{_NOISE}, {for_noise}"}
     since = None
 
     def watched(step, values) -> str:
@@ -84,7 +90,7 @@ def watch() -> Callable[[int, dict[str, float]], str]:
             since = None
             return ""
         since = step if since is None else since
-        return _COLLAPSES[name] if step - since >= _MANY_STEPS else ""
+        return cures[name] if step - since >= _MANY_STEPS else ""
 
     return watched
 
@@ -100,6 +106,11 @@ def _collapse(values) -> str:
     return ""
 
 
+_NOISE = (
+    "collapse to noise: two views of an image are no more alike than views of two images "
+    "(positive_cosine, negative_cosine); lower config.optim.base_lr or raise "
+    "config.optim.warmup_epochs, or weaken the augmentation, such as by config.data.crop_scale"
+)
 _COLLAPSES = {
     "point": (
         "collapse to a point: all images have nearly the same embedding (spread); lower "
@@ -111,9 +122,5 @@ _COLLAPSES = {
         "lower config.optim.base_lr, give each step more negatives by a larger config.batch_size, "
         "or lower config.loss.temperature"
     ),
-    "noise": (
-        "collapse to noise: two views of an image are no more alike than views of two images "
-        "(positive_cosine, negative_cosine); lower config.optim.base_lr or raise "
-        "config.optim.warmup_epochs, or weaken the augmentation, such as by config.data.crop_scale"
-    ),
+    "noise": _NOISE,
 }
