@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny
 
+from configs import adios as recipe
 from dppmask_jax import config as configs
-from dppmask_jax import patches
+from dppmask_jax import optim, patches
 from dppmask_jax.losses import occlusion
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.adios_objectives import covered_error
@@ -80,3 +81,19 @@ def test_masks_are_a_cause_of_noise_where_they_are_learned(method):
     warning = watch(100, noise)
     assert "collapse to noise" in warning and "config.data.crop_scale" in warning
     assert ("config.masks.sparsity" in warning) == (method == "adios")
+
+
+@pytest.mark.parametrize(
+    ("argument", "of_encoder", "of_masks"),
+    [
+        ("dataset=imagenet100,form=resnet", 0.18956, 0.49876),
+        ("dataset=imagenet100s,form=resnet", 0.11128, 0.014515),
+        ("dataset=imagenet100s,form=vit", 0.11572, 0.033401),
+    ],
+)
+def test_learning_rates_of_the_authors_scripts(argument, of_encoder, of_masks):
+    """They are those of a batch of 128."""
+    config = recipe.get_config(argument)
+    for settings, rate in ((config.optim, of_encoder), (config.masks.optim, of_masks)):
+        found = optim.scaled_learning_rate(settings.base_lr, config.batch_size)
+        assert config.batch_size == 128 and found == pytest.approx(rate, rel=0.01)
