@@ -24,7 +24,7 @@ from dppmask_jax.data.images import augment, crops, views
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field, above, grouped, number, one_of, whole, with_defaults
 from dppmask_jax.losses import occlusion
-from dppmask_jax.methods import augmented_views, contrastive_health, mae, moco
+from dppmask_jax.methods import augmented_views, contrast, contrastive_health, mae, moco
 from dppmask_jax.methods.adios_objectives import OBJECTIVES, Objective, separated
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, unet
@@ -85,13 +85,7 @@ def check(config) -> None:
     """Raises InputError where masks cannot be made, or the encoder cannot do what it is to do."""
     unet.check(config)
     if config.loss.objective == "simclr":
-        micro = config.batch_size // config.optim.accum_steps
-        if micro < 2:
-            raise InputError(
-                f"config.batch_size={config.batch_size} with config.optim.accum_steps="
-                f"{config.optim.accum_steps} leaves one image at a time, which has no other to be "
-                "told from; take more images, fewer steps, or --config.loss.objective=reconstruct"
-            )
+        contrast.check(config, ", or --config.loss.objective=reconstruct")
         return
     if encoders.build(config).blocks is None:
         raise InputError(
@@ -131,15 +125,7 @@ def build(config, plan: Plan) -> Method:
         ),
     )
     return Method(
-        example=functools.partial(
-            crops.multi_crop,
-            image_size=tuple(config.image_size),
-            scale=tuple(config.data.crop_scale),
-            local_size=tuple(config.image_size),
-            local_scale=tuple(config.data.crop_scale),
-            num_local=0,
-            flip=config.data.flip,
-        ),
+        example=moco.example_of(config),
         init=functools.partial(_init, game),
         turns=(
             Turn(

@@ -99,14 +99,15 @@ class Contrast(NamedTuple):
     describe: tuple[tuple[str, str], ...]
 
 
-def check(config) -> None:
-    """Raises InputError where a query has no negatives."""
+def check(config, otherwise: str = "") -> None:
+    """Raises InputError where an image has no negatives; `otherwise` is what else helps, in
+    words."""
     rows = config.batch_size // config.optim.accum_steps
     if rows < 2:
         raise InputError(
             f"config.batch_size={config.batch_size} with config.optim.accum_steps="
-            f"{config.optim.accum_steps} leaves a query without negatives, which are those of its "
-            "micro-batch; take more images or fewer steps"
+            f"{config.optim.accum_steps} leaves an image without negatives, which are those of its "
+            f"micro-batch; take more images or fewer steps{otherwise}"
         )
 
 
