@@ -10,7 +10,6 @@ import tiny
 
 from dppmask_jax import config as configs
 from dppmask_jax import parallel
-from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
@@ -147,12 +146,12 @@ def test_it_starts_as_a_copy_and_from_another_runs_encoder():
 # The step.
 
 
-def near(found, expected):
-    """Of two trees: each tensor within 1e-5 of the largest value of all. What stands in front of a
-    batch norm has gradients that are zero but for rounding."""
+def near(found, expected, tolerance):
+    """Of two trees: each tensor within a share of the largest value of all. What stands in front
+    of a batch norm has gradients that are zero but for rounding."""
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest),
         found, expected,
     )  # fmt: skip
 
@@ -166,19 +165,24 @@ def few_blocks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes,several", [({}, (2, 4)), (RESNET, (2,))], ids=["vit", "resnet"])
-def test_the_gradient_is_that_of_one_device(changes, several, few_blocks):
+@pytest.mark.parametrize(
+    "changes,several,tolerance",
+    # Many batch norms in a row, of a few positions, enlarge the rounding.
+    [({}, (2, 4), 1e-5), (RESNET, (2,), 1e-4)],
+    ids=["vit", "resnet"],
+)
+def test_the_gradient_is_that_of_one_device(changes, several, tolerance, few_blocks):
     """Keys, batch norms and health are those of the whole batch."""
     _, _, params, _ = built(**changes)
     batch = batch_of(side=built(**changes)[0].image_size[0])
     (loss, (metrics, aux)), gradient = gradients(1, **changes)(params, batch)
     for devices in several:
         (of_many, (of_metrics, of_aux)), many = gradients(devices, **changes)(params, batch)
-        np.testing.assert_allclose(of_many, loss, rtol=1e-5)
+        np.testing.assert_allclose(of_many, loss, rtol=tolerance)
         for name, value in metrics.items():
-            np.testing.assert_allclose(of_metrics[name], value, rtol=1e-4, err_msg=name)
-        near(many, gradient)
-        near(of_aux, aux) if aux else None
+            np.testing.assert_allclose(of_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        near(many, gradient, tolerance)
+        near(of_aux, aux, tolerance) if aux else None
 
 
 @pytest.mark.slow
@@ -253,8 +257,8 @@ def test_a_resnet_keeps_the_statistics_of_both_views_and_its_momentum_encoder_no
     after = method.after_step(params, extra, aux, 0)
     assert after[STATISTICS] is aux[STATISTICS] and set(after) == set(extra)
     encoder = method.encoder_of(params, after)
-    tokens = jax.jit(method.encoder.encode)(encoder, augment.normalize(batch["global_views"][:, 0]))
-    assert tokens.cls.shape == (8, 32) and np.all(np.isfinite(tokens.cls))
+    assert encoder[STATISTICS] is aux[STATISTICS]["encoder"]
+    assert set(encoder) == {*params["encoder"], STATISTICS}
     given = method.encoder.init(jax.random.key(9))
     params, extra = method.with_encoder(params, extra, given)
     assert extra[STATISTICS]["encoder"] is given[STATISTICS]
@@ -276,5 +280,6 @@ def test_a_query_without_negatives_is_refused():
     for changes in ({"batch_size": 1}, {"batch_size": 4, "optim__accum_steps": 4}):
         with pytest.raises(InputError, match="without negatives"):
             configs.check(tiny.config("moco", **changes))
-    assert configs.fields_of("moco")["optim.accum_steps"].free == ""  # it changes the numbers
+    for method in ("moco", "adios"):  # it changes the numbers
+        assert configs.fields_of(method)["optim.accum_steps"].free == ""
     assert configs.fields_of("mae")["optim.accum_steps"].free == "regrouped"

@@ -65,6 +65,7 @@ FIELDS = {
         fixed=True,
     ),
     "loss.temperature": Field(0.2, above(0), "of SimCLR's loss"),
+    "optim.accum_steps": contrast.FIELDS["optim.accum_steps"],
     "loss.norm_pix": pixels.FIELDS["loss.norm_pix"],
     **unet.FIELDS,
     "masks.sampled": Field(
