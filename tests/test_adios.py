@@ -392,7 +392,7 @@ def test_what_a_mask_hides_is_the_mean_colour():
     np.testing.assert_array_equal(shown[1, 1], np.round((200 + mean) / 2))
 
 
-def test_kept_checkpoints_that_are_whole_are_drawn(tmp_path):
+def test_kept_checkpoints_that_are_whole_are_drawn(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     config, method, params, extra = built()
     checkpoints = checkpoint.Checkpoints(tmp_path / checkpoint.FOLDER, keep=3)
@@ -402,8 +402,11 @@ def test_kept_checkpoints_that_are_whole_are_drawn(tmp_path):
         checkpoints.save(step, {"params": tree, "extra": extra}, meta)
     checkpoints.close()
     (tmp_path / checkpoint.FOLDER / "5" / "meta" / "metadata").write_text("{}")
+    traced, draw = [], adios._Game.masks
+    monkeypatch.setattr(adios._Game, "masks", lambda *args: traced.append(1) or draw(*args))
     drawn = soft_masks.over_training(tmp_path, images)
-    assert list(drawn) == [3, 9]
+    assert list(drawn) == [3, 9] and len(traced) == 1  # all are drawn by one program
+    assert soft_masks.over_training(tmp_path / "none", images) == {}
     for step, tree in ((3, trees[0]), (9, trees[2])):
         expected = method.soft_masks(tree, extra, images)
         np.testing.assert_allclose(drawn[step], expected, rtol=1e-3, atol=1e-5)

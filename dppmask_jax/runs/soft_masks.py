@@ -25,6 +25,14 @@ def of(run: Run, images) -> np.ndarray:
 
 def over_training(workdir: str | Path, images) -> dict[int, np.ndarray]:
     """{step: `of`} of the kept checkpoints of a run that are whole, the oldest first."""
-    size = tuple(np.shape(images)[1:3])
     steps = checkpoint.whole_steps(workdir)
-    return {step: of(load_run(workdir, step=step, image_size=size), images) for step in steps}
+    if not steps:
+        return {}
+    # One program draws for all: what a run may change on its way is no part of the network.
+    run = load_run(workdir, step=steps[-1], image_size=tuple(np.shape(images)[1:3]))
+    draw, shown = jax.jit(run.method.soft_masks), checked_images(images, run.image_size)
+    drawn = {}
+    for step in steps:
+        _, state, _ = checkpoint.read(workdir, step)
+        drawn[step] = np.asarray(draw(state["params"], state.get("extra", {}), shown))
+    return drawn
