@@ -53,14 +53,15 @@ def config(argument="", **changes):
 
 @pytest.mark.parametrize("mim,recipe_of", [("mae", mae_recipe), ("simmim", simmim_recipe)])
 def test_a_recipe_is_that_of_its_masked_method(mim, recipe_of):
-    """All but the crop, which is that of a separate view."""
+    """All but the crop, which is that of a separate view, and the token that is probed."""
     for dataset in ("shapes", "small"):
         ours = flatten(recipe.get_config(f"dataset={dataset},mim={mim},mask=amt"))
         theirs = flatten(recipe_of.get_config(f"dataset={dataset},mask=amt"))
         crop = theirs.pop("data.crop_scale")
         assert ours["hybrid.crop_scale"] == crop != ours["data.crop_scale"]
         differ = {name for name, value in theirs.items() if ours[name] != value}
-        assert differ <= {"method", "evaluate.loss_images", "epochs"}, differ
+        assert differ <= {"method", "evaluate.loss_images", "epochs", "evaluate.knn_feature"}
+        assert ours["evaluate.knn_feature"] == "cls"
 
 
 def batch_of(size=4, seed=0):
