@@ -17,7 +17,7 @@ Arguments after the colon:
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
-The masked view is the first of the two augmented ones; with --config.hybrid.view=separate it is a
+The masked view is the second of the two augmented ones; with --config.hybrid.view=separate it is a
 crop of its own, as mae and simmim have it. --config.hybrid.encoder=moco trains MoCo v3's encoder,
 with its optimiser, in place of that of `mim`. What runs at several weights are to be compared by:
 

@@ -21,8 +21,8 @@ from dppmask_jax import parallel, pretrain
 from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
-from dppmask_jax.imagenet import MEAN
-from dppmask_jax.methods import augmented_views, hybrid, mae, moco, simmim
+from dppmask_jax.imagenet import MEAN, STD
+from dppmask_jax.methods import augmented_views, hybrid, mae, moco, simmim, single_view
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.optim import Optimizer
 from dppmask_jax.runs import checkpoint
@@ -95,10 +95,17 @@ def gradient(method, params, extra, batch, key=KEY, step=3):
     return jax.tree.map(lambda x: x[0], found)
 
 
-def first_view(given, batch):
-    """The batch as a method of one view has it where the first augmented view is its image."""
+def key_data(key):
+    return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+
+MASKED = jax.random.fold_in(KEY, 2**31 + 1)  # the key of the masked loss
+
+
+def second_view(given, batch):
+    """The batch as a method of one view has it where the second augmented view is its image."""
     keys = augmented_views.keys_of_views(given.data, KEY, batch["index"])[:, 0]
-    image, _ = augmented_views.augmented_globals(given.data, batch, keys)
+    _, image = augmented_views.augmented_globals(given.data, batch, keys)
     return batch | {"image": augment.denormalize(image)}
 
 
@@ -111,9 +118,9 @@ def test_the_gradient_is_the_weighted_sum_of_both(argument, view):
     loss, metrics, found = gradient(method, params, extra, batch)
     single, seen = given.copy_and_resolve_references(), batch
     if view == "shared":
-        seen, single.data.flip = first_view(given, batch), False
+        seen, single.data.flip = second_view(given, batch), False
     mim = MIM[given.hybrid.mim]
-    of_mim = gradient(mim.build(single, PLAN), params, extra, seen)
+    of_mim = gradient(mim.build(single, PLAN), params, extra, seen, MASKED)
     of_pairs = gradient(moco.build(given, PLAN, mim.encoder_from(given)), params, extra, batch)
     np.testing.assert_allclose(metrics["loss_mim"], of_mim[0], rtol=1e-5)
     np.testing.assert_allclose(metrics["loss_contrast"], of_pairs[0], rtol=1e-5)
@@ -194,7 +201,8 @@ def test_a_weight_of_0_of_a_shared_view_is_the_loss_of_that_view():
     batch = batch_of()
     loss, metrics, _ = gradient(method, params, extra, batch)
     given.data.flip = False
-    expected, *_ = gradient(mae.build(given, PLAN), params, extra, first_view(given, batch))
+    seen = second_view(given, batch)
+    expected, *_ = gradient(mae.build(given, PLAN), params, extra, seen, MASKED)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert "loss_contrast" not in metrics
 
@@ -257,10 +265,29 @@ def test_masks_are_of_the_view_that_is_masked():
     example = pickle.loads(pickle.dumps(method.example))  # worker processes get it
     made = example(image.getvalue(), np.random.default_rng(3), {"parts": parts})
     batch = batch_of(1) | {name: value[None] for name, value in made.items()}
-    seen = hybrid._first_view(batch, np.zeros((1, 16, 16, 3), np.float32))
-    np.testing.assert_array_equal(seen["parts"], made["global_parts"][None, 0])
+    seen = hybrid._as_single(batch, np.zeros((1, 16, 16, 3), np.float32))
+    np.testing.assert_array_equal(seen["parts"], made["global_parts"][None, 1])
     np.testing.assert_allclose(seen["image"][0, 3, 5], MEAN, rtol=1e-6)
     assert not any(name.startswith("global_") for name in seen)
+
+
+def test_the_shared_view_is_the_second_and_its_masks_have_keys_of_their_own(monkeypatch):
+    """The first is blurred by MoCo's recipe. Keys of the two views stay out of the masks' draws."""
+    given = config("weight=0,mask=random")
+    single = hybrid._masked(given, PLAN)
+    spy = single.turns[0]._replace(loss=lambda params, extra, batch, key, step: (batch, key))
+    monkeypatch.setattr(hybrid, "_masked", lambda *_: single._replace(turns=(spy,)))
+    views = np.zeros((1, 16, 16, 3), np.float32), np.ones((1, 16, 16, 3), np.float32)
+    monkeypatch.setattr(augmented_views, "augmented_globals", lambda *_: views)
+    batch = batch_of(1)
+    seen, key = hybrid.build(given, PLAN).turns[0].loss({}, {}, batch, KEY, 3)
+    np.testing.assert_allclose(seen["image"][0, 3, 5], np.add(MEAN, STD), rtol=1e-6)
+    of_image = jax.random.fold_in(KEY, 0)
+    of_views = [key_data(jax.random.fold_in(of_image, view)) for view in (0, 1)]
+    drawn = single_view.views_of(given, seen, key)
+    assert key_data(drawn.mask_keys[0]) not in of_views
+    # ...which this would be without a key of their own:
+    assert key_data(single_view.views_of(given, seen, KEY).mask_keys[0]) in of_views
 
 
 def test_a_separate_view_is_that_of_the_single_method():
@@ -284,7 +311,7 @@ def test_a_separate_view_is_that_of_the_single_method():
         ("config.hybrid.weight=1.5 is not allowed", "", {"hybrid.weight": 1.5}),
         ("config.hybrid.weight_end=-0.1", "", {"hybrid.weight_end": -0.1}),
         ("config.hybrid.mim='ibot'", "", {"hybrid.mim": "ibot"}),
-        ("cannot hide patches as MAE", "", RESNET),
+        ("use 'vit', or configs/moco.py", "", RESNET),
         ("decoder_width=30", "", {"model.decoder_width": 30}),
         ("leaves no visible patch", "mim=simmim", {"mask.ratio": 0.99}),
     ],

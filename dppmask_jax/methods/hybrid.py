@@ -3,7 +3,9 @@
 The loss is (1 - w) L_MIM + w L_CL (Park et al., What Do Self-Supervised Vision Transformers Learn?,
 arXiv 2305.00729, figure 12; w of .2 is their best). L_MIM is the loss of MAE or SimMIM with any of
 their masks, L_CL that of MoCo v3. The authors' code of it is not public: which views either loss
-takes, whose encoder it is, and a w that moves are ours. So is L_CL without MoCo v3's factor of
+takes, whose encoder it is, and a w that moves are ours. A view that both take is the second of the
+pair: MoCo v3 blurs each first view, and a masked loss would learn to paint blurred images. So is
+L_CL without MoCo v3's factor of
 twice the temperature, which would mean another w.
 
 Where w is 0 or 1 all along, the other loss is not computed and has no parameters. With the encoder
@@ -27,28 +29,36 @@ from dppmask_jax.models import encoders
 from dppmask_jax.targets import pixels
 
 MIM = {"mae": mae, "simmim": simmim}
+_NO_EXAMPLE = 2**31 + 1  # no example of the stream has this number, and `single_view` takes 2**31
 FIELDS = {
     **simmim.FIELDS,
     **with_defaults(moco.FIELDS, {"loss.moco_factor": False}),
     **mae.FIELDS,
     **pixels.FIELDS,
     "data.crop_scale": moco.FIELDS["data.crop_scale"],
+    "optim.freeze_patch_embed": moco.FIELDS["optim.freeze_patch_embed"]._replace(
+        note="whether a ViT's embedding of patches stays as it starts; where hybrid.encoder=moco"
+    ),
     "hybrid.weight": Field(
         0.2, number(0, 1), "weight of the contrastive loss; that of the masked one is the rest"
     ),
     "hybrid.weight_end": Field(
-        None, optional(number(0, 1)), "that weight at the end, reached linearly; None: it stays"
+        None,
+        optional(number(0, 1)),
+        "that weight at the end, reached linearly; losses of "
+        "validation always have it; None: it stays",
     ),
     "hybrid.mim": Field("mae", one_of(*MIM), "whose masked loss it is", fixed=True),
     "hybrid.view": Field(
         "shared",
         one_of("shared", "separate"),
-        "what is masked: the first of the two augmented views, or a crop of its own, as MAE has it",
+        "what is masked: the second of the two augmented views, which MoCo v3 seldom blurs, or a "
+        "crop of its own, as MAE has it",
     ),
     "hybrid.crop_scale": Field(
         mae.FIELDS["data.crop_scale"].default,
         crops.SCALE,
-        "area of that crop of its own; data.crop_scale is that of the two views",
+        "area of that crop of its own, and of no other: data.crop_scale is that of the two views",
     ),
     "hybrid.encoder": Field(
         "mim",
@@ -68,7 +78,7 @@ def check(config) -> None:
         if any(getattr(encoder, part) is None for part in kind.encoder):
             raise InputError(
                 f"config.model.encoder={config.model.encoder!r} cannot hide patches as "
-                f"{kind.label} does: use 'vit', or config.hybrid.weight=1"
+                f"{kind.label} does: use 'vit', or configs/moco.py, which hides none"
             )
         kind.check(config)
     if weights != (0.0, 0.0):
@@ -137,8 +147,8 @@ def _masked_alone(config, plan: Plan) -> Method:
 
     def loss(params, extra, batch, key, step):
         keys = augmented_views.keys_of_views(config.data, key, batch["index"])
-        image, _ = augmented_views.augmented_globals(config.data, batch, keys[:, 0])
-        return turn.loss(params, extra, _first_view(batch, image), key, step)
+        _, image = augmented_views.augmented_globals(config.data, batch, keys[:, 0])
+        return turn.loss(params, extra, _as_single(batch, image), _of_masked(key), step)
 
     return method._replace(
         example=moco.example_of(config), turns=(turn._replace(loss=loss),), loss_of_views=True
@@ -149,11 +159,17 @@ def _is_shared(config) -> bool:
     return config.hybrid.view == "shared"
 
 
-def _first_view(batch, view) -> dict[str, Any]:
-    """The batch of a method of one view: the first augmented one (B, H, W, 3), which is normalised,
-    from 0 to 1 under "image", and the maps that came with it under their names."""
+def _of_masked(key):
+    """The key of the masked loss, from the step's: of one key, what `fold_in` gives the two views
+    is what `split` gives a masked image."""
+    return jax.random.fold_in(key, _NO_EXAMPLE)
+
+
+def _as_single(batch, view) -> dict[str, Any]:
+    """The batch of a method of one view: the second augmented one (B, H, W, 3), which is
+    normalised, from 0 to 1 under "image", and the maps that came with it under their names."""
     maps = {
-        name.removeprefix("global_"): value[:, 0]
+        name.removeprefix("global_"): value[:, 1]
         for name, value in batch.items()
         if name.startswith("global_") and name != "global_views"
     }
@@ -187,8 +203,8 @@ def _both(config, plan: Plan, weights: tuple[float, float]) -> Method:
         keys = augmented_views.keys_of_views(config.data, key, batch["index"])
         with jax.named_scope("augment"):
             views = augmented_views.augmented_globals(config.data, batch, keys[:, 0])
-        seen = _first_view(batch, views[0]) if _is_shared(config) else batch
-        masked_loss, (of_masks, _) = turn.loss(params, extra, seen, key, step)
+        seen = _as_single(batch, views[1]) if _is_shared(config) else batch
+        masked_loss, (of_masks, _) = turn.loss(params, extra, seen, _of_masked(key), step)
         pair_loss, (of_pairs, aux) = contrastive.loss(params, extra, views, keys[:, 2])
         weight = start if start == end else weight_at(step)
         metrics = {"loss_mim": masked_loss, "loss_contrast": pair_loss}

@@ -45,7 +45,7 @@ FIELDS = {
         },
     ),
     "optim.freeze_patch_embed": Field(
-        True, FLAG, "whether a ViT's embedding of patches stays as it starts"
+        True, FLAG, "whether a ViT's embedding of patches stays as it starts; a ResNet has none"
     ),
 }
 
