@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppmask_jax.losses.contrastive import accuracy, info_nce
+from dppmask_jax.losses.contrastive import accuracy, info_nce, simclr
 
 ROWS, WIDTH, TEMPERATURE = 8, 6, 0.2
 jitted = jax.jit(info_nce)
@@ -104,6 +104,7 @@ def test_shapes_and_temperature_are_checked():
         info_nce(q, k[:4], 1.0)
     with pytest.raises(AssertionError):
         info_nce(q[None], k[None], 1.0)
-    for temperature in (0, -0.2, float("nan")):
-        with pytest.raises(ValueError, match="temperature"):
-            info_nce(q, k, temperature)
+    for temperature in (0, -0.2, float("nan"), np.float32(0), np.int64(-1)):
+        for loss in (info_nce, simclr):
+            with pytest.raises(ValueError, match="temperature"):
+                loss(q, k, temperature)

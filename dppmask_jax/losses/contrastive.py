@@ -6,6 +6,7 @@ not see each other, so they are not one large batch: each has the fewer negative
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING
 
 import chex
@@ -40,8 +41,7 @@ def info_nce(
       AssertionError: q and k are not two matrices of one shape.
       ValueError: temperature is a number that is not above 0.
     """
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature={temperature} is not above 0")
+    _check(temperature)
     cosines, own = _cosines(q, k, axis_name)
     losses = optax.softmax_cross_entropy_with_integer_labels(cosines / temperature, own)
     return jnp.mean(losses)
@@ -64,7 +64,11 @@ def simclr(
 
     Returns:
       In nats, the mean over this device's 2B projections, float32.
+
+    Raises:
+      AssertionError, ValueError: as `info_nce`.
     """
+    _check(temperature)
     both = jnp.concatenate([first, second])
     cosines, itself = _cosines(both, both, axis_name)
     logits = (cosines / temperature).at[jnp.arange(len(both)), itself].set(-jnp.inf)
@@ -79,6 +83,12 @@ def accuracy(
     first of equal ones is the nearest. Arguments are those of `info_nce`; there is no gradient."""
     cosines, own = _cosines(q, k, axis_name)
     return jnp.mean((jnp.argmax(cosines, axis=1) == own).astype(jnp.float32))
+
+
+def _check(temperature) -> None:
+    """Raises ValueError for a number, NumPy's among them, that is no temperature."""
+    if isinstance(temperature, numbers.Real) and not temperature > 0:
+        raise ValueError(f"temperature={temperature} is not above 0")
 
 
 def _cosines(q, k, axis_name) -> tuple[Float[Array, "B K"], Int[Array, " B"]]:
