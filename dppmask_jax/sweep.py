@@ -241,6 +241,18 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
+def _without_gap(configs: Sequence) -> list:
+    """The configs of further evaluations; InputError where one is None and a later one is not, for
+    messages count them."""
+    given = [config for config in configs if config is not None]
+    if None in configs[: len(given)]:
+        raise InputError(
+            f"--{_MORE[configs.index(None)]} is missing, and a later one is there: number further "
+            "evaluations without a gap"
+        )
+    return given
+
+
 def main() -> None:
     """Sweeps; see the module's docstring."""
     config = config_flags.DEFINE_config_file(
@@ -268,9 +280,9 @@ def main() -> None:
             raise InputError("--eval is missing: name one, such as configs/eval.py:task=linear")
         if not folder.value:
             raise InputError("--workdir is missing: name a folder, such as runs/sweep")
+        further = _without_gap([flag.value for flag in beside])
         parallel.initialize(*processes())
         typed = shlex.join(["python", "-m", "dppmask_jax.sweep", *sys.argv[1:]])
-        further = [flag.value for flag in beside if flag.value is not None]
         sweep(config.value, evaluation.value, grid.value, folder.value, typed, further)
 
     command_line.run(run)

@@ -516,6 +516,15 @@ def _command(folder, *extra):
     ]
 
 
+def test_further_evaluations_have_no_gap():
+    assert sweep._without_gap([None] * 5) == []
+    assert sweep._without_gap(["a", "b", None, None, None]) == ["a", "b"]
+    with pytest.raises(InputError, match=r"^--eval2 is missing, and a later one"):
+        sweep._without_gap([None, "b", None, None, None])
+    with pytest.raises(InputError, match=r"^--eval3 is missing"):
+        sweep._without_gap(["a", None, None, "d", None])
+
+
 @pytest.mark.slow
 def test_bad_input_of_the_command_is_one_line_and_status_2(tmp_path):
     done = tiny.run(_command(tmp_path / "new", "--eval.solvr=ridge"))
