@@ -75,7 +75,7 @@ def test_masks_are_a_cause_of_noise_where_they_are_learned(method):
         "positive_cosine": 0.1,
         "negative_cosine": 0.1,
         "spread": 0.9,
-        "participation_ratio": 9.0,
+        "effective_rank": 9.0,
     }
     assert watch(0, noise) == ""
     warning = watch(100, noise)

@@ -10,7 +10,7 @@ HEALTHY = {
     "positive_cosine": 0.7,
     "negative_cosine": 0.1,
     "spread": 0.9,
-    "participation_ratio": 20.0,
+    "effective_rank": 20.0,
 }
 
 
@@ -37,7 +37,7 @@ def in_float64(queries, keys):
         "positive_cosine": np.diag(cosines).mean(),
         "negative_cosine": others.mean(),
         "spread": queries.std(axis=0).mean() * np.sqrt(queries.shape[1]),
-        "participation_ratio": of_covariance.sum() ** 2 / np.sum(of_covariance**2),
+        "effective_rank": of_covariance.sum() ** 2 / np.sum(of_covariance**2),
     }
 
 
@@ -48,18 +48,18 @@ def test_two_opposite_pairs():
     np.testing.assert_allclose(found["positive_cosine"], (0.6 + 0.8) / 2, rtol=1e-6)
     np.testing.assert_allclose(found["negative_cosine"], (-0.8 - 0.6) / 2, rtol=1e-6)
     np.testing.assert_allclose(found["spread"], 0.7 * np.sqrt(2), rtol=1e-6)
-    np.testing.assert_allclose(found["participation_ratio"], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(found["effective_rank"], 1.0, rtol=1e-5)
 
 
 def test_dimensions_are_counted_by_hand():
     axes = np.eye(4)
     # Both ways along four axes; about their mean, four axes are the corners of a solid.
     both = np.concatenate([axes, -axes])
-    np.testing.assert_allclose(measured(both, both)["participation_ratio"], 4.0, rtol=1e-5)
-    np.testing.assert_allclose(measured(axes, axes)["participation_ratio"], 3.0, rtol=1e-5)
+    np.testing.assert_allclose(measured(both, both)["effective_rank"], 4.0, rtol=1e-5)
+    np.testing.assert_allclose(measured(axes, axes)["effective_rank"], 3.0, rtol=1e-5)
     # Variances 3/4 and 1/4.
     uneven = np.concatenate([both[[0, 4]]] * 3 + [both[[1, 5]]])
-    found = measured(uneven, uneven)["participation_ratio"]
+    found = measured(uneven, uneven)["effective_rank"]
     np.testing.assert_allclose(found, 1 / (9 / 16 + 1 / 16), rtol=1e-5)
 
 
@@ -67,8 +67,8 @@ def test_what_all_embeddings_share_is_no_dimension():
     """Random layers leave a large mean, which no warning is to be given of."""
     noise = np.random.default_rng(4).normal(size=(256, 16)).astype(np.float32)
     values = measured(noise + 3.0, noise + 3.0)
-    assert values["negative_cosine"] > 0.85 and values["participation_ratio"] > 12
-    assert measured(np.ones((64, 16)), noise[:64])["participation_ratio"] == 0
+    assert values["negative_cosine"] > 0.85 and values["effective_rank"] > 12
+    assert measured(np.ones((64, 16)), noise[:64])["effective_rank"] == 0
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (8, 24)])

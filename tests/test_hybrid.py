@@ -223,7 +223,7 @@ def test_a_weight_can_move():
     assert 0 < metrics["loss_mim"] != metrics["loss_contrast"] > 0
     expected = 0.7 * metrics["loss_mim"] + 0.3 * metrics["loss_contrast"]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    assert {"positive_cosine", "spread", "participation_ratio"} <= metrics.keys()
+    assert {"positive_cosine", "spread", "effective_rank"} <= metrics.keys()
 
 
 @pytest.mark.parametrize("encoder", ["mim", pytest.param("moco", marks=pytest.mark.slow)])

@@ -44,7 +44,7 @@ def test_a_run_writes_what_it_promises(finished):
     records = [record for record in curve(workdir) if "loss" in record]
     assert [record["step"] for record in records] == list(range(1, 25))
     for name in (
-        "contrast_accuracy", "positive_cosine", "negative_cosine", "spread", "participation_ratio",
+        "contrast_accuracy", "positive_cosine", "negative_cosine", "spread", "effective_rank",
     ):  # fmt: skip
         assert all(np.isfinite(record[name]) for record in records), name
     probed = [record for record in curve(workdir) if "knn" in record]

@@ -32,11 +32,12 @@ def measured(
       negative_cosine: mean cosine of a query and another's key.
       spread: mean over dimensions of the standard deviation of the unit queries, times sqrt(D): 0
         where all are the same, up to 1 where they point everywhere alike.
-      participation_ratio: how many dimensions the unit queries vary in, from 1 to D: the square of
-        the sum of the eigenvalues of their covariance, over the sum of their squares (Gao et al., A
-        theory of multineuronal dimensionality, dynamics and measurement, bioRxiv 214262, 2017). It
-        takes no eigenvalues, being the square of the trace over the squared Frobenius norm. 0 where
-        they do not vary.
+      effective_rank: how many dimensions the unit queries vary in, from 1 to D: exp of the Renyi
+        entropy of order 2 of the eigenvalues of their covariance over their sum, known as the
+        participation ratio (Gao et al., A theory of multineuronal dimensionality, dynamics and
+        measurement, bioRxiv 214262, 2017). Being the square of the trace over the squared Frobenius
+        norm it takes no eigenvalues, which the entropy of order 1 (Roy and Vetterli, 2007;
+        task=spectra) would ask for in each step. 0 where they do not vary.
     """
     queries, keys = _unit(queries), _unit(keys)
     rows = parallel.rows_of_all(len(queries))
@@ -56,7 +57,7 @@ def measured(
         "positive_cosine": sums["positive"] / rows,
         "negative_cosine": negative / (rows * (rows - 1)),
         "spread": jnp.mean(jnp.sqrt(variance)) * queries.shape[1] ** 0.5,
-        "participation_ratio": _participation_ratio(covariance),
+        "effective_rank": _effective_rank(covariance),
     }
 
 
@@ -66,7 +67,7 @@ def _unit(vectors):
     return vectors / jnp.maximum(length, 1e-12)
 
 
-def _participation_ratio(covariance):
+def _effective_rank(covariance):
     total, squares = jnp.trace(covariance), jnp.sum(jnp.square(covariance))
     varies = total > _ROUNDING
     return jnp.where(varies, jnp.square(total) / jnp.where(varies, squares, 1.0), 0.0)
@@ -99,7 +100,7 @@ def _collapse(values) -> str:
     """The key of `_COLLAPSES`; "" where the embeddings are healthy."""
     if values["spread"] < _LEAST_SPREAD:
         return "point"
-    if values["participation_ratio"] < _LEAST_DIMENSIONS:
+    if values["effective_rank"] < _LEAST_DIMENSIONS:
         return "line"
     if values["positive_cosine"] - values["negative_cosine"] < _LEAST_LEAD:
         return "noise"
@@ -118,7 +119,7 @@ _COLLAPSES = {
         "negatives by a larger config.batch_size"
     ),
     "line": (
-        "collapse to a line: the embeddings differ in one direction alone (participation_ratio); "
+        "collapse to a line: the embeddings differ in one direction alone (effective_rank); "
         "lower config.optim.base_lr, give each step more negatives by a larger config.batch_size, "
         "or lower config.loss.temperature"
     ),
