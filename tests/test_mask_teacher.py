@@ -149,7 +149,7 @@ def test_overlay_without_masks_keeps_nothing_for_them():
 @pytest.mark.parametrize("method", METHODS)
 def test_recipes_of_hard_masks_end_with_the_slower_teacher(method):
     recipes = METHODS[method].mask_recipes
-    assert ("hard" in recipes) == (method in ("mae", "simmim"))
+    assert ("hard" in recipes) == (method in ("mae", "simmim", "hybrid"))
     if "hard" in recipes:
         config = tiny.RECIPES[method].get_config("dataset=shapes,mask=hard")
         assert (config.mask.ema_decay, config.mask.ema_decay_end) == (0.999, 0.9999)
