@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from configs import moco as recipe
 from dppmask_jax import config as configs
 from dppmask_jax import parallel
 from dppmask_jax.errors import InputError
@@ -283,3 +284,18 @@ def test_a_query_without_negatives_is_refused():
     for method in ("moco", "adios"):  # it changes the numbers
         assert configs.fields_of(method)["optim.accum_steps"].free == ""
     assert configs.fields_of("mae")["optim.accum_steps"].free == "regrouped"
+
+
+def test_presets_pass_the_checks_and_those_of_imagenet_are_the_authors():
+    for dataset in recipe.ARGUMENTS["dataset"]:
+        for form in recipe.ARGUMENTS["form"]:
+            config = recipe.get_config(f"dataset={dataset},form={form}")
+            config.data.source = config.data.source or "folder:somewhere"
+            configs.check(config)
+    vit = recipe.get_config("dataset=imagenet1k,size=S")
+    resnet = recipe.get_config("dataset=imagenet1k,form=resnet")
+    assert (vit.model.heads, vit.model.projector_layers, vit.model.predictor_norm) == (12, 3, True)
+    assert (resnet.model.projector_layers, resnet.model.predictor_norm) == (2, False)
+    assert (vit.optim.kind, resnet.optim.kind) == ("adamw", "lars")
+    assert (vit.loss.temperature, resnet.loss.temperature) == (0.2, 1.0)
+    assert tuple(vit.data.crop_scale) == (0.08, 1.0) and resnet.data.crop_scale[0] == 0.2
