@@ -337,8 +337,10 @@ def test_a_step_with_masks_of_any_kind_fits_its_state():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("argument", ["mask=dpp", "mim=simmim"])
-def test_a_step_on_four_devices_is_that_on_one(argument):
+# SimMIM's class tokens start nearly alike: batch norms enlarge their differences and the rounding
+# with them. Its step changes parameters by up to 1.
+@pytest.mark.parametrize(("argument", "error"), [("mask=dpp", 1e-5), ("mim=simmim", 1e-3)])
+def test_a_step_on_four_devices_is_that_on_one(argument, error):
     method = hybrid.build(config(argument), PLAN)
     method = tiny.with_optimizer(method, Optimizer(optax.sgd(1.0), lambda step: 0.1))
     start, batch, found = init_state(method, jax.random.key(0)), batch_of(8), []
@@ -349,7 +351,7 @@ def test_a_step_on_four_devices_is_that_on_one(argument):
         found.append((jax.device_get((state.params, state.extra)), float(metrics["loss"])))
     (one, loss), (four, same) = found
     assert same == pytest.approx(loss, rel=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), four, one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=error), four, one)
 
 
 @pytest.mark.slow
