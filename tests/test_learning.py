@@ -11,13 +11,14 @@ from test_training import curve
 pytestmark = pytest.mark.slow
 
 
+# DINO is iBOT's loop with one loss less.
 @pytest.mark.parametrize(
     ("recipe", "epochs", "least_gain"),
     [
         ("configs/ibot.py:dataset=shapes", 4.0, 0.03),
         ("configs/moco.py:dataset=shapes", 2.0, 0.08),
         ("configs/hybrid.py:dataset=shapes,mask=dpp", 2.0, 0.08),
-        ("configs/dino.py:dataset=shapes", 4.0, 0.03),
+        pytest.param("configs/dino.py:dataset=shapes", 4.0, 0.03, marks=pytest.mark.long),
         ("configs/adios.py:dataset=shapes", 2.0, 0.05),
     ],
     ids=lambda value: value.split("/")[1].split(".")[0] if isinstance(value, str) else "",
