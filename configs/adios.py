@@ -24,7 +24,7 @@ warms up from .003; these are left out. Half of shapes with epochs=5, 155 steps:
 
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, ibot
 from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
@@ -65,12 +65,7 @@ def _shapes(config, form):
     config.batch_size = 64
     config.epochs = 12.0
     config.log_every = 31
-    # As for iBOT, whose recipe says why.
-    config.data.crop_scale = (0.25, 1.0)
-    config.data.jitter = (0.25, 0.25, 0.0, 0.0)
-    config.data.jitter_prob = 0.9
-    config.data.grey_prob = 1.0
-    config.data.blur_prob = (0.0, 0.0, 0.0)
+    ibot.mild_views(config)
     config.model.patch_size = 8
     config.model.dtype = "float32"
     config.model.projector_hidden = 256

@@ -47,7 +47,7 @@ views and the heads MoCo v3's. The paper does not say how long its hybrid was tr
 
 from ml_collections import config_dict
 
-from configs import common, mae, simmim
+from configs import common, mae, moco, simmim
 from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
@@ -100,28 +100,10 @@ RECIPES = {
 }
 
 
-def _heads_of_shapes(config):
-    # As in configs/ibot.py: colours say nothing about the class.
-    config.data.crop_scale = (0.25, 1.0)
-    config.data.jitter = (0.25, 0.25, 0.0, 0.0)
-    config.data.jitter_prob = 0.9
-    config.data.grey_prob = 1.0
-    config.data.blur_prob = (0.0, 0.0, 0.0)
-    config.data.solarize_prob = 0.0
-    config.model.projector_hidden = 256
-    config.model.projector_out = 64
-    config.model.predictor_hidden = 256
-
-
-def _heads_of_small(config):
-    config.model.projector_hidden = 1024
-    config.model.predictor_hidden = 1024
-
-
 # The augmented views and the heads of the contrastive loss.
 HEADS = {
-    "shapes": _heads_of_shapes,
-    "small": _heads_of_small,
+    "shapes": moco.views_and_heads_of_shapes,
+    "small": moco.heads_of_small,
     "imagenet100": lambda config: None,
     "imagenet1k": lambda config: None,
 }

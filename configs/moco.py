@@ -32,7 +32,7 @@ What to expect:
 
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, ibot
 from dppmask_jax import config as pretraining
 
 ARGUMENTS = {
@@ -66,22 +66,26 @@ def get_config(argument: str = "") -> config_dict.ConfigDict:
     return config
 
 
+def views_and_heads_of_shapes(config):
+    ibot.mild_views(config)
+    config.model.projector_hidden = 256
+    config.model.projector_out = 64
+    config.model.predictor_hidden = 256
+
+
+def heads_of_small(config):
+    config.model.projector_hidden = 1024
+    config.model.projector_out = 128
+    config.model.predictor_hidden = 1024
+
+
 def _shapes(config):
     config.image_size = (64, 64)
     config.batch_size = 64
     config.log_every = 31
-    # As for iBOT, whose recipe says why.
-    config.data.crop_scale = (0.25, 1.0)
-    config.data.jitter = (0.25, 0.25, 0.0, 0.0)
-    config.data.jitter_prob = 0.9
-    config.data.grey_prob = 1.0
-    config.data.blur_prob = (0.0, 0.0, 0.0)
-    config.data.solarize_prob = 0.0
+    views_and_heads_of_shapes(config)
     config.model.patch_size = 8
     config.model.dtype = "float32"
-    config.model.projector_hidden = 256
-    config.model.projector_out = 64
-    config.model.predictor_hidden = 256
     config.optim.base_lr = 4e-3
     config.optim.warmup_epochs = 2.0
     config.checkpoint.every = 186
@@ -93,9 +97,7 @@ def _small(config):
     config.data.source = ""
     config.image_size = (128, 128)
     config.model.patch_size = 16
-    config.model.projector_hidden = 1024
-    config.model.projector_out = 128
-    config.model.predictor_hidden = 1024
+    heads_of_small(config)
     config.optim.base_lr = 5e-4
     config.optim.warmup_epochs = 10.0
     config.checkpoint.every = 500

@@ -82,7 +82,7 @@ def test_only_parallel_knows_the_devices():
 
 
 CONFIGS_IMPORT = (
-    "difflib", "configs.common", "configs.ibot", "configs.mae", "configs.simmim",
+    "difflib", "configs.common", "configs.ibot", "configs.mae", "configs.moco", "configs.simmim",
     "dppmask_jax.config", "dppmask_jax.tasks.checks",
 )  # fmt: skip
 
