@@ -46,17 +46,6 @@ PLAIN = {
 }
 
 
-def batch_of(size=8, first=0, side=16):
-    rng = np.random.default_rng(first)
-    return {
-        "global_views": rng.integers(0, 256, (size, 2, side, side, 3), dtype=np.uint8),
-        "label": np.zeros(size, np.int32),
-        "index": np.arange(first, first + size, dtype=np.int32),
-        "row": np.arange(first, first + size, dtype=np.int32),
-        "bad": np.zeros(size, bool),
-    }
-
-
 @functools.cache
 def built(**changes):
     """(config, method, params, extra), the parameters away from their start."""
@@ -202,7 +191,7 @@ def test_the_encoder_lowers_what_the_masks_raise():
     _, method, params, _ = built()
     of_encoder, of_masks = gradients(1)
     assert [turn.trains for turn in method.turns] == [{"encoder", "projector"}, {"masks"}]
-    batch = batch_of()
+    batch = tiny.batch_of_pairs()
     (before, _), gradient = of_encoder(params, batch)
     assert all(not np.any(x) for x in jax.tree.leaves(gradient["masks"]))  # they are detached
     params = moved(params, gradient, ("encoder", "projector"))
@@ -224,7 +213,7 @@ def test_the_encoder_lowers_what_the_masks_raise():
 
 @pytest.mark.slow
 def test_losses_and_gradients_agree_over_devices():
-    params, batch = built()[2], batch_of()
+    params, batch = built()[2], tiny.batch_of_pairs()
     for one, two, four in zip(*(gradients(n) for n in (1, 2, 4)), strict=True):
         (loss, metrics), gradient = one(params, batch)
         for many in (two, four):
@@ -260,7 +249,7 @@ def test_an_encoder_that_paints_what_is_hidden():
     changes = {"loss__objective": "reconstruct", "masks__sampled": True}
     _, method, params, extra = built(**changes)
     of_encoder, of_masks = gradients(1, **changes)
-    batch = batch_of()
+    batch = tiny.batch_of_pairs()
     assert method.turns[0].trains == {"encoder", "decoder"} and extra == {}
     (before, metrics), gradient = of_encoder(params, batch)
     assert metrics == {}  # nothing is compared, so nothing can collapse
@@ -278,7 +267,7 @@ def test_running_statistics_follow_both_views_and_are_what_is_evaluated():
         "model__resnet_width": 4, "masks__optim__base_lr": 1e-6,
     }  # fmt: skip
     _, method, params, extra = built(**changes)
-    batch, images = batch_of(side=32), {}
+    batch, images = tiny.batch_of_pairs(side=32), {}
     module = method.encoder.module
     images[0], images[1] = (normalize(batch["global_views"][:, view]) for view in (0, 1))
     masks = method.soft_masks(params, extra, batch["global_views"][:, 1])
@@ -310,7 +299,7 @@ def test_running_statistics_follow_both_views_and_are_what_is_evaluated():
 def test_a_step_of_micro_batches_is_their_mean_on_any_devices():
     """Not one large batch: an image is told from those of its micro-batch."""
     _, method, params, extra = built()
-    batch = batch_of(16)
+    batch = tiny.batch_of_pairs(16)
     found = []
     for devices, accum_steps in ((1, 1), (1, 2), (2, 2)):
         step = make_step(method, accum_steps=accum_steps, devices=jax.devices()[:devices])

@@ -41,17 +41,6 @@ RESNET = {
 }
 
 
-def batch_of(size=8, first=0, side=16):
-    rng = np.random.default_rng(first)
-    return {
-        "global_views": rng.integers(0, 256, (size, 2, side, side, 3), dtype=np.uint8),
-        "label": np.zeros(size, np.int32),
-        "index": np.arange(first, first + size, dtype=np.int32),
-        "row": np.arange(first, first + size, dtype=np.int32),
-        "bad": np.zeros(size, bool),
-    }
-
-
 @functools.cache
 def built(**changes):
     """(config, method, params, extra), the parameters and the momentum encoder away from their
@@ -175,7 +164,7 @@ def few_blocks():
 def test_the_gradient_is_that_of_one_device(changes, several, tolerance, few_blocks):
     """Keys, batch norms and health are those of the whole batch."""
     _, _, params, _ = built(**changes)
-    batch = batch_of(side=built(**changes)[0].image_size[0])
+    batch = tiny.batch_of_pairs(side=built(**changes)[0].image_size[0])
     (loss, (metrics, aux)), gradient = gradients(1, **changes)(params, batch)
     for devices in several:
         (of_many, (of_metrics, of_aux)), many = gradients(devices, **changes)(params, batch)
@@ -193,14 +182,14 @@ def test_a_step_uses_the_momentum_encoder_that_followed_before_it():
     step = make_step(method)
     start = init_state(method, jax.random.key(0))
     before = parallel.to_host(start.params)
-    state, _ = step(parallel.replicate(start), parallel.split_batch(batch_of()), KEY)
+    state, _ = step(parallel.replicate(start), parallel.split_batch(tiny.batch_of_pairs()), KEY)
     params = parallel.to_host(state.params)
     decay = 1 - 0.01 * (1 + np.cos(np.pi / STEPS)) / 2
     momentum = {
         name: jax.tree.map(lambda o, n: decay * o + (1 - decay) * n, before[name], params[name])
         for name in ("encoder", "projector")
     }
-    batch = batch_of(first=8)
+    batch = tiny.batch_of_pairs(first=8)
     one = jax.jit(jax.vmap(
         lambda batch: method.turns[0].loss(
             params, {"momentum": momentum}, batch, jax.random.fold_in(KEY, 1), 1),
@@ -218,10 +207,10 @@ def test_a_step_uses_the_momentum_encoder_that_followed_before_it():
 def test_accumulated_micro_batches_have_negatives_of_their_own():
     config, method, params, extra = built(optim__accum_steps=2)
     assert ("negatives", "3 of each query, of its micro-batch alone (2 a step)") in method.describe
-    (whole, _), _ = gradients(1)(params, batch_of())
-    of_half = [gradients(1)(params, half)[0][0] for half in halves(batch_of())]
+    (whole, _), _ = gradients(1)(params, tiny.batch_of_pairs())
+    of_half = [gradients(1)(params, half)[0][0] for half in halves(tiny.batch_of_pairs())]
     state = init_state(method, jax.random.key(0))._replace(params=params, extra=extra)
-    found = step_on_one_device(method, config.optim.accum_steps, state, batch_of())
+    found = step_on_one_device(method, config.optim.accum_steps, state, tiny.batch_of_pairs())
     np.testing.assert_allclose(found["loss"], np.mean(of_half), rtol=1e-5)
     assert found["loss"] < whole - 0.05
 
@@ -243,7 +232,7 @@ def test_a_resnet_keeps_the_statistics_of_both_views_and_its_momentum_encoder_no
     assert "norm_1" not in params["predictor"] and set(params["projector"]) == {
         "layer_0", "layer_1", "norm_0",
     }  # fmt: skip
-    batch = batch_of(side=32)
+    batch = tiny.batch_of_pairs(side=32)
     (_, (_, aux)), _ = gradients(1, **RESNET)(params, batch)
     kernel = params["encoder"]["stem_conv"]["kernel"]
     mean = extra[STATISTICS]["encoder"]["stem_norm"]["mean"]

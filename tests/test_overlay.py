@@ -3,7 +3,6 @@
 import functools
 import io
 import pickle
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from reference_mae import predict
 
 from configs import overlay as recipe
 from dppmask_jax import config as configs
-from dppmask_jax import masking, parallel, patches, pretrain
+from dppmask_jax import masking, parallel, patches
 from dppmask_jax.data.images import augment, mixing
 from dppmask_jax.errors import InputError
 from dppmask_jax.figures import restored
@@ -26,7 +25,6 @@ from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import resnet_decoder
 from dppmask_jax.models.sizes import Size
 from dppmask_jax.optim import Optimizer
-from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.run import Run, load_run
 from dppmask_jax.training.step import init_state, make_step
 
@@ -415,15 +413,9 @@ def test_a_run_goes_on_where_it_was_and_is_evaluated(tmp_path):
         "alpha=0.3", epochs=4 * 8 / 96, checkpoint__every=2, optim__warmup_epochs=0.0,
         evaluate__loss_images=20, evaluate__figure_images=2,
     )  # fmt: skip
-    pretrain.train(given, tmp_path / "one")
-    shutil.copytree(tmp_path / "one", tmp_path / "other")
-    shutil.rmtree(tmp_path / "other" / checkpoint.FOLDER / "4")
-    pretrain.train(given, tmp_path / "other")
-    states = [checkpoint.read_newest(tmp_path / name) for name in ("one", "other")]
-    assert [step for *_, step in states] == [4, 4]
-    jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
-    run = load_run(tmp_path / "one")
+    workdir = tiny.trained_and_gone_on(given, tmp_path)
+    run = load_run(workdir)
     assert not run.has_masks and not run.can_reconstruct
-    drawn = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
+    drawn = {path.name for path in (workdir / "figures").iterdir()}
     assert drawn == {"restored.png", "attention.png", "curves.png"}
     assert run.encode(batch_of(2)["image"])["patches"].shape == (2, 16, 24)

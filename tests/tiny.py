@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import numpy as np
 
 from configs import adios, hybrid, ibot, mae, moco, simmim
 from configs import eval as evaluations
+from dppmask_jax import pretrain
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.runs import checkpoint
@@ -229,3 +231,29 @@ def evaluation(argument, **changes):
         *path, leaf = name.split("__")
         functools.reduce(lambda node, part: node[part], path, built)[leaf] = value
     return built
+
+
+def batch_of_pairs(size=8, first=0, side=16):
+    """A batch of methods of two augmented views; the first image has the number `first`."""
+    rng = np.random.default_rng(first)
+    return {
+        "global_views": rng.integers(0, 256, (size, 2, side, side, 3), dtype=np.uint8),
+        "label": np.zeros(size, np.int32),
+        "index": np.arange(first, first + size, dtype=np.int32),
+        "row": np.arange(first, first + size, dtype=np.int32),
+        "bad": np.zeros(size, bool),
+    }
+
+
+def trained_and_gone_on(config, folder):
+    """The workdir of a run of four steps, which is, to the bit, the one that made the last two of
+    them anew from the checkpoint before."""
+    one, other = folder / "one", folder / "other"
+    pretrain.train(config, one)
+    shutil.copytree(one, other)
+    shutil.rmtree(other / checkpoint.FOLDER / "4")
+    pretrain.train(config, other)
+    states = [checkpoint.read_newest(workdir) for workdir in (one, other)]
+    assert [step for *_, step in states] == [4, 4]
+    jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
+    return one

@@ -95,7 +95,7 @@ def _cosines(q, k, axis_name) -> tuple[Float[Array, "B K"], Int[Array, " B"]]:
     """Cosines of the queries to all keys, and the number of each query's own key."""
     chex.assert_rank([q, k], 2)
     chex.assert_equal_shape([q, k])
-    q, k = _unit(q), _unit(k)
+    q, k = unit(q), unit(k)
     own = jnp.arange(len(q))
     if axis_name is not None:
         # Transposed, it sums over the devices what they want of this one's keys.
@@ -104,7 +104,8 @@ def _cosines(q, k, axis_name) -> tuple[Float[Array, "B K"], Int[Array, " B"]]:
     return jnp.matmul(q, k.T, precision=jax.lax.Precision.HIGHEST), own
 
 
-def _unit(x):
+def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """The rows at length 1, float32; 0 where they are 0."""
     x = x.astype(jnp.float32)
     # A zero has a gradient here, which it lacks under a root of its own.
     square = jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dppmask_jax import parallel
+from dppmask_jax.losses import contrastive
 
 _MANY_STEPS = 100  # of collapse before there is a warning
 _LEAST_SPREAD = 0.1
@@ -39,7 +40,7 @@ def measured(
         norm it takes no eigenvalues, which the entropy of order 1 (Roy and Vetterli, 2007;
         task=spectra) would ask for in each step. 0 where they do not vary.
     """
-    queries, keys = _unit(queries), _unit(keys)
+    queries, keys = (contrastive.unit(jax.lax.stop_gradient(each)) for each in (queries, keys))
     rows = parallel.rows_of_all(len(queries))
     sums = {
         "query": jnp.sum(queries, axis=0),
@@ -59,12 +60,6 @@ def measured(
         "spread": jnp.mean(jnp.sqrt(variance)) * queries.shape[1] ** 0.5,
         "effective_rank": _effective_rank(covariance),
     }
-
-
-def _unit(vectors):
-    vectors = jax.lax.stop_gradient(vectors).astype(jnp.float32)
-    length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / jnp.maximum(length, 1e-12)
 
 
 def _effective_rank(covariance):
