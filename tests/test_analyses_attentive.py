@@ -102,7 +102,10 @@ def test_the_task_sets_three_heads_beside_one_another(run, tmp_path, capsys):
     )
     assert record["score"]["value"] == found["accuracy"]["attentive"]
     names = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert names == ["attentive_accuracy.png", "attentive_maps.png", "eval_attentive.json"]
+    drawn = ["attentive_accuracy.png", "attentive_maps.png"]
+    assert names == [*drawn, "eval_attentive.json", "eval_attentive_images.npy"]
+    right = np.load(tmp_path / "out" / "eval_attentive_images.npy")
+    assert right.shape == (6,) and right.mean() == record["score"]["value"]
     assert "attentive less ridge" in capsys.readouterr().out
 
 

@@ -36,6 +36,7 @@ def test_every_layer_tells_colours_apart_and_no_label_by_chance(run, colours, tm
         assert min(tokens["cls"][probe]["mean"][1:]) > 0.8
     assert [row[0] for row in out["table"][1:]] == ["0", "1", "2", "chance"]
     assert out["score"]["value"] == 1.0 and out["metrics"]["train_images"] == 4 * TRAIN
+    assert np.load(tmp_path / "eval_layers_images.npy").tolist() == [True] * (4 * VAL)
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["layers.png"]
 
 
@@ -89,6 +90,7 @@ def test_changed_copies_go_by_class_and_name(run, colours, tmp_path):
         assert of_one["drop"]["mean"] == pytest.approx(6 / 11)
         assert of_one["drop"]["error"] == pytest.approx((5 * 6 / 11**2 / 10) ** 0.5)
     assert out["score"]["value"] == pytest.approx(5 / 11)
+    assert np.load(tmp_path / "out" / "eval_shift_images.npy").sum() == 5
     assert [p.name for p in (tmp_path / "out" / "figures").iterdir()] == ["shift.png"]
 
 

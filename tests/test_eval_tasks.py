@@ -121,7 +121,8 @@ def test_knn_of_plain_colours(mae_run, colours, tmp_path, capsys):
     assert out["checkpoint"]["config"]["method"] == "mae"
     assert out["config"]["k"] == [1, 5] and out["config"]["image_size"] == [16, 16]
     assert "32 training and 24 validation images" in out["protocol"] and "4 x" in out["devices"]
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["eval_knn.json"]
+    written = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert written == ["eval_knn.json", "eval_knn_images.npy"]
     lines = capsys.readouterr().out.splitlines()
     assert "patches  100.00 % ± 0.00  100.00 % ± 0.00" in lines
     assert "chance           25.00 %          25.00 %" in lines
@@ -351,6 +352,8 @@ def test_the_background_challenge_by_ridge(ibot_run, squares, tmp_path):
     assert all(values["images"] == 4 * VAL for values in variants.values())
     assert variants["original"]["accuracy"] == 1.0
     assert "ridge classifier on frozen features" in out["protocol"]
+    right = np.load(tmp_path / "eval_backgrounds_images.npy")
+    assert right.shape == (4 * VAL,) and right.mean() == variants["mixed_rand"]["accuracy"]
     cells = {row[0]: row[1] for row in out["table"]}
     errors = {}
     for name, values in variants.items():
@@ -374,6 +377,9 @@ def test_linear_probes_with_several_seeds(mae_run, colours, tmp_path):
     assert last["values"] == by_hand
     assert last["mean"] == pytest.approx(statistics.fmean(by_hand))
     assert last["std"] == pytest.approx(statistics.stdev(by_hand))
+    shares = np.load(tmp_path / "eval_linear_images.npy")
+    assert set(shares) <= {0.0, 0.5, 1.0}, "of two seeds"
+    assert shares.mean() == pytest.approx(last["mean"])
     assert not np.allclose(*heads)
     error = (last["mean"] * (1 - last["mean"]) / (4 * VAL)) ** 0.5
     assert out["score"]["standard_error"] == pytest.approx(error)

@@ -34,7 +34,14 @@ def test_by_hand():
         "mixed_same": iter([batch([0, 3, 3, 2], [0, 1, 1, 2])]),
         "mixed_rand": [batch([3, 3, 0, 2], [0, 1, 1, 2])],
     }
-    result = challenge.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
+    result, right = challenge.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
+    outcomes = {name: of_images.tolist() for name, of_images in right.items()}
+    yes, no = True, False
+    assert outcomes == {
+        "original": [yes, yes, yes, no, yes, no, no, no],
+        "mixed_same": [yes, yes, yes, no],
+        "mixed_rand": [no, yes, no, no],
+    }
     assert result == {
         "variants": {
             "original": {
@@ -61,7 +68,7 @@ def test_by_hand():
 
 def test_none_is_wrong_for_the_last_class_too():
     # -1 as an index would be the last class, fish.
-    result = challenge.challenge(
+    result, _ = challenge.challenge(
         first_pixel, {"original": [batch([2], [2])]}, MAPPING, class_names=NAMES
     )
     assert result["variants"]["original"]["accuracy"] == 0.0
@@ -70,7 +77,8 @@ def test_none_is_wrong_for_the_last_class_too():
 
 def test_filled_up_batches_and_absent_classes():
     variants = {"original": [batch([0, 0, 9], [0, 1, -1]), batch([9, 9, 9], [-1, -1, -1])]}
-    result = challenge.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
+    result, right = challenge.challenge(first_pixel, variants, MAPPING, class_names=NAMES)
+    assert right["original"].tolist() == [True, False], "rows that fill up are no images"
     assert result["variants"]["original"] == {
         "accuracy": 0.5,
         "per_class": {"dog": 1.0, "bird": 0.0},
@@ -83,10 +91,11 @@ def test_ceiling_of_imagenet100():
     nine = [str(number) for number in range(9)]
     variants = {"original": [batch([0] * 9, range(9))] * 2}
     mapping = imagenet9.in9_of_model_class(100, "imagenet100")
-    result = challenge.challenge(first_pixel, variants, mapping, class_names=nine)
+    result, _ = challenge.challenge(first_pixel, variants, mapping, class_names=nine)
     assert result["ceiling"] == pytest.approx(8 / 9)  # no fish among the hundred
     same = imagenet9.in9_of_model_class(9, "same")
-    assert challenge.challenge(first_pixel, variants, same, class_names=nine)["ceiling"] == 1.0
+    result, _ = challenge.challenge(first_pixel, variants, same, class_names=nine)
+    assert result["ceiling"] == 1.0
 
 
 def test_bad_input():

@@ -117,7 +117,7 @@ def run(evaluation: Evaluation) -> Result:
         f"linear layer, AdamW {rate:g} chosen on every tenth image, {config.head_epochs} epochs; "
         f"ridge ({fitted.words}) and k-NN (k = {config.k}) on their mean; "
         f"{len(labels):,} training and {len(true):,} validation images",
-        Score("top-1 accuracy, attentive probe", value, None, error),
+        Score("top-1 accuracy, attentive probe", value, None, error, of_images=right["attentive"]),
         f"{ERRORS}; that of a difference is of the same images",
         {LABELS[name]: _cell(metrics, name) for name in predicted},
         {"chance": metrics["chance"]},

@@ -59,10 +59,11 @@ def run(evaluation: Evaluation) -> Result:
         evaluation, evaluation.train, classifiers.chosen(evaluation), "training"
     )
     val, val_labels = _features(evaluation, evaluation.val, base.chosen(evaluation), "validation")
-    found, how = {}, ""
+    found, right, how = {}, {}, ""
     for token in filter(train.__contains__, _WORDS):
         data = config, train[token], labels, val[token], val_labels, num_classes
-        ridges, how = _ridge(*data)
+        right[token], how = _ridge(*data)
+        ridges = [float(np.mean(of_images)) for of_images in right[token]]
         found[token] = {"knn": _neighbours(*data), "ridge": ridges}
     metrics = {
         "tokens": {
@@ -92,6 +93,7 @@ def run(evaluation: Evaluation) -> Result:
             last["mean"][-1],
             None,
             last["error"][-1],
+            of_images=right["patches"][-1],
         ),
         f"{ERRORS}. Features are the residual stream, before the final norm. The best depth is "
         "chosen on these very images, and so overstated",
@@ -132,15 +134,14 @@ def _neighbours(config, train, labels, val, val_labels, num_classes: int) -> lis
     ]
 
 
-def _ridge(config, train, labels, val, val_labels, num_classes: int) -> tuple[list[float], str]:
-    """(accuracy of each depth, how its strength was come by, in words)."""
-    shares, how = [], ""
+def _ridge(config, train, labels, val, val_labels, num_classes: int) -> tuple[list, str]:
+    """(of each depth which images are right, (M,) bool, how its strength was come by, in words)."""
+    right, how = [], ""
     for depth in range(train.shape[1]):
         fitted = ridge.fit(train[:, depth], labels, num_classes, tuple(config.ridge))
-        best = np.argmax(fitted(val[:, depth]), axis=1)
-        shares.append(float(np.mean(best == val_labels)))
+        right.append(np.argmax(fitted(val[:, depth]), axis=1) == val_labels)
         how = fitted.how and f"the strength of each depth {fitted.how}"
-    return shares, how
+    return right, how
 
 
 # What is shown of it.

@@ -126,6 +126,7 @@ def run(evaluation: Evaluation) -> Result:
             accuracy["mean"],
             None,
             accuracy["error"],
+            of_images=changed[best] == changed_labels,
         ),
         "± is the standard error over the images; that of a drop is "
         + ("of the same images' pairs" if tested.paired else "for images that are independent"),

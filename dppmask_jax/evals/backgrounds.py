@@ -93,7 +93,7 @@ def run(evaluation: Evaluation) -> Result:
             labels = np.where(batch["valid"], batch["label"], -1)
             yield batch["image"], parallel.all_rows(labels)
 
-    found = challenge(
+    found, right = challenge(
         predict,
         {name: labelled(source, name) for name, source in variants.items()},
         mapping,
@@ -124,6 +124,7 @@ def run(evaluation: Evaluation) -> Result:
             found["variants"][hardest]["accuracy"],
             None,
             errors[hardest],
+            of_images=right[hardest],
         ),
         "± is the standard error over a variant's images; that of the gap is for variants that err "
         "independently",

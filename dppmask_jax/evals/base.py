@@ -58,6 +58,11 @@ class Score(NamedTuple):
     seeds of the evaluation, None for a single one; `standard_error` is that over the images, see
     `scores.uncertainty`, None where there is none in closed form. `in_percent` says how it is
     shown. `images` is how many it was measured on, None for the whole validation split.
+
+    `of_images` (M,), bool or float, has what `value` is the mean of for each tested image, in the
+    order of the split; None where the value is no mean over images. Unreadable images are left out
+    of it, as they are of the value: rows of two evaluations are of the same images where both
+    tested the same split and could read the same files of it.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Score(NamedTuple):
     standard_error: float | None = None
     in_percent: bool = True
     images: int | None = None
+    of_images: np.ndarray | None = None
 
 
 class Result(NamedTuple):

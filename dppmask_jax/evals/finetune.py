@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features, sections, seeds
 from dppmask_jax.evals.base import (
@@ -22,7 +24,7 @@ from dppmask_jax.evals.starting_head import head_for, starting_head
 from dppmask_jax.fields import FLAG, Field, number
 from dppmask_jax.methods import supervised
 from dppmask_jax.methods.base import Plan
-from dppmask_jax.scores.classification import top_k_accuracy
+from dppmask_jax.scores.classification import in_top_k, top_k_accuracy
 from dppmask_jax.scores.uncertainty import standard_error
 from dppmask_jax.training.build import plan_from
 from dppmask_jax.words import count
@@ -89,10 +91,9 @@ def _as_it_is(evaluation: Evaluation) -> Result:
     found, labels = extract(
         run.params, run.extra, batches(evaluation, evaluation.val, "validation")
     )
-    values = score(found["scores"], labels)
     return plain_result(
-        values,
-        len(labels),
+        found["scores"],
+        labels,
         f"the classifier as it is, not trained further; {config.model.pool} pooling, {len(names)} "
         f"classes, tested on {len(labels):,} images",
         "top-1 accuracy of the classifier",
@@ -101,16 +102,17 @@ def _as_it_is(evaluation: Evaluation) -> Result:
 
 
 def plain_result(
-    values: dict[str, float], count: int, protocol: str, score_name: str, num_classes: int
+    scores: np.ndarray, labels: np.ndarray, protocol: str, score_name: str, num_classes: int
 ) -> Result:
-    """The result of one classifier: what `score` gives for `count` images."""
+    """The result of one classifier, from its scores (M, C) of images with labels (M,)."""
+    values, count = score(scores, labels), len(labels)
     error = standard_error(values["top1"], count)
     shown = {name: percent(value, standard_error(value, count)) for name, value in values.items()}
     return Result(
         values,
         [("", "accuracy"), *shown.items()],
         protocol,
-        Score(score_name, values["top1"], None, error),
+        Score(score_name, values["top1"], None, error, of_images=in_top_k(scores, labels)),
         ERRORS,
         shown,
         {"chance": 1 / num_classes},
@@ -166,11 +168,18 @@ def _result(trained, protocol: str, score_name: str) -> Result:
                 cells += [percent(values["std"]), ", ".join(map(percent, values["values"]))]
             rows.append((f"{name}, {epoch} epoch", *cells))
     top1 = found["last"]["top1"]
+    right = [in_top_k(of_seed.scores, of_seed.labels) for of_seed in trained.values()]
     return Result(
         found,
         rows,
         protocol,
-        Score(score_name, top1["mean"], top1["std"], standard_error(top1["mean"], count)),
+        Score(
+            score_name,
+            top1["mean"],
+            top1["std"],
+            standard_error(top1["mean"], count),
+            of_images=np.mean(right, axis=0),
+        ),
         ERRORS,
         {row[0]: row[1] for row in rows[1:]},
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dppmask_jax.evals import base, sections
 from dppmask_jax.evals.base import (
     ERRORS,
@@ -15,7 +17,7 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.fields import FLAG, Field, above, several, whole
-from dppmask_jax.scores.nearest import accuracies
+from dppmask_jax.scores.nearest import predictions
 from dppmask_jax.scores.uncertainty import standard_error
 
 _FEATURES = ("cls", "patches", "pixels")
@@ -55,20 +57,22 @@ def run(evaluation: Evaluation) -> Result:
     val, val_labels = frozen_features(evaluation, evaluation.val, _FEATURES, "validation")
     num_classes, count = evaluation.train.num_classes, len(val_labels)
 
-    found = {}
+    right, found = {}, {}
     for suffix in ("", _CENTRED) if config.center else ("",):
         for name in train:
-            of_k = accuracies(
+            of_k = predictions(
                 train[name],
                 labels,
                 val[name],
-                val_labels,
                 num_classes=num_classes,
                 ks=tuple(config.k),
                 temperature=config.temperature,
                 mean=train[name].mean(axis=0) if suffix else 0.0,
             )
-            found[name + suffix] = {str(k): accuracy for k, accuracy in of_k.items()}
+            right[name + suffix] = {k: classes == val_labels for k, classes in of_k.items()}
+            found[name + suffix] = {
+                str(k): float(np.mean(of_images)) for k, of_images in right[name + suffix].items()
+            }
     rows = [("feature", *(f"k = {k}" for k in config.k))]
     for name, of_k in found.items():
         cells = (percent(share, standard_error(share, count)) for share in of_k.values())
@@ -85,7 +89,13 @@ def run(evaluation: Evaluation) -> Result:
         f"{len(labels):,} training and {count:,} validation images; cls: class token, patches: "
         "mean patch token, pixels: 32x32 means"
         + ("; centred: less the training mean, not the papers' protocol" if config.center else ""),
-        Score(f"k-NN accuracy (k = {k}, {feature})", value, None, standard_error(value, count)),
+        Score(
+            f"k-NN accuracy (k = {k}, {feature})",
+            value,
+            None,
+            standard_error(value, count),
+            of_images=right[feature][k],
+        ),
         ERRORS,
         {
             f"{_words(name)}, k = {k}": percent(of_k[str(k)], standard_error(of_k[str(k)], count))

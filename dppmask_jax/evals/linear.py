@@ -18,7 +18,7 @@ from dppmask_jax.evals.base import (
     require_labels,
     unprojected_pool,
 )
-from dppmask_jax.evals.finetune import accuracy, plain_result, score
+from dppmask_jax.evals.finetune import accuracy, plain_result
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.fields import Field, number, one_of, several
 from dppmask_jax.methods import supervised
@@ -70,17 +70,16 @@ def _ridge(evaluation: Evaluation) -> Result:
     train, train_labels = frozen_features(evaluation, evaluation.train, (pool,), "training")
     val, val_labels = frozen_features(evaluation, evaluation.val, (pool,), "validation")
     fitted = ridge.fit(train[pool], train_labels, evaluation.train.num_classes, tuple(config.ridge))
-    values = score(fitted(val[pool]), val_labels)
     result = plain_result(
-        values,
-        len(val_labels),
+        fitted(val[pool]),
+        val_labels,
         f"closed-form ridge regression on frozen features ({pool} pooling, evaluation crop), "
         f"{len(train_labels):,} training images, {fitted.words}, tested on {len(val_labels):,} "
         "images; not MAE's protocol",
         "top-1 accuracy, ridge probe",
         evaluation.train.num_classes,
     )
-    return result._replace(metrics={**values, "strength": fitted.strength})
+    return result._replace(metrics={**result.metrics, "strength": fitted.strength})
 
 
 TASK = Task(

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dppmask_jax import fields, parallel, whole_files, words
 from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import notes_of
-from dppmask_jax.evals.base import Evaluation, Result
+from dppmask_jax.evals.base import Evaluation, Result, Score
 from dppmask_jax.evaluating.subjects import Subject, say
 from dppmask_jax.figures.panels import save
 from dppmask_jax.models import encoders
@@ -33,6 +35,11 @@ def result_name(config) -> str:
     classifier that is not trained further, eval_classifier.json; with a projection
     eval_TASK_projected.json."""
     return f"eval_{name_of(config)}.json"
+
+
+def images_name(config) -> str:
+    """The name of the file with the outcome of each image, such as eval_knn_images.npy."""
+    return f"eval_{name_of(config)}_images.npy"
 
 
 def compared_name(config) -> str:
@@ -88,6 +95,7 @@ def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[st
     if parallel.is_main():
         path.unlink(missing_ok=True)  # an older record must not outlive its figures either
         drawn = [save(figure, subject.folder / FIGURES, name) for name, figure in figures.items()]
+        _write_images(subject.folder / images_name(config), result.score)
         whole_files.write_json(path, record)
         note = f"\n{result.note}" if result.note else ""
         table = format_table(result.table)
@@ -95,6 +103,17 @@ def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[st
         for figure in drawn:
             say(f"figure  {figure}")
     return record | {"metrics": _numbers(record["metrics"])}
+
+
+def _write_images(path: Path, score: Score | None) -> None:
+    """Writes what the score is the mean of, (M,) bool or float32; takes an older file away where
+    there is nothing to write."""
+    values = score and score.of_images
+    if values is None:
+        path.unlink(missing_ok=True)
+        return
+    with whole_files.replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, values if values.dtype == bool else values.astype(np.float32))
 
 
 def _numbers(values: Any) -> Any:
@@ -111,10 +130,12 @@ def _numbers(values: Any) -> Any:
 def _record(
     evaluation: Evaluation, checkpoint: Path, result: Result, figures, command: str
 ) -> dict[str, Any]:
+    score = result.score and result.score._asdict()
+    of_images = score and score.pop("of_images")
     record = {
         "task": name_of(evaluation.config),
         "protocol": result.protocol,
-        "score": result.score and result.score._asdict(),
+        "score": score,
         "baselines": result.baselines,
         "metrics": result.metrics,
         "table": result.table,
@@ -123,6 +144,7 @@ def _record(
         "files": [
             *TASKS[evaluation.config.task].files,
             *(f"{FIGURES}/{name}" for name in figures),
+            *([] if of_images is None else [images_name(evaluation.config)]),
         ],
         **_subject_of(evaluation, checkpoint),
         "command": command,

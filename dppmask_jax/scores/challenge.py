@@ -22,7 +22,7 @@ def challenge(
     mapping: np.ndarray,
     *,
     class_names: Sequence[str],
-) -> dict:
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Accuracy of a classifier on each variant of the test images.
 
     Args:
@@ -34,6 +34,7 @@ def challenge(
       class_names: of the test, in order.
 
     Returns:
+      (what was found, of each variant which images are right: (M,) bool, in their order). Found is
       "variants": of each "accuracy", "per_class" (accuracy of each class that has images) and
       "images" (how many); "ceiling", the share of all test images whose class any of the model's
       classes belongs to, and so the highest accuracy possible; and "bg_gap", accuracy on mixed_same
@@ -49,9 +50,11 @@ def challenge(
             f"the model's classes belong to {mapping.max() + 1} classes, the test has "
             f"{len(class_names)}; choose the kind of classes that goes with the test"
         )
-    scores, images = {}, np.zeros(len(class_names), np.int64)
+    scores, outcomes, images = {}, {}, np.zeros(len(class_names), np.int64)
     for name, batches in variants.items():
-        right, count = _count(predict, batches, mapping, len(class_names))
+        outcomes[name], labels = _answered(predict, batches, mapping, len(class_names))
+        count = np.bincount(labels, minlength=len(class_names))
+        right = np.bincount(labels[outcomes[name]], minlength=len(class_names))
         if not count.sum():
             raise InputError(f"the variant {name} of the background challenge has no image")
         images += count
@@ -66,21 +69,21 @@ def challenge(
     result = {"variants": scores, "ceiling": float(images[reachable].sum() / images.sum())}
     if {"mixed_same", "mixed_rand"} <= scores.keys():
         result["bg_gap"] = scores["mixed_same"]["accuracy"] - scores["mixed_rand"]["accuracy"]
-    return result
+    return result, outcomes
 
 
-def _count(predict, batches: Batches, mapping: np.ndarray, num_classes: int):
-    """(K,) how many images of each class are right, and (K,) how many there are."""
-    right, count = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+def _answered(predict, batches: Batches, mapping: np.ndarray, num_classes: int):
+    """(M,) bool which images are right, and (M,) the labels, of the images that count."""
+    right, of_images = [np.zeros(0, bool)], [np.zeros(0, np.int64)]
     for images, labels in batches:
         valid = np.asarray(labels) != -1
         labels = np.asarray(labels)[valid]
         predicted = np.asarray(predict(images))[valid]
         _check(predicted, len(mapping), "prediction")
         _check(labels, num_classes, "label")
-        count += np.bincount(labels, minlength=num_classes)
-        right += np.bincount(labels[mapping[predicted] == labels], minlength=num_classes)
-    return right, count
+        right.append(mapping[predicted] == labels)
+        of_images.append(labels)
+    return np.concatenate(right), np.concatenate(of_images)
 
 
 def _check(numbers: np.ndarray, bound: int, what: str) -> None:

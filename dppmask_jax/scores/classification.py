@@ -21,13 +21,19 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     Raises:
       InputError: no image, a label outside 0..C-1, or a score that is not a number.
     """
+    return float(np.mean(in_top_k(scores, labels, k)))
+
+
+def in_top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
+    """(M,) bool: of which images the class is among the k; arguments and errors are those of
+    `top_k_accuracy`."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     _check(scores, labels)
     # scikit-learn's top_k_accuracy_score ranks the higher number first.
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     earlier = np.arange(scores.shape[1]) < labels[:, None]
     rank = np.sum((scores > own) | ((scores == own) & earlier), axis=1)
-    return float(np.mean(rank < k))
+    return rank < k
 
 
 def _check(scores, labels):
