@@ -26,6 +26,7 @@ ROWS = (
     {"evaluating"},
     {"pretrain", "evaluate"},
     {"results", "sweeps", "weights", "masklab", "part_maps"},
+    {"comparing"},
     {"sweep"},
     {""},
 )
