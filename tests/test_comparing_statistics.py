@@ -84,8 +84,32 @@ def test_holm_by_hand():
     assert statistics.holm([]) == []
 
 
+def test_errors_are_pooled_by_hand():
+    # Differences of variance 1 and 4, three seeds each: mean 2.5, 4 * 2 * 2 / 5 degrees of freedom.
+    scores = {"random": [0.0] * 3, "quiet": [1.0, 2.0, 3.0], "loud": [-2.0, 0.0, 2.0]}
+    scores = {masker: dict(enumerate(row)) for masker, row in scores.items()}
+    loud, quiet = statistics.differences(outcomes(scores))
+    quantile = stats.t.isf(0.025, 3.2)
+    assert quiet.mean == pytest.approx(2) and loud.mean == pytest.approx(0)
+    half = quantile * math.sqrt(2.5 / 3)  # the mean variance
+    assert quiet.over_seeds == pytest.approx((2 - half, 2 + half))
+    half = quantile * math.sqrt(4 / 3)  # its own, as it is larger
+    assert loud.over_seeds == pytest.approx((-half, half))
+
+
+def test_maskers_of_other_seeds_count_by_them():
+    # Variances 1 of 3 seeds, 5 of 2: mean (2 * 1 + 1 * 5) / 3, of 9 / (2.25 + (1 + √2)² / 4).
+    one, other = statistics.pooled(
+        [statistics.over_seeds([1.0, 2.0, 3.0]), statistics.over_seeds([0.0, math.sqrt(10)])]
+    )
+    freedom = 9 / (2.25 + (1 + math.sqrt(2)) ** 2 / 4)
+    assert one.of_seeds == pytest.approx(math.sqrt(7 / 9))
+    assert other.of_seeds == pytest.approx(math.sqrt(5 / 2))
+    assert one.freedom == other.freedom == pytest.approx(freedom)
+
+
 def test_p_is_the_level_at_which_the_interval_ends_at_zero():
-    estimate = Estimate(np.float64(-1.3), np.float64(0.3), np.float64(0.4), 3, 200)
+    estimate = Estimate(np.float64(-1.3), np.float64(0.3), np.float64(0.4), 2, 3, 200)
     p = statistics.p_value(estimate)
     assert statistics.reach(estimate, p) == pytest.approx(1.3)
     assert statistics.p_value(estimate._replace(mean=np.float64(0.0))) == pytest.approx(1)
@@ -93,7 +117,7 @@ def test_p_is_the_level_at_which_the_interval_ends_at_zero():
 
 
 def test_power_without_images_is_that_of_the_noncentral_t():
-    estimate = Estimate(np.float64(0), np.float64(0.5), np.float64(0), 5)
+    estimate = Estimate(np.float64(0), np.float64(0.5), np.float64(0), 4, 5)
     for shift in (0.0, 1.0, 3.0, 5.0):
         least = stats.t.isf(0.025, 4)
         expected = stats.nct.sf(least, 4, shift) + stats.nct.cdf(-least, 4, shift)
@@ -107,6 +131,7 @@ def test_detectable_differences_are_found_in_four_of_five_simulated_studies(seed
         np.float64(0),
         np.sqrt((errors[0] ** 2 + errors[2] ** 2 / 50) / seeds),
         np.float64(errors[1] / math.sqrt(50)),
+        seeds - 1,
         seeds,
         50,
     )
@@ -114,6 +139,46 @@ def test_detectable_differences_are_found_in_four_of_five_simulated_studies(seed
     found = statistics.crossed(size + simulated(np.random.default_rng(0), 2000, seeds, 50, errors))
     share = float(np.mean(found.mean > statistics.reach(found, level)))
     assert share == pytest.approx(0.8, abs=0.04)
+
+
+def family(rng, studies, seeds, spreads, alike=0.0):
+    """Pooled estimates of studies without a difference: the spread of a seed under the base, then
+    under each masker, which have a share of their variance in common."""
+    base, *others = spreads
+    common = math.sqrt(alike) * rng.standard_normal((studies, seeds))
+    random = base * rng.standard_normal((studies, seeds))
+    return statistics.pooled(
+        [
+            statistics.over_seeds(
+                spread * (common + math.sqrt(1 - alike) * rng.standard_normal((studies, seeds)))
+                - random
+            )
+            for spread in others
+        ]
+    )
+
+
+@pytest.mark.parametrize("seeds", (3, 5))
+@pytest.mark.parametrize(
+    "spreads,alike",
+    (((1,) * 13, 0.0), ((1,) * 13, 0.5), ((2, *(1,) * 12), 0.0), ((1, 4, *(1,) * 11), 0.0)),
+    ids=("even", "maskers are alike", "base varies most", "one goes astray"),
+)
+def test_studies_without_a_difference_seldom_find_one(seeds, spreads, alike):
+    found = family(np.random.default_rng(0), 4000, seeds, spreads, alike)
+    level = 0.05 / len(found)  # Holm's first step decides whether anything is found
+    wrong = [np.abs(one.mean) > statistics.reach(one, level) for one in found]
+    assert np.any(wrong, axis=0).mean() < 0.05 + chance_error(0.05, 4000)
+
+
+def test_maskers_together_need_smaller_differences_than_one_alone():
+    found = family(np.random.default_rng(0), 500, 3, (1,) * 13)
+    alone = [
+        one._replace(freedom=2, of_seeds=np.sqrt(2 / 3)) for one in found
+    ]  # as if each knew its own three seeds, and these exactly
+    level = 0.05 / 12
+    together = [np.median(statistics.reach(one, level)) for one in found]
+    assert max(together) < 0.5 * min(np.median(statistics.reach(one, level)) for one in alone)
 
 
 @pytest.mark.parametrize("seeds", (3, 5))
@@ -165,12 +230,12 @@ def test_intervals_hold_the_truth_of_right_and_wrong(seeds, shared):
 @pytest.mark.parametrize("seeds", (3, 5))
 def test_a_study_without_a_difference_finds_one_in_at_most_five_percent(seeds):
     rng, wrong = np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(150):
         values = 0.5 + 0.01 * rng.standard_normal((7, seeds))
         scores = {f"m{i}": dict(enumerate(map(float, row))) for i, row in enumerate(values)}
         found = statistics.differences(outcomes(scores), base="m0")
         wrong += min(difference.adjusted for difference in found) < 0.05
-    assert wrong / 300 < 0.05 + chance_error(0.05, 300)
+    assert wrong / 150 < 0.05 + chance_error(0.05, 150)
 
 
 @pytest.fixture(scope="module")
@@ -260,15 +325,17 @@ def test_other_images_leave_the_seeds():
 
 
 @pytest.mark.parametrize("step", (0.0, 0.1))
-def test_seeds_that_do_not_differ_prove_nothing(step):
-    scores = {
-        "random": {0: 0.3, 1: 0.7, 2: 0.2},
-        "dpp": {0: 0.3 + step, 1: 0.7 + step, 2: 0.2 + step},
-        "block": {0: 0.3, 1: 0.6, 2: 0.4},
-    }
-    block, dpp = statistics.differences(outcomes(scores))
+def test_seeds_that_do_not_differ_prove_nothing_alone(step):
+    scores = {"random": {0: 0.3, 1: 0.7, 2: 0.2}}
+    scores["dpp"] = {seed: value + step for seed, value in scores["random"].items()}
+    (dpp,) = statistics.differences(outcomes(scores))
     assert dpp.p is None and dpp.over_both is None and dpp.mean == pytest.approx(step)
-    assert block.adjusted == block.p  # corrected for those that are tested
+    # Another masker knows the spread, and theirs does not make it smaller.
+    block = {"block": {0: 0.3, 1: 0.6, 2: 0.4}}
+    (alone,) = statistics.differences(outcomes({"random": scores["random"]} | block))
+    first, dpp = statistics.differences(outcomes(scores | block))
+    assert first.over_both == alone.over_both
+    assert dpp.over_both[1] - dpp.mean == pytest.approx(first.over_both[1] - first.mean)
 
 
 @pytest.mark.parametrize(

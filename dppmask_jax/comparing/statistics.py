@@ -6,9 +6,12 @@ changed by some trainings alone. So d[s, i] = mean + seed[s] + image[i] + rest[s
 cases are crossed in studies of diagnostic imaging (Obuchowski and Rockette 1995). The variance of
 the mean is the sum of two, one known from few seeds, the other from many images, and its interval
 is Howe's (JASA 69, 1974, p. 789): the reaches of both, each with its own t, are added as squares.
-The usual single t with Satterthwaite's degrees of freedom errs at three seeds up to six times as
-often as it says where Holm's correction makes the level small; Howe's interval never does, and is
-too wide by little, where seeds and images count alike.
+One t with Satterthwaite's degrees of freedom errs at three seeds up to six times as often as it
+says where Holm's correction makes the level small; Howe's interval does not, and is a little too
+wide where seeds and images count alike.
+
+Three seeds know their own spread badly, but all maskers of a study together know it better: the
+error over seeds is the larger of a difference's own and of their mean, see `pooled`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ LEVEL = 0.05  # a difference whose adjusted p is below is told from none
 POWER = 0.8  # share of studies that would find a difference of the size `detectable`
 _RESAMPLES = 4999
 _SLICE = 2_000_000  # images of resamples that are held at once
-_QUANTILES = 2000
+_QUANTILES, _SIDE = 2000, 50  # of one distribution, and of each of two
 _LEAST_LOG_LEVEL = -600.0  # of a p value: below, quantiles of t are not known
 _SAME = 1e-9  # numbers that differ by less, relative to their size, differ by rounding
 
@@ -40,11 +43,12 @@ class Difference(NamedTuple):
       seeds: that both have, S of them, ascending.
       images: M, or None where no score of an image is known, or not for the same number.
       mean: over the seeds.
-      over_seeds: 95 % interval of a paired t-test: images are those at hand. None for one seed.
+      over_seeds: 95 % interval of t, paired by seed: images are those at hand. Of a study with one
+        masker beside the base it is that of the paired t-test. None for one seed.
       over_images: 95 % interval of a cluster bootstrap, in which an image is drawn with all of its
         seeds: trainings are those at hand. None without images.
       over_both: 95 % interval over both, or over seeds alone without images. None for one seed, and
-        where the seeds do not differ at all.
+        where no seed differs from another.
       p: of no difference, two-sided, the level at which `over_both` ends at 0; None where that is.
       adjusted: p after Holm's correction over the maskers of a method and evaluation.
       detectable: the smallest true difference that 80 % of studies with these standard errors
@@ -58,10 +62,10 @@ class Difference(NamedTuple):
     seeds: tuple[int, ...]
     images: int | None
     mean: float
-    over_seeds: tuple[float, float] | None
     over_images: tuple[float, float] | None
-    over_both: tuple[float, float] | None
-    p: float | None
+    over_seeds: tuple[float, float] | None = None
+    over_both: tuple[float, float] | None = None
+    p: float | None = None
     adjusted: float | None = None
     detectable: float | None = None
 
@@ -71,14 +75,17 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: over S seeds and M images.
-      of_seeds: its error if the images are those at hand, of S - 1 degrees of freedom.
-      of_images: what other images would add, of M - 1; 0 where they are not known.
+      of_seeds: its error if the images are those at hand.
+      of_images: what other images would add, of M - 1 degrees of freedom; 0 where they are not
+        known.
+      freedom: degrees of freedom of `of_seeds`.
       seeds, images: S and M.
     """
 
     mean: np.ndarray
     of_seeds: np.ndarray
     of_images: np.ndarray
+    freedom: np.ndarray
     seeds: int
     images: float = math.inf
 
@@ -105,12 +112,13 @@ def differences(outcomes: Iterable[Outcome], base: str = "random") -> list[Diffe
             for masker, of_seed in sorted(of_masker.items())
             if masker != base
         }
-        tested = [
-            (_difference((method, evaluation, masker, base), pair), pair)
-            for masker, pair in pairs.items()
-            if pair
-        ]
-        found += _corrected(tested)
+        found += _tested(
+            [
+                _difference((method, evaluation, masker, base), pair)
+                for masker, pair in pairs.items()
+                if pair
+            ]
+        )
     return found
 
 
@@ -144,14 +152,45 @@ def over_seeds(values: np.ndarray) -> Estimate:
     values = np.asarray(values, np.float64)
     seeds = values.shape[-1]
     error = values.std(axis=-1, ddof=1) / math.sqrt(seeds)
-    return Estimate(values.mean(axis=-1), error, np.zeros_like(error), seeds)
+    return Estimate(values.mean(axis=-1), error, np.zeros_like(error), seeds - 1, seeds)
+
+
+def pooled(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Estimates of differences to one base, whose errors over seeds know of one another.
+
+    Trainings vary about alike under all maskers. So the variance of a seed's difference is taken to
+    be the mean over K maskers, or the masker's own where that is larger, as of one whose trainings
+    go astray. All differences hold the same base: any two correlate by 1/2, their variances by 1/4,
+    and the mean knows 4 K (S - 1) / (K + 3) degrees of freedom rather than K (S - 1). Maskers that
+    resemble one another more than the base, which mislead the usual analysis of variance in blocks,
+    do it no harm. Differences that are the same for all seeds say nothing of the spread and are
+    left out of the mean.
+
+    Returns:
+      The estimates with the new error and degrees of freedom; as they were where all errors are 0.
+    """
+    if not estimates:
+        return []
+    own = np.array([np.square(one.of_seeds) * one.seeds for one in estimates])
+    seeds = np.array([one.seeds for one in estimates]).reshape(-1, *[1] * (own.ndim - 1))
+    known = np.where(own > 0, seeds - 1.0, 0.0)
+    total = known.sum(axis=0)
+    if not np.all(total):
+        return list(estimates)
+    mean = (known * own).sum(axis=0) / total
+    freedom = np.square(total) / (0.75 * total + 0.25 * np.square(np.sqrt(known).sum(axis=0)))
+    errors = np.sqrt(np.maximum(own, mean) / seeds)
+    return [
+        one._replace(of_seeds=error, freedom=freedom)
+        for one, error in zip(estimates, errors, strict=True)
+    ]
 
 
 def reach(estimate: Estimate, level: float = LEVEL) -> np.ndarray:
     """Half the interval that holds the true mean in at least 1 - level of all studies; without an
     error of images it is that of the t-test."""
     return np.hypot(
-        stats.t.isf(level / 2, estimate.seeds - 1) * estimate.of_seeds,
+        stats.t.isf(level / 2, estimate.freedom) * estimate.of_seeds,
         stats.t.isf(level / 2, estimate.images - 1) * estimate.of_images,
     )
 
@@ -180,22 +219,31 @@ def holm(p: Sequence[float]) -> list[float]:
 def power(estimate: Estimate, difference: float, level: float = LEVEL) -> float:
     """The share of studies with these true errors that would find a true difference.
 
-    It is the mean over what the seeds' error would be found to be, at quantiles of its chi-squared;
-    without an error of images it is the power of the t-test, as the noncentral t has it, whose
-    function in SciPy is nan for some of the few degrees of freedom that occur here.
+    It is the mean over what the seeds' error would be found to be, see `_errors_found`. Of one
+    masker without an error of images it is the power of the t-test, as the noncentral t has it,
+    whose function in SciPy is nan for some of the few degrees of freedom that occur here.
     """
     total = math.hypot(estimate.of_seeds, estimate.of_images)
-    found = estimate.of_seeds * _errors_found(estimate.seeds - 1)
+    found = estimate.of_seeds * _errors_found(estimate.seeds - 1, float(estimate.freedom))
     needed = reach(estimate._replace(of_seeds=found), level)
     above, below = (difference - needed) / total, (-difference - needed) / total
     return float(np.mean(stats.norm.cdf(above) + stats.norm.cdf(below)))
 
 
 @functools.cache
-def _errors_found(freedom: int) -> np.ndarray:
-    """Quantiles of an error that is found, relative to the true one."""
-    shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    return np.sqrt(stats.chi2.ppf(shares, freedom) / freedom)
+def _errors_found(own: int, freedom: float) -> np.ndarray:
+    """Quantiles of an error that is found, relative to the true one: the root of a mean square of
+    `own` degrees of freedom, or of one of `freedom`, of more maskers, where that is larger. They
+    are taken to be independent, which says a little too much."""
+    if freedom <= own:
+        return np.sqrt(_quantiles(_QUANTILES, own))
+    one, other = np.meshgrid(_quantiles(_SIDE, own), _quantiles(_SIDE, freedom))
+    return np.sqrt(np.maximum(one, other)).ravel()
+
+
+def _quantiles(count: int, freedom: float) -> np.ndarray:
+    """As many quantiles of chi-squared, divided by its degrees of freedom."""
+    return stats.chi2.ppf((np.arange(count) + 0.5) / count, freedom) / freedom
 
 
 def detectable(estimate: Estimate, level: float = LEVEL) -> float:
@@ -250,6 +298,7 @@ def _table(pairs) -> np.ndarray | None:
 
 
 def _difference(names, pairs) -> tuple[Difference, Estimate | None]:
+    """A difference without what needs several seeds, and the estimate that is made of these."""
     values = np.array([one.value - other.value for one, other in pairs])
     table = _table(pairs)
     found = Difference(
@@ -257,20 +306,35 @@ def _difference(names, pairs) -> tuple[Difference, Estimate | None]:
         seeds=tuple(one.seed for one, _ in pairs),
         images=None if table is None else table.shape[1],
         mean=float(values.mean()),
-        over_seeds=None,
         over_images=None if table is None else _bootstrap(table.mean(axis=0)),
-        over_both=None,
-        p=None,
     )
     if len(pairs) < 2:
         return found, None
-    of_seeds = over_seeds(values)
-    estimate = of_seeds if table is None else crossed(table)
+    estimate = over_seeds(values) if table is None else crossed(table)
     size = max(abs(outcome.value) for pair in pairs for outcome in pair)
-    found = found._replace(over_seeds=_ends(of_seeds))
     if estimate.of_seeds <= _SAME * size:
-        return found, None
-    return found._replace(over_both=_ends(estimate), p=p_value(estimate)), estimate
+        estimate = estimate._replace(of_seeds=np.float64(0.0))
+    return found, estimate
+
+
+def _tested(family: Sequence[tuple[Difference, Estimate | None]]) -> list[Difference]:
+    """Differences of one method and evaluation with all that depends on the others."""
+    several = [found for found, estimate in family if estimate is not None]
+    estimates = pooled([estimate for _, estimate in family if estimate is not None])
+    if not any(estimate.of_seeds > 0 for estimate in estimates):
+        return [found for found, _ in family]
+    p = [p_value(estimate) for estimate in estimates]
+    tested = {
+        found.masker: found._replace(
+            over_seeds=_ends(estimate._replace(of_images=np.float64(0.0))),
+            over_both=_ends(estimate),
+            p=own,
+            adjusted=adjusted,
+            detectable=detectable(estimate, LEVEL / len(p)),
+        )
+        for found, estimate, own, adjusted in zip(several, estimates, p, holm(p), strict=True)
+    }
+    return [tested.get(found.masker, found) for found, _ in family]
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
@@ -292,18 +356,3 @@ def _bootstrap(of_images: np.ndarray) -> tuple[float, float]:
         rng=np.random.default_rng(0),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def _corrected(tested) -> list[Difference]:
-    """With what depends on how many maskers are tested together."""
-    together = [found.p for (found, _), _ in tested if found.p is not None]
-    adjusted = iter(holm(together))
-    return [
-        found
-        if found.p is None
-        else found._replace(
-            adjusted=next(adjusted),
-            detectable=detectable(estimate, LEVEL / len(together)),
-        )
-        for (found, estimate), _ in tested
-    ]
