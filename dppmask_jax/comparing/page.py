@@ -29,11 +29,16 @@ all masks of a column is taken, or their own where that is larger. Training imag
 schedule stay as they are: of others, these numbers say nothing.
 
 p is corrected for the number of masks in a column (Holm). A difference has a verdict where it is
-below {LEVEL:g}: if no masks of a column differed, at most one such column in twenty would have
-one. An interval that leaves out 0 without a verdict is one of many that were looked at. "None
-larger than" is not "equal": it is the larger end of the interval, up to which the runs rule out
-nothing. The last row is the smallest true difference that {100 * POWER:g} % of such studies would
-find; smaller ones they mostly miss."""
+below {LEVEL:g}: if no masks of a column differed, at most one such column in twenty would have one.
+An interval that leaves out 0 without a verdict is one of many that were looked at. "None larger
+than" is not "equal": it is the larger end of the interval, up to which the runs rule out nothing.
+The last row is the smallest true difference that {100 * POWER:g} % of such studies would find."""
+
+
+_SUMMARY = (
+    "<details><summary>All intervals: over seeds alone, over images alone (a bootstrap that draws "
+    "an image with all of its seeds), and over both</summary>"
+)
 
 
 def page(
@@ -76,6 +81,7 @@ def _section(description: Description, outcomes, figure: str | None) -> list[str
         if of_method:
             parts += [f"### {label}", _table(description, method, of_method, found)]
             parts += _findings(description, method, found)
+            parts += _all_numbers(description, method, found)
     missing = _missing(description, outcomes)
     return [*parts, missing] if missing else parts
 
@@ -172,7 +178,7 @@ def _cell(one: Difference, measure: Measure, wanted: int) -> str:
         return f"{mean}{seeds}<br>no verdict"
     if kind == "no spread":
         return f"{mean}{seeds}<br>the same in all seeds"
-    text = f"{mean} {_interval(one.over_both, measure)}{seeds}<br>{verdicts.chance(one.adjusted)}"
+    text = f"{mean} {_interval(one.over_both, measure)}{seeds}<br>p {verdicts.chance(one.adjusted)}"
     if kind == "none":
         return f"{text}, none larger than {verdicts.size(verdicts.largest(one), measure)}"
     return f"{text}, **{kind}**"
@@ -234,6 +240,36 @@ def _finding(description: Description, measure: Measure, rows: Sequence[Differen
             labels = [description.maskers[one.masker] for one in of_kind[kind]]
             parts.append(f"{_listed(labels)}: {verdicts.verdict(of_kind[kind][0], measure)}.")
     return " ".join(part[0].upper() + part[1:] for part in parts)
+
+
+def _all_numbers(description: Description, method: str, found) -> list[str]:
+    """Every interval by what it is over, folded away."""
+    heading = ["evaluation", "masks", "seeds", "images", "difference", "over seeds", "over images"]
+    heading += ["over both", "p", "p of Holm", "smallest that would be found"]
+    rows = []
+    for name, measure in description.measures.items():
+        for masker, label in description.maskers.items():
+            one = found.get((method, name, masker))
+            if one is not None:
+                rows.append([measure.words, label, *_numbers(one, measure)])
+    if not rows:
+        return []
+    return [_SUMMARY, _markdown(heading, rows), "</details>"]
+
+
+def _numbers(one: Difference, measure: Measure) -> list[str]:
+    def shown(value, write):
+        return NONE if value is None else write(value)
+
+    intervals = (one.over_seeds, one.over_images, one.over_both if one.images else None)
+    return [
+        ", ".join(map(str, one.seeds)),
+        shown(one.images, "{:,}".format),
+        verdicts.signed(one.mean, measure),
+        *(shown(ends, lambda ends: _interval(ends, measure)) for ends in intervals),
+        *(shown(p, verdicts.chance) for p in (one.p, one.adjusted)),
+        shown(one.detectable, lambda size: verdicts.size(size, measure)),
+    ]
 
 
 def _missing(description: Description, outcomes) -> str:

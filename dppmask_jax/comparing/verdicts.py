@@ -68,8 +68,8 @@ def with_unit(shown: str, measure: Measure) -> str:
 
 
 def chance(p: float) -> str:
-    """Such as "p 0.031"."""
-    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+    """Such as "0.031"."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _factor(measure: Measure) -> float:
