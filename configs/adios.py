@@ -24,8 +24,8 @@ warms up from .003; these are left out. Half of shapes with epochs=5, 155 steps:
 
 from ml_collections import config_dict
 
-from configs import common, ibot
 from dppmask_jax import config as pretraining
+from dppmask_jax.recipes import common, ibot
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet100s"),

@@ -30,8 +30,8 @@ What to expect:
 
 from ml_collections import config_dict
 
-from configs import common, ibot
 from dppmask_jax import config as pretraining
+from dppmask_jax.recipes import common, ibot
 
 MASKS = ("none", "dpp", "block", "random", "attention")
 ARGUMENTS = {**ibot.ARGUMENTS, "mask": MASKS}

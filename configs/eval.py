@@ -52,7 +52,7 @@ recipes of `shapes` and `small` are this project's own.
 
 from ml_collections import config_dict
 
-from configs import common
+from dppmask_jax.recipes import common
 from dppmask_jax.tasks import checks
 
 ARGUMENTS = {

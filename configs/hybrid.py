@@ -47,8 +47,8 @@ views and the heads MoCo v3's. The paper does not say how long its hybrid was tr
 
 from ml_collections import config_dict
 
-from configs import common, mae, moco, simmim
 from dppmask_jax import config as pretraining
+from dppmask_jax.recipes import common, mae, moco, simmim
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),

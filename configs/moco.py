@@ -32,8 +32,8 @@ What to expect:
 
 from ml_collections import config_dict
 
-from configs import common, ibot
 from dppmask_jax import config as pretraining
+from dppmask_jax.recipes import common, ibot
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet100", "imagenet1k"),

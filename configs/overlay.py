@@ -31,8 +31,8 @@ How the encoders are fine-tuned and probed: docs/overlay.md. What to expect:
 
 from ml_collections import config_dict
 
-from configs import common, mae
 from dppmask_jax import config as pretraining
+from dppmask_jax.recipes import common, mae
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "caltech256"),

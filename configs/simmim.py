@@ -35,8 +35,8 @@ has learned positions. The recipes of `shapes` and `small` are this project's ow
 
 from ml_collections import config_dict
 
-from configs import common
 from dppmask_jax import config as pretraining
+from dppmask_jax.recipes import common
 
 ARGUMENTS = {
     "dataset": ("shapes", "small", "imagenet1k"),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dppmask_jax"
 BOX, GAP, ROW, MARGIN = (132, 46), 14, 88, 20  # pixels
 # Errors, numbers with nouns and the like: everything imports them, which would say nothing.
-EVERYWHERE = {"__init__", "errors", "extras", "paths", "terminal", "words"}
+EVERYWHERE = {"__init__", "__main__", "errors", "extras", "paths", "terminal", "words"}
 
 
 def rooms() -> dict[str, list[Path]]:

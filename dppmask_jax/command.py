@@ -6,22 +6,33 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import textwrap
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from dppmask_jax import config_faults, terminal
+from dppmask_jax import config_faults, recipes, terminal
 from dppmask_jax.errors import InputError, Stopped, one_line
 
 _HELP = ("help", "?", "helpshort", "helpfull", "helpxml", "only_check_args")
+_OURS = ("--help", "-help", "-h", "--helpshort")  # answered here, the others by absl
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def run(main) -> None:
-    """Parses the flags and calls `main(argv)`. Does not return."""
-    if str(config_faults.PROJECT) not in sys.path:
-        sys.path.append(str(config_faults.PROJECT))  # config files import from configs/
+def run(main, usual: str, about: str) -> None:
+    """Parses the flags and calls `main(argv)`. Does not return.
+
+    Args:
+      usual: see `words`.
+      about: what --help says above the flags.
+    """
+    if recipes.CHECKOUT and str(recipes.CHECKOUT) not in sys.path:
+        sys.path.append(str(recipes.CHECKOUT))  # config files may import from configs/
     # In place, because ml_collections reads the overrides of fields from sys.argv.
-    sys.argv[:] = config_faults.files_first(["--help" if w == "-h" else w for w in sys.argv])
+    sys.argv[:] = config_faults.files_first(sys.argv)
+    if any(word in _OURS for word in _before_dashes(sys.argv[1:])):
+        _show_help(called(usual), about)
+        sys.exit(0)
     app.run(_answering_bad_input(main), flags_parser=_parse_flags)
 
 
@@ -35,6 +46,53 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message):
         fail(message)
+
+
+def words(usual: str) -> list[str]:
+    """The command as it was typed, word by word, for records and for what is to be typed next.
+
+    Args:
+      usual: the words that start it where it was not a subcommand of `dppmask`, such as
+        "python -m dppmask_jax.sweep".
+    """
+    return [*called(usual).split(), *sys.argv[1:]]
+
+
+def called(usual: str) -> str:
+    """How the command is called, for its help: "dppmask figures", or what is usual."""
+    return sys.argv[0] if sys.argv[0].startswith("dppmask ") else usual
+
+
+def define_config_flag(name: str, note: str, below: str = "", flag_values=flags.FLAGS, **more):
+    """Defines a flag that takes FILE[:ARGUMENTS], a recipe's name or the path of a config file.
+
+    Args:
+      below: the folder of configs/ that has its recipes, see `recipes.path_of`.
+      more: of ml_collections' `DEFINE_config_file`.
+
+    Returns:
+      absl's holder of the flag, whose value is the config.
+    """
+    holder = config_flags.DEFINE_config_file(
+        name, None, note, lock_config=True, flag_values=flag_values, **more
+    )
+    parser = flag_values[name].parser
+    load = parser.parse
+
+    def parse(word):
+        file, colon, arguments = word.partition(":")
+        path = recipes.path_of(file, name, below)
+        if remark := recipes.shadowed(file, name, below):
+            terminal.show(remark, sys.stderr)
+        return load(f"{path}{colon}{arguments}")
+
+    parser.parse = parse  # sys.argv keeps what was typed, which is recorded
+    return holder
+
+
+def missing_config(flag: str, example: str) -> str:
+    """The message where a flag of `define_config_flag` is not given."""
+    return f"--{flag} is missing: name a recipe, such as --{flag}={example}, or a config file"
 
 
 def define_process_flags():
@@ -54,6 +112,23 @@ def define_process_flags():
 def fail(message, status: int = 2) -> None:
     """Ends the command with one line on stderr."""
     _end("error: " + " ".join(str(message).split()), status)
+
+
+def _before_dashes(words: list[str]) -> list[str]:
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _show_help(program: str, about: str) -> None:
+    """Prints what the command does and its flags; those of libraries are in --helpfull."""
+    lines = [f"usage: {program} [flags]", "", about.strip(), "", "flags:"]
+    for name in flags.FLAGS:
+        module = flags.FLAGS.find_module_defining_flag(name)
+        if module == sys.argv[0] or module.startswith("dppmask_jax"):
+            indent = " " * 6
+            note = textwrap.wrap(flags.FLAGS[name].help, 94, initial_indent=indent,
+                                 subsequent_indent=indent)  # fmt: skip
+            lines += [f"  --{name}", *note]
+    terminal.show("\n".join(lines), sys.stdout)
 
 
 def _parse_flags(argv):

@@ -8,13 +8,12 @@ import re
 import runpy
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
+from dppmask_jax import recipes
 from dppmask_jax.errors import InputError
 
 _FILE = re.compile(r"--?(config|eval\d?)(?:=(.*))?", re.DOTALL)
 _FIELD = re.compile(r"--?(?:no)?(config|eval\d?)\.([\w.]+)")
-PROJECT = Path(__file__).absolute().parent.parent  # has configs/ unless it was installed as a wheel
 
 
 def files_first(argv: list[str]) -> list[str]:
@@ -35,15 +34,14 @@ def what_is_wrong(error: Exception, argv: list[str]) -> str:
     """The message for an exception that came up while the flags `argv` were parsed."""
     files = _files(argv)
     for fault in _chain(error):
+        if isinstance(fault, InputError):
+            return str(fault)  # said for the person who typed the command
         if frames := _frames_in(fault, files):
             return _in_config_file(fault, frames)
     # ml_collections hands on a config file's fault as the text of its traceback.
     last_line = str(error).strip().splitlines()[-1]
-    missing = re.search(r"No such file or directory: '(.*)'", last_line)
-    if missing:
-        return _no_file(missing[1])
     if "has no attribute 'get_config'" in str(error):
-        return "the config file defines no function get_config; take configs/mae.py for a model"
+        return f"the config file defines no function get_config; copy {recipes.FOLDER / 'mae.py'}"
     if "get_config() takes 0 positional arguments" in last_line:
         return "get_config of the config file takes no argument; leave out what follows the colon"
     known = {flag: _fields(path) for flag, path in files.items()}
@@ -81,17 +79,14 @@ def _overrides(argv: list[str]) -> list[tuple[str, str]]:
 
 
 def _path(file: str) -> str:
-    return os.path.abspath(file.partition(":")[0])
+    path = file.partition(":")[0]
+    try:
+        return os.path.abspath(recipes.path_of(path))
+    except InputError:  # another flag's, of which something else is said
+        return os.path.abspath(path)
 
 
 # The file.
-
-
-def _no_file(path: str) -> str:
-    there = PROJECT / path
-    if there.is_file():
-        return f"there is no config file {path} in {os.getcwd()}; name {there}"
-    return f"there is no config file {path}; name one with --config=FILE"
 
 
 def _frames_in(fault: BaseException, files: dict[str, str]) -> list[traceback.FrameSummary]:
@@ -104,16 +99,16 @@ def _frames_in(fault: BaseException, files: dict[str, str]) -> list[traceback.Fr
 
 def _in_config_file(fault: BaseException, frames: list[traceback.FrameSummary]) -> str:
     at, last = frames[0], frames[-1]
-    ours = os.path.abspath(last.filename).startswith(str(PROJECT / "configs"))
+    ours = os.path.abspath(last.filename).startswith(str(recipes.FOLDER))
     says_so = (last is at or ours) and (last.line or "").startswith("raise ")
-    if isinstance(fault, InputError) or (isinstance(fault, ValueError) and says_so):
-        return str(fault)  # said for the person who typed the command
+    if isinstance(fault, ValueError) and says_so:
+        return str(fault)
     words = " ".join(str(fault).partition("Other fields present")[0].split())
     words = words.strip("'\"") if isinstance(fault, (KeyError, AttributeError)) else words
     words = words if len(words) <= 300 else f"{words[:297]}..."
     hint = ""
     if isinstance(fault, ImportError) and fault.name == "configs":
-        hint = f"; the project's is meant: run the command in {PROJECT}"
+        hint = "; for the project's recipes write: from dppmask_jax.recipes import mae"
     return f"{at.filename}, line {at.lineno}: {type(fault).__name__}: {words}{hint}"
 
 
@@ -122,9 +117,9 @@ def _in_config_file(fault: BaseException, frames: list[traceback.FrameSummary]) 
 
 def _fields(file: str) -> list[str]:
     """The fields of a config; [] where it cannot be read."""
-    path, _, argument = file.partition(":")
+    argument = file.partition(":")[2]
     try:
-        return _names(runpy.run_path(path)["get_config"](*filter(None, [argument])))
+        return _names(runpy.run_path(_path(file))["get_config"](*filter(None, [argument])))
     except Exception:
         return []
 

@@ -1,6 +1,6 @@
 """Makes a file of part maps for mask.strategy=parts: each image's tokens in groups, by k-means.
 
-    python -m dppmask_jax.part_maps --encoder=RUN --source=SOURCE --parts=7 --out=parts.npy
+    dppmask part-maps --encoder=RUN --source=SOURCE --parts=7 --out=parts.npy
 
 RUN is the workdir of any run or imported encoder. The file has a row for each training image of
 SOURCE, in order: (images, rows, columns) uint8 on the encoder's grid over the whole image, which is
@@ -111,7 +111,7 @@ def grouped(key, tokens, num_parts: int):
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.ArgumentParser(
-        prog="python -m dppmask_jax.part_maps",
+        prog=command.called("python -m dppmask_jax.part_maps"),
         description="Makes a file of part maps for mask.strategy=parts.",
     )
     add = parser.add_argument

@@ -1,8 +1,7 @@
 """Pre-trains and evaluates at every point of a grid, such as DPPMask's mask ratios (arXiv
 2303.12736, figure 4) or thresholds (tables 1 and 2).
 
-    python -m dppmask_jax.sweep --config=configs/mae.py:dataset=shapes \\
-        --eval=configs/eval.py:task=linear --workdir=runs/sweep \\
+    dppmask sweep --config=mae:dataset=shapes --eval=eval:task=linear --workdir=runs/sweep \\
         --grid="mask.ratio=0.5,0.6,0.75 mask.tau=0.85,0.9,1.0"
 
 --config and --eval are those of train.py and eval.py, with overrides such as --config.epochs=5.0
@@ -13,7 +12,7 @@ is random masking. Points that differ in `seed` alone are averaged in the figure
 Several evaluations of each point are --eval, --eval2, --eval3 and so on up to --eval6, each with
 overrides of its own, such as
 
-        --eval2=configs/eval.py:task=attention --eval2.images=300
+        --eval2=eval:task=attention --eval2.images=300
 
 The figure has a panel for each; the first stands for the point where there is room for one.
 
@@ -27,7 +26,6 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,6 @@ if __name__ == "__main__":  # before what is missing is imported
     extras.require()
 
 from absl import flags
-from ml_collections import config_flags
 
 from dppmask_jax import command as command_line
 from dppmask_jax import config as training_config
@@ -55,6 +52,7 @@ from dppmask_jax.sweeps.grid import Point, grid_points, words
 from dppmask_jax.tasks import TASKS, checks
 from dppmask_jax.training import resuming
 
+_USUAL = "python -m dppmask_jax.sweep"
 _MORE = tuple(f"eval{number}" for number in range(2, 7))  # flags of further evaluations
 # Fields of metrics.jsonl that are no results.
 _NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
@@ -255,16 +253,10 @@ def _without_gap(configs: Sequence) -> list:
 
 def main() -> None:
     """Sweeps; see the module's docstring."""
-    config = config_flags.DEFINE_config_file(
-        "config", None, "FILE[:key=value,...] to pre-train with.", lock_config=True
-    )
-    evaluation = config_flags.DEFINE_config_file(
-        "eval", None, "FILE:task=TASK to evaluate with.", lock_config=True
-    )
+    config = command_line.define_config_flag("config", "RECIPE[:key=value,...] to pre-train with.")
+    evaluation = command_line.define_config_flag("eval", "eval:task=TASK to evaluate with.")
     beside = [
-        config_flags.DEFINE_config_file(
-            name, None, "FILE:task=TASK of a further evaluation.", lock_config=True
-        )
+        command_line.define_config_flag(name, "eval:task=TASK of a further evaluation.")
         for name in _MORE
     ]
     grid = flags.DEFINE_string("grid", "", "FIELD=VALUE,VALUE ... of --config.")
@@ -275,17 +267,17 @@ def main() -> None:
         if len(argv) > 1:
             raise InputError(f"unexpected argument {argv[1]!r}; put the grid in quotes")
         if config.value is None:
-            raise InputError("--config is missing: name a config file, such as configs/mae.py")
+            raise InputError(command_line.missing_config("config", "mae:dataset=shapes"))
         if evaluation.value is None:
-            raise InputError("--eval is missing: name one, such as configs/eval.py:task=linear")
+            raise InputError(command_line.missing_config("eval", "eval:task=linear"))
         if not folder.value:
             raise InputError("--workdir is missing: name a folder, such as runs/sweep")
         further = _without_gap([flag.value for flag in beside])
         parallel.initialize(*processes())
-        typed = shlex.join(["python", "-m", "dppmask_jax.sweep", *sys.argv[1:]])
+        typed = shlex.join(command_line.words(_USUAL))
         sweep(config.value, evaluation.value, grid.value, folder.value, typed, further)
 
-    command_line.run(run)
+    command_line.run(run, _USUAL, __doc__)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ MASKERS["checkerboard"] = MaskerKind(
 
 
 def get_config():
-    from configs import mae
+    from dppmask_jax.recipes import mae
 
     config = mae.get_config("dataset=shapes")
     config.mask.strategy = "checkerboard"

@@ -11,9 +11,8 @@ import jax
 import pytest
 import tiny
 from absl import flags
-from ml_collections import config_flags
 
-from dppmask_jax import config_faults, extras, parallel, paths
+from dppmask_jax import cli, command, config_faults, extras, parallel, paths
 from dppmask_jax.errors import InputError
 
 # ml_collections reads config files so.
@@ -74,8 +73,9 @@ FLAGS = {
     "--config.init_from=/no/such": "no checkpoint in /no/such",
     "--config=configs/mae.py:mask=foo": "mask=foo: it takes dpp | random | block",
     "--config=configs/mae.py:mask": "unknown config argument 'mask'",
-    "--config=": "Path to config file is an empty string",
-    "--config=configs": "Is a directory: 'configs'",
+    "--config=": "--config is empty: name a recipe (adios, dino,",
+    "--config=configs": "--config=configs is a folder: name a file in it, or a recipe (adios,",
+    "--config=mea:mask=dpp": "there is no recipe 'mea'; did you mean mae?",
     "--no_such_flag": "no_such_flag",
     "--profile=abc": "--profile=abc",
     "--workdir=": "--workdir is missing",
@@ -89,7 +89,7 @@ def said(*words):
     argv = config_faults.files_first(["train.py", *words])
     values = flags.FlagValues()
     for name in ("config", "eval"):
-        config_flags.DEFINE_config_file(name, None, flag_values=values, sys_argv=argv)
+        command.define_config_flag(name, "", flag_values=values, sys_argv=argv)
     try:
         values(argv)
         [value.items() for value in values.flag_values_dict().values() if hasattr(value, "items")]
@@ -136,14 +136,6 @@ def test_files_of_configs_may_stand_after_their_fields():
     assert (
         said("--config.epochs=2.0") == "--config.epochs needs --config=FILE, whose field it changes"
     )
-
-
-def test_a_config_file_named_as_seen_from_the_project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    there = tiny.ROOT / "configs" / "mae.py"
-    answer = config_faults._no_file("configs/mae.py")
-    assert answer == f"there is no config file configs/mae.py in {tmp_path}; name {there}"
-    assert config_faults._no_file("configs/my.py").endswith("name one with --config=FILE")
 
 
 @pytest.mark.parametrize(
@@ -243,8 +235,11 @@ def test_help_ends_with_status_0():
     modules = ("figures", "results", "sweep", "weights")
     commands = [["train.py"], ["eval.py"], *(["-m", f"dppmask_jax.{name}"] for name in modules)]
     commands = [*([*words, "--help"] for words in commands), ["train.py", "-h"]]
-    for done in tiny.run_all([[sys.executable, *words] for words in commands]):
+    named = [["-m", "dppmask_jax", name, "--help"] for name in cli.COMMANDS]
+    for done in tiny.run_all([[sys.executable, *words] for words in [*commands, *named]]):
         assert (done.returncode, done.stderr) == (0, "") and "--" in done.stdout, done
+        if done.args[1:] in named:
+            assert done.stdout.startswith(f"usage: dppmask {done.args[3]} "), done
 
 
 def test_settings_of_jax_that_change_a_run_are_put_back_and_named(capsys):

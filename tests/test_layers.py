@@ -10,7 +10,8 @@ ROOT = Path(dppmask_jax.__file__).parent
 # A file imports only from rooms of earlier rows, or from its own room; "" is the package itself.
 ROWS = (
     {"errors", "words", "paths", "whole_files", "imagenet", "terminal", "extras"},
-    {"config_faults", "patches"},
+    {"recipes", "patches"},
+    {"config_faults"},
     {"dpp", "losses", "command", "parallel", "scores", "fields"},
     {"masking", "models", "data", "optim", "config_dicts"},
     {"targets"},
@@ -27,7 +28,9 @@ ROWS = (
     {"pretrain", "evaluate"},
     {"results", "sweeps", "weights", "masklab", "part_maps"},
     {"comparing"},
-    {"sweep"},
+    {"sweep", "commands"},
+    {"cli"},
+    {"__main__"},
     {""},
 )
 LAYERS = {name: row for row, names in enumerate(ROWS) for name in names}
@@ -83,8 +86,8 @@ def test_only_parallel_knows_the_devices():
 
 
 CONFIGS_IMPORT = (
-    "difflib", "configs.common", "configs.ibot", "configs.mae", "configs.moco", "configs.simmim",
-    "dppmask_jax.config", "dppmask_jax.tasks.checks",
+    "difflib", "dppmask_jax.config", "dppmask_jax.tasks.checks",
+    *(f"dppmask_jax.recipes.{name}" for name in ("common", "ibot", "mae", "moco", "simmim")),
 )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import tiny
 from absl import flags
-from ml_collections import config_flags
 
+from dppmask_jax import command as command_line
 from dppmask_jax import sweep
 from dppmask_jax.sweeps.grid import grid_points
 
@@ -20,7 +20,7 @@ PAGES = {
     **{path.name: path.read_text() for path in sorted((tiny.ROOT / "docs").glob("*.md"))},
 }
 # A line, with those that a backslash joins to it; or what stands between backquotes.
-COMMAND = re.compile(r"python -m dppmask_jax\.sweep (--config(?:\\\n|[^\n`])*)")
+COMMAND = re.compile(r"(?:python -m dppmask_jax\.|dppmask )sweep (--config(?:\\\n|[^\n`])*)")
 COMMANDS = [(page, found) for page, text in PAGES.items() for found in COMMAND.findall(text)]
 
 
@@ -39,7 +39,7 @@ def test_a_sweep_that_is_shown_would_start(command, monkeypatch):
     given = flags.FlagValues()
     evals = ("eval", *sweep._MORE)
     for name in ("config", *evals):
-        config_flags.DEFINE_config_file(name, flag_values=given, lock_config=True)
+        command_line.define_config_flag(name, "", flag_values=given)
     for name in ("grid", "workdir"):
         flags.DEFINE_string(name, None, "", flag_values=given)
     given(words)

@@ -1,6 +1,6 @@
 """Draws the figures of a training run.
 
-    python -m dppmask_jax.figures --workdir=RUN [--compare OTHER_RUN ...] [--images PATH ...]
+    dppmask figures --workdir=RUN [--compare OTHER_RUN ...] [--images PATH ...]
 
 does it for a finished or an imported run, and without --workdir for masks alone, see `untrained`.
 """
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv):
     parser = command.ArgumentParser(
-        prog="python -m dppmask_jax.figures",
+        prog=command.called("python -m dppmask_jax.figures"),
         description="Draws the figures and curves of a run or, without --workdir, random and DPP "
         "masks of an untrained embedding.",
     )

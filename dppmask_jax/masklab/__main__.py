@@ -1,6 +1,6 @@
 """Measures every way of masking on images whose foreground is known. Nothing is trained.
 
-    python -m dppmask_jax.masklab --source=SOURCE [--encoder=RUN] [--out=FOLDER]
+    dppmask masklab --source=SOURCE [--encoder=RUN] [--out=FOLDER]
 
 SOURCE is any data source that has foreground masks, such as `shapes`, saliency:ROOT, or a csv:FILE
 with a column `mask`. Every masker is measured with each of its variants; --strategy names some of
@@ -148,7 +148,8 @@ def _write(out: Path, report: dict[str, Any], figures: list) -> None:
 
 def _command(argv: Sequence[str] | None) -> str:
     words = sys.argv[1:] if argv is None else argv
-    return shlex.join(["python", "-m", "dppmask_jax.masklab", *map(str, words)])
+    start = command.called("python -m dppmask_jax.masklab").split()
+    return shlex.join([*start, *map(str, words)])
 
 
 if __name__ == "__main__":

@@ -27,14 +27,14 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
       InputError: an argument is out of range or does not fit the others.
     """
     first = command.ArgumentParser(add_help=False)
-    _add_masker(first)
+    add_masker(first)
     file = first.parse_known_args(argv)[0].masker
     if file:  # its settings are flags too
         own.load(file)
     args = _parser().parse_args(argv)
     fields = ways.fields()
     args.varied = {
-        name: [_value(name, fields[name], text) for text in getattr(args, name)]
+        name: [value_of(name, fields[name], text) for text in getattr(args, name)]
         for name in fields
         if getattr(args, name) is not None
     }
@@ -44,7 +44,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.ArgumentParser(
-        prog="python -m dppmask_jax.masklab",
+        prog=command.called("python -m dppmask_jax.masklab"),
         description="Measures every way of masking on images with foreground masks.",
     )
     add = parser.add_argument
@@ -53,19 +53,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--encoder", metavar="RUN", help="the run whose method shows what masks are drawn from")
     add("--out", type=Path, default=Path("masklab"), help="folder for what is written")
     add("--strategy", nargs="+", metavar="NAME", help="maskers beside random; default: all")
-    _add_masker(parser)
+    add_masker(parser)
     add("--ratio", type=float, nargs="+", default=[0.75], help="hidden, one table each")
     add("--images", type=int, default=300, help="evenly spread over the split; 0: all")
     add("--seeds", type=int, default=2, help="masks of each kind an image")
     add(
         "--image_size",
-        type=_pair,
+        type=pair,
         metavar="SIDE or H,W",
         help="in pixels; default: the run's, 64 for shapes, else 224",
     )
     add(
         "--patch_size",
-        type=_patch_size,
+        type=patch_size,
         metavar="SIDE or H,W",
         help="without --encoder; default: 8 for shapes, else 16",
     )
@@ -90,21 +90,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--almost", type=float, default=0.25, help="part of an object's fair share, see the page")
     settings = parser.add_argument_group("settings of maskers, one or several values each")
     for name, field in ways.fields().items():
-        settings.add_argument(f"--{name}", nargs="+", metavar="VALUE", help=_help(field))
+        settings.add_argument(f"--{name}", nargs="+", metavar="VALUE", help=help_of(field))
     return parser
 
 
-def _add_masker(parser) -> None:
+def add_masker(parser) -> None:
     parser.add_argument(
         "--masker", metavar="FILE", help="the config file that defines masks of your own"
     )
 
 
-def _help(field: Field) -> str:
+def help_of(field: Field) -> str:
     return f"{field.note}; {field.rule.allowed}; default: {field.default}".replace("%", "%%")
 
 
-def _value(name: str, field: Field, text: str):
+def value_of(name: str, field: Field, text: str):
     """The value that a flag's text means."""
     try:
         value = ast.literal_eval(text)
@@ -116,7 +116,7 @@ def _value(name: str, field: Field, text: str):
     raise InputError(f"--{name}={text}: it must be {field.rule.allowed}")
 
 
-def _pair(text: str) -> tuple[int, int]:
+def pair(text: str) -> tuple[int, int]:
     try:
         height, _, width = text.partition(",")
         return int(height), int(width or height)
@@ -124,8 +124,8 @@ def _pair(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not SIDE or HEIGHT,WIDTH") from error
 
 
-def _patch_size(text: str) -> PatchSize:
-    height, width = _pair(text)
+def patch_size(text: str) -> PatchSize:
+    height, width = pair(text)
     return height if height == width else (height, width)
 
 

@@ -1,6 +1,6 @@
 """One page from the results of evaluations and sweeps, next to the paper's figures.
 
-    python -m dppmask_jax.results FILE... --out results.md [--no_paper] [--keep FOLDER]
+    dppmask results FILE... --out results.md [--no_paper] [--keep FOLDER]
 
 FILE is an eval_TASK.json of eval.py or a sweep.json of dppmask_jax.sweep; --no_paper leaves the
 paper's rows, and what is said of them, out. The page says nothing of where the files lay; --keep
@@ -25,7 +25,7 @@ from dppmask_jax.results.records import keep, load
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the page; see the module's docstring."""
     parser = command.ArgumentParser(
-        prog="python -m dppmask_jax.results",
+        prog=command.called("python -m dppmask_jax.results"),
         description="Writes one page from results of evaluations and sweeps.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="eval_TASK.json or sweep.json")

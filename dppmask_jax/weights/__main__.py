@@ -1,7 +1,7 @@
 """Imports published weights as a run, and exports a run's weights.
 
-    python -m dppmask_jax.weights import FILE --format=FORMAT --workdir=DIR
-    python -m dppmask_jax.weights export WORKDIR FILE --format=FORMAT [--projection=FILE]
+    dppmask weights import FILE --format=FORMAT --workdir=DIR
+    dppmask weights export WORKDIR FILE --format=FORMAT [--projection=FILE]
 
 FORMAT of a published encoder, which becomes a run that is an encoder alone: dino, dinov2, deit3,
 moco-v3, ijepa, simmim, vit (transformers' ViTModel), timm; with --kind=encoder also mae and
@@ -25,17 +25,15 @@ if __name__ == "__main__":  # before what is missing is imported
     extras.require()
 
 from absl import flags
-from ml_collections import config_flags
 
 from dppmask_jax import command
 from dppmask_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file(
+_USUAL = "python -m dppmask_jax.weights"
+_CONFIG = command.define_config_flag(
     "config",
-    None,
-    "import: FILE[:key=value,...] of the run, its sizes apart; default: configs/mae.py, "
-    "configs/ibot.py or configs/eval.py:task=finetune, with dataset=imagenet1k and no images.",
-    lock_config=True,
+    "import: RECIPE[:key=value,...] of the run, its sizes apart; default: mae, ibot or "
+    "eval:task=finetune, with dataset=imagenet1k and no images.",
 )
 _FORMAT = flags.DEFINE_string("format", None, "What FILE is; see above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "import: the run to make.")
@@ -124,7 +122,7 @@ def _import_encoder(path: str) -> None:
     options = _options()
     made = import_weights(path, _FORMAT.value, _WORKDIR.value, None, options)
     height, width = made.config.image_size
-    evaluate = ["python", "eval.py", "--config=configs/eval.py:task=knn", _PLACEHOLDER,
+    evaluate = ["dppmask", "eval", "--config=eval:task=knn", _PLACEHOLDER,
                 f"--checkpoint={_WORKDIR.value}"]  # fmt: skip
     lines = [
         f"run         {_WORKDIR.value}: {made.config.label}, an encoder alone, "
@@ -221,7 +219,7 @@ def _numbers(flag, count: int, kind) -> tuple:
 
 def _classifier_commands(base: str, old, new) -> list[str]:
     """What can be done with an imported classifier."""
-    words = ["python", "eval.py", f"--config={base}"]
+    words = ["dppmask", "eval", f"--config={base}"]
     words += [word for word in sys.argv if word.startswith("--config.")]
     if new.model.pool != old.model.pool:
         words.append(f"--config.model.pool={new.model.pool}")
@@ -237,14 +235,14 @@ def _classifier_commands(base: str, old, new) -> list[str]:
 
 def _ibot_command(new) -> list[str]:
     """The command that pre-trains an iBOT from the encoder of an imported run."""
-    from configs import ibot
+    from dppmask_jax.recipes import ibot
     from dppmask_jax.weights.pretraining import local_size
 
     model = new.model
     recipe = ibot.get_config("dataset=imagenet1k")
     recipe.model.patch_size, recipe.image_size = model.patch_size, tuple(new.image_size)
     return [
-        "python", "train.py", f"--config=configs/ibot.py:dataset=imagenet1k,size={model.size}",
+        "dppmask", "train", f"--config=ibot:dataset=imagenet1k,size={model.size}",
         *(f"--config.model.{part}={model[part]}" for part in ("width", "depth", "heads", "mlp")
           if model.get(part) is not None),
         f"--config.model.patch_size={model.patch_size}",
@@ -260,10 +258,10 @@ def _pretraining_commands(base: str, old, new) -> list[str]:
     from dppmask_jax.fields import flatten
 
     images = [] if _has_images(new) else [_PLACEHOLDER]
-    evaluate = ["python", "eval.py", "--config=configs/eval.py:task=knn", *images,
+    evaluate = ["dppmask", "eval", "--config=eval:task=knn", *images,
                 f"--checkpoint={_WORKDIR.value}"]  # fmt: skip
     before = flatten(old)
-    train = ["python", "train.py", f"--config={base}"]
+    train = ["dppmask", "train", f"--config={base}"]
     # What was typed here is in the config before.
     train += [word for word in sys.argv if word.startswith("--config.")]
     train += [
@@ -335,9 +333,9 @@ def _as_encoder(format_name: str, kind: str | None, words: list[str]) -> bool:
 
 def _default_config(format_name: str) -> str:
     if format_name == "mae-finetuned":
-        return "configs/eval.py:task=finetune,dataset=imagenet1k"
+        return "eval:task=finetune,dataset=imagenet1k"
     method = "ibot" if format_name.startswith("ibot") else "mae"
-    return f"configs/{method}.py:dataset=imagenet1k"
+    return f"{method}:dataset=imagenet1k"
 
 
 def _option(name: str, words: list[str]) -> str:
@@ -349,9 +347,14 @@ def _option(name: str, words: list[str]) -> str:
     return ""
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Imports or exports as the command line says."""
     try:
         sys.argv[1:] = _with_default_config([_underscored(word) for word in sys.argv[1:]])
     except InputError as error:
         command.fail(error)
-    command.run(main)
+    command.run(main, _USUAL, __doc__)
+
+
+if __name__ == "__main__":
+    run()

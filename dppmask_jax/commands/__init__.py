@@ -1,0 +1,1 @@
+"""What the commands `train`, `eval`, `masks` and `show-config` read from the command line."""

@@ -1,0 +1,28 @@
+"""The command that lists the recipes of --config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dppmask_jax import command, recipes
+from dppmask_jax.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a line for each recipe, or all that one says of itself."""
+    parser = command.ArgumentParser(
+        prog=command.called("python -m dppmask_jax recipes"),
+        description="Lists what --config takes by name: dppmask recipes, or dppmask recipes mae.",
+    )
+    parser.add_argument("name", nargs="?", help="the recipe whose arguments are to be explained")
+    name = parser.parse_args(argv).name
+    known = recipes.names()
+    if name is None:
+        width = max(map(len, known))
+        for each in known:
+            print(f"{each:{width}}  {recipes.about(each).splitlines()[0]}")
+        print("\n`dppmask recipes NAME` explains its arguments.")
+    elif name in known:
+        print(recipes.about(name))
+    else:
+        raise InputError(f"there is no recipe {name!r}; known: {', '.join(known)}")
