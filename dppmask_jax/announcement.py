@@ -111,9 +111,9 @@ def next_steps(config, folder, probed: bool, method) -> list[str]:
     ideas = []
     masker = own.flag(config.mask) if method.masks else ""
     if method.masks or method.restore:
-        ideas.append(f"python -m dppmask_jax.figures --workdir={folder}{masker} --images YOUR.jpg")
+        ideas.append(f"dppmask figures --workdir={folder}{masker} --images YOUR.jpg")
     if probed:
-        ideas.append(f"python eval.py --config=configs/eval.py:task=linear --checkpoint={folder}")
+        ideas.append(f"dppmask eval --config=eval:task=linear --checkpoint={folder}")
     if method.masks:
         other = "random" if config.mask.strategy != "random" else "dpp"
         # Masks that have a recipe of their own are taken by the config's argument.
@@ -124,7 +124,7 @@ def next_steps(config, folder, probed: bool, method) -> list[str]:
         )
         ideas.append(
             f"train with {how}, in another --workdir, and compare: "
-            f"python -m dppmask_jax.figures --workdir={folder}{masker} --compare OTHER"
+            f"dppmask figures --workdir={folder}{masker} --compare OTHER"
         )
     if config.data.source.startswith("shapes") and kind.recipes:
         ideas.append(

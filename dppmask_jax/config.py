@@ -92,9 +92,9 @@ def fields_for(config) -> dict[str, Field]:
     if "task" in config:
         recipes = (recipe for kind in METHODS.values() for recipe in kind.recipes)
         raise InputError(
-            f"config.task={config['task']} is for eval.py, which also goes on training a "
-            f"classifier: python eval.py --config=configs/eval.py:task={config['task']} "
-            f"--checkpoint=RUN; train.py takes {' and '.join(recipes)}"
+            f"config.task={config['task']} is for eval, which also goes on training a "
+            f"classifier: dppmask eval --config=eval:task={config['task']} --checkpoint=RUN; "
+            f"train takes {' and '.join(recipes)}"
         )
     method = config.get("method")
     if not isinstance(method, str) or method not in METHODS:

@@ -22,9 +22,9 @@ _ORDER = ("", "data", "model", "mask", "loss", "teacher", "optim", "checkpoint",
 _DOCS = """\
 # Fields of the configs
 
-`--config.NAME=VALUE` sets a field. `python train.py --config=FILE --show_config` prints those of a
-config with their values, as does `eval.py`. The recipes in `configs/` set what differs from the
-defaults. A recipe of your own is a Python file:
+`--config.NAME=VALUE` sets a field. `dppmask show-config --config=RECIPE` prints those of a config
+with their values. The recipes set what differs from the defaults. One of your own is a Python
+file:
 
 ```python
 from dppmask_jax import config as pretraining

@@ -128,7 +128,7 @@ def _encoder_of(config, method):
     if "positions" in run.encoder and not learned:
         raise InputError(
             f"config.init_from={config.init_from} has {run.name} encoder, which learned its "
-            f"positions; those of {config.method} are fixed: use --config=configs/ibot.py"
+            f"positions; those of {config.method} are fixed: use --config=ibot"
         )
     of_one_grid = learned or method.encoder.options.get("relative")
     if not fits or (of_one_grid and tuple(run.config.image_size) != tuple(config.image_size)):
@@ -159,7 +159,7 @@ def _check_options(config, run: Run, method) -> None:
         words = [", ".join(f"{name}={pair[i]!r}" for name, *pair in differ) for i in (0, 1)]
         raise InputError(
             f"config.init_from={config.init_from} has {run.name} encoder with {words[0]}, and that "
-            f"of {config.method} has {words[1]}: it does not start from this one, which eval.py "
+            f"of {config.method} has {words[1]}: it does not start from this one, which eval "
             "takes as it is"
         )
 

@@ -4,10 +4,11 @@
     dppmask sweep --config=mae:dataset=shapes --eval=eval:task=linear --workdir=runs/sweep \\
         --grid="mask.ratio=0.5,0.6,0.75 mask.tau=0.85,0.9,1.0"
 
---config and --eval are those of train.py and eval.py, with overrides such as --config.epochs=5.0
-and --eval.solver=ridge. The grid gives fields of --config, each with its values between commas:
-numbers, words, or any Python literal, such as mask.ratio=(0.0,0.5),(0.0,0.7) for iBOT. A tau of 1
-is random masking. Points that differ in `seed` alone are averaged in the figure.
+--config and --eval are the --config of `dppmask train` and of `dppmask eval`, with overrides such
+as --config.epochs=5.0 and --eval.solver=ridge. The grid gives fields of --config, each with its
+values between commas: numbers, words, or any Python literal, such as
+mask.ratio=(0.0,0.5),(0.0,0.7) for iBOT. A tau of 1 is random masking. Points that differ in `seed`
+alone are averaged in the figure.
 
 Several evaluations of each point are --eval, --eval2, --eval3 and so on up to --eval6, each with
 overrides of its own, such as
@@ -16,8 +17,8 @@ overrides of its own, such as
 
 The figure has a panel for each; the first stands for the point where there is room for one.
 
-WORKDIR receives a folder for each point, which train.py and eval.py can work in as well, sweep.json
-and figures/sweep.png. The same command goes on where it was interrupted, and so does one with more
+WORKDIR receives a folder for each point, which these commands can work in as well, sweep.json and
+figures/sweep.png. The same command goes on where it was interrupted, and so does one with more
 values in the grid, further evaluations or other seeds of them; what is finished is left alone.
 """
 

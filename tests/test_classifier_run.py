@@ -369,8 +369,8 @@ def test_what_a_classifier_cannot_do_is_said_in_one_line(imported, mae_run, tmp_
         (lambda: evaluate.evaluate(tiny.evaluation("task=reconstruct"), imported, tmp_path / "new"),
          "a classifier run reconstructs no pixels"),
         (lambda: figures.main([f"--workdir={imported}"]), "masks nothing"),
-        (lambda: pretrain.train(into_mae, tmp_path / "new"), "configs/ibot.py"),
-        (lambda: check(tiny.evaluation("task=finetune")), "config.task=finetune is for eval.py"),
+        (lambda: pretrain.train(into_mae, tmp_path / "new"), "use --config=ibot"),
+        (lambda: check(tiny.evaluation("task=finetune")), "config.task=finetune is for eval,"),
         (lambda: found(imported, tmp_path / "new", data__source=""), "say where the images are"),
         (lambda: found(mae_run, tmp_path / "new", epochs=0.0), "an MAE run, which has none"),
         (lambda: found(few, tmp_path / "new", epochs=0.0), "4 classes there, 9 here"),
@@ -534,5 +534,5 @@ def test_the_commands_that_an_import_prints_run(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     done = tiny.run([sys.executable, "train.py", "--config=configs/eval.py:task=finetune",
                      f"--workdir={tmp_path / 'new'}"])  # fmt: skip
-    assert done.returncode == 2 and "python eval.py" in done.stderr
+    assert done.returncode == 2 and "dppmask eval" in done.stderr
     assert len(done.stderr.splitlines()) == 1

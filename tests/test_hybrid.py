@@ -309,7 +309,7 @@ def test_a_separate_view_is_that_of_the_single_method():
         ("config.hybrid.weight=1.5 is not allowed", "", {"hybrid.weight": 1.5}),
         ("config.hybrid.weight_end=-0.1", "", {"hybrid.weight_end": -0.1}),
         ("config.hybrid.mim='ibot'", "", {"hybrid.mim": "ibot"}),
-        ("use 'vit', or configs/moco.py", "", RESNET),
+        ("use 'vit', or --config=moco", "", RESNET),
         ("decoder_width=30", "", {"model.decoder_width": 30}),
         ("leaves no visible patch", "mim=simmim", {"mask.ratio": 0.99}),
     ],

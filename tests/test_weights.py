@@ -555,7 +555,7 @@ def test_positions_that_an_mae_cannot_have(encoder_file, tmp_path):
     tensors, save = encoder_file
     tensors["pos_embed"][0, 5, 5] += 2e-4
     refused(save(tensors), "mae", tmp_path / "run", "pos_embed is not the sine-cosine",
-            "an MAE", "0.0002", "configs/ibot.py", options=DECODER)  # fmt: skip
+            "an MAE", "0.0002", "--config=ibot", options=DECODER)  # fmt: skip
     # 4x6 patches taken for 6x4 ones.
     tensors["pos_embed"][0, 5, 5] -= 2e-4
     refused(save(tensors), "mae", tmp_path / "run", "of 6x4 patches",
@@ -712,7 +712,7 @@ def test_a_format_that_does_not_fit(mae, ibot, tmp_path):
     path = export_weights(ibot, tmp_path / "a.safetensors", "ibot-teacher")
     refused(path, "mae", run, "not of --format=mae", "backbone. (54), head. (10)", "ibot-teacher",
             "--strip_prefix=backbone.")  # fmt: skip
-    refused(path, "ibot-teacher", run, "--config=configs/ibot.py")
+    refused(path, "ibot-teacher", run, "--config=ibot")
     refused(path, "hf", run, "has a decoder", "hf-encoder", method="ibot")
     refused(path, "ibot-teacher", run, "lengths of their own", "norm_last_layer=False",
             method="ibot", model__norm_last_layer=True)  # fmt: skip
@@ -722,7 +722,7 @@ def test_a_format_that_does_not_fit(mae, ibot, tmp_path):
     assert "it looks like hf or hf-encoder" in str(refusal.value)
     assert "--strip_prefix" not in str(refusal.value)  # what it would take is no whole encoder
     path = export_weights(ibot, tmp_path / "b.safetensors", "mae")
-    refused(path, "mae", run, "learned", "configs/ibot.py", options=DECODER)
+    refused(path, "mae", run, "learned", "--config=ibot", options=DECODER)
     for folder, format_name, words in (
         (ibot, "mae-full", "is a run of ibot, which --format=mae-full does not fit; use mae |"),
         (mae, "ibot", "is a run of mae"),
@@ -885,8 +885,8 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(method, format_name, tm
 
     # As it is printed.
     evaluation = done.stdout.partition("evaluate")[2].split("\n")[0].split()
-    assert evaluation[:2] == ["python", "eval.py"] and evaluation[-1] == f"--checkpoint={run}"
-    done = tiny.run([sys.executable, *evaluation[1:], "--config.k=(5,)"])
+    assert evaluation[:2] == ["dppmask", "eval"] and evaluation[-1] == f"--checkpoint={run}"
+    done = tiny.run([sys.executable, "-m", "dppmask_jax", *evaluation[1:], "--config.k=(5,)"])
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "eval_knn.json").read_text())["checkpoint"]["step"] == 0
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
@@ -912,12 +912,12 @@ def test_the_printed_commands_say_where_images_are_wanted(mae, tmp_path):
     assert "fresh       optimiser, decoder" in done.stdout and "tfds:" not in done.stdout
     assert "PATH stands for a folder of your images" in done.stdout
     assert json.loads((run / "config.json").read_text())["data"]["source"] == ""
-    for line in re.findall(r"python (.*folder:PATH.*)", done.stdout):
+    for line in re.findall(r"dppmask (.*folder:PATH.*)", done.stdout):
         words = shlex.split(line.replace("folder:PATH", "shapes:size=16,train=40,val=24"))
-        assert words[0] in ("eval.py", "train.py")
-        small = {"train.py": ["--config.batch_size=8", "--config.epochs=0.2",
+        assert words[0] in ("eval", "train")
+        small = {"train": ["--config.batch_size=8", "--config.epochs=0.2",
                               "--config.optim.warmup_epochs=0",
                               "--config.evaluate.figure_images=0"],
-                 "eval.py": ["--config.k=(5,)"]}[words[0]]  # fmt: skip
-        ran = tiny.run([sys.executable, *words, *small])
+                 "eval": ["--config.k=(5,)"]}[words[0]]  # fmt: skip
+        ran = tiny.run([sys.executable, "-m", "dppmask_jax", *words, *small])
         assert ran.returncode == 0, ran.stderr

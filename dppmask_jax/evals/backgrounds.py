@@ -45,7 +45,7 @@ FIELDS = {
         "ridge",
         one_of("ridge", "finetune", "linear", "own"),
         "ridge: on frozen features, at once; own: the checkpoint's head, where it is a classifier; "
-        "finetune, linear: of a training that eval.py finished in the same workdir",
+        "finetune, linear: of a training that eval finished in the same workdir",
     ),
     "classifier_seed": Field(0, whole(0), "seed of that training"),
     "mapping": Field(

@@ -253,7 +253,7 @@ KIND = MethodKind(
     "ADIOS",
     FIELDS,
     check,
-    recipes=("configs/adios.py",),
+    recipes=("adios",),
     masks=False,
     # Its masks are learned, so that all that teaches them counts.
     loss_fields=("masks.", *moco.LOSS_FIELDS),

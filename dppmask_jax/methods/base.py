@@ -182,7 +182,7 @@ class MethodKind(NamedTuple):
     pixels come from none."""
 
     recipes: tuple[str, ...] = ()
-    """Config files that train it."""
+    """Recipes that train it, by their names."""
 
     masks: bool = True
     """Whether it draws masks: `config.mask` then has the strategy and the fields of `MASKERS`."""

@@ -78,7 +78,7 @@ def check(config) -> None:
         if any(getattr(encoder, part) is None for part in kind.encoder):
             raise InputError(
                 f"config.model.encoder={config.model.encoder!r} cannot hide patches as "
-                f"{kind.label} does: use 'vit', or configs/moco.py, which hides none"
+                f"{kind.label} does: use 'vit', or --config=moco, which hides none"
             )
         kind.check(config)
     if weights != (0.0, 0.0):
@@ -258,7 +258,7 @@ KIND = MethodKind(
     check,
     gives=mae.KIND.gives,
     shown_by=simmim.KIND.shown_by,
-    recipes=("configs/hybrid.py",),
+    recipes=("hybrid",),
     targets=True,
     loss_fields=("hybrid.", *moco.LOSS_FIELDS),
     mask_recipes=mae.KIND.mask_recipes,

@@ -321,7 +321,7 @@ KIND = MethodKind(
     ibot_fields.check,
     gives=frozenset({"features", "attention", *masking.WITH_IMAGES}),
     shown_by={"attention": "attended"},
-    recipes=("configs/ibot.py", "configs/dino.py"),
+    recipes=("ibot", "dino"),
     encoder=("hides",),
     loss_fields=tuple(name for name in ibot_fields.FIELDS if name.startswith("data.")),
     mask_recipes=ibot_masks.RECIPES,

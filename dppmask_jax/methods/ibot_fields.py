@@ -148,5 +148,5 @@ def check(config) -> None:
         config.epochs,
         {"optim.freeze_last_layer_epochs": frozen},
         below=True,
-        scaled_by="configs/ibot.py:epochs=N",
+        scaled_by="ibot:epochs=N",
     )

@@ -168,7 +168,7 @@ KIND = MethodKind(
     check,
     gives=frozenset({"features", "attention", "hardness", *masking.WITH_IMAGES}),
     shown_by={"attention": "attended"},
-    recipes=("configs/mae.py",),
+    recipes=("mae",),
     encoder=("blocks",),
     targets=True,
     mask_recipes=single_view.MASK_RECIPES,

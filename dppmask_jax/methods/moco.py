@@ -128,7 +128,7 @@ KIND = MethodKind(
     "MoCo v3",
     FIELDS,
     contrast.check,
-    recipes=("configs/moco.py",),
+    recipes=("moco",),
     masks=False,
     loss_fields=LOSS_FIELDS,
 )

@@ -235,6 +235,6 @@ KIND = MethodKind(
     check,
     gives=mae.KIND.gives - {"hardness"},
     shown_by=mae.KIND.shown_by,
-    recipes=("configs/overlay.py",),
+    recipes=("overlay",),
     targets=True,
 )

@@ -251,7 +251,7 @@ KIND = MethodKind(
     single_view.check,
     gives=frozenset({"features", "attention", "hardness", *masking.WITH_IMAGES}),
     shown_by={"features": "embed", "attention": "attended"},
-    recipes=("configs/simmim.py",),
+    recipes=("simmim",),
     encoder=("hides",),
     targets=True,
     mask_recipes=MASK_RECIPES,

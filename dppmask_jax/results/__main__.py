@@ -2,7 +2,7 @@
 
     dppmask results FILE... --out results.md [--no_paper] [--keep FOLDER]
 
-FILE is an eval_TASK.json of eval.py or a sweep.json of dppmask_jax.sweep; --no_paper leaves the
+FILE is an eval_TASK.json of an evaluation or a sweep.json of a sweep; --no_paper leaves the
 paper's rows, and what is said of them, out. The page says nothing of where the files lay; --keep
 also writes a copy of each FILE, without the paths of this machine.
 """

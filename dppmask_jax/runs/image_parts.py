@@ -65,7 +65,7 @@ def of_source(num_parts: int, source: Source) -> Source:
         return dataclasses.replace(source, extras=extras)
     raise InputError(
         f"{where}: the data set of {source.name(0)} has neither segments nor foreground masks; "
-        "name an .npy that python -m dppmask_jax.part_maps makes"
+        "name an .npy that dppmask part-maps makes"
     )
 
 

@@ -304,7 +304,7 @@ def load_run(
     if kind_of(config) is None:
         raise InputError(
             f"the checkpoint in {workdir} is neither a pre-training run nor a fine-tuning; name a "
-            "workdir that train.py wrote, or the seed-N folder of a fine-tuning"
+            "workdir that train wrote, or the seed-N folder of a fine-tuning"
         )
     run = Run(
         config,

@@ -82,7 +82,7 @@ def _check_known(config, fields) -> None:
     for field in fields:
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "train.py --show_config lists them"
+            hint = f"did you mean {near[0]}?" if near else "dppmask show-config lists them"
             raise InputError(f"--grid: unknown config field {field!r}; {hint}")
 
 

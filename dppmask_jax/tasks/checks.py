@@ -63,7 +63,7 @@ def check(config) -> None:
         fields.check_lengths(
             config.epochs,
             {name: values[name] for name, field in allowed.items() if field.in_epochs},
-            scaled_by=f"configs/eval.py:task={task},epochs=N",
+            scaled_by=f"eval:task={task},epochs=N",
         )
     TASKS[task].check_fields(config)
     if config.projection and (because := TASKS[task].unprojected(config)):
@@ -80,5 +80,5 @@ def _check_train(task: str, values) -> None:
         if foreign:
             raise InputError(
                 f"config.train={values['train']} has other fields than {other}; write "
-                f"--config=configs/eval.py:task={task},train={values['train']}"
+                f"--config=eval:task={task},train={values['train']}"
             )

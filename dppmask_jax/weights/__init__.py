@@ -1,1 +1,1 @@
-"""Published weights in, and a run's weights out: `python -m dppmask_jax.weights --help`."""
+"""Published weights in, and a run's weights out: `dppmask weights --help`."""

@@ -11,7 +11,8 @@ FORMAT of a run to go on training: mae (encoder only), mae-full, mae-finetuned (
 its head), hf, hf-encoder (transformers' ViTMAE), timm (vit_*_patch16, with a --config),
 ibot-teacher, ibot-student or ibot. FILE is .safetensors or .pth, or the index of its shards; for
 formats of transformers a folder with them and config.json. What is imported is evaluated with
-eval.py; train.py goes on training it, eval.py a classifier. See docs/weights.md.
+`dppmask eval`; `dppmask train` goes on training it, `dppmask eval` a classifier. See
+docs/weights.md.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def _options():
 
     if _PROJECTION.present:
         raise InputError(
-            "--projection is for export; a run is used with one by load_encoder and eval.py"
+            "--projection is for export; a run is used with one by load_encoder and eval"
         )
     if not _WORKDIR.value:
         raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")

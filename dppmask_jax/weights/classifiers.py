@@ -19,12 +19,12 @@ def check(config, form: names.Format, format_name: str, options: Options) -> Non
     if config.task != "finetune":
         raise InputError(
             f"--config is one for task={config.task}; a classifier takes "
-            "configs/eval.py:task=finetune, other runs configs/mae.py or configs/ibot.py"
+            "eval:task=finetune, other runs mae or ibot"
         )
     if form.holds != "classifier":
         raise InputError(
             f"--format={format_name} has no classifier, which --config is for; use mae-finetuned, "
-            "or configs/mae.py or configs/ibot.py"
+            "or --config=mae or --config=ibot"
         )
     if options.allow_missing:
         raise InputError(

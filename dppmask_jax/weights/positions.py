@@ -33,7 +33,7 @@ def check_fixed(positions, wanted, grid, name: str, spacing: float, label: str) 
             f"{name} is not the sine-cosine table that {label} has for a grid of {rows}x{columns} "
             f"patches (it differs by up to {difference:.3g}): if the grid is another, add "
             "--image_size=HEIGHT,WIDTH; if the positions were learned, add "
-            "--config=configs/ibot.py --allow_missing=head, whose encoder learns its own"
+            "--config=ibot --allow_missing=head, whose encoder learns its own"
         )
 
 

@@ -22,18 +22,18 @@ from dppmask_jax.words import with_article
 def check(config, form: names.Format, format_name: str, options: Options) -> None:
     """Raises InputError unless a config and a format go together."""
     if config.get("method") not in METHODS:
-        raise InputError("--config names no config of a run; use configs/mae.py or configs/ibot.py")
+        raise InputError("--config names no config of a run; use mae or ibot")
     architecture.check_plain(f"--config of {config.method}", config, format_name)
     label = with_article(METHODS[config.method].label)
     if form.holds == "classifier" and architecture.has_fixed_positions(config):
         raise InputError(
             f"the encoder of --format={format_name} learned its positions, and that of {label} "
             "here has fixed ones; leave --config out to make a classifier, or add "
-            "--config=configs/ibot.py --drop=head,fc_norm --allow_missing=head,norm"
+            "--config=ibot --drop=head,fc_norm --allow_missing=head,norm"
         )
     of_ibot = form.holds in ("teacher", "student", "both")
     if of_ibot and config.method != "ibot":
-        raise InputError(f"--format={format_name} makes an iBOT run; add --config=configs/ibot.py")
+        raise InputError(f"--format={format_name} makes an iBOT run; add --config=ibot")
     if form.holds == "autoencoder" and config.method != "mae":
         raise InputError(
             f"--format={format_name} has a decoder, which {label} run has not; use "
@@ -54,7 +54,7 @@ def adapted(config, found: sizes.Sizes, file: File, options: Options):
         raise InputError(
             f"--resize_positions is for learned positions, and {label} trains with the fixed "
             f"ones of its grid: import it for its own {height}x{width}, and say the other size "
-            "where it is used: load_encoder(..., image_size=), or --config.image_size of eval.py"
+            "where it is used: load_encoder(..., image_size=), or --config.image_size of eval"
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
