@@ -1,9 +1,11 @@
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 import dppmask_jax
+from dppmask_jax import extras
 
 ROOT = Path(dppmask_jax.__file__).parent
 
@@ -63,6 +65,28 @@ def test_a_file_imports_only_from_lower_layers(path, parts):
     assert name in LAYERS, f"give {name} a layer"
     for imported in project_imports(path):
         assert imported == name or LAYERS[imported] < LAYERS[name], f"{name} imports {imported}"
+
+
+def imported_at_once(body):
+    """First parts of the names that statements import when they are run, not in a function, and
+    not for a type checker alone."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from imported_at_once(node.orelse)
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for part in ("body", "orelse", "finalbody"):
+                yield from imported_at_once(getattr(node, part, ()))
+
+
+def test_what_is_imported_at_once_is_what_the_extra_installs():
+    known = {*sys.stdlib_module_names, *extras.MODULES, "dppmask_jax", "etils"}  # orbax has etils
+    for path, _ in MODULES:
+        found = set(imported_at_once(ast.parse(path.read_text()).body)) - known
+        assert not found, f"{path} imports {found}: in a function, or name it in pyproject.toml"
 
 
 def test_only_parallel_knows_the_devices():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from dppmask_jax import parallel
 from dppmask_jax.losses import contrastive
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _MANY_STEPS = 100  # of collapse before there is a warning
 _LEAST_SPREAD = 0.1
