@@ -8,6 +8,7 @@ from pathlib import Path
 from dppmask_jax.errors import InputError
 from dppmask_jax.evaluating import parts, records
 from dppmask_jax.evaluating.subjects import Subject, opened, subjects
+from dppmask_jax.runs import encoder_files
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.tasks import TASKS, checks
 
@@ -28,14 +29,15 @@ def evaluate_all(
       InputError: as for `evaluate`, for any of the runs; none was evaluated.
     """
     checks.check(config)
-    folders = [Path(checkpoint) for checkpoint in checkpoints]
+    paths = [Path(checkpoint) for checkpoint in checkpoints]
     if TASKS[config.task].together:
-        return [parts.evaluate(config, folders, workdir, command)]
+        return [parts.evaluate(config, paths, workdir, command)]
     if workdir:
         raise InputError("--workdir takes the result of one --checkpoint; leave it out for several")
+    folders = [encoder_files.results_of(path) for path in paths]
     for folder in folders:
         workdir_files.check_folder(folder)
-    chosen = subjects(config, folders, folders)
+    chosen = subjects(config, paths, folders)
     for subject in chosen:
         opened(subject)
     return _each(chosen, command)
@@ -46,8 +48,10 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
 
     Args:
       config: a config such as configs/eval.py makes.
-      checkpoint: the workdir of a pre-training run, or the folder of a fine-tuning.
-      workdir: where the result is written; "" is the checkpoint's own.
+      checkpoint: the workdir of a pre-training run, the folder of a fine-tuning, the file of an
+        encoder alone or "zoo:NAME".
+      workdir: where the result is written; "" is the checkpoint's own, see
+        `encoder_files.results_of`.
       command: what was typed, to be written down.
 
     Returns:
@@ -62,7 +66,7 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
     checks.check(config)
     if TASKS[config.task].together:
         return parts.evaluate(config, [Path(checkpoint)], workdir, command)
-    folder = Path(workdir or checkpoint)
+    folder = Path(workdir or encoder_files.results_of(checkpoint))
     workdir_files.check_folder(folder)
     chosen = subjects(config, [Path(checkpoint)], [folder])
     if len(chosen) > 1:

@@ -60,6 +60,8 @@ def test_patches_are_selected():
 def test_images_are_encoded(run_folder):
     features = example("encode").main(run_folder)
     assert features["cls"].shape == (4, 96) and features["patches"].shape == (4, 16, 96)
+    features = example("encode").main()
+    assert features["cls"].shape == (4, 96) and features["patches"].shape == (4, 64, 96)
 
 
 def test_encoder_says_what_it_is_and_refuses_other_sizes(run_folder):

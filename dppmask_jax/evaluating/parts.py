@@ -23,7 +23,7 @@ from dppmask_jax.evaluating.subjects import (
     say,
     subjects,
 )
-from dppmask_jax.runs import comparable
+from dppmask_jax.runs import comparable, encoder_files
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.tasks import TASKS, checks
 from dppmask_jax.words import count
@@ -71,8 +71,8 @@ def evaluate(
         the parts.
     """
     together = TASKS[config.task].together
-    home = Path(workdir or checkpoints[0])
-    folders = list(checkpoints)
+    folders = [encoder_files.results_of(checkpoint) for checkpoint in checkpoints]
+    home = Path(workdir or folders[0])
     if workdir:
         several = len(checkpoints) > 1
         folders = [home / name if several else home for name in comparable.labels(checkpoints)]

@@ -26,7 +26,7 @@ from dppmask_jax.figures.images import read_images
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.masking import own
 from dppmask_jax.patches import PatchSize, sides, size_name
-from dppmask_jax.runs import comparable, soft_masks
+from dppmask_jax.runs import comparable, encoder_files, soft_masks
 from dppmask_jax.runs.image_sizes import checked_image_size
 from dppmask_jax.runs.run import load_run
 
@@ -135,7 +135,7 @@ def _of_images(args) -> list[Path]:
 def _of_run(args) -> list[Path]:
     """Draws what a run can show, and its curves."""
     workdir = Path(args.workdir)
-    out_dir = Path(args.out) if args.out else workdir / "figures"
+    out_dir = Path(args.out or encoder_files.results_of(workdir) / "figures")
     if args.masker:
         own.load(args.masker)
     run = load_run(workdir, image_size=args.image_size)

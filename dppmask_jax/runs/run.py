@@ -21,7 +21,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.methods import METHODS, supervised
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models import encoders
-from dppmask_jax.runs import checkpoint, image_parts, proposed
+from dppmask_jax.runs import checkpoint, encoder_files, image_parts, proposed
 from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.image_sizes import as_used, checked_images, resized
@@ -288,7 +288,8 @@ def load_run(
 
     Args:
       workdir: what train.py wrote, the `eval_finetune/seed-N` of a fine-tuning, or what
-        `dppmask_jax.weights` imported.
+        `dppmask_jax.weights` imported; or a file of an encoder alone, or "zoo:NAME", one that comes
+        with the package, see `encoder_files`.
       image_size, dtype: see `Run`.
       projection: the file of one, such as soap.safetensors of task soap.
 
@@ -297,7 +298,7 @@ def load_run(
         belongs to another encoder; or see `Run`.
     """
     if step is None:
-        meta, state, step = checkpoint.read_newest(workdir)
+        meta, state, step = encoder_files.newest(workdir)
     else:
         meta, state, step = checkpoint.read(workdir, step)
     config = workdir_files.from_json(meta.get("config", {}))

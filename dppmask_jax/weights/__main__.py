@@ -11,14 +11,15 @@ FORMAT of a run to go on training: mae (encoder only), mae-full, mae-finetuned (
 its head), hf, hf-encoder (transformers' ViTMAE), timm (vit_*_patch16, with a --config),
 ibot-teacher, ibot-student or ibot. FILE is .safetensors or .pth, or the index of its shards; for
 formats of transformers a folder with them and config.json. What is imported is evaluated with
-`dppmask eval`; `dppmask train` goes on training it, `dppmask eval` a classifier. See
-docs/weights.md.
+`dppmask eval`; `dppmask train` goes on training it, `dppmask eval` a classifier. Export with
+--format=encoder makes a file that stands for a run of its encoder alone. See docs/weights.md.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 
 from dppmask_jax import extras
 
@@ -61,6 +62,10 @@ _OF_METHODS = ("mae", "hf-encoder", "timm")  # formats that a run of a method is
 _PROJECTION = flags.DEFINE_string(
     "projection", None, "export: soap.safetensors of task soap; it becomes the head."
 )
+_PRECISION = flags.DEFINE_enum(
+    "precision", "float32", ["float32", "float16"], "export, format encoder: of its numbers."
+)
+_FILE = "encoder"  # the format of `runs.encoder_files`
 _PLACEHOLDER = "--config.data.source=folder:PATH"
 
 
@@ -76,13 +81,22 @@ def main(argv):
         raise InputError(f"{words[0]} takes other arguments: {usage}")
     if _FORMAT.value in REFUSED:
         raise InputError(f"--format={_FORMAT.value}: {REFUSED[_FORMAT.value]}")
-    allowed = names.FORMATS if words[0] == "export" else {**names.FORMATS, **FAMILIES}
+    if words[0] == "import" and _FORMAT.value == _FILE:
+        raise InputError(
+            f"--format={_FILE} needs no import: name {words[1]} as the run, as in --checkpoint="
+        )
+    allowed = [*names.FORMATS, *(FAMILIES if words[0] == "import" else [_FILE])]
     if _FORMAT.value not in allowed:
+        allowed = dict.fromkeys(allowed)  # some are of both
         raise InputError(f"--format={_FORMAT.value or ''} is not allowed: {' | '.join(allowed)}")
+    if _PRECISION.present and _FORMAT.value != _FILE:
+        raise InputError(f"--precision is for export with --format={_FILE}; others are float32")
     if words[0] == "import" and _as_encoder(_FORMAT.value, _KIND.value, sys.orig_argv):
         _import_encoder(words[1])
     elif words[0] == "import":
         _import(words[1])
+    elif _FORMAT.value == _FILE:
+        _export_encoder(*words[1:])
     else:
         _export(*words[1:])
 
@@ -184,14 +198,7 @@ def _options():
 def _export(folder: str, path: str) -> None:
     from dppmask_jax.weights.exporting import PROJECTED, export_weights, loaded_by
 
-    only_import = [
-        flag.name
-        for flag in (_WORKDIR, _IMAGE_SIZE, _HEADS, _DECODER_HEADS, _EPSILON, _ALLOW_MISSING, _DROP,
-                     _STRIP, _MEAN, _STD, _CONFIG, _KIND)
-        if flag.present
-    ]  # fmt: skip
-    if only_import:
-        raise InputError(f"--{only_import[0]} is for import; export takes its sizes from the run")
+    _check_export()
     resize = _numbers(_RESIZE, 2, int) or None
     projection = _PROJECTION.value
     lines = [str(export_weights(folder, path, _FORMAT.value, resize, projection))]
@@ -203,6 +210,40 @@ def _export(folder: str, path: str) -> None:
             "model.head(model.forward_features(images)[:, 1:])",
         ]
     print("\n".join(line for line in lines if line), flush=True)
+
+
+def _export_encoder(folder: str, path: str) -> None:
+    """Writes the encoder of a run into a file that stands for a run."""
+    from dppmask_jax.runs import encoder_files
+    from dppmask_jax.runs.run import load_run
+    from dppmask_jax.weights import files
+
+    _check_export()
+    if given := [flag.name for flag in (_RESIZE, _PROJECTION) if flag.present]:
+        raise InputError(
+            f"--{given[0]} does not go with --format={_FILE}: load_encoder and eval.py take a size "
+            "and a projection beside the file"
+        )
+    target = Path(path)
+    files.check_target(target, folder=False)
+    if target.suffix != encoder_files.SUFFIX:
+        raise InputError(f"{path}: --format={_FILE} is a {encoder_files.SUFFIX} file; name one")
+    run = load_run(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    encoder_files.write(target, run, _PRECISION.value)
+    print(f"{path}\ndppmask_jax.load_encoder({path!r})", flush=True)
+
+
+def _check_export() -> None:
+    """Raises InputError where a flag is given that says nothing to an export."""
+    only_import = [
+        flag.name
+        for flag in (_WORKDIR, _IMAGE_SIZE, _HEADS, _DECODER_HEADS, _EPSILON, _ALLOW_MISSING, _DROP,
+                     _STRIP, _MEAN, _STD, _CONFIG, _KIND)
+        if flag.present
+    ]  # fmt: skip
+    if only_import:
+        raise InputError(f"--{only_import[0]} is for import; export takes its sizes from the run")
 
 
 def _numbers(flag, count: int, kind) -> tuple:

@@ -18,7 +18,7 @@ from dppmask_jax.methods import supervised
 from dppmask_jax.models.layers import NORM_EPSILON
 from dppmask_jax.models.sizes import Size, name_of, size_of
 from dppmask_jax.patches import grid_shape, sides, size_name
-from dppmask_jax.runs import checkpoint
+from dppmask_jax.runs import encoder_files
 from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs.kinds import CLASSIFIER, ENCODER, kind_of, method_of
 from dppmask_jax.runs.run import Run
@@ -36,7 +36,8 @@ def export_weights(
     """Writes the newest checkpoint of a run into a new file.
 
     Args:
-      folder: the workdir of a pre-training run, or of a fine-tuning (its `seed-N` folder).
+      folder: the workdir of a pre-training run, or of a fine-tuning (its `seed-N` folder); or what
+        else `load_run` takes.
       path: a file, .safetensors or .pth; for the formats of Hugging Face a folder, which receives
         model.safetensors, config.json and preprocessor_config.json.
       format_name: of `names.FORMATS`.
@@ -57,7 +58,7 @@ def export_weights(
     files.check_target(path, folder=of_huggingface)
     if projection is not None:
         _check_has_place(format_name)
-    meta, state, step = checkpoint.read_newest(folder)
+    meta, state, step = encoder_files.newest(folder)
     config = from_json(meta["config"])
     tree, notes = _tree(folder, config, state, format_name), {}
     if projection is not None:
@@ -159,7 +160,7 @@ def loaded_by(
         patch tokens, which is the projected mean as long as the norm comes before the mean.
       Others as of `export_weights`.
     """
-    meta, state, _ = checkpoint.read_newest(folder)
+    meta, state, _ = encoder_files.newest(folder)
     config = from_json(meta["config"])
     image_size = tuple(resize_positions or config.image_size)
     if format_name.startswith("hf"):
