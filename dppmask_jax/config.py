@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from ml_collections import config_dict
 
-from dppmask_jax import config_dicts, methods
+from dppmask_jax import config_dicts, methods, pixel_format
 from dppmask_jax.data import loader
+from dppmask_jax.data.images import views
 from dppmask_jax.data.sources import opening
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import probe
@@ -118,6 +119,8 @@ def check(config) -> None:
             f"config.optim.accum_steps={config.optim.accum_steps}"
         )
     probe.check_fields(config)
+    pixel_format.check(config)
+    pixel_format.check_colours(config, views.COLOURS)
     kind = METHODS[config.method]
     check_lengths(
         config.epochs,

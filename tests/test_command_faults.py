@@ -177,9 +177,9 @@ def test_commands_say_what_to_install(tmp_path):
         "u.find_spec = lambda n, *a: None if n in ('absl', 'orbax') else find(n, *a)\n"
     )
     variables = os.environ | {"PYTHONPATH": str(tmp_path)}
+    modules = ("data", "figures", "results", "sweep", "weights")
     for words in (
-        ["train.py"], ["eval.py"],
-        *[["-m", f"dppmask_jax.{name}"] for name in ("figures", "results", "sweep", "weights")],
+        ["train.py"], ["eval.py"], *[["-m", f"dppmask_jax.{name}"] for name in modules],
     ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, *words], cwd=tiny.ROOT, env=variables, capture_output=True, text=True
@@ -232,7 +232,7 @@ def test_wrong_command_lines_are_one_line_and_status_2(tmp_path):
 
 @pytest.mark.slow
 def test_help_ends_with_status_0():
-    modules = ("figures", "results", "sweep", "weights")
+    modules = ("data", "figures", "results", "sweep", "weights")
     commands = [["train.py"], ["eval.py"], *(["-m", f"dppmask_jax.{name}"] for name in modules)]
     commands = [*([*words, "--help"] for words in commands), ["train.py", "-h"]]
     named = [["-m", "dppmask_jax", name, "--help"] for name in cli.COMMANDS]

@@ -23,6 +23,7 @@ from dppmask_jax.figures.images import read_images
 from dppmask_jax.masking import Seen, export_masks
 from dppmask_jax.methods import ibot_masks
 from dppmask_jax.methods.base import Method
+from dppmask_jax.pixel_format import RGB
 from dppmask_jax.runs import comparable
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,7 @@ class _Run:
     image_size, resized = (32, 64), "resized"
     gives, mask_recipes = frozenset({"features", "attention"}), ibot_masks.RECIPES
     method = Method(None, None, (), None)
+    pixels = RGB
 
     def __init__(
         self,

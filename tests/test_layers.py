@@ -15,6 +15,7 @@ ROWS = (
     {"recipes", "patches"},
     {"config_faults"},
     {"dpp", "losses", "command", "parallel", "scores", "fields"},
+    {"pixel_format"},
     {"masking", "models", "data", "optim", "config_dicts"},
     {"targets"},
     {"methods"},

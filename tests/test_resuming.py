@@ -52,12 +52,12 @@ def folder(tmp_path_factory):
     return made
 
 
-def other(value):
-    """Another value of the type of one of a config."""
+def other(field, value):
+    """Another value of the type of that of a field."""
     if isinstance(value, bool):
         return not value
     if value is None:
-        return 1
+        return (1,) if FIELDS[field].rule.type is tuple else 1
     if isinstance(value, str):
         return value + "x"
     return tuple(value) * 2 if isinstance(value, tuple) else value + 1
@@ -73,7 +73,9 @@ def test_what_no_step_depends_on_may_change(folder):
     assert flatten(config).keys() >= resuming.PLACES
     got = start(
         folder,
-        changed(**{field: other(v) for field, v in flatten(config).items() if field in FREE}),
+        changed(
+            **{field: other(field, v) for field, v in flatten(config).items() if field in FREE}
+        ),
     )
     assert (got.step, got.restored) == (STEP, True)
     (note,) = got.notes
@@ -89,7 +91,7 @@ def test_every_other_field_is_refused_with_the_ways_to_go_on(folder):
     config = flatten(tiny.config())
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     for field in config.keys() - FREE.keys() - resuming.PLACES - {"method"}:
-        old, new = config[field], other(config[field])
+        old, new = config[field], other(field, config[field])
         with pytest.raises(InputError) as error:
             start(folder, changed(**{field: new}))
         assert f"{field}: {old!r} -> {new!r}" in str(error.value)

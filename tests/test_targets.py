@@ -97,5 +97,5 @@ def test_hog_of_patches_of_another_size_is_made_of_the_same_cells():
     for bad in (dict(patch_size=12), dict(patch_size=32)):
         with pytest.raises(ValueError, match="multiple of 8"):
             hog.features(image, **bad)
-    with pytest.raises(ValueError, match="B, H, W, 3"):
+    with pytest.raises(ValueError, match="B, H, W, C"):
         hog.features(image[0])

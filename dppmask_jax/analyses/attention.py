@@ -14,9 +14,9 @@ import numpy as np
 from dppmask_jax import patches
 from dppmask_jax.analyses import base
 from dppmask_jax.analyses.base import curve, per_image, prefix_of, with_error
-from dppmask_jax.data.images import augment
 from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Score, Task
 from dppmask_jax.fields import Field, whole
+from dppmask_jax.figures import colours
 from dppmask_jax.figures.attention_maps import draw_maps
 from dppmask_jax.figures.depths import Panel, draw_panels
 from dppmask_jax.models.base import Trace
@@ -196,7 +196,7 @@ def _maps(evaluation: Evaluation) -> dict:
 
     @jax.jit
     def of_blocks(params, images):
-        trace = encoder.trace(params, augment.normalize(images))
+        trace = encoder.trace(params, encoder.pixels.normalize(images))
         prefix = prefix_of(trace)
         queries = slice(0, 1) if has_class_token else slice(prefix, None)
         maps = [block.attention[:, :, queries, prefix:].mean(axis=(1, 2)) for block in trace.blocks]
@@ -205,6 +205,7 @@ def _maps(evaluation: Evaluation) -> dict:
     maps = np.asarray(of_blocks(evaluation.run.encoder, images))
     of = "of the class token" if has_class_token else "that patches receive"
     size = evaluation.config.model.patch_size
+    images = colours.shown(encoder.pixels, images)
     return {"attention_maps.png": draw_maps(images, maps, size, f"attention {of}, mean over heads")}
 
 

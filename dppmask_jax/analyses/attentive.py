@@ -16,7 +16,6 @@ import numpy as np
 import optax
 
 from dppmask_jax.analyses import base, head_training
-from dppmask_jax.data.images import augment
 from dppmask_jax.errors import NotServed
 from dppmask_jax.evals import linear, sections
 from dppmask_jax.evals.base import (
@@ -33,6 +32,7 @@ from dppmask_jax.evals.base import (
 )
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.fields import Field, above, number, several, whole
+from dppmask_jax.figures import colours
 from dppmask_jax.figures.attention_maps import draw_maps
 from dppmask_jax.figures.shares import draw_shares
 from dppmask_jax.scores import nearest, ridge
@@ -127,10 +127,10 @@ def run(evaluation: Evaluation) -> Result:
 
 def _tokens(evaluation: Evaluation, source, what: str, rows: np.ndarray):
     """((M, N, D) patch tokens, maybe in a file, (M,) labels)."""
-    encode = evaluation.run.method.encoder.encode
+    encoder = evaluation.run.method.encoder
 
     def patches(params, images):
-        return {"patches": encode(params, augment.normalize(images)).patches}
+        return {"patches": encoder.encode(params, encoder.pixels.normalize(images)).patches}
 
     found, labels = extracted(evaluation, source, patches, what, rows)
     return found["patches"], labels
@@ -264,17 +264,21 @@ def _pictures(evaluation: Evaluation, params, moments: Moments) -> dict:
     images = base.pictures(evaluation, evaluation.config.shown)
     if not len(images):
         return {}
-    encode = evaluation.run.method.encoder.encode
+    encoder = evaluation.run.method.encoder
 
     @jax.jit
-    def weights_of(encoder, images):
-        tokens = encode(encoder, augment.normalize(images)).patches
+    def weights_of(of_encoder, images):
+        tokens = encoder.encode(of_encoder, encoder.pixels.normalize(images)).patches
         return attend(params, tokens, moments)[1]
 
     maps = np.asarray(weights_of(evaluation.run.encoder, images))
     note = "attention of the probe's query to the patches"
     size = evaluation.config.model.patch_size
-    return {"attentive_maps.png": draw_maps(images, maps, size, note, "Head")}
+    return {
+        "attentive_maps.png": draw_maps(
+            colours.shown(encoder.pixels, images), maps, size, note, "Head"
+        )
+    }
 
 
 def compare(found) -> dict:

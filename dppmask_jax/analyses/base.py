@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppmask_jax.data import loader
-from dppmask_jax.data.images import augment
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals import base
@@ -98,8 +97,8 @@ def patch_tokens(trace: Trace) -> list:
 
 
 def pictures(evaluation: Evaluation, count: int) -> np.ndarray:
-    """(at most `count`, H, W, 3) uint8: images to be shown, evenly spread over those of `chosen`;
-    one that cannot be read is left out."""
+    """(at most `count`, H, W, C) as they are loaded: images to be shown, evenly spread over those
+    of `chosen`; one that cannot be read is left out."""
     numbers = chosen(evaluation)
     places = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
     (batch,) = loader.eval_batches(
@@ -131,10 +130,10 @@ def per_image(
     Raises:
       NotServed: fewer can be read.
     """
-    trace = evaluation.run.method.encoder.trace
+    encoder = evaluation.run.method.encoder
 
     def encode(params, images):
-        return statistic(trace(params, augment.normalize(images)))
+        return statistic(encoder.trace(params, encoder.pixels.normalize(images)))
 
     numbers = chosen(evaluation)
     found, labels = base.extracted(evaluation, split_of(evaluation), encode, what, numbers)

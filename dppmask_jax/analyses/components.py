@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppmask_jax import parallel
-from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
 from dppmask_jax.models.base import Encoder
@@ -198,8 +197,9 @@ def _summed(sums: Callable, state, batches: Iterable[dict]) -> Iterator[Any]:
 
 
 def photographs(encoder: Encoder, at: Sequence[Place]) -> Read:
-    """Reads batches with "image" (B, H, W, 3) uint8."""
-    return lambda params, batch: tokens(encoder, at, params, augment.normalize(batch["image"]))
+    """Reads batches with "image" (B, H, W, C), as loaded."""
+    normalize = encoder.pixels.normalize
+    return lambda params, batch: tokens(encoder, at, params, normalize(batch["image"]))
 
 
 def numbers(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

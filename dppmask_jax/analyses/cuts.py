@@ -14,10 +14,11 @@ from dppmask_jax import parallel, patches
 from dppmask_jax.analyses import base, bilateral, masked_images
 from dppmask_jax.analyses.tokencut import mean_cosine, tokencut
 from dppmask_jax.data import loader
-from dppmask_jax.data.images import augment, crops
+from dppmask_jax.data.images import crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.figures import colours
 from dppmask_jax.figures.saliency import SIDE, Found, from_0_to_1, panels_of
 from dppmask_jax.runs import metrics
 from dppmask_jax.runs.run import Run
@@ -57,6 +58,7 @@ def of_images(evaluation: Evaluation, groups: Groups, shown: Sequence[int]) -> C
     found = _Gathering(shown, 2 if evaluation.config.bilateral else 1)
     with ThreadPoolExecutor() as threads:
         for indices, valid, images, tokens, grid in _encoded(evaluation, groups):
+            images = colours.shown(base.split_of(evaluation).pixels, images)
             rows = [(int(indices[i]), images[i], tokens[i]) for i in np.flatnonzero(valid)]
             cut = functools.partial(_cut, evaluation, grid)
             found.add(list(threads.map(lambda row, cut=cut: cut(*row), rows)), valid)
@@ -64,7 +66,7 @@ def of_images(evaluation: Evaluation, groups: Groups, shown: Sequence[int]) -> C
 
 
 def _encoded(evaluation: Evaluation, groups: Groups) -> Iterator[tuple]:
-    """(numbers (b,), valid (b,), images (b, H, W, 3), patch tokens (b, N, D), grid) of this
+    """(numbers (b,), valid (b,), images (b, H, W, C), patch tokens (b, N, D), grid) of this
     process's share of batches, one size after the other: each compiles the encoder once."""
     config, (shard, num_shards) = evaluation.config, parallel.process_shard()
 
@@ -102,9 +104,9 @@ def _batch_size(config, size: tuple[int, int], images: int) -> int:
 
 
 def _encoder(run: Run):
-    encode = run.method.encoder.encode
+    encoder = run.method.encoder
     return parallel.data_parallel_map(
-        lambda params, images: encode(params, augment.normalize(images)).patches
+        lambda params, images: encoder.encode(params, encoder.pixels.normalize(images)).patches
     )
 
 
@@ -131,6 +133,7 @@ def _cut(evaluation: Evaluation, grid: tuple[int, int], index: int, image, token
     if config.bilateral:
         size = masked_images.within(truth.shape, config.max_side)
         pixels = _lanczos(source.read(index)[0], image_size=size)
+        pixels = colours.shown(source.pixels, pixels)
         coarse = nearest(cut.mask, size)
         smooth = bilateral.smoothed(pixels, coarse)
         masks.append(nearest(bilateral.object_of(smooth, coarse), truth.shape))

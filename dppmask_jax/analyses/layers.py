@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppmask_jax.analyses import base, classifiers
-from dppmask_jax.data.images import augment
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.evals.base import (
     BLOCKS_ALONE,
@@ -104,10 +103,10 @@ def run(evaluation: Evaluation) -> Result:
 
 def _features(evaluation: Evaluation, source: Source, indices: np.ndarray, what: str):
     """({token: (M, 1 + L, D) float32}, labels (M,)): the embedding, then each block's output."""
-    trace_of = evaluation.run.method.encoder.trace
+    encoder = evaluation.run.method.encoder
 
     def encode(params, images):
-        trace = trace_of(params, augment.normalize(images))
+        trace = encoder.trace(params, encoder.pixels.normalize(images))
         means = [jnp.mean(tokens, axis=1) for tokens in base.patch_tokens(trace)]
         found = {"patches": jnp.stack(means, axis=1)}
         if base.prefix_of(trace):

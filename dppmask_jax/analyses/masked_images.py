@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dppmask_jax import patches
-from dppmask_jax.data.images import decode
+from dppmask_jax.data.images import crops, decode
 from dppmask_jax.data.sources.base import Source, first_extras
 from dppmask_jax.data.sources.image_files import why
 from dppmask_jax.errors import InputError, NotServed
@@ -51,7 +51,7 @@ def look_at(source: Source, indices: np.ndarray, where: str) -> list[Looked]:
 def _look_at(source: Source, i: int) -> tuple[Looked, str]:
     """What is known of an image, and in which way its mask has another size."""
     try:
-        width, height = decode.upright_size(decode.open_image(source.read(i)[0]))
+        width, height = crops.size_of(source.read(i)[0])
         mask = source.extras(i).get("mask")
     except (OSError, decode.DecodeError) as error:  # the caller names it
         return Looked(i, left_out=why(error)), ""

@@ -17,7 +17,6 @@ from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation, batches, percent, points
 from dppmask_jax.fields import Field, above, one_of, optional, several, whole
 from dppmask_jax.figures.depths import Panel
-from dppmask_jax.imagenet import STD
 from dppmask_jax.methods import supervised
 
 _HALF_WIDTH = 0.05 * math.pi
@@ -46,7 +45,7 @@ FIELDS = {
     "noise.eps": Field(
         1.0,
         above(0),
-        "noise before the filter is this or less this, in deviations of ImageNet's channels",
+        "noise before the filter is this or less this, in deviations of the channels, data.std",
     ),
     "noise.seed": Field(0, whole(0), "of the noise"),
 }
@@ -119,15 +118,17 @@ def measured(evaluation: Evaluation) -> tuple[dict[str, Any] | None, str]:
     rings, half_width = _rings(config)
     rings = np.concatenate([np.zeros_like(rings[:1]), rings])  # the first leaves no noise
     key = jax.random.key(config.noise.seed)
+    pixels = evaluation.run.pixels
+    deviation = jnp.asarray(pixels.std)
 
     def encode(params, extra, batch):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
         noise = sign_noise(keys, batch["image"].shape[1:], config.noise.eps)
-        images = batch["image"].astype(jnp.float32) / 255.0
+        images = pixels.unit(batch["image"])
 
         def under(inside):
             added = filtered(noise, inside)
-            best = jnp.argmax(scores(params, extra, images + added * jnp.asarray(STD)), axis=-1)
+            best = jnp.argmax(scores(params, extra, images + added * deviation), axis=-1)
             return best == batch["label"], jnp.mean(jnp.square(added), axis=(1, 2, 3))
 
         right, power = jax.lax.map(under, jnp.asarray(rings, jnp.float32))

@@ -10,7 +10,7 @@ import numpy as np
 
 from dppmask_jax import parallel
 from dppmask_jax.analyses import base
-from dppmask_jax.data.images import decode
+from dppmask_jax.data.images import crops, decode
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.data.sources.segments import IGNORED, segmented
@@ -112,7 +112,7 @@ def _values(source: Source, rows, names, ignored, what: str) -> set[int]:
             known = source.extras(int(row)).get("segments")
             if known is None:
                 return None
-            size = decode.upright_size(decode.open_image(source.read(int(row))[0]))
+            size = crops.size_of(source.read(int(row))[0])
         except (OSError, decode.DecodeError):
             return None
         return _checked(known, size, source.name(int(row)), names, ignored)

@@ -18,13 +18,13 @@ from dppmask_jax import parallel
 from dppmask_jax.analyses import base, segment_maps, segmentation_heads
 from dppmask_jax.analyses.segment_maps import Maps
 from dppmask_jax.analyses.segmentation_heads import HEADS, Examples, Head
-from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import sections
 from dppmask_jax.evals.base import Evaluation, Result, Score, Task, batches, percent
 from dppmask_jax.evals.features import NONE_READABLE
 from dppmask_jax.evals.sections import Section
 from dppmask_jax.fields import Field, one_of, several, whole
+from dppmask_jax.figures import colours
 from dppmask_jax.figures.class_maps import draw_class_maps
 from dppmask_jax.figures.shares import draw_shares
 from dppmask_jax.scores import segmentation as scores
@@ -91,9 +91,9 @@ def _examples(evaluation: Evaluation, maps: Maps) -> Examples:
     among those whose patches have a class."""
     config = evaluation.config
     quota = config.tokens // len(maps.train_rows)
-    encode = evaluation.run.method.encoder.encode
+    of_run = evaluation.run.method.encoder
     mapped = parallel.data_parallel_map(
-        lambda params, images: encode(params, augment.normalize(images)).patches
+        lambda params, images: of_run.encode(params, of_run.pixels.normalize(images)).patches
     )
     encoder = parallel.replicate(evaluation.run.encoder)
     tokens, classes, image = [], [], []
@@ -123,11 +123,11 @@ def _majority(evaluation: Evaluation, maps: Maps, true: np.ndarray) -> np.ndarra
 
 
 def _predictor(evaluation: Evaluation, heads: dict[str, Head]):
-    """images (b, H, W, 3) uint8 -> {head: (b, N) classes of the patches}, on all devices."""
-    encode = evaluation.run.method.encoder.encode
+    """images (b, H, W, C), as loaded -> {head: (b, N) classes of the patches}, on all devices."""
+    encoder = evaluation.run.method.encoder
 
     def predict(state, images):
-        tokens = encode(state["encoder"], augment.normalize(images)).patches
+        tokens = encoder.encode(state["encoder"], encoder.pixels.normalize(images)).patches
 
         def of_image(tokens):  # one at a time: there may be many neighbours to compare with
             return {name: heads[name].predict(state["heads"][name], tokens) for name in heads}
@@ -263,7 +263,8 @@ def _pictures(evaluation: Evaluation, maps: Maps, predict, heads) -> dict:
         return {}
     columns = {_words(name): _of_pixels(evaluation, rows["predicted"][name]) for name in heads}
     columns["Truth"] = rows["segments"]
-    figure = draw_class_maps(rows["image"], columns, maps.names, maps.ignored)
+    images = colours.shown(evaluation.run.pixels, rows["image"])
+    figure = draw_class_maps(images, columns, maps.names, maps.ignored)
     return {"segmentation_maps.png": figure}
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from dppmask_jax import pixel_format
 from dppmask_jax.analyses import base, classifiers
-from dppmask_jax.data.images import greys
 from dppmask_jax.data.sources import identity, opening
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError, NotServed
@@ -204,7 +204,8 @@ def _opened(config) -> tuple[Source, Source | None]:
         config.changed,
         data_dir=config.data.dir or None,
         val_fraction=0.0,
-        grey_range=greys.named(config.data.range),
+        grey_range=pixel_format.named_range(config.data.range),
+        pixels=pixel_format.of(config),
     )
 
 

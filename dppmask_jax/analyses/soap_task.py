@@ -16,12 +16,12 @@ import numpy as np
 from dppmask_jax import parallel
 from dppmask_jax.analyses import base, components, soap, synthetic
 from dppmask_jax.analyses.components import Basis, Place, Responses
-from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals import base as evals
 from dppmask_jax.evals import features
 from dppmask_jax.evals.base import Evaluation, Result, Task, percent
 from dppmask_jax.fields import TEXT, Field, above, one_of, optional, whole
+from dppmask_jax.figures import colours
 from dppmask_jax.figures import soap as drawing
 from dppmask_jax.runs import metrics as logging
 from dppmask_jax.runs import projection
@@ -168,7 +168,7 @@ def _found(evaluation: Evaluation, places) -> list[_At]:
 
     def blank(params, batch):
         key = jax.random.key(config.seed)
-        drawn = synthetic.numbered(key, batch["number"], tuple(config.image_size))
+        drawn = synthetic.numbered(key, batch["number"], tuple(config.image_size), encoder.pixels)
         return components.tokens(encoder, places, params, drawn)
 
     read = components.photographs(encoder, places)
@@ -305,7 +305,7 @@ def _figures(evaluation: Evaluation, at: _At) -> dict[str, Any]:
     ]
     images, responses = _examples(evaluation, at, top)
     of_images = drawing.draw_responses(
-        images,
+        colours.shown(evaluation.run.pixels, images),
         responses,
         titles,
         evaluation.config.model.patch_size,
@@ -318,11 +318,12 @@ def _figures(evaluation: Evaluation, at: _At) -> dict[str, Any]:
 
 
 def _examples(evaluation: Evaluation, at: _At, top) -> tuple[np.ndarray, np.ndarray]:
-    """(images (R, H, W, 3) uint8, responses (R, N, K)) of some photographs and a synthetic one."""
+    """(images (R, H, W, C), responses (R, N, K)) of some photographs and a synthetic one."""
     config, run = evaluation.config, evaluation.run
     size = tuple(config.image_size)
-    blank = augment.denormalize(soap.synthetic_images(jax.random.key(config.seed), 1, size))
-    blank = np.asarray(255 * blank.clip(0, 1)).round().astype(np.uint8)
+    pixels = run.pixels
+    blank = soap.synthetic_images(jax.random.key(config.seed), 1, size, pixels)
+    blank = pixels.as_loaded(np.asarray(pixels.denormalize(blank)))
     images = np.concatenate([base.pictures(evaluation, _PHOTOGRAPHS), blank])
     read = components.photographs(run.method.encoder, (at.place,))
     (tokens,) = jax.jit(read)(run.encoder, {"image": images})

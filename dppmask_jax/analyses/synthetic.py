@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
-from dppmask_jax.data.images import augment
-from dppmask_jax.imagenet import MEAN, STD
+from dppmask_jax.pixel_format import RGB, Pixels
 
 
 def pink(white: jax.Array) -> jax.Array:
@@ -32,7 +31,7 @@ def pink(white: jax.Array) -> jax.Array:
     return noise / jnp.std(noise, axis=(0, 1), ddof=1)
 
 
-def gradient(coefficients: jax.Array, size: tuple[int, int]) -> jax.Array:
+def gradient(coefficients: jax.Array, size: tuple[int, int], pixels: Pixels = RGB) -> jax.Array:
     """(H, W, C) normalised: a x + b y + c, cut to 0 to 1, with x and y from 0 to 1.
 
     Args:
@@ -40,25 +39,28 @@ def gradient(coefficients: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     y, x = (jnp.linspace(0.0, 1.0, side) for side in size)
     a, b, c = coefficients.T
-    return augment.normalize(jnp.clip(a * x[:, None] + b * y[:, None, None] + c, 0.0, 1.0))
+    return pixels.normalize(jnp.clip(a * x[:, None] + b * y[:, None, None] + c, 0.0, 1.0))
 
 
-def modulated_white(strength: jax.Array, white: jax.Array) -> jax.Array:
-    """White noise (H, W, 3) whose strength (H, W, 1), as of a normalised grey image, differs from
+def modulated_white(strength: jax.Array, white: jax.Array, pixels: Pixels = RGB) -> jax.Array:
+    """White noise (H, W, C) whose strength (H, W, 1), as of a normalised grey image, differs from
     place to place."""
-    strength = strength * jnp.asarray(STD, jnp.float32) + jnp.asarray(MEAN, jnp.float32)
+    strength = pixels.denormalize(strength)
     return jnp.clip(strength, 0.0, 1.0) * white
 
 
-def synthetic_image(key: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """(H, W, 3) float32: a mixture of modulated white noise, pink noise and a gradient, with
+def synthetic_image(key: jax.Array, size: tuple[int, int], pixels: Pixels = RGB) -> jax.Array:
+    """(H, W, C) float32: a mixture of modulated white noise, pink noise and a gradient, with
     weights of Dirichlet(1, 1, 2); by its key alone."""
     of_pink, of_white, of_gradient, of_weights = jax.random.split(key, 4)
-    grey_and_colors = pink(jax.random.normal(of_pink, (*size, 4)))
+    channels = pixels.channels
+    grey_and_colors = pink(jax.random.normal(of_pink, (*size, 1 + channels)))
     parts = (
-        modulated_white(grey_and_colors[..., :1], jax.random.normal(of_white, (*size, 3))),
+        modulated_white(
+            grey_and_colors[..., :1], jax.random.normal(of_white, (*size, channels)), pixels
+        ),
         grey_and_colors[..., 1:],
-        gradient(jax.random.uniform(of_gradient, (3, 3)), size),
+        gradient(jax.random.uniform(of_gradient, (channels, 3)), size, pixels),
     )
     return sum(weight * part for weight, part in zip(_weights(of_weights), parts, strict=True))
 
@@ -70,21 +72,26 @@ def _weights(key: jax.Array) -> jax.Array:
     return gammas / gammas.sum()
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def numbered(key: jax.Array, numbers: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """(B, H, W, 3): the synthetic images of a key that have these numbers (B,)."""
-    return jax.vmap(lambda number: synthetic_image(jax.random.fold_in(key, number), size))(numbers)
+@functools.partial(jax.jit, static_argnames=("size", "pixels"))
+def numbered(
+    key: jax.Array, numbers: jax.Array, size: tuple[int, int], pixels: Pixels = RGB
+) -> jax.Array:
+    """(B, H, W, C): the synthetic images of a key that have these numbers (B,)."""
+    return jax.vmap(lambda n: synthetic_image(jax.random.fold_in(key, n), size, pixels))(numbers)
 
 
-def synthetic_images(key: jax.Array, count: int, size: patches.PatchSize) -> jax.Array:
+def synthetic_images(
+    key: jax.Array, count: int, size: patches.PatchSize, pixels: Pixels = RGB
+) -> jax.Array:
     """Images without content: mixtures of modulated white noise, pink noise and gradients.
 
     Args:
       key: image i is a function of it and of i alone.
       count: how many.
       size: (height, width) in pixels, or one number for both.
+      pixels: of the images that they are to stand beside.
 
     Returns:
-      (count, H, W, 3) float32, on the scale of normalised images.
+      (count, H, W, C) float32, on the scale of normalised images.
     """
-    return numbered(key, jnp.arange(count), patches.sides(size))
+    return numbered(key, jnp.arange(count), patches.sides(size), pixels)

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from dppmask_jax.analyses import base
-from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError, NotServed
 from dppmask_jax.evals.base import BLOCKS_ALONE, Evaluation, Result, Task, extracted
 from dppmask_jax.fields import Field, above, optional, whole
@@ -77,7 +76,7 @@ def run(evaluation: Evaluation) -> Result:
     depth = min(_DEPTH, encoder.depth) if config.depth is None else config.depth
 
     def encode(params, images):
-        trace = encoder.trace(params, augment.normalize(images))
+        trace = encoder.trace(params, encoder.pixels.normalize(images))
         return {"tokens": base.patch_tokens(trace)[depth]}
 
     source = base.split_of(evaluation)

@@ -1,14 +1,16 @@
 """Images from disk to the model.
 
-sources.open_splits(spec, *, data_dir=None, val_fraction=0.1, grey_range=None) -> (training split,
-    validation split or None), sources.open_source(spec, "train" | "val") one of them; spec is
-    "shapes" | "folder:PATH" | "tfds:NAME" | "coco:ROOT" | "clevr:ROOT" | "saliency:ROOT" |
-    "caltech256:PATH" | "csv:FILE". One file in sources/ reads each format.
+sources.open_splits(spec, *, data_dir=None, val_fraction=0.1, grey_range=None, pixels=RGB) ->
+    (training split, validation split or None), sources.open_source(spec, "train" | "val") one of
+    them; spec is "shapes" | "folder:PATH" | "tfds:NAME" | "coco:ROOT" | "clevr:ROOT" |
+    "saliency:ROOT" | "caltech256:PATH" | "csv:FILE". One file in sources/ reads each format.
 sources.base.Source: len(s), s.read(i) -> (bytes, label), s.name(i), s.extras(i), s.labelled,
     s.num_classes, s.class_names, s.unlabelled_because, s.labels() -> (n,), s.targets() -> (n, C),
     s.target_names, s.notes (lines for the user). sources.base.with_targets(s): several labels an
     image; sources.base.only_classes(s, names, where): some classes only;
     sources.classes.class_list("imagenet100" | FILE) -> names.
+images.kept.read(bytes, pixels) -> (H, W, C), uint8 or float32 from 0 to 1, of files whose pixels
+    are kept, see pixel_format.Pixels.
 images.decode.decode(bytes) -> (H, W, 3) uint8; images/greys.py says what is white in greyscale of
     more than 8 bits, for a source as a whole.
 loader.train_stream(source, *, example, batch_size, seed, extras=(), start_step=0, workers=0,

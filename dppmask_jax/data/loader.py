@@ -31,8 +31,8 @@ from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.fields import Field, whole
 
 Batch = dict[str, np.ndarray]
-# Encoded image, random numbers and, where any are asked for, extras by their names -> the arrays
-# of one example; DecodeError if it is unreadable.
+# Image, encoded or as its pixels, random numbers and, where any are asked for, extras by their
+# names -> the arrays of one example; DecodeError if it is unreadable.
 Example = Callable[..., dict[str, np.ndarray]]
 
 _CHUNK = 32  # images that a thread or worker loads at a time, at most
@@ -167,9 +167,10 @@ def eval_batches(
         batches.
 
     Yields:
-      "image" (b, H, W, 3) uint8; "label" (b,) int32, or (b, C) where the source's labels are C
-      numbers; "index" (b,) int32, the image's number in the source; "valid" (b,) bool, False for
-      unreadable images and for those that fill up the last batch (black, labels all -1).
+      "image" (b, H, W, C), uint8 or float32 as `source.pixels` says; "label" (b,) int32, or
+      (b, L) where the source's labels are L numbers; "index" (b,) int32, the image's number in
+      the source; "valid" (b,) bool, False for unreadable images and for those that fill up the
+      last batch (black, labels all -1).
       b = batch_size / num_shards.
     """
     indices = np.arange(len(source)) if indices is None else np.asarray(indices)
@@ -292,7 +293,7 @@ def _extras_of(source: Source, names: Iterable[str], index: int) -> Batch:
 def _load_listed(source, indices, view, image_size, blank, share: _Share, local: int):
     position = share.position(local)
     index = int(indices[position]) if position < len(indices) else 0
-    image, label = np.zeros((*image_size, 3), np.uint8), np.full(source.label_shape, -1)
+    image, label = source.pixels.blank(image_size), np.full(source.label_shape, -1)
     valid, bad, reason, extras = position < len(indices), False, "", blank
     if valid:
         try:

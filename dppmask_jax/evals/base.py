@@ -211,7 +211,7 @@ FIELDS = {
             lambda value: is_text(value) and (value == "" or opening.SOURCE.holds(value)),
             f"{opening.SOURCE.allowed}; '' for the images of the run",
         ),
-        "where the images are; from the run come range, dir, val_fraction and classes as well",
+        "where the images are; '': range, axis, dir, val_fraction and classes are the run's, too",
     ),
     **loader.FIELDS,
     "model.dtype": Field("", one_of("", "float32", "bfloat16"), "of activations; '' is the run's"),
@@ -329,14 +329,16 @@ def extracted(
     """({name: (M, ...)}, labels (M,) or (M, C)) of all readable images of a split.
 
     Args:
-      encode: (parameters of the encoder, images (B, H, W, 3) uint8) -> {name: (B, ...)}, under jit.
+      encode: (parameters of the encoder, images (B, H, W, C), as loaded) -> {name: (B, ...)}, under
+        jit.
       what, indices: see `batches`.
 
     More than `config.memory_gb` are kept in files in the evaluation's folder that are gone when the
     arrays are.
     """
     config, run = evaluation.config, evaluation.run
-    image = jax.ShapeDtypeStruct((1, *config.image_size, 3), np.uint8)
+    pixels = run.method.encoder.pixels
+    image = jax.ShapeDtypeStruct((1, *config.image_size, pixels.channels), pixels.dtype)
     of_one = jax.tree.leaves(jax.eval_shape(encode, run.encoder, image))
     count = len(source) if indices is None else len(indices)
     size = count * sum(leaf.size * leaf.dtype.itemsize for leaf in of_one)

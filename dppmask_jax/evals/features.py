@@ -124,13 +124,13 @@ def pooled_pixels(images, side: int = 32):
     Pools each image over blocks so that about `side` blocks remain along each axis.
 
     Args:
-      images: (B, H, W, 3), NumPy or JAX.
+      images: (B, H, W, C), NumPy or JAX.
 
     Returns:
-      (B, rows * columns * 3) float32.
+      (B, rows * columns * C) float32.
     """
     block_h, block_w = (max(1, size // side) for size in images.shape[1:3])
     height, width = images.shape[1] // block_h, images.shape[2] // block_w
     cut = images[:, : height * block_h, : width * block_w].astype(np.float32)
-    pooled = cut.reshape(len(cut), height, block_h, width, block_w, 3).mean(axis=(2, 4))
+    pooled = cut.reshape(len(cut), height, block_h, width, block_w, -1).mean(axis=(2, 4))
     return pooled.reshape(len(pooled), -1)

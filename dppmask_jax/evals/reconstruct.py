@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dppmask_jax import paths
-from dppmask_jax.data.images import greys
+from dppmask_jax import paths, pixel_format
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.base import Evaluation, Result, Task
@@ -73,9 +72,12 @@ def _images(evaluation: Evaluation):
             raise InputError(
                 f"the run's own images: {error}; or name others: --config.images=PATH"
             ) from error
-    range_of_run = greys.named(evaluation.run.config.data.range)
     return read_images(
-        paths.split(config.images), tuple(config.image_size), config.num, range_of_run
+        paths.split(config.images),
+        tuple(config.image_size),
+        config.num,
+        pixel_format.named_range(evaluation.run.config.data.range),
+        evaluation.run.pixels,
     )
 
 

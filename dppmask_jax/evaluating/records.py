@@ -306,7 +306,11 @@ def _of_runs(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str
 def _unlike(records: Sequence[Record]) -> list[str]:
     """What differs between the evaluations of several runs, beside the runs."""
     lines = []
-    for field in ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size"):
+    fields_of_images = (
+        "data.source", "data.range", "data.channels", "data.axis", "data.classes",
+        "data.val_fraction", "image_size",
+    )  # fmt: skip
+    for field in fields_of_images:
         values = [str(fields.flatten(record["config"]).get(field)) for record in records]
         if len(set(values)) > 1:
             lines.append(f"not on the same images: {field} {' | '.join(dict.fromkeys(values))}")

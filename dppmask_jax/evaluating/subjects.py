@@ -146,14 +146,34 @@ def completed(config, run_config):
             config.model.options = encoder_options(run_config)
             encoders.copy_shape(config.model, run_config.model)
             config.model.dtype = config.model.dtype or run_config.model.dtype
+        if "data" in config:
+            _take_pixels(config.data, run_config)
         if "data" in config and not config.data.source:
             data = run_config.data
             config.data.source, config.data.val_fraction = data.source, data.val_fraction
+            config.data.axis = data.get("axis", config.data.axis)
             if config.data.range == "auto":
                 config.data.range = data.range
             config.data.dir = config.data.dir or data.dir
             config.data.classes = config.data.classes or data.classes
     return config
+
+
+def _take_pixels(data, run_config) -> None:
+    """Sets the fields of pixels that belong to the encoder to those of the run.
+
+    Raises:
+      InputError: one is given, and is another.
+    """
+    for name in ("channels", "mean", "std"):
+        of_run = run_config.get("data", {}).get(name)
+        if data[name] is not None and data[name] != of_run:
+            raise InputError(
+                f"config.data.{name}={fields.shown(data[name])} is not that of the run, "
+                f"{fields.shown(of_run)}, which its encoder takes: leave it out"
+            )
+        data[name] = of_run
+    data.shown = data.shown or run_config.get("data", {}).get("shown")
 
 
 def say(line: str) -> None:

@@ -17,8 +17,7 @@ from dppmask_jax import extras
 if __name__ == "__main__":  # before what is missing is imported
     extras.require()
 
-from dppmask_jax import command
-from dppmask_jax.data.images import greys
+from dppmask_jax import command, pixel_format
 from dppmask_jax.errors import InputError
 from dppmask_jax.figures import untrained
 from dppmask_jax.figures.curves import write_curves
@@ -166,10 +165,10 @@ def _of_run(args) -> list[Path]:
 
 
 def _images_for(run, args):
-    """(R, H, W, 3) uint8: those of --images, or the run's own."""
+    """(R, H, W, C) as they are loaded: those of --images, or the run's own."""
     if args.images:
-        grey_range = greys.named(run.config.data.range)
-        return read_images(args.images, run.image_size, args.num, grey_range)
+        grey_range = pixel_format.named_range(run.config.data.range)
+        return read_images(args.images, run.image_size, args.num, grey_range, run.pixels)
     try:
         return run.example_images(args.num)
     except InputError as error:

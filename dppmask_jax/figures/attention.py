@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dppmask_jax import patches
-from dppmask_jax.figures import run_masks
+from dppmask_jax.figures import colours, run_masks
 from dppmask_jax.figures.panels import (
     SMALL_PANEL,
     attention_legend,
@@ -107,7 +107,7 @@ def attention_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
         masks[title] = mask.hidden
         thrown |= {} if mask.thrown is None else {title: mask.thrown}
     return draw_attention(
-        images,
+        colours.shown(run.pixels, images),
         np.asarray(run.attention(images)),
         masks,
         run.config.model.patch_size,

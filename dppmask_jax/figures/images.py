@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dppmask_jax.data.images import crops, decode, greys
+from dppmask_jax.data.images import crops, decode, greys, kept
 from dppmask_jax.data.images.decode import DecodeError
 from dppmask_jax.errors import InputError
+from dppmask_jax.pixel_format import RGB, Pixels
 
 
 def read_images(
@@ -17,15 +18,16 @@ def read_images(
     image_size: tuple[int, int],
     num: int,
     grey_range: tuple[float, float] | None = None,
+    pixels: Pixels = RGB,
 ) -> np.ndarray:
     """The first images of files and folders, cropped as for evaluation.
 
     Files of a folder, at any depth, come in the order of their names; those that are no image are
     passed over. In greyscale of more than 8 bits `grey_range` is (black, white); None decides by
-    all of these images.
+    all of these images. Where `pixels` are kept, all images have these.
 
     Returns:
-      (at most `num`, H, W, 3) uint8.
+      (at most `num`, H, W, C) as they are loaded.
 
     Raises:
       InputError: a path is missing, a file named is no image, or there is no image at all.
@@ -43,7 +45,10 @@ def read_images(
                 break
             try:
                 data = file.read_bytes()
-                decode.decode(data)
+                if pixels.kept:
+                    data = kept.read(data, pixels)
+                else:
+                    decode.decode(data)
                 found.append(data)
             except DecodeError as error:
                 if file == path:
@@ -52,6 +57,8 @@ def read_images(
                 raise InputError(f"--images: cannot read {file}: {error.strerror}") from error
     if not found:
         raise InputError(f"--images: no readable image in {', '.join(map(str, paths))}")
+    if pixels.kept:
+        return np.stack([crops.center_crop(image, image_size=image_size) for image in found])
     if grey_range is None:
         of_all, _ = decode.grey_range_of(found)
     else:

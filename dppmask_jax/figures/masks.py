@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from dppmask_jax.figures import run_masks
+from dppmask_jax.figures import colours, run_masks
 from dppmask_jax.figures.panels import (
     BOTH,
     PANEL,
@@ -139,10 +139,9 @@ def mask_figure(
     def rebuild(order):
         if not run.can_reconstruct:
             return None
-        pixels = run.reconstruct(images, order, borrow_statistics=borrow_statistics)
-        pixels = np.nan_to_num(np.asarray(pixels, np.float32))
-        return np.round(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
+        return show(run.reconstruct(images, order, borrow_statistics=borrow_statistics))
 
+    show = colours.look(run.pixels, images)
     ways = compared(run, tau)
     columns = []
     for way, (mask, metrics) in zip(ways, run_masks.draw(run, images, seed, ways), strict=True):
@@ -157,7 +156,7 @@ def mask_figure(
     note = run_masks.hidden_note(ways[0].num_hidden, run_masks.num_patches(run))
     if words := brightness(run, borrow_statistics):
         note = f"{note}; {words}"
-    return draw_masks(images, columns, run.config.model.patch_size, note)
+    return draw_masks(show(images), columns, run.config.model.patch_size, note)
 
 
 def compared(run, tau: float | None = None) -> list[run_masks.Way]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dppmask_jax.figures import run_masks
+from dppmask_jax.figures import colours, run_masks
 from dppmask_jax.figures.attention import attention_figure
 from dppmask_jax.figures.masks import mask_figure
 from dppmask_jax.figures.panels import save
@@ -33,7 +33,7 @@ def write_run_figures(
     Args:
       out_dir: folder for the figures; made where it is missing.
       run: a `runs.run.Run`.
-      images: (R, H, W, 3) uint8 of the run's image size.
+      images: (R, H, W, C) of the run's image size, as they are loaded.
       seed: of the masks; each image gets its own noise, the same in all figures.
       borrow_statistics: see `runs.run.Run.reconstruct`.
       workdir: where the run's earlier checkpoints are; None: they are not looked for.
@@ -41,7 +41,7 @@ def write_run_figures(
     Returns:
       The paths of the figures, in this order.
     """
-    figures = {}
+    figures, show = {}, colours.look(run.pixels, images)
     if run.has_masks:
         figures["masks.png"] = mask_figure(run, images, seed, borrow_statistics=borrow_statistics)
         if run_masks.has_tau(run):
@@ -49,10 +49,12 @@ def write_run_figures(
     if run.can_restore:
         figures["restored.png"] = restored_figure(run, images, seed)
     if soft_masks.has_some(run):
-        figures["adios_masks.png"] = soft_mask_figure(images, soft_masks.of(run, images))
+        figures["adios_masks.png"] = soft_mask_figure(show(images), soft_masks.of(run, images))
         drawn = {} if workdir is None else soft_masks.over_training(workdir, images[:_FOLLOWED])
         if len(drawn) > 1:
-            figures["adios_masks_over_training.png"] = training_figure(images[:_FOLLOWED], drawn)
+            figures["adios_masks_over_training.png"] = training_figure(
+                show(images[:_FOLLOWED]), drawn
+            )
     if run.has_attention:
         figures["attention.png"] = attention_figure(run, images, seed)
     return [save(figure, out_dir, name) for name, figure in figures.items()]

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dppmask_jax import patches
+from dppmask_jax.figures import colours
 from dppmask_jax.figures.panels import PANEL, compose, enlarge, mask_panel, panel_scale
 
 
@@ -18,7 +19,8 @@ def restored_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
       run, images, seed: see `of_run.write_run_figures`; the run's method undoes a corruption.
     """
     corrupted = run.corrupted(images, seed)
-    scale, shown = panel_scale(images.shape[2], PANEL), _bytes(corrupted)
+    scale, show = panel_scale(images.shape[2], PANEL), colours.look(run.pixels, images)
+    shown, originals = show(corrupted), show(images)
     patch_size = run.config.model.patch_size
     rows, columns = patches.grid_shape(run.image_size, patch_size)
     if run.has_masks:
@@ -29,9 +31,9 @@ def restored_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
     else:
         order = np.tile(np.arange(rows * columns, dtype=np.int32), (len(images), 1))
         hidden = thrown = np.zeros(order.shape, bool)
-    restored = _bytes(run.restored(corrupted, order))
+    restored = show(run.restored(corrupted, order))
     panels, captions = [], []
-    for row, image in enumerate(images):
+    for row, image in enumerate(originals):
         seen = mask_panel(shown[row], hidden[row], patch_size, [], scale, thrown[row])
         panels.append([enlarge(image, scale), seen, enlarge(restored[row], scale)])
         errors = (_error(one[row], image) for one in (shown, restored))
@@ -39,11 +41,6 @@ def restored_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
     return compose(
         panels, ["Original", "Corrupted", "Restored"], captions, [], note=_note(run, len(images))
     )
-
-
-def _bytes(images) -> np.ndarray:
-    images = np.nan_to_num(np.asarray(images, np.float32))
-    return np.round(np.clip(images, 0.0, 1.0) * 255).astype(np.uint8)
 
 
 def _error(found, image) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from dppmask_jax.figures import run_masks
+from dppmask_jax.figures import colours, run_masks
 from dppmask_jax.figures.masks import pick_caption
 from dppmask_jax.figures.panels import PANEL, check_rows, compose, enlarge, mask_panel, panel_scale
 from dppmask_jax.patches import PatchSize
@@ -71,7 +71,7 @@ def tau_figure(run, images: np.ndarray, seed: int = 0) -> Figure:
     greedy = run_masks.greedy_picks(drawn, metrics["num_greedy"])
     num_hidden = run_masks.hidden_by(run, run.config.mask.strategy)
     return draw_tau(
-        images,
+        colours.shown(run.pixels, images),
         dict(zip(TAUS, drawn.hidden, strict=True)),
         dict(zip(TAUS, greedy, strict=True)),
         run.config.model.patch_size,

@@ -150,7 +150,9 @@ def build(config, plan: Plan) -> Method:
         with_encoder=_with_encoder,
         with_positions=objective.with_positions,
         attention=objective.encoder.attended and functools.partial(_attention, objective.encoder),
-        soft_masks=lambda params, extra, images: game.masks(params, augment.normalize(images)),
+        soft_masks=lambda params, extra, images: game.masks(
+            params, objective.encoder.pixels.normalize(images)
+        ),
     )
 
 
@@ -166,7 +168,8 @@ def _described(config) -> tuple[tuple[str, str], ...]:
 def _init(game: _Game, key):
     encoder_key, masks_key = jax.random.split(key)
     params, statistics = game.objective.init(encoder_key)
-    images = jnp.zeros((1, *game.config.image_size, 3), jnp.float32)
+    channels = game.objective.encoder.pixels.channels
+    images = jnp.zeros((1, *game.config.image_size, channels), jnp.float32)
     return {**params, "masks": game.network.init(masks_key, images)["params"]}, statistics
 
 
@@ -240,7 +243,8 @@ def covering(config, masks, keys, turn: int):
 
 
 def _attention(encoder: Encoder, params, extra, images):
-    return encoder.attended({**params["encoder"], **extra}, augment.normalize(images))[1]
+    images = encoder.pixels.normalize(images)
+    return encoder.attended({**params["encoder"], **extra}, images)[1]
 
 
 def _with_encoder(params, extra, encoder):

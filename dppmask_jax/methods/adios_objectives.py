@@ -90,11 +90,12 @@ def reconstruct(config) -> Objective:
     as much as the mask covers it: what is visible is no task, and a larger mask is not by itself a
     harder one."""
     encoder, patch_size = mae.encoder_from(config), config.model.patch_size
-    model = mae.with_decoder(config, encoder, 3 * math.prod(patches.sides(patch_size)))
+    channels = encoder.pixels.channels
+    model = mae.with_decoder(config, encoder, channels * math.prod(patches.sides(patch_size)))
     num_patches = encoder.grid[0] * encoder.grid[1]
 
     def init(key):
-        images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
+        images = jnp.zeros((1, *config.image_size, channels), jnp.float32)
         order = jnp.arange(num_patches)[None]
         return model.init(key, images, order, num_patches)["params"], {}
 
@@ -133,12 +134,12 @@ def covered_error(pred, target, mask):
     """() float32: the mean over images of the square error of their pixels, weighted by `mask`.
 
     Args:
-      pred, target: (B, N, P * 3), the three channels of a pixel side by side.
+      pred, target: (B, N, P * C), the channels of a pixel side by side.
       mask: (B, N, P), how much of each pixel is covered, from 0 to 1. An image of which nothing is
         covered has an error of 0.
     """
     square = jnp.square(pred - target)
-    of_pixel = jnp.mean(square.reshape(*mask.shape, 3), axis=-1)
+    of_pixel = jnp.mean(square.reshape(*mask.shape, -1), axis=-1)
     covered = jnp.maximum(jnp.sum(mask, axis=(1, 2)), _LEAST_COVERED)
     return jnp.mean(jnp.sum(mask * of_pixel, axis=(1, 2)) / covered)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from dppmask_jax import pixel_format
 from dppmask_jax.data.images import views
 
 GLOBAL_VIEWS = 2
@@ -38,7 +39,7 @@ def keys_of_views(data, key, index):
 
 
 def augmented(data, batch, keys):
-    """Normalised images (2B, H, W, 3) and (n B, h, w, 3), or None without local views; `keys` are
+    """Normalised images (2B, H, W, C) and (n B, h, w, C), or None without local views; `keys` are
     the (V B,) of the views' colours, and `batch` is of `crops.multi_crop`."""
     globals_ = jnp.concatenate(augmented_globals(data, batch, keys))
     if num_views(data) == GLOBAL_VIEWS:
@@ -56,7 +57,7 @@ def global_maps(batch, name: str):
 
 
 def augmented_globals(data, batch, keys):
-    """The two global views, each (B, H, W, 3)."""
+    """The two global views, each (B, H, W, C)."""
     num = len(batch["index"])
     first, second = batch["global_views"][:, 0], batch["global_views"][:, 1]
     return (
@@ -75,4 +76,5 @@ def _augment(data, images, keys, blur_prob, solarize_prob):
         blur_prob=blur_prob,
         blur_sigma=tuple(data.blur_sigma),
         solarize_prob=solarize_prob,
+        pixels=pixel_format.of_data(data),
     )

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from dppmask_jax import parallel
-from dppmask_jax.data.images import augment, autoaugment, corrupt, mixing
+from dppmask_jax import parallel, pixel_format
+from dppmask_jax.data.images import autoaugment, corrupt, mixing
 from dppmask_jax.fields import Field, Rule, is_number, number, one_of
 from dppmask_jax.methods import single_view
 
@@ -128,7 +127,8 @@ def _pixels(config) -> Corruption:
         views = single_view.views_of(config, batch, key)
         # Not the keys of masks, which may follow, nor what these are split into.
         keys = jax.vmap(lambda key: jax.random.fold_in(key, _ZEROED))(views.mask_keys)
-        return views, augment.normalize(corrupt.zero_pixels(views.raw, keys, percent))
+        images = corrupt.zero_pixels(views.raw, keys, percent)
+        return views, pixel_format.of(config).normalize(images)
 
     def shown(images, seed):
         keys = jax.random.split(jax.random.key(seed), len(images))
@@ -142,7 +142,7 @@ def _pixels(config) -> Corruption:
 def _auto_augment(config) -> Corruption:
     def of(batch, key):
         views = single_view.views_of(config, batch, key)
-        return views, augment.normalize(views.maps[_CHANGED])
+        return views, pixel_format.of(config).normalize(views.maps[_CHANGED])
 
     def shown(images, seed):
         rng = np.random.default_rng(seed)
@@ -172,7 +172,7 @@ def _changed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _floats(images):
-    return jnp.asarray(images, jnp.float32) / 255.0
+    return pixel_format.RGB.unit(images)
 
 
 _KINDS = {

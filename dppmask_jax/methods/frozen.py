@@ -11,7 +11,6 @@ from typing import Any
 from ml_collections import config_dict
 
 from dppmask_jax import config_dicts
-from dppmask_jax.data.images import augment
 from dppmask_jax.data.sources import opening
 from dppmask_jax.fields import TEXT, Field, Rule, one_of
 from dppmask_jax.methods.base import Method
@@ -78,7 +77,7 @@ def build(config) -> Method:
     encoder = encoders.build(config, **config.model.options)
 
     def attention(params, extra, images):
-        return encoder.attended(params["encoder"], augment.normalize(images))[1]
+        return encoder.attended(params["encoder"], encoder.pixels.normalize(images))[1]
 
     def with_positions(params, extra):
         given = encoder.trainable(params["encoder"])

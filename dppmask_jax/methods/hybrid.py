@@ -19,8 +19,8 @@ from typing import Any
 
 import jax
 
-from dppmask_jax import masking
-from dppmask_jax.data.images import augment, crops
+from dppmask_jax import masking, pixel_format
+from dppmask_jax.data.images import crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, number, one_of, optional, with_defaults
 from dppmask_jax.methods import augmented_views, contrast, contrastive_health, mae, moco, simmim
@@ -143,12 +143,12 @@ def _masked_alone(config, plan: Plan) -> Method:
     method = _masked(config, plan)
     if not _is_shared(config):
         return method
-    (turn,) = method.turns
+    (turn,), kind = method.turns, method.encoder.pixels
 
     def loss(params, extra, batch, key, step):
         keys = augmented_views.keys_of_views(config.data, key, batch["index"])
         _, image = augmented_views.augmented_globals(config.data, batch, keys[:, 0])
-        return turn.loss(params, extra, _as_single(batch, image), _of_masked(key), step)
+        return turn.loss(params, extra, _as_single(kind, batch, image), _of_masked(key), step)
 
     return method._replace(
         example=moco.example_of(config), turns=(turn._replace(loss=loss),), loss_of_views=True
@@ -165,8 +165,8 @@ def _of_masked(key):
     return jax.random.fold_in(key, _NO_EXAMPLE)
 
 
-def _as_single(batch, view) -> dict[str, Any]:
-    """The batch of a method of one view: the second augmented one (B, H, W, 3), which is
+def _as_single(kind: pixel_format.Pixels, batch, view) -> dict[str, Any]:
+    """The batch of a method of one view: the second augmented one (B, H, W, C), which is
     normalised, from 0 to 1 under "image", and the maps that came with it under their names."""
     maps = {
         name.removeprefix("global_"): value[:, 1]
@@ -174,7 +174,7 @@ def _as_single(batch, view) -> dict[str, Any]:
         if name.startswith("global_") and name != "global_views"
     }
     others = {name: value for name, value in batch.items() if not name.startswith("global_")}
-    return {**others, **maps, "image": augment.denormalize(view)}
+    return {**others, **maps, "image": kind.denormalize(view)}
 
 
 def mixed(weight, masked_loss, pair_loss):
@@ -187,7 +187,7 @@ def _both(config, plan: Plan, weights: tuple[float, float]) -> Method:
     side: no two have a name in common but the encoder."""
     masked = _masked(config, plan)
     contrastive = contrast.build(config, plan, masked.encoder)
-    (turn,) = masked.turns
+    (turn,), kind = masked.turns, masked.encoder.pixels
     start, end = weights
 
     def weight_at(step):
@@ -203,7 +203,7 @@ def _both(config, plan: Plan, weights: tuple[float, float]) -> Method:
         keys = augmented_views.keys_of_views(config.data, key, batch["index"])
         with jax.named_scope("augment"):
             views = augmented_views.augmented_globals(config.data, batch, keys[:, 0])
-        seen = _as_single(batch, views[1]) if _is_shared(config) else batch
+        seen = _as_single(kind, batch, views[1]) if _is_shared(config) else batch
         masked_loss, (of_masks, _) = turn.loss(params, extra, seen, _of_masked(key), step)
         pair_loss, (of_pairs, aux) = contrastive.loss(params, extra, views, keys[:, 2])
         weight = start if start == end else weight_at(step)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from dppmask_jax import masking, optim
 from dppmask_jax.data.images import crops
-from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.losses import distillation
 from dppmask_jax.methods import augmented_views, collapse, ibot_fields, ibot_masks
 from dppmask_jax.methods.augmented_views import GLOBAL_VIEWS
@@ -267,7 +266,8 @@ def _report(extra, aux, step):
 
 
 def _logits(net: Network, params, extra, images):
-    tokens = net.encoder.encode(extra["teacher"]["encoder"], normalize(images))
+    images = net.encoder.pixels.normalize(images)
+    tokens = net.encoder.encode(extra["teacher"]["encoder"], images)
     return net.class_logits(extra["teacher"], tokens.cls)
 
 
@@ -282,23 +282,25 @@ def _view_clusters(parts: _Parts, params, extra, batch, key):
 
 
 def _features(parts: _Parts, params, extra, images):
-    teacher, images = extra["teacher"], normalize(images)
+    teacher, images = extra["teacher"], parts.net.encoder.pixels.normalize(images)
     tokens = parts.net.encoder.encode(teacher["encoder"], images)
     return kernel_features(parts.net, parts.config, teacher, images, tokens.patches)
 
 
 def _masks(parts: _Parts, params, extra, images, keys, masker=None, count: int | None = None):
     count = parts.num_patches - parts.num_hidden[1] if count is None else count
+    normalized = parts.net.encoder.pixels.normalize(images)
     seen = masking.Seen(
         parts.net.encoder.grid,
         features=lambda: _features(parts, params, extra, images),
-        attention=seen_by_teacher(parts.net, extra["teacher"], normalize(images))[1],
+        attention=seen_by_teacher(parts.net, extra["teacher"], normalized)[1],
     )
     return (masker or parts.masker).draw(keys, count, seen, count)
 
 
 def _attention(net: Network, params, extra, images):
-    return net.encoder.attended(extra["teacher"]["encoder"], normalize(images))[1]
+    images = net.encoder.pixels.normalize(images)
+    return net.encoder.attended(extra["teacher"]["encoder"], images)[1]
 
 
 def _with_encoder(params, extra, encoder):

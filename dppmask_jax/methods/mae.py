@@ -10,7 +10,6 @@ import functools
 import jax.numpy as jnp
 
 from dppmask_jax import masking, optim, patches
-from dppmask_jax.data.images import augment
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, whole
 from dppmask_jax.methods import hardness, mask_teacher, single_view
@@ -66,7 +65,7 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
     ranks = hardness.is_needed(masker)
 
     def init(key):
-        images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
+        images = jnp.zeros((1, *config.image_size, encoder.pixels.channels), jnp.float32)
         order = jnp.arange(grid[0] * grid[1])[None]
         params = model.init(key, images, order, num_keep, ranks)["params"]
         return params, teacher.init(params)
@@ -92,14 +91,14 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         return total, (metrics | losses, {})
 
     def features(params, extra, images):
-        images = augment.normalize(images)
+        images = encoder.pixels.normalize(images)
         embed = functools.partial(model.apply, {"params": params}, images, method="embed")
         return single_view.kernel_features(config, images, embed)
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):
-        pred = model.apply({"params": params}, augment.normalize(images), order, num_keep)
+        pred = model.apply({"params": params}, encoder.pixels.normalize(images), order, num_keep)
         return single_view.painted(
-            target, pred, images, order, num_keep, patch_size, borrow_statistics
+            encoder.pixels, target, pred, images, order, num_keep, patch_size, borrow_statistics
         )
 
     return Method(

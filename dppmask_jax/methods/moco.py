@@ -13,7 +13,6 @@ import jax
 
 from dppmask_jax import optim
 from dppmask_jax.data.images import augment, crops, views
-from dppmask_jax.data.images.augment import normalize
 from dppmask_jax.fields import FLAG, Field, with_defaults
 from dppmask_jax.methods import augmented_views, contrast, contrastive_health
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
@@ -91,7 +90,9 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         return parts.loss(params, extra, images, keys[:, 2])
 
     def attention(params, extra, images):
-        return encoder.attended(parts.encoder_of(params, extra), normalize(images))[1]
+        return encoder.attended(parts.encoder_of(params, extra), encoder.pixels.normalize(images))[
+            1
+        ]
 
     optimizer = optim.from_settings(
         config.optim, plan, optim.warmup_cosine, frozen=frozen(config), decays=every

@@ -13,7 +13,7 @@ import functools
 import jax.numpy as jnp
 
 from dppmask_jax import masking, optim
-from dppmask_jax.data.images import augment, crops
+from dppmask_jax.data.images import crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, fraction_below_1, number, optional, with_defaults
 from dppmask_jax.methods import corruptions, mae, single_view
@@ -116,6 +116,7 @@ def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
     """MAE with another input and another loss; its parameters are MAE's."""
     base = mae.build(config, plan)
     model = mae.model_from(config, base.encoder)
+    kind = base.encoder.pixels
     weight, shares = visible_weight(config), shares_of(config)
     target = TARGETS[config.loss.target].build(config)
     target = target._replace(loss=functools.partial(weighted, target.loss, weight))
@@ -145,10 +146,10 @@ def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
         return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
 
     def restore(params, extra, images, order):
-        pred = predict(params, augment.normalize(images), order)
+        pred = predict(params, kind.normalize(images), order)
         patch_size = config.model.patch_size
         return single_view.painted(
-            target, pred, images, order, shares.visible, patch_size, False, weight > 0
+            kind, target, pred, images, order, shares.visible, patch_size, False, weight > 0
         )
 
     return base._replace(
@@ -160,6 +161,7 @@ def _resnet(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
     """The paper's autoencoder. Running statistics of its batch norms are `extra`; the validation
     loss, too, is by the statistics of the batch."""
     net = resnet_decoder.autoencoder(config)
+    kind = net.encoder.pixels
 
     def init(key):
         params, statistics = net.init(key)
@@ -168,7 +170,7 @@ def _resnet(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
     def loss(params, extra, batch, key, step):
         views, images = corruption.of(batch, key)
         found, statistics = net.train(params, extra[STATISTICS], images, views.drop_keys)
-        wanted = augment.denormalize(augment.normalize(views.raw))
+        wanted = kind.denormalize(kind.normalize(views.raw))
         return jnp.mean(jnp.square(found - wanted)), ({}, {STATISTICS: statistics})
 
     def with_encoder(params, extra, encoder):
@@ -189,7 +191,7 @@ def _resnet(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
         encoder_of=lambda params, extra: net.encoder_of(params, extra[STATISTICS]),
         with_encoder=with_encoder,
         restore=lambda params, extra, images, order: net.reconstruct(
-            params, extra[STATISTICS], augment.normalize(images)
+            params, extra[STATISTICS], kind.normalize(images)
         ),
     )
 

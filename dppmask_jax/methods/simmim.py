@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import masking, optim, patches
-from dppmask_jax.data.images import augment
 from dppmask_jax.fields import FLAG, Field, above_to, number, one_of, optional, with_defaults
 from dppmask_jax.methods import hardness, mask_teacher, single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
@@ -177,15 +176,21 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
     def reconstruct(params, extra, images, order, borrow_statistics=False):
         hidden = single_view.ranks(order, num_patches) >= shares.visible
         kept = order if encoder.blocks else jnp.broadcast_to(jnp.arange(num_patches), hidden.shape)
-        tokens = net.encode(params, augment.normalize(images), hidden, kept)
+        tokens = net.encode(params, encoder.pixels.normalize(images), hidden, kept)
         pred = net.predict(params, tokens)
-        patch_size = config.model.patch_size
         return single_view.painted(
-            target, pred, images, order, shares.visible, patch_size, borrow_statistics
+            encoder.pixels,
+            target,
+            pred,
+            images,
+            order,
+            shares.visible,
+            config.model.patch_size,
+            borrow_statistics,
         )
 
     def features(params, extra, images):
-        return features_of(params, augment.normalize(images))
+        return features_of(params, encoder.pixels.normalize(images))
 
     shown = encoder.embed or config.mask.features in WITHOUT_ENCODER
     return Method(

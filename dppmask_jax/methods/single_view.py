@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import masking, patches
+from dppmask_jax import masking, patches, pixel_format
 from dppmask_jax.data.images import augment, crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, Rule, is_number, one_of
@@ -147,13 +147,13 @@ def method_parts(
         seen = masking.Seen((rows, columns))
         if features:
             seen = seen._replace(features=lambda: features(params, extra, images))
-        given = params, extra, augment.normalize(images)
+        given = params, extra, encoder.pixels.normalize(images)
         shown = {name: functools.partial(look, *given) for name, look in looks.items()}
         return masker.draw(keys, count, seen._replace(**shown), count)
 
     def shown_by(look):
         """(params, extra, images as they are loaded) -> what a masker sees."""
-        return lambda params, extra, images: look(params, extra, augment.normalize(images))
+        return lambda params, extra, images: look(params, extra, encoder.pixels.normalize(images))
 
     return {
         **{name: shown_by(look) for name, look in looks.items()},
@@ -186,7 +186,7 @@ def _of_params(encoder: Encoder) -> dict[str, Callable]:
 
 
 class Views(NamedTuple):
-    """A batch as a step sees it: `raw` (B, H, W, 3) flipped, `images` normalised as well, keys
+    """A batch as a step sees it: `raw` (B, H, W, C) flipped, `images` normalised as well, keys
     (B,), and `maps`: those of the extras that are (B, H, W), flipped with the images. `parts` is ()
     -> (B, N), see `masking.Seen`; None where the images come without."""
 
@@ -209,7 +209,8 @@ def views_of(config, batch, key) -> Views:
         pixels = {name: augment.flip(value, flip_keys) for name, value in pixels.items()}
     raw = pixels.pop("image")
     parts = parts_in(config, pixels.get("parts"))
-    return Views(raw, augment.normalize(raw), mask_keys, drop_keys, pixels, parts)
+    images = pixel_format.of(config).normalize(raw)
+    return Views(raw, images, mask_keys, drop_keys, pixels, parts)
 
 
 def drawn(masker: masking.Masker, num_keep: int, views: Views, seen, batch, key):
@@ -244,6 +245,7 @@ def kernel_features(config, images, tokens):
 
 
 def painted(
+    kind: pixel_format.Pixels,
     target: Target,
     pred,
     images,
@@ -257,6 +259,7 @@ def painted(
     ones are black.
 
     Args:
+      kind: of the pixels of images.
       pred: (B, M, P) predictions of the patches in `order`, in the order of the image; or of all N.
       images: as they are loaded.
       order: (B, M) int32, the `num_keep` visible patches, then masked ones: all that are not thrown
@@ -265,7 +268,7 @@ def painted(
       visible_too: whether visible patches, too, are shown as they were predicted.
     """
     known = None if borrow else order[:, :num_keep]
-    original = patches.patchify(augment.denormalize(augment.normalize(images)), patch_size)
+    original = patches.patchify(kind.denormalize(kind.normalize(images)), patch_size)
     pixels = target.pixels(_everywhere(pred, order, original.shape[1]), images, known)
     rank = ranks(order, original.shape[1])[..., None]
     as_it_was = 0 if visible_too else num_keep

@@ -102,7 +102,7 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
     classifier = Classifier(encoder.module, num_outputs, model.pool)
 
     def init(key):
-        images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
+        images = jnp.zeros((1, *config.image_size, encoder.pixels.channels), jnp.float32)
         variables = classifier.init(key, images)
         return variables["params"], _only(variables, {STATISTICS} & set(variables))
 
@@ -119,7 +119,7 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
     def loss(params, extra, batch, key, step):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
         erase_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        images = augment.normalize(batch["image"])
+        images = encoder.pixels.normalize(batch["image"])
         if data.erase_prob:
             images = augment.random_erasing(images, erase_keys, prob=data.erase_prob)
         targets = _targets(batch["label"], num_outputs, several, config.loss.smoothing)
@@ -139,7 +139,7 @@ def finetune(config, plan: Plan, *, num_outputs: int, several: bool, head=None) 
         turns=(Turn(loss, finetune_optimizer(config, plan, encoder)),),
         after_step=lambda params, extra, aux, step: {**extra, **aux},
         logits=lambda params, extra, images: classifier.apply(
-            {"params": params, **extra}, augment.normalize(images)
+            {"params": params, **extra}, encoder.pixels.normalize(images)
         ),
         encoder=encoder,
         encoder_of=encoder_of,
@@ -285,7 +285,7 @@ def encoder_features(encoder: Encoder):
     untrained = _untrained_norm(encoder.width)
 
     def encode(params, images):
-        tokens = encoders.as_dict(encoder.encode(params, augment.normalize(images)))
+        tokens = encoders.as_dict(encoder.encode(params, encoder.pixels.normalize(images)))
         pooled = norm.apply({"params": untrained}, jnp.mean(tokens["patches_prenorm"], axis=1))
         if encoder.projection is not None:
             if "norm" in params:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from dppmask_jax.pixel_format import RGB, Pixels
+
 STATISTICS = "batch_stats"
 """The name of running statistics: of flax's collection, among the parameters of an encoder that
 has some, and in `Method.extra` while they follow a training."""
@@ -65,8 +67,8 @@ class Trace(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """An encoder that is set up. `params` are those of the encoder alone; images (B, H, W, 3) are
-    normalised."""
+    """An encoder that is set up. `params` are those of the encoder alone; images (B, H, W, C) are
+    normalised, by `pixels.normalize`."""
 
     module: Any
     """The flax module, to be a part of others: `__call__`, `prenorm` and `prefix` as
@@ -116,6 +118,9 @@ class Encoder(NamedTuple):
     trace: Callable[..., Trace] | None = None
     """(params, images) -> Trace."""
 
+    pixels: Pixels = RGB
+    """The pixels of the images that it is for."""
+
     projection: Any = None
     """(D, D), what the patch tokens are multiplied with after the final norm, see
     `encoders.projected`; None: they are not."""
@@ -125,9 +130,9 @@ class EncoderKind(NamedTuple):
     """A kind of encoder.
 
     Attributes:
-      build: (config, **options) -> Encoder; options are what a method settles, not its user, such
-        as `vit_module.ViT.position`: a kind takes those that it has. An evaluation's config has the
-        fields under `model` that are `fixed`, and may lack others.
+      build: (config, **options) -> Encoder of `pixel_format.of(config)`; options are what a method
+        settles, not its user, such as `vit_module.ViT.position`: a kind takes those that it has. An
+        evaluation's config has the fields under `model` that are `fixed`, and may lack others.
       fields: {name: Field} that it reads; image_size, model.patch_size and model.dtype are there.
       check: (config) -> None; raises InputError where fields do not fit.
       size: config.model -> its size in a word or two; "": it has one size alone.

@@ -30,7 +30,7 @@ class Classifier(nn.Module):
     def __call__(self, images, keys=None):
         """
         Args:
-          images: (B, H, W, 3) normalised.
+          images: (B, H, W, C) normalised.
           keys: (B,) keys for drop-path; None keeps every branch.
 
         Returns:

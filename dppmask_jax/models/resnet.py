@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dppmask_jax import patches
+from dppmask_jax import patches, pixel_format
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, one_of, whole
 from dppmask_jax.models.base import STATISTICS, Encoder, EncoderKind, Tokens, class_feature
@@ -54,6 +54,7 @@ def build(config, **options) -> Encoder:
             model.get("drop_path", 0.0),
             model.get("remat", False),
             jnp.dtype(model.dtype),
+            pixel_format.of(config),
         ),
         tuple(config.image_size),
     )
@@ -61,9 +62,10 @@ def build(config, **options) -> Encoder:
 
 def encoder(module: ResNet, image_size: tuple[int, int]) -> Encoder:
     """The `Encoder` of a ResNet."""
+    pixels = module.pixels
 
     def init(key):
-        variables = module.init(key, jnp.zeros((1, *image_size, 3), jnp.float32))
+        variables = module.init(key, jnp.zeros((1, *image_size, pixels.channels), jnp.float32))
         return {**variables["params"], STATISTICS: variables[STATISTICS]}
 
     def encode(params, images, keys=None, mask=None, mask_token=None) -> Tokens:
@@ -84,6 +86,7 @@ def encoder(module: ResNet, image_size: tuple[int, int]) -> Encoder:
         patches.grid_shape(image_size, STRIDE),
         layer_of=functools.partial(layer_of, depth=depth),
         hides=None,
+        pixels=pixels,
     )
 
 

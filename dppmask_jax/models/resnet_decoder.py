@@ -10,7 +10,7 @@ What a method does with it::
     net.encoder_of(params, statistics)                   # `Method.encoder_of`
     net.with_encoder(params, statistics, encoder)        # `Method.with_encoder`
 
-Images are normalised, pixels are (B, H, W, 3) float32 from 0 to 1. `after_step` puts the statistics
+Images are normalised, pixels are (B, H, W, C) float32 from 0 to 1. `after_step` puts the statistics
 that `train` gave into extra: means over micro-batches and devices, as of all of `aux`. The
 statistics of a batch are those of the whole one, over all devices: 1 and N devices compute the same
 but for rounding, which many batch norms in a row enlarge. With accum_steps above 1 each micro-batch
@@ -62,15 +62,16 @@ class DecoderBlock(nn.Module):
 
 class Decoder(nn.Module):
     """The stages of a ResNet from the last to the first, of which each doubles the map in its last
-    block, then a transposed 7x7 convolution to the three colours, and a sigmoid."""
+    block, then a transposed 7x7 convolution to the channels of the image, and a sigmoid."""
 
     shape: Shape
     remat: bool = False
     dtype: Any = jnp.float32
+    channels: int = 3
 
     @nn.compact
     def __call__(self, x):
-        """(B, H / 32, W / 32, D) -> (B, H, W, 3) float32, above 0 and below 1."""
+        """(B, H / 32, W / 32, D) -> (B, H, W, C) float32, above 0 and below 1."""
         shape, number = self.shape, 0
         block = nn.remat(DecoderBlock) if self.remat else DecoderBlock
         for stage in reversed(range(len(shape.blocks))):
@@ -82,7 +83,7 @@ class Decoder(nn.Module):
                 x = block(*options, name=f"block_{number}")(x)
                 number += 1
         x = nn.relu(batch_norm(self, "norm")(x))
-        return nn.sigmoid(transposed(3, 7, self.dtype, "conv")(x).astype(jnp.float32))
+        return nn.sigmoid(transposed(self.channels, 7, self.dtype, "conv")(x).astype(jnp.float32))
 
 
 class AutoencoderModule(nn.Module):
@@ -92,7 +93,7 @@ class AutoencoderModule(nn.Module):
     decoder: Decoder
 
     def __call__(self, images, keys=None):
-        """(B, H, W, 3) normalised -> (B, H, W, 3) float32, above 0 and below 1.
+        """(B, H, W, C) normalised -> (B, H, W, C) float32, above 0 and below 1.
 
         Args:
           keys: (B,) keys for the encoder's drop-path; None keeps every branch.
@@ -130,11 +131,12 @@ def autoencoder(config) -> Autoencoder:
     with 50 layers, half of them the encoder's."""
     encoder = resnet.build(config)
     resnet_module = encoder.module
-    decoder = Decoder(resnet_module.shape, resnet_module.remat, resnet_module.dtype)
+    channels = encoder.pixels.channels
+    decoder = Decoder(resnet_module.shape, resnet_module.remat, resnet_module.dtype, channels)
     module = AutoencoderModule(resnet_module, decoder)
 
     def init(key):
-        images = jnp.zeros((1, *config.image_size, 3), jnp.float32)
+        images = jnp.zeros((1, *config.image_size, channels), jnp.float32)
         variables = module.init(key, images)
         return variables["params"], variables[STATISTICS]
 

@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dppmask_jax import parallel
-from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.models.base import STATISTICS
 from dppmask_jax.models.layers import branch_scales
+from dppmask_jax.pixel_format import RGB, Pixels
 
 STRIDE = 32  # pixels from one position of the final map to the next
 _KEPT = 0.9  # of the running statistics, at each step
@@ -154,12 +154,14 @@ class ResNet(nn.Module):
     Attributes:
       drop_path_rate: of the last block; it rises linearly from 0 in the first.
       remat: compute the activations of blocks twice.
+      pixels: what images were normalised by: the first convolution sees them from 0 to 1.
     """
 
     shape: Shape
     drop_path_rate: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+    pixels: Pixels = RGB
 
     @property
     def prefix(self) -> int:
@@ -171,7 +173,7 @@ class ResNet(nn.Module):
         float32. There is no norm behind the last block.
 
         Args:
-          images: (B, H, W, 3) normalised.
+          images: (B, H, W, C) normalised.
           keys: (B,) keys for drop-path; None keeps every branch.
         """
         prenorm = self.prenorm(images, keys)
@@ -185,7 +187,8 @@ class ResNet(nn.Module):
     @nn.compact
     def final_map(self, images, keys=None):
         """(B, H / 32, W / 32, D), none below 0."""
-        pixels = images * jnp.asarray(STD, images.dtype) + jnp.asarray(MEAN, images.dtype)
+        mean, std = (jnp.asarray(x, images.dtype) for x in (self.pixels.mean, self.pixels.std))
+        pixels = images * std + mean
         x = convolution(self.shape.width, 7, 2, self.dtype, "stem_conv")(pixels)
         x = nn.relu(batch_norm(self, "stem_norm")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

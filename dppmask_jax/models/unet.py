@@ -100,7 +100,7 @@ class MaskNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        """(B, H, W, 3) normalised -> (B, N, H, W) float32, above 0 to 1; the N masks of a pixel add
+        """(B, H, W, C) normalised -> (B, N, H, W) float32, above 0 to 1; the N masks of a pixel add
         up to 1."""
         narrow, wide = self.width, 2 * self.width
         x, skipped = images, []

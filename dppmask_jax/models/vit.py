@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dppmask_jax import patches
+from dppmask_jax import patches, pixel_format
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field, fraction_below_1, one_of, optional, pair, sides, whole
 from dppmask_jax.models.base import (
@@ -102,18 +102,19 @@ def build(config, **options) -> Encoder:
             remat=model.get("remat", False),
             dtype=jnp.dtype(model.dtype),
             **options,
-        )
+        ),
+        pixel_format.of(config),
     )
 
 
-def encoder(module: ViT) -> Encoder:
-    """The `Encoder` of a ViT."""
+def encoder(module: ViT, pixels: pixel_format.Pixels = pixel_format.RGB) -> Encoder:
+    """The `Encoder` of a ViT, of images with such pixels."""
 
     def tokens(latent, prenorm) -> Tokens:
         return Tokens(class_feature(latent, module.prefix), latent[:, module.prefix :], prenorm)
 
     def init(key):
-        images = jnp.zeros((1, *module.image_size, 3), jnp.float32)
+        images = jnp.zeros((1, *module.image_size, pixels.channels), jnp.float32)
         return module.init(key, images)["params"]
 
     def encode(params, images, keys=None, mask=None, mask_token=None) -> Tokens:
@@ -157,12 +158,15 @@ def encoder(module: ViT) -> Encoder:
         module.grid,
         layer_of=functools.partial(layer_of, depth=module.size.depth),
         options={name: getattr(module, name) for name in OPTIONS},
-        tuned=lambda: encoder(module.clone(position=_TUNED.get(module.position, module.position))),
+        tuned=lambda: encoder(
+            module.clone(position=_TUNED.get(module.position, module.position)), pixels
+        ),
         trainable=functools.partial(_with_positions, module),
         embed=embed,
         blocks=None if module.relative else blocks,
         attended=attended if module.class_token else None,
         trace=trace,
+        pixels=pixels,
     )
 
 

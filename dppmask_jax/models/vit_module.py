@@ -163,7 +163,7 @@ class ViT(nn.Module):
     def __call__(self, images, keys=None, *, mask=None, mask_token=None):
         """
         Args:
-          images: (B, H, W, 3) normalised.
+          images: (B, H, W, C) normalised.
           keys: (B,) keys for drop-path; None keeps every branch.
           mask: (B, N) bool; the embeddings of patches that are True give way to `mask_token`,
             before positions are added.
@@ -202,7 +202,7 @@ class ViT(nn.Module):
         return tokens
 
     def embed(self, images, mask=None, mask_token=None):
-        """(B, H, W, 3) normalised images -> (B, N, D) patch embeddings plus positions; `mask` and
+        """(B, H, W, C) normalised images -> (B, N, D) patch embeddings plus positions; `mask` and
         `mask_token` as in `__call__`."""
         tokens = self._masked(self.patch_embed(images), mask, mask_token)
         if self.position == "none":

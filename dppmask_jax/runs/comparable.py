@@ -15,8 +15,14 @@ from dppmask_jax.masking import MASKERS
 from dppmask_jax.methods import METHODS
 from dppmask_jax.runs import workdir
 
-_DATA = ("data.source", "data.range", "data.classes", "data.val_fraction", "image_size")
-_OF_LOSS = ("method", "mask.", "loss.", "model.patch_size", "model.prototypes", *_DATA)
+_DATA = (
+    "data.source", "data.range", "data.channels", "data.axis", "data.classes", "data.val_fraction",
+    "image_size",
+)  # fmt: skip
+_OF_LOSS = (
+    "method", "mask.", "loss.", "model.patch_size", "model.prototypes", "data.mean", "data.std",
+    *_DATA,
+)  # fmt: skip
 _NAMED = 4  # fields that a line lists
 _OF_KNN = ("evaluate.knn_", *_DATA)
 

@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 
 from dppmask_jax import masking
-from dppmask_jax.data.images import decode
+from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import Source, first_extras
 from dppmask_jax.errors import InputError, NotServed
@@ -108,7 +108,7 @@ def _identity(path: str, of_images) -> str:
 
 def _size(source: Source, i: int) -> tuple[int, int]:
     """(height, width) of the upright image."""
-    return decode.upright_size(decode.open_image(source.read(i)[0]))[::-1]
+    return crops.size_of(source.read(i)[0])[::-1]
 
 
 def _from_file(path: str, source: Source, i: int) -> dict:

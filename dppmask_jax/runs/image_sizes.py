@@ -10,6 +10,7 @@ import numpy as np
 
 from dppmask_jax import masking, patches
 from dppmask_jax.errors import InputError
+from dppmask_jax.pixel_format import RGB, Pixels
 from dppmask_jax.runs.kinds import CLASSIFIER, encoder_options, kind_of, method_of
 
 DTYPES = ("float32", "bfloat16")
@@ -112,8 +113,11 @@ def _check_no_relative(config) -> None:
         )
 
 
-def checked_images(images, image_size: tuple[int, int]):
+def checked_images(images, image_size: tuple[int, int], pixels: Pixels = RGB):
     """Images for a run as a JAX array.
+
+    Whole numbers of a run whose images are no 8-bit data are as its files have them, and are scaled
+    by its `data.range`.
 
     Raises:
       InputError: another shape or type, or floats outside [0, 1], which would mean something
@@ -122,19 +126,27 @@ def checked_images(images, image_size: tuple[int, int]):
     if not isinstance(images, jax.Array):
         images = np.asarray(images)
     height, width = image_size
-    if images.ndim != 4 or images.shape[1:] != (height, width, 3):
+    whole = "uint8"
+    if pixels.range is not None:
+        black, white = pixels.range
+        whole = f"whole numbers from {black:g} (black) to {white:g} (white)"
+    if images.ndim != 4 or images.shape[1:] != (height, width, pixels.channels):
         raise InputError(
-            f"images have shape {tuple(images.shape)}; this run takes (B, {height}, {width}, 3)"
-            ", uint8, or float from 0 to 1; image_size=(H, W) loads it for another size"
+            f"images have shape {tuple(images.shape)}; this run takes (B, {height}, {width}, "
+            f"{pixels.channels}), {whole}, or float from 0 to 1; image_size=(H, W) loads it for "
+            "another size"
         )
     if jnp.issubdtype(images.dtype, jnp.floating):
         if images.size and not isinstance(images, jax.core.Tracer):
             lowest, highest = float(images.min()), float(images.max())
             if not (lowest >= 0 and highest <= 1):
+                mend = "divide by 255" if pixels.range is None else "scale them by data.range"
                 raise InputError(
                     f"float images must lie in [0, 1]; these go from {lowest:.6g} to "
-                    f"{highest:.6g}: undo any normalisation, divide by 255, or pass uint8"
+                    f"{highest:.6g}: undo any normalisation, {mend}, or pass {whole}"
                 )
+    elif pixels.range is not None and jnp.issubdtype(images.dtype, jnp.integer):
+        return jnp.clip((images.astype(jnp.float32) - black) / (white - black), 0.0, 1.0)
     elif images.dtype != np.uint8:
-        raise InputError(f"images are {images.dtype}; pass uint8, or float from 0 to 1")
+        raise InputError(f"images are {images.dtype}; pass {whole}, or float from 0 to 1")
     return jnp.asarray(images)

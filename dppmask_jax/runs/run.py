@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import patches
+from dppmask_jax import patches, pixel_format
 from dppmask_jax.data import loader
-from dppmask_jax.data.images import augment, greys
 from dppmask_jax.data.sources import opening
 from dppmask_jax.data.sources.base import only_classes
 from dppmask_jax.data.sources.classes import class_list
@@ -64,6 +63,7 @@ class Run:
       encoder: the parameters of the encoder that `encode` runs; None where the method trains none.
         That of a classifier which pools patch tokens has no final layer norm; one with scale 1 and
         shift 0 stands there.
+      pixels: of the images that it takes, see `pixel_format.Pixels`.
       knn_feature: which tokens the run trains, "patches" or "cls".
       has_class_token: whether `encode` gives one; else the mean patch token stands for it.
       num_hidden: (fewest, most) patches that a masked view hides.
@@ -102,6 +102,7 @@ class Run:
         if self.image_size != tuple(self.config.image_size):
             params, extra, self.resized = resized(params, extra, self.config, self.image_size)
         self.params, self.extra = params, extra
+        self.pixels = pixel_format.of(self.config)
         if self.kind == CLASSIFIER:
             method = supervised.finetune(
                 config,
@@ -131,7 +132,8 @@ class Run:
         self.has_class_token = bool(method.encoder and method.encoder.module.prefix)
         if method.encoder is not None:
             self.encoder, encode = method.encoder_of(params, extra), method.encoder.encode
-            self._encode = jax.jit(lambda p, x: encoders.as_dict(encode(p, augment.normalize(x))))
+            normalize = self.pixels.normalize
+            self._encode = jax.jit(lambda p, x: encoders.as_dict(encode(p, normalize(x))))
         self._features = jax.jit(method.features) if method.features else None
         self._reconstruct = (
             jax.jit(method.reconstruct, static_argnames="borrow_statistics")
@@ -168,7 +170,7 @@ class Run:
     def encode(self, images) -> dict[str, Any]:
         """{"cls": (B, D), "patches": (B, N, D), "patches_prenorm": (B, N, D)} of all patches."""
         self.check_encodes()
-        return self._encode(self.encoder, checked_images(images, self.image_size))
+        return self._encode(self.encoder, checked_images(images, self.image_size, self.pixels))
 
     def check_encodes(self) -> None:
         """Raises InputError where the method trains no encoder."""
@@ -176,14 +178,14 @@ class Run:
 
     def features(self, images):
         """(B, N, D): what the selection kernel sees of each patch."""
-        images = checked_images(images, self.image_size)
+        images = checked_images(images, self.image_size, self.pixels)
         return self._able(self._features, "shows no features")(self.params, self.extra, images)
 
     def masks(self, images, keys, masker=None, count: int | None = None):
         """(Mask of (B, ...) arrays, {metric: (B,)}) as at the end of the run and outside of
         training: by the run's masker and with as many visible patches as it shows at least, unless
         others are given."""
-        images = checked_images(images, self.image_size)
+        images = checked_images(images, self.image_size, self.pixels)
         given = {"masker": masker, "count": count}
         given = {name: value for name, value in given.items() if value is not None}
         draw = functools.partial(self._able(self.method.masks, "masks nothing"), **given)
@@ -208,7 +210,7 @@ class Run:
           InputError: images as `encode` refuses them, or an order of another shape or type.
         """
         reconstruct = self._able(self._reconstruct, "reconstructs nothing")
-        images, order = checked_images(images, self.image_size), jnp.asarray(order)
+        images, order = checked_images(images, self.image_size, self.pixels), jnp.asarray(order)
         rows, columns = patches.grid_shape(self.image_size, self.config.model.patch_size)
         wanted = (len(images), rows * columns)
         fewest = wanted[1] - self.num_hidden[1] + 1
@@ -226,19 +228,19 @@ class Run:
         """(R, H, W, 3) float32 in [0, 1]: what the method trains the encoder on in place of images
         (R, H, W, 3) uint8. Overlay mixes each with the next, the last with the first."""
         corrupt = self._able(self.method.corrupted, "corrupts nothing")
-        return np.asarray(corrupt(checked_images(images, self.image_size), seed))
+        return np.asarray(corrupt(checked_images(images, self.image_size, self.pixels), seed))
 
     def restored(self, corrupted, order):
         """(B, H, W, 3) float32 in [0, 1]: what the model makes of corrupted images, as for
         `encode`; order int32 as for `reconstruct`, with all patches where the method masks
         nothing."""
         restore = self._able(self._restore, "restores nothing")
-        corrupted = checked_images(corrupted, self.image_size)
+        corrupted = checked_images(corrupted, self.image_size, self.pixels)
         return restore(self.params, self.extra, corrupted, jnp.asarray(order))
 
     def attention(self, images):
         """(B, heads, N): how much the class token attends to each patch in the last block."""
-        images = checked_images(images, self.image_size)
+        images = checked_images(images, self.image_size, self.pixels)
         attention = self._able(self._attention, "has no attention to show")
         return attention(self.params, self.extra, images)
 
@@ -333,12 +335,7 @@ def open_data(config):
     """
     data = config.data
     names = class_list(data.classes) if data.classes else ()
-    splits = opening.open_splits(
-        data.source,
-        data_dir=data.dir or None,
-        val_fraction=data.val_fraction,
-        grey_range=greys.named(data.range),
-    )
+    splits = opening.of_data(data)
     if names:
         where = f"config.data.classes={data.classes}"
         splits = (split and only_classes(split, names, where) for split in splits)

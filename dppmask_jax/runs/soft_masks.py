@@ -18,9 +18,11 @@ def has_some(run: Run) -> bool:
 
 
 def of(run: Run, images) -> np.ndarray:
-    """(R, masks, H, W) float32 of images (R, H, W, 3) uint8, see `Method.soft_masks`."""
+    """(R, masks, H, W) float32 of images (R, H, W, C), see `Method.soft_masks`."""
     draw = jax.jit(run.method.soft_masks)
-    return np.asarray(draw(run.params, run.extra, checked_images(images, run.image_size)))
+    return np.asarray(
+        draw(run.params, run.extra, checked_images(images, run.image_size, run.pixels))
+    )
 
 
 def over_training(workdir: str | Path, images) -> dict[int, np.ndarray]:
@@ -30,7 +32,7 @@ def over_training(workdir: str | Path, images) -> dict[int, np.ndarray]:
         return {}
     # One program draws for all: what a run may change on its way is no part of the network.
     run = load_run(workdir, step=steps[-1], image_size=tuple(np.shape(images)[1:3]))
-    draw, shown = jax.jit(run.method.soft_masks), checked_images(images, run.image_size)
+    draw, shown = jax.jit(run.method.soft_masks), checked_images(images, run.image_size, run.pixels)
     drawn = {}
     for step in steps:
         _, state, _ = checkpoint.read(workdir, step)

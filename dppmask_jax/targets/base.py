@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class Target(NamedTuple):
     """What is predicted for each patch: a record of pure functions, of images as they are loaded.
 
-    Images are (B, H, W, 3), uint8 or floating point from 0 to 1, flipped already and not
+    Images are (B, H, W, C), uint8 or floating point from 0 to 1, flipped already and not
     normalised: a target that wants them normalised does that itself.
 
     Attributes:
       width: P, the number of values predicted for a patch.
       of: images -> (B, N, P) float32.
       loss: (pred (B, N, P), target (B, N, P), mask (B, N) bool) -> scalar float32; True is masked.
-      pixels: (pred (B, N, P), images, known=None) -> (B, N, p * p * 3) float32, the pixels from 0
+      pixels: (pred (B, N, P), images, known=None) -> (B, N, p * p * C) float32, the pixels from 0
         to 1, not clipped, that a prediction stands for. Only patches `known` (B, K) int32 of the
         images may enter, all of them where it is None. None: a prediction shows no pixels.
     """

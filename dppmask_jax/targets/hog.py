@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import patches
+from dppmask_jax import patches, pixel_format
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import FLAG, Field
 from dppmask_jax.targets.base import Target, TargetKind, masked_square_error
@@ -42,7 +42,8 @@ def build(config) -> Target:
             images = images * 255.0
         return features(images, patch_size=patch_size, window=window)
 
-    return Target(3 * BINS * math.prod(_cells(patch_size)), of, masked_square_error)
+    channels = pixel_format.of(config).channels
+    return Target(channels * BINS * math.prod(_cells(patch_size)), of, masked_square_error)
 
 
 def check(config) -> None:
@@ -59,9 +60,9 @@ KIND = TargetKind(build, FIELDS, check)
 
 
 def features(
-    images: Shaped[Array, "B H W 3"], *, patch_size: patches.PatchSize = 16, window: bool = False
+    images: Shaped[Array, "B H W C"], *, patch_size: patches.PatchSize = 16, window: bool = False
 ) -> Float[Array, "B N P"]:
-    """HOG of each patch, of every colour by itself.
+    """HOG of each patch, of every channel by itself.
 
     Differences of neighbours are taken by 3 x 3 Sobel filters, with the border reflected. The
     magnitude of each pixel is added to one of 9 bins of orientation in its cell of 8 x 8 pixels;
@@ -75,14 +76,14 @@ def features(
         pixels. MMSelfSup does, MaskFeat's authors do not.
 
     Returns:
-      (B, N, P) float32 in [0, 1], P = 27 for each cell of a patch (108 for 16), in the order
-      (colour, bin, row of the cell, column of the cell).
+      (B, N, P) float32 in [0, 1], P = 9 C for each cell of a patch (108 of 3 channels for 16), in
+      the order (channel, bin, row of the cell, column of the cell).
 
     Raises:
       ValueError: the shape is another, or the patches do not fit.
     """
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be (B, H, W, 3), got {tuple(images.shape)}")
+    if images.ndim != 4:
+        raise ValueError(f"images must be (B, H, W, C), got {tuple(images.shape)}")
     (height, width), (high, wide) = images.shape[1:3], patches.sides(patch_size)
     if min(high, wide) < CELL or high % CELL or wide % CELL or height % high or width % wide:
         raise ValueError(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import chex
 import jax.numpy as jnp
 
-from dppmask_jax import patches
-from dppmask_jax.data.images import augment
+from dppmask_jax import patches, pixel_format
 from dppmask_jax.fields import FLAG, Field, one_of
 from dppmask_jax.targets.base import (
     Target,
@@ -34,22 +33,23 @@ def build(config) -> Target:
     """Normalised pixels; with `loss.norm_pix` each patch standardised as well."""
     patch_size, norm_pix = config.model.patch_size, config.loss.norm_pix
     grid = patches.grid_shape(tuple(config.image_size), patch_size)
+    kind = pixel_format.of(config)
 
     def of(images):
-        return pixel_target(patches.patchify(augment.normalize(images), patch_size), norm_pix)
+        return pixel_target(patches.patchify(kind.normalize(images), patch_size), norm_pix)
 
     def pixels(pred, images, known=None):
         if norm_pix:
-            cut = patches.patchify(augment.normalize(images), patch_size)
+            cut = patches.patchify(kind.normalize(images), patch_size)
             statistics = jnp.concatenate(patch_statistics(cut), axis=-1)
             if known is not None:
                 statistics = patches.from_neighbours(statistics, known, known.shape[1], grid)
             pred = pred * statistics[..., 1:] + statistics[..., :1]
-        return augment.denormalize(pred.reshape(*pred.shape[:2], -1, 3)).reshape(pred.shape)
+        of_channels = pred.reshape(*pred.shape[:2], -1, kind.channels)
+        return kind.denormalize(of_channels).reshape(pred.shape)
 
-    return Target(
-        3 * math.prod(patches.sides(patch_size)), of, _LOSSES[config.loss.distance], pixels
-    )
+    width = kind.channels * math.prod(patches.sides(patch_size))
+    return Target(width, of, _LOSSES[config.loss.distance], pixels)
 
 
 KIND = TargetKind(build, FIELDS)

@@ -7,36 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax.fields import FLAG, Field
-from dppmask_jax.imagenet import MEAN, STD
+from dppmask_jax.pixel_format import RGB
 
 _ERASED_AREA = (0.02, 1 / 3)  # share of the image's
 _ERASED_ASPECT = (0.3, 1 / 0.3)  # height to width
 _ERASING_TRIES = 10
+normalize = RGB.normalize
+denormalize = RGB.denormalize
 FIELDS = {"data.flip": Field(True, FLAG, "whether half of the images are flipped, left to right")}
-
-
-def normalize(images: jax.Array, mean=MEAN, std=STD) -> jax.Array:
-    """Standardises the channels.
-
-    Args:
-      images: (..., H, W, 3), uint8 from 0 to 255 or floating point from 0 to 1.
-
-    Returns:
-      (..., H, W, 3) float32.
-    """
-    chex.assert_axis_dimension(images, -1, 3)
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        images = images.astype(jnp.float32)
-    elif images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255.0
-    else:
-        raise TypeError(f"images are {images.dtype}; they must be uint8, or float from 0 to 1")
-    return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-
-
-def denormalize(images: jax.Array, mean=MEAN, std=STD) -> jax.Array:
-    """The inverse of `normalize`: (..., H, W, 3) float32 pixels, 0 to 1, not clipped."""
-    return images * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32)
 
 
 def flip(images: jax.Array, keys: jax.Array) -> jax.Array:

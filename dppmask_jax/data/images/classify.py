@@ -10,7 +10,7 @@ from dppmask_jax.data.images.randaugment import rand_augment
 
 
 def classification_view(
-    data: bytes,
+    data: crops.Data,
     rng: np.random.Generator,
     *,
     image_size: tuple[int, int],
@@ -33,7 +33,7 @@ def classification_view(
       single_draw: as for crops.random_crop.
 
     Returns:
-      "image" (H, W, 3) uint8.
+      "image" (H, W, C).
 
     Raises:
       decode.DecodeError: the bytes are no readable image.

@@ -1,4 +1,7 @@
-"""Crops on the host: encoded bytes to uint8 arrays of one size.
+"""Crops on the host: encoded images, or pixels, to arrays of one size.
+
+Images are encoded bytes, which become 8-bit RGB, or (h, w, C) arrays of a source that keeps pixels
+as they are, uint8 or float32 from 0 to 1, see `kept.py`: their crops are of their type.
 
 Resampling is antialiased bicubic (a = -0.5) unless another is asked for: Pillow's, but for JPEGs
 while training that of cykooz.resizer, which is the same filter up to rounding, several times as
@@ -18,11 +21,12 @@ import cykooz_resizer
 import numpy as np
 from PIL import Image
 
-from dppmask_jax.data.images import decode
+from dppmask_jax.data.images import decode, planes
 from dppmask_jax.fields import Field, above_to, pair
 
 RATIO = (3 / 4, 4 / 3)  # of width to height; arXiv 1409.4842, and torchvision's default
 EVAL_ENLARGE = 256 / 224  # the usual resize before an evaluation's centre crop
+Data = bytes | np.ndarray  # an encoded image, or the pixels of one that are kept
 NO_EXTRAS: Mapping[str, Any] = MappingProxyType({})
 _TRIES = 10
 SCALE = pair(above_to(0, 1), "(smallest, largest) share of the area, within 0 to 1", ordered=True)
@@ -92,7 +96,7 @@ def _sides(rng, area: int, scale, ratio) -> tuple[int, int]:
 
 
 def random_crop(
-    data: bytes,
+    data: Data,
     rng: np.random.Generator,
     *,
     image_size: tuple[int, int],
@@ -109,7 +113,7 @@ def random_crop(
       single_draw: whether the box is that of `single_draw_box` instead of `random_box`.
 
     Returns:
-      (H, W, 3) uint8.
+      (H, W, 3) uint8, or as the pixels are.
 
     Raises:
       decode.DecodeError: the bytes are no readable image.
@@ -121,7 +125,7 @@ def random_crop(
 
 
 def single_view(
-    data: bytes,
+    data: Data,
     rng: np.random.Generator,
     extras: Mapping[str, Any] = NO_EXTRAS,
     *,
@@ -137,7 +141,7 @@ def single_view(
       image_size, scale, ratio: as for random_crop.
 
     Returns:
-      "image" (H, W, 3) uint8, and the extras under their names: maps as (H, W) of their type.
+      "image" (H, W, C), and the extras under their names: maps as (H, W) of their type.
 
     Raises:
       decode.DecodeError: the bytes are no readable image, or a map has another size.
@@ -150,7 +154,7 @@ def single_view(
 
 
 def multi_crop(
-    data: bytes,
+    data: Data,
     rng: np.random.Generator,
     extras: Mapping[str, Any] = NO_EXTRAS,
     *,
@@ -178,7 +182,7 @@ def multi_crop(
       ratio: as for random_crop, of all views.
 
     Returns:
-      "global_views" (2, H, W, 3) uint8; "local_views" (num_local, h, w, 3) uint8, left out if
+      "global_views" (2, H, W, C); "local_views" (num_local, h, w, C), left out if
       there are none. Of a map NAME "global_NAME" (2, H, W) and "local_NAME" (num_local, h, w);
       other extras under their names.
 
@@ -209,21 +213,47 @@ class View(NamedTuple):
     width: int
 
 
-def open_upright(data: bytes) -> Image.Image:
+def open_upright(data: Data) -> Image.Image | planes.Planes:
     """An upright image of its full size; a JPEG that lies upright already stays encoded."""
+    if isinstance(data, np.ndarray):
+        return planes.Planes(data)
     image = decode.open_image(data)
     if image.format != "JPEG" or decode.orientation(image) != 1:
         image = decode.to_rgb(image)
     return image
 
 
-def _draw(rng, image: Image.Image, image_size, scale, ratio, box_of=random_box) -> View:
+def opened(data: Data) -> Image.Image | planes.Planes:
+    """An upright image, decoded.
+
+    Raises:
+      decode.DecodeError: the bytes are no readable image.
+    """
+    if isinstance(data, np.ndarray):
+        return planes.Planes(data)
+    return decode.to_rgb(decode.open_image(data))
+
+
+def size_of(data: Data) -> tuple[int, int]:
+    """(width, height) of an image once it is upright; what is encoded stays so.
+
+    Raises:
+      decode.DecodeError: the bytes are no image.
+    """
+    if isinstance(data, np.ndarray):
+        return planes.Planes(data).size
+    return decode.upright_size(decode.open_image(data))
+
+
+def _draw(
+    rng, image: Image.Image | planes.Planes, image_size, scale, ratio, box_of=random_box
+) -> View:
     height, width = image_size
     ratio = (ratio[0] * width / height, ratio[1] * width / height)
     return View(box_of(rng, *image.size, scale=scale, ratio=ratio), height, width)
 
 
-def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
+def cut(data: Data, image: Image.Image | planes.Planes, views: list[View]) -> list[np.ndarray]:
     """Decodes an image once and resizes the views from it.
 
     Of a JPEG the resizer, which copies its input, gets only the part that the views need. Where
@@ -234,7 +264,7 @@ def cut(data: bytes, image: Image.Image, views: list[View]) -> list[np.ndarray]:
       image: what `open_upright` made of it.
 
     Returns:
-      (height, width, 3) uint8 for each view.
+      (height, width, C) for each view.
 
     Raises:
       decode.DecodeError: the file is broken or cut short.
@@ -307,7 +337,7 @@ def _shrink(image: Image.Image, views: list[View]) -> int:
     return max(factor for factor in (1, 2, 4, 8) if factor <= max(room, 1))
 
 
-def _resize_by_pillow(image: Image.Image, view: View, resample=Image.Resampling.BICUBIC):
+def _resize_by_pillow(image, view: View, resample=Image.Resampling.BICUBIC):
     left, top, width, height = view.box
     box = (left, top, left + width, top + height)
     return np.asarray(image.resize((view.width, view.height), resample, box=box))
@@ -326,7 +356,7 @@ def _resize(resizer, source, begin: tuple[int, int], shrink: int, view: View) ->
 
 
 def whole_image(
-    data: bytes,
+    data: Data,
     *,
     image_size: tuple[int, int],
     resample: Image.Resampling = Image.Resampling.BICUBIC,
@@ -334,27 +364,26 @@ def whole_image(
     """All of an encoded image, squeezed into another shape if need be: no labelled object is cut
     off. Args, result and errors are those of `center_crop`."""
     height, width = image_size
-    image = decode.to_rgb(decode.open_image(data))
-    return np.asarray(image.resize((width, height), resample))
+    return np.asarray(opened(data).resize((width, height), resample))
 
 
-def center_crop(data: bytes, *, image_size: tuple[int, int]) -> np.ndarray:
+def center_crop(data: Data, *, image_size: tuple[int, int]) -> np.ndarray:
     """The evaluation crop of an encoded image, see `evaluation_crop`.
 
     Args:
       image_size: (H, W) of the result in pixels.
 
     Returns:
-      (H, W, 3) uint8.
+      (H, W, 3) uint8, or as the pixels are.
 
     Raises:
       decode.DecodeError: the bytes are no readable image.
     """
-    return evaluation_crop(decode.to_rgb(decode.open_image(data)), image_size)
+    return evaluation_crop(opened(data), image_size)
 
 
 def evaluation_crop(
-    image: Image.Image,
+    image: Image.Image | planes.Planes,
     image_size: tuple[int, int],
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
@@ -378,14 +407,14 @@ def evaluation_crop(
 
 
 def evaluation_extras(
-    data: bytes, extras: Mapping[str, Any], image_size: tuple[int, int]
+    data: Data, extras: Mapping[str, Any], image_size: tuple[int, int]
 ) -> dict[str, Any]:
     """The extras of an encoded image that `center_crop` cuts, with its maps cut alike.
 
     Raises:
       decode.DecodeError: a map has another size than the image.
     """
-    maps = maps_in(extras, decode.upright_size(decode.open_image(data)))
+    maps = maps_in(extras, size_of(data))
     nearest = Image.Resampling.NEAREST
     return dict(extras) | {
         name: evaluation_crop(Image.fromarray(pixels), image_size, nearest)

@@ -65,7 +65,7 @@ def open_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DecodeError(_instead(data)) from error
     except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
-        raise DecodeError(_words(error)) from error
+        raise DecodeError(in_words(error)) from error
     for width, height in sizes:
         if width * height > MAX_PIXELS:
             raise DecodeError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
@@ -91,7 +91,7 @@ def to_rgb(image: Image.Image, grey_range: greys.Range | None = None) -> Image.I
         image = _rgb(image, grey_range)
         return image if turn is None else image.transpose(turn)
     except Exception as error:
-        raise DecodeError(_words(error)) from error
+        raise DecodeError(in_words(error)) from error
 
 
 def jpeg_pixels(
@@ -164,12 +164,9 @@ def indices(data: bytes) -> np.ndarray:
             f"a map of classes has a palette or grey values, and this is of mode {image.mode}"
         )
     try:
-        values = np.asarray(image)
-        turn = _TO_UPRIGHT.get(orientation(image))
-        if turn is not None:
-            values = np.asarray(image.transpose(turn))
+        values = np.asarray(upright(image))
     except Exception as error:
-        raise DecodeError(_words(error)) from error
+        raise DecodeError(in_words(error)) from error
     return values.astype(np.int32 if values.dtype.itemsize > 1 else np.uint8)
 
 
@@ -214,6 +211,12 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """An image of any mode, turned by its EXIF orientation."""
+    turn = _TO_UPRIGHT.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of an image once it is upright; the pixels stay encoded."""
     return image.size if orientation(image) < 5 else image.size[::-1]
@@ -238,7 +241,7 @@ def grey_extent(image: Image.Image) -> tuple[float, float]:
             low = min(low, float(values.min(initial=np.inf)))
             high = max(high, float(values.max(initial=-np.inf)))
     except Exception as error:
-        raise DecodeError(_words(error)) from error
+        raise DecodeError(in_words(error)) from error
     return (low, high) if low <= high else (0.0, 0.0)
 
 
@@ -282,7 +285,8 @@ def _over_white(band: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, band.convert("RGBA")).convert("RGB")
 
 
-def _words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """An error of a library, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -12,9 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dppmask_jax.fields import Field, Rule, is_number, is_text
-
-Pair = tuple[float, float]  # (black, white)
+from dppmask_jax.pixel_format import Pair
 
 _UNIT, _BYTE, _WORD = (0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)
 _SLACK = 0.1  # of the range, that values may lie outside of it
@@ -29,37 +27,6 @@ class Range(NamedTuple):
     def of(self, floats: bool) -> Pair:
         """(black, white) of a file, by whether it holds floats."""
         return self.floats if floats else self.whole
-
-
-def named(text: str) -> Pair | None:
-    """The (black, white) that `data.range` names, None for "auto".
-
-    Raises:
-      ValueError: it is neither.
-    """
-    if text == "auto":
-        return None
-    black, white = map(float, text.strip(" ()[]").split(","))
-    if not (is_number(black) and is_number(white) and black < white):
-        raise ValueError(f"{text} is no range")
-    return black, white
-
-
-def _is_range(value) -> bool:
-    try:
-        named(value if is_text(value) else "")
-    except ValueError:
-        return False
-    return True
-
-
-FIELDS = {
-    "data.range": Field(
-        "auto",
-        Rule(_is_range, "auto, or the values of black and white, such as '0,4095'"),
-        "what black and white are in greyscale files with more than 8 bits",
-    ),
-}
 
 
 def of_one(extent: Pair, floats: bool) -> Range:

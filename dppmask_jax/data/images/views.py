@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dppmask_jax.data.images import augment
 from dppmask_jax.fields import Field, Rule, above_to, is_number, number, pair
+from dppmask_jax.pixel_format import RGB, Pixels
 
 _HUE = 3  # its place in `jitter`
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
@@ -71,6 +71,8 @@ FIELDS = {
     ),
 }
 
+COLOURS = ("data.jitter_prob", "data.grey_prob")  # what needs three channels
+
 
 class Changes(NamedTuple):
     """What is done to one image; None instead of a piece that is never used."""
@@ -93,6 +95,7 @@ def augment_view(
     blur_prob: float,
     blur_sigma: tuple[float, float] = (0.1, 2.0),
     solarize_prob: float,
+    pixels: Pixels = RGB,
 ) -> jax.Array:
     """Changes colours, blurs, solarises and normalises one view of each image, at random.
 
@@ -103,7 +106,7 @@ def augment_view(
     called inside a jitted step.
 
     Args:
-      images: (B, H, W, 3) uint8.
+      images: (B, H, W, C) uint8, or float from 0 to 1; colours and grey need three channels.
       keys: (B,) typed PRNG keys, one an image and view: what happens to an image depends on its
         own key alone.
       jitter: the factors of brightness, contrast and saturation are uniform in 1 - s to 1 + s (not
@@ -111,12 +114,13 @@ def augment_view(
       blur_sigma: smallest and largest sigma of the Gaussian in pixels, at most 2.4.
       jitter_prob, grey_prob, blur_prob, solarize_prob: Python floats from 0 to 1. A piece of
         probability 0 is not compiled.
+      pixels: of the images.
 
     Returns:
-      (B, H, W, 3) float32, normalised by augment.normalize.
+      (B, H, W, C) float32, normalised.
     """
     chex.assert_rank([images, keys], [4, 1])
-    chex.assert_type(images, jnp.uint8)
+    chex.assert_type(images, pixels.dtype)
     draw = functools.partial(
         draw_changes,
         jitter=jitter,
@@ -127,9 +131,9 @@ def augment_view(
         solarize_prob=solarize_prob,
     )
     # Channels first: three channels as the innermost axis would leave vector units mostly idle.
-    planes = jnp.moveaxis(images, -1, 1).astype(jnp.float32) / 255.0
+    planes = pixels.unit(jnp.moveaxis(images, -1, 1))
     planes = jax.vmap(change)(planes, jax.vmap(draw)(keys))
-    return augment.normalize(jnp.moveaxis(planes, 1, -1))
+    return pixels.normalize(jnp.moveaxis(planes, 1, -1))
 
 
 def draw_changes(
@@ -165,7 +169,7 @@ def draw_changes(
 
 
 def change(planes: jax.Array, changes: Changes) -> jax.Array:
-    """Applies the changes to one image: (3, H, W) float32 from 0 to 1, as is the result."""
+    """Applies the changes to one image: (C, H, W) float32 from 0 to 1, as is the result."""
     if changes.order is not None:
         planes = _jitter(planes, changes.order, changes.factors, changes.hue)
     if changes.grey is not None:

@@ -14,6 +14,7 @@ from dppmask_jax.data.images import decode
 from dppmask_jax.data.images.greys import Range
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError, NotServed
+from dppmask_jax.pixel_format import RGB, Pixels
 
 _NAMED = 5  # missing classes that a message lists
 _LOOKED_AT = 8  # images that are searched for extras
@@ -59,6 +60,8 @@ class Source:
       label_shape: of the labels that `read` gives; () for ints.
       grey_range: what is black and white in greyscale of more than 8 bits, in which `read` gives
         such images in 8 bits; None where `read` gives all images as they are kept.
+      pixels: of the images. Where they are `kept`, `read` gives (h, w, C) pixels, uint8 or float32
+        from 0 to 1, in the place of most encoded images, and raises decode.DecodeError.
       notes: what the user should know of the data, such as files that were ignored; one line each.
       named: names of unreadable images that the user was told of; a set that the splits of a data
         set share, and all sources made of them.
@@ -67,7 +70,7 @@ class Source:
     """
 
     size: int
-    read: Callable[[int], tuple[bytes, int | np.ndarray]]
+    read: Callable[[int], tuple[bytes | np.ndarray, int | np.ndarray]]
     name: Callable[[int], str]
     class_names: tuple[str, ...] = ()
     extras: Callable[[int], dict] = _no_extras
@@ -80,6 +83,7 @@ class Source:
     label_shape: tuple[int, ...] = ()
     check_extras: Callable[[], None] = _nothing_missing
     grey_range: Range | None = None
+    pixels: Pixels = RGB
     notes: tuple[str, ...] = ()
     named: set[str] = dataclasses.field(default_factory=set, compare=False, repr=False)
     identity: Callable[[], str] = _unknown

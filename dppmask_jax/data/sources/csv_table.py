@@ -40,6 +40,7 @@ from dppmask_jax.data.sources.image_files import (
     read_file,
 )
 from dppmask_jax.errors import InputError
+from dppmask_jax.pixel_format import RGB, Pixels
 
 PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path",
@@ -50,7 +51,7 @@ _COLUMNS = ("path", "split", "label", *_READERS)
 _DELIMITERS = ",;\t|"
 
 
-def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
+def open_csv(path: str, val_fraction: float, pixels: Pixels = RGB) -> tuple[Source, Source | None]:
     """(training split, validation split or None) of a CSV file of the format above.
 
     Raises:
@@ -60,7 +61,7 @@ def open_csv(path: str, val_fraction: float) -> tuple[Source, Source | None]:
     root = os.path.dirname(path)
     files = from_paths(root, columns["path"])
     check_present(files, path)
-    check_readable(files)
+    check_readable(files, pixels)
     labels, class_names, because = _labels(columns, path)
     target_names = tuple(
         name

@@ -35,12 +35,14 @@ from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.data.sources.image_files import Files, check_readable, file_source, from_names
 from dppmask_jax.errors import InputError
+from dppmask_jax.pixel_format import RGB, Pixels
 from dppmask_jax.words import count
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
     ".pgm",
 ) + (".avif",) * decode.READS_AVIF  # fmt: skip
+KEPT_EXTENSIONS = (".npy", ".dcm", ".dicom", ".nii", ".nii.gz")  # where pixels are kept
 _NAMED = 5  # kinds of files, or folders, that a note lists
 
 _OF_A_SET = r"([._ -]?(set|\d{4}))?(\.x\d*)?"
@@ -56,7 +58,9 @@ _LIKE_KEPT_BACK = re.compile(
 _PART = re.compile(r".*\.x\d*", re.IGNORECASE)
 
 
-def open_folder(path: str, val_fraction: float) -> tuple[Source, Source | None]:
+def open_folder(
+    path: str, val_fraction: float, pixels: Pixels = RGB
+) -> tuple[Source, Source | None]:
     """(training split, validation split or None) of a folder; the docstring above has the rules.
 
     Raises:
@@ -66,19 +70,23 @@ def open_folder(path: str, val_fraction: float) -> tuple[Source, Source | None]:
     """
     if not os.path.isdir(path):
         raise InputError(f"there is no folder {path}; give data.source=folder:PATH an existing one")
-    chosen = _choose_splits(path)
-    splits, notes = _two_folders(path, chosen) if chosen.val else (None, [])
+    chosen = _choose_splits(path, pixels)
+    splits, notes = _two_folders(path, chosen, pixels) if chosen.val else (None, [])
     if splits is None:
         chosen = chosen._replace(val=())
-        splits, more = _held_out(path, chosen.train, val_fraction)
+        splits, more = _held_out(path, chosen.train, val_fraction, pixels)
         notes += more
     notes = (*_notes_on(path, chosen), *notes)
     return tuple(split and dataclasses.replace(split, notes=notes) for split in splits)
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file counts as an image, by its extension."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+def is_image_name(name: str, pixels: Pixels = RGB) -> bool:
+    """Whether a file counts as an image, by its extension; where pixels are kept, arrays and
+    medical images do too."""
+    name = name.lower()
+    if os.path.splitext(name)[1] in EXTENSIONS:
+        return True
+    return pixels.kept and name.endswith(KEPT_EXTENSIONS)
 
 
 # Splits.
@@ -93,8 +101,8 @@ class _Splits(NamedTuple):
     images: int  # beside them
 
 
-def _choose_splits(path: str) -> _Splits:
-    folders, images = _listed(path)
+def _choose_splits(path: str, pixels: Pixels) -> _Splits:
+    folders, images = _listed(path, pixels)
     train, val = _meant(path, folders, TRAIN, "train"), _meant(path, folders, VALIDATION, "val")
     if not train and val == ("val",):
         raise InputError(f"{path} has a folder val but no folder train; add it")
@@ -136,14 +144,14 @@ def _hints(path: str, folders: list[str]) -> list[str]:
     ]
 
 
-def _listed(path: str) -> tuple[list[str], int]:
+def _listed(path: str, pixels: Pixels) -> tuple[list[str], int]:
     """The folders in a folder, in order, and how many images are beside them."""
     try:
         with os.scandir(path) as entries:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
             folders = sorted(entry.name for entry in shown if _is_folder(entry))
             return folders, sum(
-                is_image_name(entry.name) and not _is_folder(entry) for entry in shown
+                is_image_name(entry.name, pixels) and not _is_folder(entry) for entry in shown
             )
     except OSError as error:
         raise InputError(f"cannot list {path}: {error.strerror}") from error
@@ -166,10 +174,10 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _two_folders(path: str, chosen: _Splits):
+def _two_folders(path: str, chosen: _Splits, pixels: Pixels):
     """((training split, validation split), notes) of two folders; (None, notes that say why) where
     that for testing lacks the labels of the other."""
-    train, val = _scan_images(path, chosen.train), _scan_images(path, chosen.val)
+    train, val = (_scan_images(path, parts, pixels) for parts in (chosen.train, chosen.val))
     classes, val_classes = _classes(train, least=2), _classes(val, least=1)
     names, there = _sorted_names(classes), _sorted_names(val_classes)
     unknown = [name for name in there if name not in set(names)]
@@ -192,9 +200,9 @@ def _two_folders(path: str, chosen: _Splits):
     return (_source(train, classes, names), _source(val, val_classes, names)), notes
 
 
-def _held_out(path: str, parts: tuple[str, ...], val_fraction: float):
+def _held_out(path: str, parts: tuple[str, ...], val_fraction: float, pixels: Pixels):
     """((training split, validation split or None), notes) of one folder."""
-    scanned = _scan_images(path, parts)
+    scanned = _scan_images(path, parts, pixels)
     notes = [] if parts else _nested_splits(path, scanned.inside)
     classes = _classes(scanned, least=2)
     names = _sorted_names(classes)
@@ -248,21 +256,25 @@ class _Scanned(NamedTuple):
     notes: list[str]
 
 
-def _scan_images(path: str, parts: tuple[str, ...]) -> _Scanned:
+def _scan_images(path: str, parts: tuple[str, ...], pixels: Pixels) -> _Scanned:
     if len(parts) == 1:
         path, parts = os.path.join(path, parts[0]), ()
-    files, ignored = _scan(path, parts)
+    files, ignored = _scan(path, parts, pixels)
     title = f"{path} ({_list(parts)})" if parts else path
-    known = " ".join(EXTENSIONS)
+    known = " ".join(EXTENSIONS + KEPT_EXTENSIONS * pixels.kept)
     if not files.size:
-        raise InputError(f"there is no image below {title}{_in_words(ignored)}; known are {known}")
-    check_readable(files)
+        needs = any(extension in KEPT_EXTENSIONS for extension in ignored) and not pixels.kept
+        raise InputError(
+            f"there is no image below {title}{_in_words(ignored)}; known are {known}"
+            + "; arrays and medical images need config.data.channels" * needs
+        )
+    check_readable(files, pixels)
     inside = tuple(folder.partition(os.sep)[2] if parts else folder for folder in files.folders)
     notes = [f"ignored below {title}{_in_words(ignored)}; images are {known}"] * bool(ignored)
     return _Scanned(title, files, inside, notes)
 
 
-def _scan(root: str, parts: tuple[str, ...]) -> tuple[Files, collections.Counter]:
+def _scan(root: str, parts: tuple[str, ...], pixels: Pixels) -> tuple[Files, collections.Counter]:
     """All images below a folder (or those folders in it), ordered by folder, then by name; and how
     many other files there are of each extension."""
     folders, folder_of, names = [], [], []
@@ -281,7 +293,7 @@ def _scan(root: str, parts: tuple[str, ...]) -> tuple[Files, collections.Counter
                     continue
                 if _is_folder(entry):
                     inner.append(entry.name)
-                elif is_image_name(entry.name):
+                elif is_image_name(entry.name, pixels):
                     images.append(entry.name)
                 else:
                     ignored[os.path.splitext(entry.name)[1].lower()] += 1

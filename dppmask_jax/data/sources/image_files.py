@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dppmask_jax.data.images import decode
+from dppmask_jax.data.images import decode, kept
 from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import Source, known
 from dppmask_jax.errors import InputError
+from dppmask_jax.pixel_format import RGB, Pixels
 
 MAX_BYTES = 2**29  # of a file; an uncompressed image of decode.MAX_PIXELS has fewer
 _READABLE_SAMPLE = 64  # images tried before a data set counts as unreadable
@@ -115,14 +116,18 @@ def why(error: OSError | decode.DecodeError) -> str:
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
-def check_readable(files: Files) -> None:
-    """Raises InputError if none of a sample of the files can be read as an image."""
+def check_readable(files: Files, pixels: Pixels = RGB) -> None:
+    """Raises InputError if none of a sample of the files can be read as an image of such pixels."""
     reason = ""
     count = files.size
     for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
         path = files.path(int(i))
         try:
-            decode.to_rgb(decode.open_image(read_file(path)))
+            data = read_file(path)
+            if pixels.kept:
+                kept.read(data, pixels)
+            else:
+                decode.to_rgb(decode.open_image(data))
             return
         except (OSError, decode.DecodeError) as error:
             reason = reason or f"{path}: {why(error)}"

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from dppmask_jax import pixel_format
 from dppmask_jax.data.images import decode, greys
 from dppmask_jax.data.sources import (
     caltech256,
@@ -43,12 +44,14 @@ from dppmask_jax.data.sources import (
     dense,
     folder,
     identity,
+    kept_pixels,
     saliency,
 )
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import TEXT, Field, Rule, fraction_below_1, is_text
+from dppmask_jax.pixel_format import RGB, Pixels
 
 _GREY_SAMPLE = 64  # files of a split that say what black and white are
 _LOOKED_AT = 4096  # names among which these are chosen
@@ -63,18 +66,20 @@ class _Layout(NamedTuple):
     """A layout of files in a folder."""
 
     place: str  # what stands behind the colon
-    open: Callable[[str, float], tuple[Source, Source | None]]  # of a path and a val_fraction
+    open: Callable[..., tuple[Source, Source | None]]  # of a path, a val_fraction and Pixels
 
 
 _LAYOUTS = {
     "folder": _Layout("PATH", folder.open_folder),
-    "coco": _Layout("ROOT", lambda path, _: coco.open_coco(path)),
-    "clevr": _Layout("ROOT", lambda path, _: clevr.open_clevr(path)),
+    "coco": _Layout("ROOT", lambda path, *_: coco.open_coco(path)),
+    "clevr": _Layout("ROOT", lambda path, *_: clevr.open_clevr(path)),
     "csv": _Layout("FILE", csv_table.open_csv),
-    "caltech256": _Layout("PATH", caltech256.open_caltech256),
-    "ade20k": _Layout("ROOT", lambda path, _: dense.open_ade20k(path)),
-    "voc": _Layout("ROOT", lambda path, _: dense.open_voc(path)),
-    "saliency": _Layout("ROOT", lambda path, _: saliency.open_saliency(path)),
+    "caltech256": _Layout(
+        "PATH", lambda path, fraction, _: caltech256.open_caltech256(path, fraction)
+    ),
+    "ade20k": _Layout("ROOT", lambda path, *_: dense.open_ade20k(path)),
+    "voc": _Layout("ROOT", lambda path, *_: dense.open_voc(path)),
+    "saliency": _Layout("ROOT", lambda path, *_: saliency.open_saliency(path)),
 }
 OF_PATHS = tuple(_LAYOUTS)  # kinds of sources with a path behind them
 SOURCE = Rule(
@@ -92,7 +97,7 @@ SOURCE = Rule(
 FIELDS = {
     "data.source": Field("shapes", SOURCE, "where the images are, see docs/data.md"),
     **classes.FIELDS,
-    **greys.FIELDS,
+    **pixel_format.FIELDS,
     "data.dir": Field("", TEXT, "where tfds: and shapes keep their files; '' is the usual place"),
     "data.val_fraction": Field(
         0.1, fraction_below_1, "share held out where the source has no validation split"
@@ -127,28 +132,52 @@ def open_splits(
     data_dir: str | None = None,
     val_fraction: float = 0.1,
     grey_range: tuple[float, float] | None = None,
+    pixels: Pixels = RGB,
 ) -> tuple[Source, Source | None]:
     """(training split, validation split or None), as `open_source`; scans a folder once only.
 
     Args:
       grey_range: (black, white) in greyscale of more than 8 bits; None decides by a sample of the
-        files, see `greys.of_sample`.
+        files, see `greys.of_sample`. It does not matter where pixels are kept.
+      pixels: of the images; 8-bit RGB is made of all, or they are kept as they are.
+
+    Raises:
+      InputError: see `open_source`; or images of a sample are of other pixels.
     """
-    splits = _opened(spec, data_dir, val_fraction)
+    splits = _opened(spec, data_dir, val_fraction, pixels)
     named = _NAMED.setdefault((spec, data_dir), set())
     splits = tuple(split and dataclasses.replace(split, named=named) for split in splits)
+    if pixels.kept:
+        return kept_pixels.of_splits(splits, pixels)
     return splits if spec.startswith("shapes") else _in_one_range(splits, grey_range)
 
 
-def _opened(spec: str, data_dir: str | None, val_fraction: float) -> tuple[Source, Source | None]:
+def _opened(
+    spec: str, data_dir: str | None, val_fraction: float, pixels: Pixels
+) -> tuple[Source, Source | None]:
     kind, _, rest = spec.partition(":")
     if kind == "shapes":
         return _open_shapes(rest, data_dir)
     if kind == "tfds" and rest:
         return _open_tfds(rest, data_dir, val_fraction)
     if kind in _LAYOUTS and rest:
-        return _LAYOUTS[kind].open(os.path.expanduser(rest), val_fraction)
+        return _LAYOUTS[kind].open(os.path.expanduser(rest), val_fraction, pixels)
     raise InputError(f"unknown data source {spec!r}; use {SOURCE.allowed}")
+
+
+def of_data(data) -> tuple[Source, Source | None]:
+    """The splits that `config.data` names, with the pixels that it says.
+
+    Raises:
+      InputError: see `open_splits`.
+    """
+    return open_splits(
+        data.source,
+        data_dir=data.dir or None,
+        val_fraction=data.val_fraction,
+        grey_range=pixel_format.named_range(data.range),
+        pixels=pixel_format.of_data(data),
+    )
 
 
 # Greyscale of more than 8 bits.
