@@ -81,10 +81,7 @@ def define_config_flag(name: str, note: str, below: str = "", flag_values=flags.
 
     def parse(word):
         file, colon, arguments = word.partition(":")
-        path = recipes.path_of(file, name, below)
-        if remark := recipes.shadowed(file, name, below):
-            terminal.show(remark, sys.stderr)
-        return load(f"{path}{colon}{arguments}")
+        return load(f"{recipes.path_of(file, name, below)}{colon}{arguments}")
 
     parser.parse = parse  # sys.argv keeps what was typed, which is recorded
     return holder
@@ -139,6 +136,9 @@ def _parse_flags(argv):
         for value in flags.FLAGS.flag_values_dict().values():
             if hasattr(value, "items"):
                 value.items()  # a config file that is not there is an error only now
+        for flag, file in config_faults.files_named(argv).items():
+            if note := recipes.shadowed(file.partition(":")[0], flag):
+                terminal.show(note, sys.stderr)
         return rest
     except SystemExit:
         if any(word.lstrip("-") in _HELP for word in argv):

@@ -32,7 +32,7 @@ def files_first(argv: list[str]) -> list[str]:
 
 def what_is_wrong(error: Exception, argv: list[str]) -> str:
     """The message for an exception that came up while the flags `argv` were parsed."""
-    files = _files(argv)
+    files = files_named(argv)
     for fault in _chain(error):
         if isinstance(fault, InputError):
             return str(fault)  # said for the person who typed the command
@@ -65,7 +65,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _files(argv: list[str]) -> dict[str, str]:
+def files_named(argv: list[str]) -> dict[str, str]:
     """{"config", "eval", "eval2", ...: FILE[:ARGUMENT]} as given."""
     files = {}
     for word, following in zip(argv, [*argv[1:], ""], strict=True):

@@ -104,13 +104,11 @@ def test_what_a_user_calls_as_a_recipe_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = str(tiny.ROOT / "configs" / "mae.py")
     (tmp_path / "mae").mkdir()
-    assert recipes.path_of("mae") == recipe  # no folder is a config
-    note = "note: --config=mae is the recipe, not the folder mae"
-    assert recipes.shadowed("mae") == note
+    assert recipes.path_of("mae") == recipe and recipes.shadowed("mae") == ""  # it is no config
     (tmp_path / "mae.py").touch()
     assert recipes.path_of("mae") == recipe and recipes.path_of("mae.py") == "mae.py"
-    note = "note: --config=mae is the recipe, not the file mae.py; that is --config=mae.py"
-    assert recipes.shadowed("mae") == note
+    note = "note: --config=mae is the recipe; the file here is --config=mae.py"
+    assert recipes.shadowed("mae") == note and recipes.shadowed("mae.py") == ""
     (tmp_path / "ibot").touch()
     with pytest.raises(InputError, match=r"ibot is a recipe and a file .*: name the file \./ibot"):
         recipes.path_of("ibot")

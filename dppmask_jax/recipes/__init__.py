@@ -41,8 +41,8 @@ def path_of(file: str, flag: str = "config", below: str = "") -> str:
     """The path of a config file, which --FLAG names by its path or, of a recipe, by its name.
 
     A name is a recipe's, whatever folder or NAME.py lies in the current folder: a folder is no
-    config, and a file is named with its ending. A file that is called just so could be meant as
-    well, and is refused.
+    config, and a file is named with its ending, which `shadowed` tells. A file that is called just
+    so could be meant as well, and is refused.
 
     Args:
       file: what stands before the colon.
@@ -71,15 +71,11 @@ def path_of(file: str, flag: str = "config", below: str = "") -> str:
     raise InputError(_unknown(file, flag, known))
 
 
-def shadowed(file: str, flag: str = "config", below: str = "") -> str:
-    """What of the current folder could be taken for a recipe that was named, in one line; "" where
-    nothing could."""
-    for other in (f"{file}.py", file):
-        if file in names(below) and os.path.exists(other):
-            kind = "folder" if os.path.isdir(other) else "file"
-            instead = "" if kind == "folder" else f"; that is --{flag}={other}"
-            return f"note: --{flag}={file} is the recipe, not the {kind} {other}{instead}"
-    return ""
+def shadowed(file: str, flag: str = "config") -> str:
+    """The note that a recipe was named where NAME.py lies in the current folder; "" elsewhere."""
+    if file not in names() or not os.path.isfile(f"{file}.py"):
+        return ""
+    return f"note: --{flag}={file} is the recipe; the file here is --{flag}={file}.py"
 
 
 def _unknown(file: str, flag: str, known: Iterable[str]) -> str:

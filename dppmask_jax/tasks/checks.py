@@ -43,6 +43,11 @@ def fields_for(config) -> dict[str, Field]:
         raise InputError(
             f"the config is {fields.shown(config)}; get_config must return a ConfigDict"
         )
+    if "method" in config and "task" not in config:
+        raise InputError(
+            f"config.method={fields.shown(config['method'])} is for train; an evaluation takes "
+            "--config=eval:task=TASK"
+        )
     task = config.get("task")
     if not isinstance(task, str) or task not in TASKS:
         raise InputError(f"config.task={fields.shown(task)} is not allowed: {' | '.join(TASKS)}")
