@@ -1,6 +1,6 @@
 """Train an encoder against a network that learns what to hide from it (ADIOS, arXiv 2201.13100).
 
-python train.py --config=configs/adios.py:dataset=imagenet100,form=resnet \\
+dppmask train --config=adios:dataset=imagenet100,form=resnet \\
     --workdir=runs/mine --config.data.source=folder:/path/to/imagenet100
 
 Arguments after the colon:

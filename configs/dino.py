@@ -1,6 +1,6 @@
 """Pre-train DINO: self-distillation of class tokens, iBOT without its loss of patches.
 
-python train.py --config=configs/dino.py:dataset=small,size=S,epochs=200 \\
+dppmask train --config=dino:dataset=small,size=S,epochs=200 \\
     --workdir=runs/mine --config.data.source=folder:/path/to/images
 
 Arguments after the colon:
@@ -12,9 +12,9 @@ Arguments after the colon:
   mask     none       DINO
            dpp, block, random, attention
                       ours: global views of the student are masked, and no patch is predicted. DPP
-                      masks are drawn from the teacher's patch tokens, as in configs/ibot.py
+                      masks are drawn from the teacher's patch tokens, as in ibot
   size     Pi, Mu (CPU), Ti, S, B, L, H
-  epochs   as in configs/ibot.py, where the rest of the recipe comes from
+  epochs   as in ibot, where the rest of the recipe comes from
 
 The method is iBOT's with loss.patch_weight=0. Head and recipe of ImageNet are those of DINO's code
 (arXiv 2104.14294) for ViT-S/16 in 300 epochs: 65,536 prototypes that keep their lengths free, the

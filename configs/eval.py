@@ -1,6 +1,6 @@
 """Evaluate a pre-trained encoder, or a classifier.
 
-python eval.py --config=configs/eval.py:task=linear --checkpoint=runs/mine
+dppmask eval --config=eval:task=linear --checkpoint=runs/mine
 
 Arguments after the colon:
 

@@ -1,6 +1,6 @@
 """Pre-train one encoder by masked modelling and contrastive learning together.
 
-python train.py --config=configs/hybrid.py:dataset=small,mim=mae,mask=dpp,weight=0.2 \\
+dppmask train --config=hybrid:dataset=small,mim=mae,mask=dpp,weight=0.2 \\
     --workdir=runs/mine --config.data.source=folder:/path/to/images
 
 Arguments after the colon:
@@ -12,8 +12,8 @@ Arguments after the colon:
   mim      mae | simmim: the masked loss, and the encoder
   weight   0.2 | 0 | 0.1 | 0.3 | 0.4 | 0.5 | 0.6 | 0.8 | 1: share of the contrastive loss; another
            by --config.hybrid.weight, one that moves by --config.hybrid.weight_end
-  mask     dpp | random | block | cells | attention | amt | hard, as in configs/mae.py and
-           configs/simmim.py, and with simmim cells where none is given
+  mask     dpp | random | block | cells | attention | amt | hard, as in mae and
+           simmim, and with simmim cells where none is given
   size     Pi, Mu (CPU), Ti, S, B, L, H
   epochs   a whole number; the warm-up then takes a tenth of them at most
 
@@ -21,10 +21,10 @@ The masked view is the second of the two augmented ones; with --config.hybrid.vi
 crop of its own, as mae and simmim have it. --config.hybrid.encoder=moco trains MoCo v3's encoder,
 with its optimiser, in place of that of `mim`. What runs at several weights are to be compared by:
 
-python -m dppmask_jax.sweep --config=configs/hybrid.py:dataset=shapes,mask=dpp \\
+dppmask sweep --config=hybrid:dataset=shapes,mask=dpp \\
     --grid="hybrid.weight=0,0.2,0.4,0.6,1" --workdir=runs/weights \\
-    --eval=configs/eval.py:task=linear --eval.solver=ridge --eval2=configs/eval.py:task=knn \\
-    --eval3=configs/eval.py:task=attention --eval4=configs/eval.py:task=frequencies
+    --eval=eval:task=linear --eval.solver=ridge --eval2=eval:task=knn \\
+    --eval3=eval:task=attention --eval4=eval:task=frequencies
 
 imagenet100 and small want --config.data.source=folder:PATH; imagenet1k reads tfds:imagenet2012
 unless told otherwise. `--show_config` prints every field. On a CPU add

@@ -1,6 +1,6 @@
 """Pre-train iBOT: masked self-distillation with masks by blocks, attention, chance or DPPMask.
 
-python train.py --config=configs/ibot.py:dataset=small,mask=dpp,size=S,epochs=200 \\
+dppmask train --config=ibot:dataset=small,mask=dpp,size=S,epochs=200 \\
     --workdir=runs/mine --config.data.source=folder:/path/to/images
 
 Arguments after the colon:

@@ -1,6 +1,6 @@
 """Pre-train a masked autoencoder; visible patches drawn by DPPMask, at random or by blocks.
 
-python train.py --config=configs/mae.py:dataset=small,mask=dpp,size=S,epochs=200 \\
+dppmask train --config=mae:dataset=small,mask=dpp,size=S,epochs=200 \\
     --workdir=runs/mine --config.data.source=folder:/path/to/images
 
 Arguments after the colon:

@@ -1,6 +1,6 @@
 """Pre-train MoCo v3: two augmented views of an image are to find each other among other images.
 
-python train.py --config=configs/moco.py:dataset=small,size=S,epochs=200 \\
+dppmask train --config=moco:dataset=small,size=S,epochs=200 \\
     --workdir=runs/mine --config.data.source=folder:/path/to/images
 
 Arguments after the colon:

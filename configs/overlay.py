@@ -1,7 +1,7 @@
 """Train an autoencoder to undo paired image overlay, or a corruption that its paper compares it
 with.
 
-python train.py --config=configs/overlay.py:dataset=caltech256,alpha=0.3 \\
+dppmask train --config=overlay:dataset=caltech256,alpha=0.3 \\
     --workdir=runs/mine --config.data.source=caltech256:/path/to/256_ObjectCategories
 
 Arguments after the colon:

@@ -1,6 +1,6 @@
 """Pre-train SimMIM, which predicts masked patches from one learned token, or MaskFeat.
 
-python train.py --config=configs/simmim.py:dataset=small,size=S,epochs=200 \\
+dppmask train --config=simmim:dataset=small,size=S,epochs=200 \\
     --workdir=runs/mine --config.data.source=folder:/path/to/images
 
 Arguments after the colon:

@@ -74,6 +74,13 @@ def _eval() -> None:
     evaluation.main()
 
 
+def _data() -> None:
+    from dppmask_jax import command
+    from dppmask_jax.data.__main__ import main
+
+    command.run_parsed(main)
+
+
 def _masks() -> None:
     from dppmask_jax import command
     from dppmask_jax.commands import masks
@@ -138,6 +145,7 @@ COMMANDS = {
     "eval": Command("evaluate runs, or look inside them", _eval),
     "recipes": Command("what --config takes by name, and its arguments", _recipes),
     "show-config": Command("print every field of a config and what it means", _show_config),
+    "data": Command("look at a data set before training on it", _data),
     "masks": Command("masks of your images as an .npz, and a figure of some", _masks),
     "figures": Command("draw what a run masks, attends to and restores, and its curves", _figures),
     "sweep": Command("train and evaluate at every point of a grid", _sweep),

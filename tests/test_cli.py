@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 
 import numpy as np
 import pytest
@@ -67,6 +68,20 @@ def test_recipes_are_listed_and_explained(monkeypatch, capsys):
     assert "Arguments after the colon:" in capsys.readouterr().out
     with pytest.raises(InputError, match="there is no recipe 'iboth'"):
         listing.main(["iboth"])
+
+
+def test_versions_agree():
+    project = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    changes = (tiny.ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## (\S+)$", changes, re.MULTILINE)[1] == version
+    assert f"\nversion: {version}\n" in (tiny.ROOT / "CITATION.cff").read_text()
+    assert f"dppmask_jax-{version}-" in (tiny.ROOT / "README.md").read_text()
+    (ruff,) = [each for each in project["optional-dependencies"]["dev"] if each.startswith("ruff")]
+    hooks = (tiny.ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"additional_dependencies: (.*)", hooks) == [f'["{ruff}"]'] * 2
+    workflow = (tiny.ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "run: .ci/run\n" in workflow
 
 
 # Recipes.

@@ -1,6 +1,6 @@
 """Looks at a data set before it is trained on.
 
-python -m dppmask_jax.data measure SOURCE
+dppmask data measure SOURCE
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COMMANDS = {"measure": measuring}
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one of the commands; see the module's docstring."""
     parser = command.ArgumentParser(
-        prog="python -m dppmask_jax.data", description="Looks at a data set."
+        prog=command.called("python -m dppmask_jax.data"), description="Looks at a data set."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in _COMMANDS.items():
