@@ -55,7 +55,9 @@ def calls(monkeypatch):
             "checkpoint": {"config": saved, "step": 3},
             "score": {"name": "accuracy", "value": saved["mask"]["ratio"], "std": None},
             "command": command,
+            "files": [records.images_name(config)],
         }
+        (folder / records.images_name(config)).touch()
         path.write_text(json.dumps(record))
         return path
 
@@ -199,7 +201,7 @@ def test_points_of_other_encoders_are_each_checked(tmp_path, calls):
             sweep.sweep(tiny.config(), tiny.evaluation("task=layers"), grid, tmp_path / "new")
 
 
-def test_a_finished_point_is_left_alone_and_a_deleted_one_is_redone(tmp_path, calls):
+def test_a_finished_point_is_left_alone_and_a_deleted_one_is_redone(tmp_path, calls, monkeypatch):
     folder = tmp_path / "sweep"
     path = sweep.sweep(tiny.config(), evaluation(), GRID, folder, "typed")
     names = ["ratio-0.5_tau-0.9", "ratio-0.5_tau-1.0", "ratio-0.75_tau-0.9", "ratio-0.75_tau-1.0"]
@@ -220,6 +222,12 @@ def test_a_finished_point_is_left_alone_and_a_deleted_one_is_redone(tmp_path, ca
     sweep.sweep(tiny.config(), evaluation(), GRID, folder, "typed")
     assert calls == both(names[1])
     assert json.loads(path.read_text()) == record
+
+    calls.clear()
+    monkeypatch.setattr(pretrain, "train", lambda config, folder: None)  # complete
+    (folder / names[2] / "eval_linear_ridge_images.npy").unlink()
+    sweep.sweep(tiny.config(), evaluation(), GRID, folder, "typed")
+    assert calls == [f"evaluate {names[2]}"], "what belongs to a record is missing"
 
 
 def test_a_sweep_goes_on_at_the_point_that_was_interrupted(tmp_path, calls, monkeypatch):

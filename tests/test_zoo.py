@@ -89,6 +89,8 @@ def test_evaluations_take_them_and_write_into_runs(tmp_path, monkeypatch):
     assert record["checkpoint"]["step"] == 744
     with pytest.raises(InputError, match="zoo:none: the zoo has no such encoder"):
         evaluate.evaluate(config, "zoo:none")
+    with pytest.raises(InputError, match=r"^an encoder alone reconstructs no pixels"):
+        evaluate.evaluate(tiny.evaluation("task=reconstruct"), f"zoo:{NAMES[0]}")
 
 
 @pytest.mark.parametrize(

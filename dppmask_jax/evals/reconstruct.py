@@ -10,6 +10,7 @@ from dppmask_jax.fields import FLAG, TEXT, Field, number, optional, whole
 from dppmask_jax.figures import masks
 from dppmask_jax.figures.images import read_images
 from dppmask_jax.masking import own
+from dppmask_jax.runs.kinds import ENCODER
 
 _NAME = "reconstruct.png"
 
@@ -39,7 +40,8 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError unless the run can reconstruct and the images are there."""
     run = evaluation.run
     if not run.can_reconstruct:
-        raise InputError(f"{run.name} run reconstructs no pixels; give --checkpoint an MAE run")
+        what = "an encoder alone" if run.kind == ENCODER else f"{run.name} run"
+        raise InputError(f"{what} reconstructs no pixels; give --checkpoint an MAE run")
     own.check(run.config.mask)
     _images(evaluation)
 

@@ -133,6 +133,7 @@ def _is_done(found, point: Point, eval_config, folder: Path) -> bool:
     return (
         path.exists()
         and json.loads(path.read_text()) == found
+        and all((path.parent / name).is_file() for name in found["files"])
         and not _changes(found["checkpoint"]["config"], workdir.to_json(point.config))
         and not _changes(found["config"], workdir.to_json(wanted))
     )
