@@ -52,15 +52,22 @@ def test_a_file_stands_for_the_run_that_it_is_of(folder, file):
     assert load_encoder(file, image_size=(16, 24)).grid == (4, 6)
 
 
-@pytest.mark.parametrize("method", ["ibot", "simmim", "mae"])
-def test_all_that_an_encoder_has_comes_back(method, tmp_path):
-    changes = {"data__source": "folder:/home/mine"} if method == "ibot" else {}
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("ibot", {"data__source": "folder:/home/mine"}),
+        ("simmim", {}),
+        ("mae", {"data__channels": 2, "data__mean": (0.1, 0.2), "data__std": (0.3, 0.4)}),
+    ],
+)
+def test_all_that_an_encoder_has_comes_back(method, changes, tmp_path):
     run = load_run(tiny.save_run(tmp_path / "run", method=method, **changes))
     encoder_files.write(tmp_path / "a.safetensors", run)
     again = load_run(tmp_path / "a.safetensors")
     assert fingerprint(again) == fingerprint(run) and again.label == run.label
     assert encoder_options(again.config) == encoder_options(run.config)
-    source = "" if changes else run.config.data.source
+    assert again.method.encoder.pixels == run.method.encoder.pixels
+    source = "" if "data__source" in changes else run.config.data.source
     assert again.config.data.source == source, "no path of this machine"
     encoder_files.write(tmp_path / "b.safetensors", again)
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from dppmask_jax import whole_files
+from dppmask_jax import pixel_format, whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
 from dppmask_jax.models.sizes import size_of
@@ -80,10 +80,7 @@ def write(path: str | Path, run: Run, precision: str = "float32") -> None:
         knn_feature=run.knn_feature,
         dtype=model.dtype,
     )
-    kept = flatten(run.config)
-    for name in ("data.source", "data.range", "data.classes", "data.val_fraction"):
-        if name in kept and os.sep not in str(kept["data.source"]):
-            config.update_from_flattened_dict({name: kept[name]})
+    config.update_from_flattened_dict(_of_images(run.config))
     about = {
         "config": workdir.to_json(config),
         "step": run.step,
@@ -100,6 +97,15 @@ def write(path: str | Path, run: Run, precision: str = "float32") -> None:
     with whole_files.replacing(Path(path)) as partial:
         # One key alone: safetensors writes several in any order.
         partial.write_bytes(safetensors.numpy.save(arrays, {_ABOUT: json.dumps(about)}))
+
+
+def _of_images(config) -> dict[str, Any]:
+    """What images an encoder takes, and where such are, unless that is a path; fields by name."""
+    kept = flatten(config)
+    named = ("data.source", "data.classes", "data.val_fraction")
+    here = any(os.sep in str(kept.get(name, "")) for name in named)
+    wanted = [*pixel_format.FIELDS, *([] if here else named)]
+    return {name: kept[name] for name in wanted if name in kept}
 
 
 def read(where: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
