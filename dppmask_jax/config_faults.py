@@ -1,4 +1,4 @@
-"""Messages of one line where --config, --eval or one of their fields cannot be read."""
+"""Messages of one line where --config, --eval, --study or one of their fields cannot be read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dppmask_jax import recipes
 from dppmask_jax.errors import InputError
 
-_FILE = re.compile(r"--?(config|eval\d?)(?:=(.*))?", re.DOTALL)
-_FIELD = re.compile(r"--?(?:no)?(config|eval\d?)\.([\w.]+)")
+_FILE = re.compile(r"--?(config|eval\d?|study)(?:=(.*))?", re.DOTALL)
+_FIELD = re.compile(r"--?(?:no)?(config|eval\d?|study)\.([\w.]+)")
 
 
 def files_first(argv: list[str]) -> list[str]:
-    """The words of a command with --config=FILE and --eval=FILE before their fields, as the parser
-    wants them."""
+    """The words of a command with --config=FILE, --eval=FILE and --study=FILE before their fields,
+    as the parser wants them."""
     end = argv.index("--") if "--" in argv else len(argv)
     files, rest, words = [], [], iter(argv[1:end])
     for word in words:

@@ -24,7 +24,6 @@ values in the grid, further evaluations or other seeds of them; what is finished
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -39,24 +38,13 @@ if __name__ == "__main__":  # before what is missing is imported
 from absl import flags
 
 from dppmask_jax import command as command_line
-from dppmask_jax import config as training_config
-from dppmask_jax import evaluate, fields, parallel, pretrain, whole_files
-from dppmask_jax.data.sources import identity
+from dppmask_jax import parallel, whole_files
 from dppmask_jax.errors import InputError
-from dppmask_jax.evals.base import Evaluation
-from dppmask_jax.evaluating import records as evaluated
-from dppmask_jax.evaluating import subjects
-from dppmask_jax.runs import metrics, workdir
-from dppmask_jax.runs.run import open_data
-from dppmask_jax.sweeps import records, summary
+from dppmask_jax.sweeps import points, records, summary
 from dppmask_jax.sweeps.grid import Point, grid_points, words
-from dppmask_jax.tasks import TASKS, checks
-from dppmask_jax.training import resuming
 
 _USUAL = "python -m dppmask_jax.sweep"
 _MORE = tuple(f"eval{number}" for number in range(2, 7))  # flags of further evaluations
-# Fields of metrics.jsonl that are no results.
-_NOT_RESULTS = ("step", "lr", "grad_norm", "images_per_sec", "data_wait_frac", "bad_steps")
 
 
 def sweep(
@@ -84,31 +72,31 @@ def sweep(
       Stopped: by a signal, or because nothing could be saved.
     """
     folder = Path(folder)
-    points = grid_points(config, grid)
-    evaluations = _check_configs(points, (eval_config, *beside))
+    planned = grid_points(config, grid)
+    evaluations = _check_configs(planned, (eval_config, *beside))
     path = folder / "sweep.json"
-    record = records.new(config, evaluations, points, folder, command)
+    record = records.new(config, evaluations, planned, folder, command)
     old = records.read(path)
-    done = records.done(old, record, points, evaluations, folder)
+    done = records.done(old, record, planned, evaluations, folder)
     finished = records.finished(old, done, evaluations)
-    left = [point for point in points if point.name not in finished]
+    left = [point for point in planned if point.name not in finished]
     for name, of_one in evaluations.items():
         missing = [point for point in left if name not in done[point.name]]
-        _check_data(missing, of_one, folder, _flag(list(evaluations).index(name)))
-    _check_folders(left, folder)
+        points.check_data(missing, of_one, folder, _flag(list(evaluations).index(name)))
+    points.check_folders(left, folder)
     parallel.wait_for_all("the sweep's folder was read")
 
     def write():
-        record["points"] = [finished[point.name] for point in points if point.name in finished]
+        record["points"] = [finished[point.name] for point in planned if point.name in finished]
         if parallel.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             whole_files.write_json(path, record)
 
     write()
-    for number, point in enumerate(points, 1):
+    for number, point in enumerate(planned, 1):
         was_finished = point.name in finished
         _say(
-            f"point {number} of {len(points)}: {words(point.values)}, in {folder / point.name}"
+            f"point {number} of {len(planned)}: {words(point.values)}, in {folder / point.name}"
             + (", finished before" if was_finished else "")
         )
         if not was_finished:
@@ -123,114 +111,32 @@ def sweep(
     return path
 
 
-# Before the first point trains.
-
-
-class _Naming:
-    """Puts in front of an InputError what it is about."""
-
-    def __init__(self, what: str):
-        self._what = what
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, InputError):
-            raise InputError(f"{self._what}: {error}") from error
-
-
 def _flag(number: int) -> str:
     """The flag of an evaluation."""
     return f"--{('eval', *_MORE)[number]}" if number <= len(_MORE) else f"evaluation {number + 1}"
 
 
-def _check_configs(points: Sequence[Point], evaluations: Sequence) -> dict[str, Any]:
+def _check_configs(planned: Sequence[Point], evaluations: Sequence) -> dict[str, Any]:
     """{name of its records: config} of the evaluations."""
-    found: dict[str, Any] = {}
-    for number, config in enumerate(evaluations):
-        with _Naming(_flag(number)):
-            checks.check(config)
-            if because := TASKS[config.task].unswept(config):
-                raise InputError(because)
-            if config.projection:
-                raise InputError(
-                    "config.projection belongs to one encoder, and a sweep trains others; leave it "
-                    "out"
-                )
-            name = evaluated.name_of(config)
-            if name in found:
-                raise InputError(
-                    f"{evaluated.result_name(config)} is written by "
-                    f"{_flag(list(found).index(name))} already; leave one of the two out"
-                )
-            found[name] = config
-    for point in points:
-        with _Naming(f"--grid at {words(point.values)}"):
-            training_config.check(point.config)
-            parallel.check_batch(
-                point.config.batch_size, point.config.optim.accum_steps, "config.batch_size"
-            )
+    found = points.check_evaluations(
+        {_flag(number): config for number, config in enumerate(evaluations)}
+    )
+    for point in planned:
+        points.check_config(point.config, f"--grid at {words(point.values)}")
     return found
-
-
-def _check_data(points: Sequence[Point], eval_config, folder: Path, flag: str = "--eval") -> None:
-    """Opens the data of points, which would otherwise be found missing after hours, and has the
-    task look at it."""
-    opened, checked = {}, set()
-    for point in points:
-        completed = subjects.completed(eval_config, point.config)
-        asked = [workdir.to_json(config)["data"] for config in (point.config, completed)]
-        asked = json.dumps([*asked, point.config.get("mask", {}).get("path", "")])
-        of_encoder = json.dumps([asked, workdir.to_json(completed)])
-        if of_encoder in checked:
-            continue
-        checked.add(of_encoder)
-        if asked not in opened:
-            open_data(point.config)
-            with _Naming(flag):
-                opened[asked] = open_data(completed)
-        with _Naming(flag):
-            evaluation = Evaluation(completed, None, folder, *opened[asked], _say)
-            TASKS[completed.task].check(evaluation)
-
-
-def _check_folders(points: Sequence[Point], folder: Path) -> None:
-    """Raises InputError where the folder of a point holds another run."""
-    for point in points:
-        if (folder / point.name).exists():
-            images = functools.partial(_images, point.config)
-            known = training_config.fields_of(point.config.method)
-            terms = resuming.Terms(known, fields.free(known, records.FREE))
-            resuming.start_in(folder / point.name, point.config, images, terms)
-
-
-def _images(config) -> dict[str, Any]:
-    return identity.of_splits(*open_data(config))
 
 
 def _run(
     point: Point, evaluations: Mapping[str, Any], done: Mapping, folder: Path, command: str
 ) -> dict[str, Any]:
-    """The record of a point; evaluations that are done are not run again."""
-    pretrain.train(point.config, folder)
-    found = {}
-    for name, config in evaluations.items():
-        if name in done:
-            found[name] = done[name]
-            continue
-        path = evaluate.evaluate(config, folder, command=command)
-        if parallel.is_main():
-            found[name] = json.loads(path.read_text())
+    """The record of a point."""
+    found = points.run(point, evaluations, done, folder, command)
     if not parallel.is_main():
         return {}
-    last = {}
-    for logged in metrics.read_metrics(folder / "metrics.jsonl"):
-        last |= {name: value for name, value in logged.items() if value is not None}
     return {
         "name": point.name,
         "values": json.loads(json.dumps(point.values)),
-        "pretraining": {name: last[name] for name in last if name not in _NOT_RESULTS},
+        "pretraining": points.pretraining(folder),
         **records.of_evaluations(found),
     }
 

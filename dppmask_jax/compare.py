@@ -1,0 +1,302 @@
+"""Pre-trains and evaluates under many maskers, with seeds, and says which differences are real.
+
+    python -m dppmask_jax.compare --study=configs/studies/cpu.py --workdir=runs/compare \\
+        --study.source=folder:IMAGES --jobs=2 --results=docs/results --page=docs/comparison.md
+
+--study is a config file, with overrides such as --study.seeds=(0,1,2,3,4). Runs of one seed have
+the same start, images, crops and noise under every masker. WORKDIR receives a folder for each run,
+which train.py and eval.py can work in as well; several studies may share it, and so the runs that
+they have in common. The same command goes on where it was interrupted, and so does one with more
+seeds, maskers or evaluations; what is finished is left alone.
+
+--jobs=N        N runs side by side, each with its share of the cores
+--part=I/N      the I-th of N parts, 1 to N, of the runs: for several machines
+--merge=FOLDER  takes over what a folder of another machine has finished (several: commas between)
+--list          says what is left and how long it will take, and ends
+--results=DIR   keeps comparison.csv, comparison_images.csv and comparison.json there up to date,
+                run by run
+--page=FILE     writes the page from these files, and its figures beside it; alone it needs no study
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dppmask_jax import extras
+
+if __name__ == "__main__":  # before what is missing is imported
+    extras.require()
+
+from absl import flags
+from ml_collections import config_flags
+
+from dppmask_jax import command as command_line
+from dppmask_jax import parallel, paths
+from dppmask_jax.comparing import finished, published, side_by_side
+from dppmask_jax.comparing import study as studies
+from dppmask_jax.comparing.study import Planned, Study
+from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.evals.base import percent
+from dppmask_jax.evaluating.subjects import say
+from dppmask_jax.runs import workdir
+from dppmask_jax.sweeps import points
+from dppmask_jax.words import count
+
+
+class How(NamedTuple):
+    """How the runs of a study are carried out: side by side, as part `part` of `parts`, and where
+    results are kept, None for nowhere but the workdir."""
+
+    jobs: int = 1
+    part: int = 1
+    parts: int = 1
+    results: Path | None = None
+
+
+def compare(study: Study, folder: Path, how: How, command: list[str]) -> None:
+    """Runs what is left of a study.
+
+    Args:
+      folder: receives the folders of the runs.
+      command: the words that start this process, for those side by side.
+
+    Raises:
+      InputError: the data or the folder is wrong; nothing was trained.
+      Stopped: by a signal, or because runs failed.
+    """
+    side_by_side.check_jobs(how.jobs)
+    with workdir.locked(folder, f".lock_{study.name}_{how.part}_of_{how.parts}"):
+        finished.open_folder(study, folder, replace=False)
+        mine = study.runs[how.part - 1 :: how.parts]
+        left = [planned for planned in mine if not finished.is_finished(study, planned, folder)]
+        check(study, left, folder)
+        finished.open_folder(study, folder)
+        _keep(study, folder, how.results)
+        say(progress(study, mine, folder, how))
+        run = _one_by_one if how.jobs == 1 else _side_by_side
+        failed = run(study, left, folder, how, command)
+    if failed:
+        names = ", ".join(planned.point.name for planned in failed)
+        raise Stopped(
+            f"{count(len(failed), 'run')} of {len(mine)} failed: {names}; see {side_by_side.LOG} "
+            f"in their folders in {folder}",
+            1,
+        )
+
+
+def check(study: Study, left: list[Planned], folder: Path) -> None:
+    """Raises InputError where the data or the folders of runs are wrong."""
+    for note in study.left_out:
+        say(f"left out: {note}")
+    for name, config in study.evaluations.items():
+        missing = [
+            planned.point
+            for planned in left
+            if name not in finished.records_of(study, planned, folder)
+        ]
+        points.check_data(missing, config, folder, f"study.evaluations.{name}")
+    points.check_folders([planned.point for planned in left], folder)
+
+
+def run_one(study: Study, planned: Planned, folder: Path, command: str) -> None:
+    """Trains and evaluates one run, as far as it is not done, and adds up what it takes."""
+    done = finished.records_of(study, planned, folder)
+    of_records = {study.records[name]: config for name, config in study.evaluations.items()}
+    there = {study.records[name]: record for name, record in done.items()}
+    start = time.monotonic()
+    try:
+        points.run(planned.point, of_records, there, folder / planned.point.name, command)
+    finally:
+        if parallel.is_main():
+            finished.add_seconds(planned, folder, time.monotonic() - start)
+
+
+def progress(study: Study, mine, folder: Path, how: How) -> str:
+    """What is left of the runs and how long it will take, in words."""
+    done = [planned for planned in mine if finished.is_finished(study, planned, folder)]
+    left = len(mine) - len(done)
+    spent = [seconds for planned in done if (seconds := finished.seconds(planned, folder))]
+    line = f"study {study.name}: {len(done)} of {count(len(mine), 'run')} finished"
+    if spent:
+        line += f" in {_hours(sum(spent))} of work"
+    if left and spent:
+        line += f"; {left} left, about {_hours(left * sum(spent) / len(spent) / how.jobs)}"
+    return line
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
+def _one_by_one(study, left, folder, how, command) -> list[Planned]:
+    for number, planned in enumerate(left, 1):
+        say(f"run {number} of {len(left)}: {_words(study, planned)}, in {planned.point.name}")
+        run_one(study, planned, folder, " ".join(command))
+        _ended(study, planned, folder, how)
+    return []
+
+
+def _side_by_side(study, left, folder, how, command) -> list[Planned]:
+    failed = []
+    commands = [[*command, f"--run={planned.point.name}"] for planned in left]
+    logs = [folder / planned.point.name / side_by_side.LOG for planned in left]
+    for number, status in side_by_side.run_all(commands, logs, how.jobs):
+        planned = left[number]
+        if status:
+            failed.append(planned)
+            last = side_by_side.last_line(logs[number])
+            say(f"failed with status {status}: {planned.point.name}: {last}")
+        else:
+            _ended(study, planned, folder, how)
+    return failed
+
+
+def _ended(study: Study, planned: Planned, folder: Path, how: How) -> None:
+    if not parallel.is_main():
+        return
+    scores = [
+        f"{name} {_score(record['score'])}"
+        for name, record in finished.records_of(study, planned, folder).items()
+    ]
+    took = _hours(finished.seconds(planned, folder))
+    say(f"finished: {_words(study, planned)}, {took}; {', '.join(scores)}")
+    say(progress(study, study.runs[how.part - 1 :: how.parts], folder, how))
+    _keep(study, folder, how.results)
+
+
+def _score(score) -> str:
+    if not score["in_percent"]:
+        return f"{score['value']:.4g}"
+    return percent(score["value"], score["standard_error"])
+
+
+def _words(study: Study, planned: Planned) -> str:
+    return f"{planned.method}, {study.labels[planned.masker]}, seed {planned.seed}"
+
+
+def _keep(study: Study, folder: Path, results: Path | None) -> None:
+    """Writes what is finished of the study into the files of results; what these have of other
+    studies stays."""
+    if results is None or not parallel.is_main():
+        return
+    about, found = published.read(results)
+    about[study.name] = _about(study, folder)
+    found[study.name] = list(finished.outcomes(study, folder))
+    published.write(results, about, found)
+
+
+def _about(study: Study, folder: Path) -> dict[str, Any]:
+    """What page and figures say of a study."""
+    done = [planned for planned in study.runs if finished.is_finished(study, planned, folder)]
+    first = study.runs[0].point.config
+    return {
+        "title": study.title,
+        "about": study.about,
+        "seeds": list(study.seeds),
+        "base": dict(study.base),
+        "labels": dict(study.labels),
+        "methods": list(dict.fromkeys(planned.method for planned in study.runs)),
+        "evaluations": finished.score_of(study, folder),
+        "runs": len(study.runs),
+        "finished": len(done),
+        "hours": round(sum(finished.seconds(planned, folder) for planned in done) / 3600, 2),
+        "epochs": first.epochs,
+        "batch_size": first.batch_size,
+    }
+
+
+def main() -> None:
+    """Compares; see the module's docstring."""
+    config = config_flags.DEFINE_config_file("study", None, "FILE of a study.", lock_config=False)
+    folder = flags.DEFINE_string("workdir", None, "Where the runs are; resumed if there.")
+    jobs = flags.DEFINE_integer("jobs", 1, "Runs side by side.", lower_bound=1)
+    part = flags.DEFINE_string("part", "1/1", "I/N: the I-th of N parts of the runs.")
+    merge = flags.DEFINE_string("merge", "", "Folders whose finished runs are taken over.")
+    listed = flags.DEFINE_boolean("list", False, "Say what is left, and end.")
+    results = flags.DEFINE_string("results", "", "Folder of the files of results.")
+    page = flags.DEFINE_string("page", "", "The page that is written from --results.")
+    one = flags.DEFINE_string("run", "", "The one run that this process does, for --jobs.")
+    processes = command_line.define_process_flags()
+
+    def run(argv):
+        if len(argv) > 1:
+            raise InputError(f"unexpected argument {argv[1]!r}")
+        if page.value and not results.value:
+            raise InputError("--page is made from --results: name their folder, as docs/results")
+        if config.value is None:
+            if not page.value:
+                raise InputError("--study is missing: name one, such as configs/studies/cpu.py")
+            return _write_page(Path(results.value), Path(page.value))
+        if not folder.value:
+            raise InputError("--workdir is missing: name a folder, such as runs/compare")
+        parallel.initialize(*processes())
+        study = studies.read(config.value)
+        how = How(jobs.value, *_part(part.value), Path(results.value) if results.value else None)
+        target = Path(folder.value)
+        if one.value:
+            side_by_side.end_with_parent()
+            (planned,) = [each for each in study.runs if each.point.name == one.value]
+            return run_one(study, planned, target, " ".join(sys.argv))
+        for other in paths.split(merge.value):
+            finished.open_folder(study, target)
+            taken = finished.merge(study, Path(other), target)
+            say(f"{count(taken, 'run')} of {other} taken over")
+        if listed.value:
+            _list(study, target, how)
+        else:
+            compare(study, target, how, _command(sys.argv))
+        if page.value:
+            _write_page(Path(results.value), Path(page.value))
+        return None
+
+    command_line.run(run)
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise InputError(f"--part={text} is no part: write I/N, I from 1 to N, such as 1/2")
+    return part, parts
+
+
+def _command(argv: list[str]) -> list[str]:
+    """The words that start this command anew, for one run."""
+    ours = re.compile(r"--?(jobs|part|merge|results|page)(=.*)?", re.DOTALL)
+    words, kept = iter(argv[1:]), []
+    for word in words:
+        if found := ours.fullmatch(word):
+            if found[2] is None:
+                next(words, None)  # the value stands in a word of its own
+        else:
+            kept.append(word)
+    return [sys.executable, "-m", "dppmask_jax.compare", *kept]
+
+
+def _list(study: Study, folder: Path, how: How) -> None:
+    mine = study.runs[how.part - 1 :: how.parts]
+    for planned in mine:
+        there = finished.records_of(study, planned, folder)
+        state = "finished" if len(there) == len(study.evaluations) else "left"
+        if state == "left" and (folder / planned.point.name / "metrics.jsonl").exists():
+            state = "begun"
+        say(f"{state:9} {planned.point.name}  {_words(study, planned)}")
+    say(progress(study, mine, folder, how))
+
+
+def _write_page(results: Path, page: Path) -> None:
+    from dppmask_jax.comparing import page as pages
+
+    about, found = published.read(results)
+    if not about:
+        raise InputError(f"--results={results} holds no results of comparisons")
+    for path in pages.write(page, about, found):
+        say(f"page    {path}")
+
+
+if __name__ == "__main__":
+    main()
