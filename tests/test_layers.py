@@ -31,7 +31,7 @@ ROWS = (
     {"pretrain", "evaluate"},
     {"results", "sweeps", "weights", "masklab", "part_maps"},
     {"comparing"},
-    {"sweep", "commands"},
+    {"sweep", "compare", "commands"},
     {"cli"},
     {"__main__"},
     {""},

@@ -91,7 +91,7 @@ def end_with_parent() -> None:
     of `run_all`."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        os.read(sys.stdin.fileno(), 1)  # Python's own reader would hold a lock at the exit
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
