@@ -23,6 +23,7 @@ Arguments after the colon:
            frequencies  which spatial frequencies tokens have, by block, and what noise of each
                         costs a classifier
            layers       k-NN and ridge accuracy of every block
+           hidden       how often the run's masks hide a whole object
            shift        accuracy lost on changed images: --config.changed=folder:PATH
            tsne         a map of the tokens of images of several classes
            segmentation a class for each pixel from frozen patch tokens: k-NN, ridge, linear

@@ -24,7 +24,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dppmask_jax import extras
 
@@ -36,8 +36,9 @@ from ml_collections import config_flags
 
 from dppmask_jax import command as command_line
 from dppmask_jax import parallel, paths
-from dppmask_jax.comparing import finished, published, side_by_side
+from dppmask_jax.comparing import finished, published, side_by_side, writing
 from dppmask_jax.comparing import study as studies
+from dppmask_jax.comparing.finished import Where
 from dppmask_jax.comparing.study import Planned, Study
 from dppmask_jax.errors import InputError, Stopped
 from dppmask_jax.evals.base import percent
@@ -48,13 +49,22 @@ from dppmask_jax.words import count
 
 
 class How(NamedTuple):
-    """How the runs of a study are carried out: side by side, as part `part` of `parts`, and where
-    results are kept, None for nowhere but the workdir."""
+    """How the runs of a study are carried out.
+
+    Attributes:
+      jobs: how many side by side.
+      part, parts: which part of the runs.
+      results: the folder of the files of results, None for none.
+    """
 
     jobs: int = 1
     part: int = 1
     parts: int = 1
     results: Path | None = None
+
+    def mine(self, study: Study) -> tuple[Planned, ...]:
+        """The runs of the part."""
+        return study.runs[self.part - 1 :: self.parts]
 
 
 def compare(study: Study, folder: Path, how: How, command: list[str]) -> None:
@@ -65,64 +75,71 @@ def compare(study: Study, folder: Path, how: How, command: list[str]) -> None:
       command: the words that start this process, for those side by side.
 
     Raises:
-      InputError: the data or the folder is wrong; nothing was trained.
+      InputError: the data or a folder is wrong; nothing was trained.
       Stopped: by a signal, or because runs failed.
     """
     side_by_side.check_jobs(how.jobs)
     with workdir.locked(folder, f".lock_{study.name}_{how.part}_of_{how.parts}"):
-        finished.open_folder(study, folder, replace=False)
-        mine = study.runs[how.part - 1 :: how.parts]
-        left = [planned for planned in mine if not finished.is_finished(study, planned, folder)]
-        check(study, left, folder)
+        where = look(study, folder, how.results)
+        left = [run for run in how.mine(study) if not finished.is_finished(study, run, where)]
+        check(study, left, where)
         finished.open_folder(study, folder)
-        _keep(study, folder, how.results)
-        say(progress(study, mine, folder, how))
+        _keep(study, where, how.results)
+        say(progress(study, where, how))
         run = _one_by_one if how.jobs == 1 else _side_by_side
-        failed = run(study, left, folder, how, command)
+        failed = run(study, left, where, how, command)
     if failed:
         names = ", ".join(planned.point.name for planned in failed)
         raise Stopped(
-            f"{count(len(failed), 'run')} of {len(mine)} failed: {names}; see {side_by_side.LOG} "
+            f"{count(len(failed), 'run')} of {len(left)} failed: {names}; see {side_by_side.LOG} "
             f"in their folders in {folder}",
             1,
         )
 
 
-def check(study: Study, left: list[Planned], folder: Path) -> None:
+def look(study: Study, folder: Path, results: Path | None) -> Where:
+    """Where runs of a study may be finished.
+
+    Raises:
+      InputError: the folder or the files of results hold another version of the study.
+    """
+    finished.open_folder(study, folder, replace=False)
+    kept = published.kept(study, published.read(results), results) if results else {}
+    return Where(folder, kept)
+
+
+def check(study: Study, left: list[Planned], where: Where) -> None:
     """Raises InputError where the data or the folders of runs are wrong."""
     for note in study.left_out:
         say(f"left out: {note}")
     for name, config in study.evaluations.items():
-        missing = [
-            planned.point
-            for planned in left
-            if name not in finished.records_of(study, planned, folder)
-        ]
-        points.check_data(missing, config, folder, f"study.evaluations.{name}")
-    points.check_folders([planned.point for planned in left], folder)
+        missing = [run.point for run in left if name not in finished.found_of(study, run, where)]
+        points.check_data(missing, config, where.folder, f"study.evaluations.{name}")
+    points.check_folders([planned.point for planned in left], where.folder)
 
 
-def run_one(study: Study, planned: Planned, folder: Path, command: str) -> None:
+def run_one(study: Study, planned: Planned, where: Where, command: str) -> None:
     """Trains and evaluates one run, as far as it is not done, and adds up what it takes."""
-    done = finished.records_of(study, planned, folder)
-    of_records = {study.records[name]: config for name, config in study.evaluations.items()}
+    done = finished.records_of(study, planned, where.folder)
+    evaluations = {study.records[name]: config for name, config in study.evaluations.items()}
     there = {study.records[name]: record for name, record in done.items()}
     start = time.monotonic()
     try:
-        points.run(planned.point, of_records, there, folder / planned.point.name, command)
+        points.run(planned.point, evaluations, there, where.folder / planned.point.name, command)
     finally:
         if parallel.is_main():
-            finished.add_seconds(planned, folder, time.monotonic() - start)
+            finished.add_seconds(planned, where, time.monotonic() - start)
 
 
-def progress(study: Study, mine, folder: Path, how: How) -> str:
+def progress(study: Study, where: Where, how: How) -> str:
     """What is left of the runs and how long it will take, in words."""
-    done = [planned for planned in mine if finished.is_finished(study, planned, folder)]
+    mine = how.mine(study)
+    done = [planned for planned in mine if finished.is_finished(study, planned, where)]
     left = len(mine) - len(done)
-    spent = [seconds for planned in done if (seconds := finished.seconds(planned, folder))]
+    spent = [seconds for planned in done if (seconds := finished.seconds(planned, where))]
     line = f"study {study.name}: {len(done)} of {count(len(mine), 'run')} finished"
     if spent:
-        line += f" in {_hours(sum(spent))} of work"
+        line += f", {_hours(sum(spent))} of runs"
     if left and spent:
         line += f"; {left} left, about {_hours(left * sum(spent) / len(spent) / how.jobs)}"
     return line
@@ -132,18 +149,18 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
-def _one_by_one(study, left, folder, how, command) -> list[Planned]:
+def _one_by_one(study, left, where, how, command) -> list[Planned]:
     for number, planned in enumerate(left, 1):
         say(f"run {number} of {len(left)}: {_words(study, planned)}, in {planned.point.name}")
-        run_one(study, planned, folder, " ".join(command))
-        _ended(study, planned, folder, how)
+        run_one(study, planned, where, " ".join(command))
+        _ended(study, planned, where, how)
     return []
 
 
-def _side_by_side(study, left, folder, how, command) -> list[Planned]:
+def _side_by_side(study, left, where, how, command) -> list[Planned]:
     failed = []
     commands = [[*command, f"--run={planned.point.name}"] for planned in left]
-    logs = [folder / planned.point.name / side_by_side.LOG for planned in left]
+    logs = [where.folder / planned.point.name / side_by_side.LOG for planned in left]
     for number, status in side_by_side.run_all(commands, logs, how.jobs):
         planned = left[number]
         if status:
@@ -151,62 +168,37 @@ def _side_by_side(study, left, folder, how, command) -> list[Planned]:
             last = side_by_side.last_line(logs[number])
             say(f"failed with status {status}: {planned.point.name}: {last}")
         else:
-            _ended(study, planned, folder, how)
+            _ended(study, planned, where, how)
     return failed
 
 
-def _ended(study: Study, planned: Planned, folder: Path, how: How) -> None:
+def _ended(study: Study, planned: Planned, where: Where, how: How) -> None:
     if not parallel.is_main():
         return
     scores = [
-        f"{name} {_score(record['score'])}"
-        for name, record in finished.records_of(study, planned, folder).items()
+        f"{name} {_score(found.score)}"
+        for name, found in finished.found_of(study, planned, where).items()
+        if found.score is not None
     ]
-    took = _hours(finished.seconds(planned, folder))
+    took = _hours(finished.seconds(planned, where))
     say(f"finished: {_words(study, planned)}, {took}; {', '.join(scores)}")
-    say(progress(study, study.runs[how.part - 1 :: how.parts], folder, how))
-    _keep(study, folder, how.results)
+    say(progress(study, where, how))
+    _keep(study, where, how.results)
 
 
 def _score(score) -> str:
     if not score["in_percent"]:
         return f"{score['value']:.4g}"
-    return percent(score["value"], score["standard_error"])
+    return percent(score["value"], score.get("standard_error"))
 
 
 def _words(study: Study, planned: Planned) -> str:
     return f"{planned.method}, {study.labels[planned.masker]}, seed {planned.seed}"
 
 
-def _keep(study: Study, folder: Path, results: Path | None) -> None:
-    """Writes what is finished of the study into the files of results; what these have of other
-    studies stays."""
-    if results is None or not parallel.is_main():
-        return
-    about, found = published.read(results)
-    about[study.name] = _about(study, folder)
-    found[study.name] = list(finished.outcomes(study, folder))
-    published.write(results, about, found)
-
-
-def _about(study: Study, folder: Path) -> dict[str, Any]:
-    """What page and figures say of a study."""
-    done = [planned for planned in study.runs if finished.is_finished(study, planned, folder)]
-    first = study.runs[0].point.config
-    return {
-        "title": study.title,
-        "about": study.about,
-        "seeds": list(study.seeds),
-        "base": dict(study.base),
-        "labels": dict(study.labels),
-        "methods": list(dict.fromkeys(planned.method for planned in study.runs)),
-        "evaluations": finished.score_of(study, folder),
-        "runs": len(study.runs),
-        "finished": len(done),
-        "hours": round(sum(finished.seconds(planned, folder) for planned in done) / 3600, 2),
-        "epochs": first.epochs,
-        "batch_size": first.batch_size,
-    }
+def _keep(study: Study, where: Where, results: Path | None) -> None:
+    if results is not None and parallel.is_main():
+        published.keep(study, where, results)
 
 
 def main() -> None:
@@ -240,10 +232,10 @@ def main() -> None:
         if one.value:
             side_by_side.end_with_parent()
             (planned,) = [each for each in study.runs if each.point.name == one.value]
-            return run_one(study, planned, target, " ".join(sys.argv))
+            return run_one(study, planned, Where(target, {}), " ".join(sys.argv))
         for other in paths.split(merge.value):
             finished.open_folder(study, target)
-            taken = finished.merge(study, Path(other), target)
+            taken = finished.merge(study, Path(other), look(study, target, how.results))
             say(f"{count(taken, 'run')} of {other} taken over")
         if listed.value:
             _list(study, target, how)
@@ -278,24 +270,20 @@ def _command(argv: list[str]) -> list[str]:
 
 
 def _list(study: Study, folder: Path, how: How) -> None:
-    mine = study.runs[how.part - 1 :: how.parts]
-    for planned in mine:
-        there = finished.records_of(study, planned, folder)
-        state = "finished" if len(there) == len(study.evaluations) else "left"
-        if state == "left" and (folder / planned.point.name / "metrics.jsonl").exists():
+    where = look(study, folder, how.results)
+    for planned in how.mine(study):
+        state = "left"
+        if finished.is_finished(study, planned, where):
+            state = "finished"
+        elif (folder / planned.point.name / "metrics.jsonl").exists():
             state = "begun"
         say(f"{state:9} {planned.point.name}  {_words(study, planned)}")
-    say(progress(study, mine, folder, how))
+    say(progress(study, where, how))
 
 
 def _write_page(results: Path, page: Path) -> None:
-    from dppmask_jax.comparing import page as pages
-
-    about, found = published.read(results)
-    if not about:
-        raise InputError(f"--results={results} holds no results of comparisons")
-    for path in pages.write(page, about, found):
-        say(f"page    {path}")
+    for path in writing.write(page, published.read(results)):
+        say(f"written {path}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def get_config(argument: str = ""):
     study.evaluations.ridge.solver = "ridge"
     study.evaluations.layers = evaluations.get_config("task=layers")
     study.evaluations.backgrounds = evaluations.get_config("task=backgrounds")
-    study.of_objects = ("backgrounds",)
+    study.evaluations.hidden = evaluations.get_config("task=hidden")
+    study.of_objects = ("backgrounds", "hidden")
     return study
 
 

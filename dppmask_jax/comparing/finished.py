@@ -1,4 +1,5 @@
-"""The folder of a comparison: which runs of a study are finished in it, and what they found."""
+"""Which runs of a study are finished, and what they found: in the folder of a comparison, or in the
+files of results that are kept without it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,33 @@ from dppmask_jax.evaluating import subjects
 from dppmask_jax.runs import workdir
 
 _SPENT = "spent.json"  # in the folder of a run: {"seconds": all that it took, over its starts}
-Records = Mapping[str, Mapping[str, Any]]  # of a run: {name of an evaluation: its record}
+
+
+class Found(NamedTuple):
+    """What one evaluation of a run came to, without a score where `score` is None.
+
+    Attributes:
+      score: as `evals.base.Score`, a dict.
+      of_images: see `Outcome`.
+    """
+
+    score: Mapping[str, Any] | None
+    of_images: np.ndarray | None = None
+
+
+class Kept(NamedTuple):
+    """What the files of results have of a run: {evaluation: found}, and what it took."""
+
+    found: Mapping[str, Found]
+    seconds: float
+
+
+class Where(NamedTuple):
+    """Where finished runs are looked for: in a folder, and among those that are kept, by the names
+    of their folders."""
+
+    folder: Path
+    kept: Mapping[str, Kept]
 
 
 def open_folder(study: Study, folder: Path, replace: bool = True) -> None:
@@ -41,15 +68,20 @@ def open_folder(study: Study, folder: Path, replace: bool = True) -> None:
             raise InputError(
                 f"{path} is damaged ({error!r}); move it away to take the study as it is now"
             ) from error
-        if changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise InputError(
-                f"{folder} holds another version of study {study.name} "
-                f"({'; '.join(changed[:3])}{more}); name another folder, or go back to that one"
-            )
+        check_same(study, changed, folder)
     if replace:
         folder.mkdir(parents=True, exist_ok=True)
         whole_files.write_json(path, study.definition)
+
+
+def check_same(study: Study, changed: list[str], where: Path) -> None:
+    """Raises InputError where a folder holds a version of a study that differs."""
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise InputError(
+            f"{where} holds another version of study {study.name} "
+            f"({'; '.join(changed[:3])}{more}); name another folder, or go back to that one"
+        )
 
 
 def records_of(study: Study, planned: Planned, folder: Path) -> dict[str, dict[str, Any]]:
@@ -73,41 +105,36 @@ def records_of(study: Study, planned: Planned, folder: Path) -> dict[str, dict[s
     return found
 
 
-def is_finished(study: Study, planned: Planned, folder: Path) -> bool:
-    """Whether all evaluations of a run are done in a folder."""
-    return len(records_of(study, planned, folder)) == len(study.evaluations)
+def found_of(study: Study, planned: Planned, where: Where) -> dict[str, Found]:
+    """{name of an evaluation: what it came to} of what is done of a run, in the study's order."""
+    name = planned.point.name
+    found = dict(where.kept[name].found) if name in where.kept else {}
+    for evaluation, record in records_of(study, planned, where.folder).items():
+        images = where.folder / name / f"eval_{study.records[evaluation]}_images.npy"
+        right = np.load(images) if images.name in record["files"] else None
+        if right is not None and right.dtype != bool:
+            right = None  # a share over several seeds of an evaluation
+        found[evaluation] = Found(record["score"], right)
+    return {
+        evaluation: found[evaluation] for evaluation in study.evaluations if evaluation in found
+    }
 
 
-def outcomes(study: Study, folder: Path) -> Iterator[Outcome]:
+def is_finished(study: Study, planned: Planned, where: Where) -> bool:
+    """Whether all evaluations of a run are done."""
+    return len(found_of(study, planned, where)) == len(study.evaluations)
+
+
+def outcomes(study: Study, where: Where) -> Iterator[Outcome]:
     """What was found so far, run by run in the study's order."""
     for planned in study.runs:
-        for name, record in records_of(study, planned, folder).items():
-            images = folder / planned.point.name / f"eval_{study.records[name]}_images.npy"
-            of_images = np.load(images) if images.name in record["files"] else None
-            if of_images is not None and of_images.dtype != bool:
-                of_images = None
-            yield Outcome(
-                planned.method,
-                planned.masker,
-                planned.seed,
-                name,
-                record["score"]["value"],
-                of_images,
-            )
+        for name, found in found_of(study, planned, where).items():
+            if found.score is not None:
+                who = planned.method, planned.masker, planned.seed, name
+                yield Outcome(*who, found.score["value"], found.of_images)
 
 
-def score_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
-    """{name of an evaluation: the score of its first record, see `evals.base.Score`}."""
-    found: dict[str, dict[str, Any]] = {}
-    for planned in study.runs:
-        for name, record in records_of(study, planned, folder).items():
-            found.setdefault(name, record["score"])
-        if len(found) == len(study.evaluations):
-            break
-    return {name: found[name] for name in study.evaluations if name in found}
-
-
-def merge(study: Study, other: Path, folder: Path) -> int:
+def merge(study: Study, other: Path, where: Where) -> int:
     """Copies what another folder has of the study, and this one not: results, no checkpoints.
 
     Returns:
@@ -122,9 +149,9 @@ def merge(study: Study, other: Path, folder: Path) -> int:
     copied = 0
     for planned in study.runs:
         there = records_of(study, planned, other)
-        if not there or is_finished(study, planned, folder):
+        if not there or is_finished(study, planned, where):
             continue
-        source, target = (root / planned.point.name for root in (other, folder))
+        source, target = (root / planned.point.name for root in (other, where.folder))
         names = [f"eval_{study.records[name]}.json" for name in there]
         files = [file for record in there.values() for file in record["files"]]
         for name in (*files, _SPENT, *names):  # the records last: what they speak of is there
@@ -136,16 +163,18 @@ def merge(study: Study, other: Path, folder: Path) -> int:
     return copied
 
 
-def seconds(planned: Planned, folder: Path) -> float:
+def seconds(planned: Planned, where: Where) -> float:
     """What a run took so far; 0 where that is not known."""
+    path = where.folder / planned.point.name / _SPENT
     try:
-        return float(json.loads((folder / planned.point.name / _SPENT).read_text())["seconds"])
+        return float(json.loads(path.read_text())["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
+        kept = where.kept.get(planned.point.name)
+        return kept.seconds if kept else 0.0
 
 
-def add_seconds(planned: Planned, folder: Path, spent: float) -> None:
+def add_seconds(planned: Planned, where: Where, spent: float) -> None:
     """Adds to what a run took."""
-    path = folder / planned.point.name / _SPENT
+    path = where.folder / planned.point.name / _SPENT
     if path.parent.is_dir():
-        whole_files.write_json(path, {"seconds": round(seconds(planned, folder) + spent, 1)})
+        whole_files.write_json(path, {"seconds": round(seconds(planned, where) + spent, 1)})

@@ -1,7 +1,8 @@
 """The files of results that page and figures are made from, and that are kept with the source.
 
 comparison.csv has the values, a row each; comparison_images.csv which images were right, as base64
-of packed bits; comparison.json what the studies are.
+of packed bits; comparison.json what the studies are and which of their runs are finished. What is
+finished here is not run again, on any machine.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dppmask_jax import whole_files
+from dppmask_jax.comparing import finished
+from dppmask_jax.comparing import study as studies
+from dppmask_jax.comparing.finished import Found, Kept, Where
 from dppmask_jax.comparing.outcomes import Outcome
+from dppmask_jax.comparing.study import Study
 from dppmask_jax.errors import InputError
 
 VALUES = "comparison.csv"
@@ -26,16 +31,22 @@ STUDIES = "comparison.json"
 _KEY = ("study", "method", "masker", "seed", "evaluation")
 
 
-def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[Outcome]]]:
-    """({study: what it is}, {study: its outcomes}), as `write` kept them; both empty where there is
-    nothing.
+class Published(NamedTuple):
+    """{study: what it is, see `_about`}, and {study: its outcomes}."""
+
+    about: Mapping[str, Mapping[str, Any]] = {}
+    outcomes: Mapping[str, Sequence[Outcome]] = {}
+
+
+def read(folder: Path) -> Published:
+    """What `keep` wrote into a folder; nothing where there is none.
 
     Raises:
       InputError: a file is missing beside the others, or damaged.
     """
     paths = [folder / name for name in (STUDIES, VALUES, IMAGES)]
     if not any(path.exists() for path in paths):
-        return {}, {}
+        return Published()
     try:
         about = json.loads(paths[0].read_text())
         right = {
@@ -44,31 +55,61 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[Outcom
         }
         found: dict[str, list[Outcome]] = {name: [] for name in about}
         for row in csv.DictReader(io.StringIO(paths[1].read_text())):
-            key = tuple(row[name] for name in _KEY)
-            found[row["study"]].append(
-                Outcome(
-                    row["method"],
-                    row["masker"],
-                    int(row["seed"]),
-                    row["evaluation"],
-                    float(row["value"]),
-                    right.get(key),
-                )
-            )
+            who = row["method"], row["masker"], int(row["seed"]), row["evaluation"]
+            images = right.get(tuple(row[name] for name in _KEY))
+            found[row["study"]].append(Outcome(*who, float(row["value"]), images))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} holds damaged results of comparisons ({error!r}); restore {VALUES}, "
             f"{IMAGES} and {STUDIES}, or move them away"
         ) from error
-    return about, found
+    return Published(about, found)
 
 
-def write(folder: Path, about: Mapping[str, Mapping], found: Mapping[str, Iterable[Outcome]]):
-    """Writes the three files anew, studies in the order of their names, each file whole."""
+def kept(study: Study, there: Published, folder: Path) -> dict[str, Kept]:
+    """The runs of a study that are there, whichever study they were run for, by the names of their
+    folders, with the evaluations that this study has as well.
+
+    Raises:
+      InputError: there is another version of this study.
+    """
+    if study.name in there.about:
+        changed = studies.changes(there.about[study.name]["definition"], study.definition)
+        finished.check_same(study, changed, folder)
+    wanted = study.definition["evaluations"]
+    found: dict[str, Kept] = {}
+    for name, about in there.about.items():
+        theirs = about["definition"]["evaluations"]
+        same = [evaluation for evaluation in wanted if theirs.get(evaluation) == wanted[evaluation]]
+        of_run = {tuple(outcome[:4]): outcome for outcome in there.outcomes[name]}
+        for run in about["runs"]:
+            who = run["method"], run["masker"], run["seed"]
+            mine = {}
+            for evaluation in same:
+                if evaluation in run["evaluations"]:
+                    outcome = of_run.get((*who, evaluation))
+                    score = about["scores"][evaluation]
+                    mine[evaluation] = (
+                        Found(score | {"value": outcome.value}, outcome.of_images)
+                        if outcome
+                        else Found(None)
+                    )
+            if run["name"] in found:
+                mine = {**found[run["name"]].found, **mine}
+            found[run["name"]] = Kept(mine, run["seconds"])
+    return found
+
+
+def keep(study: Study, where: Where, folder: Path) -> None:
+    """Writes what is finished of a study into the files of a folder; what they have of other
+    studies stays. Each file is whole at any time."""
+    there = read(folder)
+    about = {**there.about, study.name: _about(study, where)}
+    outcomes = {**there.outcomes, study.name: list(finished.outcomes(study, where))}
     values, images = [], []
-    for study in sorted(found):
-        for outcome in found[study]:
-            key = (study, outcome.method, outcome.masker, outcome.seed, outcome.evaluation)
+    for name in sorted(outcomes):
+        for outcome in outcomes[name]:
+            key = (name, outcome.method, outcome.masker, outcome.seed, outcome.evaluation)
             values.append((*key, repr(float(outcome.value))))
             if outcome.of_images is not None:
                 images.append((*key, len(outcome.of_images), _packed(outcome.of_images)))
@@ -76,6 +117,39 @@ def write(folder: Path, about: Mapping[str, Mapping], found: Mapping[str, Iterab
     whole_files.write_text(folder / IMAGES, _csv((*_KEY, "images", "right"), images))
     whole_files.write_text(folder / VALUES, _csv((*_KEY, "value"), values))
     whole_files.write_json(folder / STUDIES, {name: about[name] for name in sorted(about)})
+
+
+def _about(study: Study, where: Where) -> dict[str, Any]:
+    """What a study is, and which of its runs have finished evaluations."""
+    runs, scores = [], {}
+    for planned in study.runs:
+        found = finished.found_of(study, planned, where)
+        for evaluation, of_one in found.items():
+            if of_one.score is not None and evaluation not in scores:
+                described = ("name", "in_percent")
+                scores[evaluation] = {name: of_one.score[name] for name in described}
+        if found:
+            runs.append(
+                {
+                    "name": planned.point.name,
+                    "method": planned.method,
+                    "masker": planned.masker,
+                    "seed": planned.seed,
+                    "evaluations": list(found),
+                    "seconds": finished.seconds(planned, where),
+                }
+            )
+    return {
+        "title": study.title,
+        "about": study.about,
+        "base": study.base,
+        "seeds": list(study.seeds),
+        "labels": dict(study.labels),
+        "methods": dict(study.methods),
+        "scores": scores,
+        "runs": runs,
+        "definition": dict(study.definition),
+    }
 
 
 def _csv(heading: Sequence[str], rows: Iterable[Sequence]) -> str:

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from dppmask_jax import config as training_config
 from dppmask_jax import config_dicts, config_table, fields, masking
-from dppmask_jax.config import use_masks
+from dppmask_jax.config import METHODS, use_masks
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import TEXT, Field, Rule, flatten, is_text, several, shown, whole
 from dppmask_jax.runs import workdir
@@ -50,7 +49,7 @@ FIELDS = {
         (), Rule(lambda value: isinstance(value, tuple), "a tuple of names"), "evaluations"
     ),
 }
-GROUPS = ("methods", "maskers", "evaluations", "against")
+GROUPS = ("methods", "maskers", "evaluations")
 # Where images and files are: the same ones in another place are the same.
 PLACES = (*sorted(resuming.PLACES - {"data.classes", "data.val_fraction"}), "mask.parts")
 
@@ -68,8 +67,9 @@ class Study(NamedTuple):
     """A study that was checked.
 
     Attributes:
-      base: {masker: the one that it is compared with}.
-      labels: {masker: what it is, in words}, in the order of the study.
+      base: the masker that the others are compared with.
+      labels: {masker: what it is, in words}, the base first.
+      methods: {name: what it is called}.
       evaluations: {name: config}.
       records: {name of an evaluation: name of its records, see `evaluating.records.name_of`}.
       runs: seed by seed, so that what is finished early can be compared.
@@ -81,8 +81,9 @@ class Study(NamedTuple):
     title: str
     about: str
     seeds: tuple[int, ...]
-    base: Mapping[str, str]
+    base: str
     labels: Mapping[str, str]
+    methods: Mapping[str, str]
     evaluations: Mapping[str, Any]
     records: Mapping[str, str]
     runs: tuple[Planned, ...]
@@ -94,8 +95,7 @@ def defaults(name: str) -> config_dict.ConfigDict:
     """A study's config without methods, maskers and evaluations.
 
     Its groups: `methods`, {name: a config such as configs/mae.py makes}; `maskers`, {name: {field
-    of config.mask: value}}; `evaluations`, {name: a config such as configs/eval.py makes};
-    `against`, {masker: the one that it is compared with in place of `base`}.
+    of config.mask: value}}; `evaluations`, {name: a config such as configs/eval.py makes}.
     """
     study = config_dicts.built(FIELDS)
     study.name = name
@@ -124,22 +124,20 @@ def read(config) -> Study:
                 trained = _trained(config, of_method, settings, seed, where)
                 labels.setdefault(masker, _label(trained.mask))
                 runs.append(_planned(method, masker, seed, trained))
-    base = {masker: config.against.get(masker, config.base) for masker in maskers}
-    _check_base(base, maskers)
     definition = {
         "name": config.name,
         "methods": {name: kept(of_one) for name, of_one in config.methods.items()},
         "maskers": {name: dict(settings) for name, settings in maskers.items()},
         "evaluations": {name: kept(of_one) for name, of_one in evaluations.items()},
-        "base": base,
     }
     return Study(
         config.name,
         config.title,
         config.about,
         tuple(config.seeds),
-        base,
+        config.base,
         labels,
+        {name: _method_label(name, of_one) for name, of_one in config.methods.items()},
         evaluations,
         records,
         tuple(runs),
@@ -160,9 +158,13 @@ def _check(config) -> None:
         if not FIELDS[name].rule.holds(value) and not (name == "of_objects" and not value):
             allowed = FIELDS[name].rule.allowed
             raise InputError(f"study.{name}={shown(value)} is not allowed: {allowed}")
-    for group in GROUPS[:-1]:
+    for group in GROUPS:
         if not config[group]:
             raise InputError(f"study.{group} is empty; name at least one")
+    if config.base not in config.maskers:
+        raise InputError(
+            f"study.base={config.base} is none of study.maskers: {', '.join(config.maskers)}"
+        )
     for name in config.of_objects:
         if name not in config.evaluations:
             raise InputError(
@@ -245,21 +247,6 @@ def _planned(method: str, masker: str, seed: int, trained) -> Planned:
     return Planned(method, masker, seed, Point(name, values, trained))
 
 
-def _check_base(base: Mapping[str, str], maskers) -> None:
-    for masker, other in base.items():
-        if other not in maskers:
-            raise InputError(
-                f"study.maskers.{masker} is compared with {other}, which is none of the maskers: "
-                f"{', '.join(maskers)}"
-            )
-    for masker, other in base.items():
-        if base[other] != other:
-            raise InputError(
-                f"study.maskers.{masker} is compared with {other}, and that with {base[other]}; "
-                "compare both with one"
-            )
-
-
 def kept(config) -> dict[str, Any]:
     """The fields of a config that its numbers depend on, as JSON: those of its places left out."""
     known = config_table.fields_of(workdir.to_json(config))
@@ -292,7 +279,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]):
             yield field, old.get(field), new.get(field)
 
 
-def method_label(name: str, config) -> str:
+def _method_label(name: str, config) -> str:
     """What a method is called: its label, and the study's name for it where that says more."""
-    label = training_config.METHODS[config.method].label
+    label = METHODS[config.method].label
     return label if name == config.method else f"{label} ({name})"
