@@ -127,6 +127,12 @@ def _masklab() -> None:
     command.run_parsed(main)
 
 
+def _compare() -> None:
+    from dppmask_jax import compare
+
+    compare.main()
+
+
 def _results() -> None:
     from dppmask_jax import command
     from dppmask_jax.results.__main__ import main
@@ -149,6 +155,7 @@ COMMANDS = {
     "masks": Command("masks of your images as an .npz, and a figure of some", _masks),
     "figures": Command("draw what a run masks, attends to and restores, and its curves", _figures),
     "sweep": Command("train and evaluate at every point of a grid", _sweep),
+    "compare": Command("train under many maskers, with seeds, and say what differs", _compare),
     "results": Command("one page of the results of evaluations and sweeps", _results),
     "masklab": Command("measure ways of masking on images with foreground masks", _masklab),
     "part-maps": Command("parts of each image, for masks by parts", _part_maps),

@@ -63,11 +63,10 @@ def called(usual: str) -> str:
     return sys.argv[0] if sys.argv[0].startswith("dppmask ") else usual
 
 
-def define_config_flag(name: str, note: str, below: str = "", flag_values=flags.FLAGS, **more):
+def define_config_flag(name: str, note: str, flag_values=flags.FLAGS, **more):
     """Defines a flag that takes FILE[:ARGUMENTS], a recipe's name or the path of a config file.
 
     Args:
-      below: the folder of configs/ that has its recipes, see `recipes.path_of`.
       more: of ml_collections' `DEFINE_config_file`.
 
     Returns:
@@ -81,7 +80,7 @@ def define_config_flag(name: str, note: str, below: str = "", flag_values=flags.
 
     def parse(word):
         file, colon, arguments = word.partition(":")
-        return load(f"{recipes.path_of(file, name, below)}{colon}{arguments}")
+        return load(f"{recipes.path_of(file, name)}{colon}{arguments}")
 
     parser.parse = parse  # sys.argv keeps what was typed, which is recorded
     return holder

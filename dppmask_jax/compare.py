@@ -1,13 +1,13 @@
 """Pre-trains and evaluates under many maskers, with seeds, and says which differences are real.
 
-    python -m dppmask_jax.compare --study=configs/studies/cpu.py --workdir=runs/compare \\
+    python -m dppmask_jax.compare --study=cpu --workdir=runs/compare \\
         --study.source=folder:IMAGES --jobs=2 --results=docs/results --page=docs/comparison.md
 
---study is a config file, with overrides such as --study.seeds=(0,1,2,3,4). Runs of one seed have
-the same start, images, crops and noise under every masker. WORKDIR receives a folder for each run,
-which train.py and eval.py can work in as well; several studies may share it, and so the runs that
-they have in common. The same command goes on where it was interrupted, and so does one with more
-seeds, maskers or evaluations; what is finished is left alone.
+--study is a study or its file, with overrides such as --study.seeds=(0,1,2,3,4). Runs of one seed
+have the same start, images, crops and noise under every masker. WORKDIR receives a folder for each
+run, which train.py and eval.py can work in as well; several studies may share it, and so the runs
+that they have in common. The same command goes on where it was interrupted, and so does one with
+more seeds, maskers or evaluations; what is finished is left alone.
 
 --jobs=N        N runs side by side, each with its share of the cores
 --part=I/N      the I-th of N parts, 1 to N, of the runs: for several machines
@@ -21,6 +21,7 @@ seeds, maskers or evaluations; what is finished is left alone.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -32,7 +33,6 @@ if __name__ == "__main__":  # before what is missing is imported
     extras.require()
 
 from absl import flags
-from ml_collections import config_flags
 
 from dppmask_jax import command as command_line
 from dppmask_jax import parallel, paths
@@ -46,6 +46,8 @@ from dppmask_jax.evaluating.subjects import say
 from dppmask_jax.runs import workdir
 from dppmask_jax.sweeps import points
 from dppmask_jax.words import count
+
+_USUAL = "python -m dppmask_jax.compare"
 
 
 class How(NamedTuple):
@@ -152,7 +154,7 @@ def _hours(seconds: float) -> str:
 def _one_by_one(study, left, where, how, command) -> list[Planned]:
     for number, planned in enumerate(left, 1):
         say(f"run {number} of {len(left)}: {_words(study, planned)}, in {planned.point.name}")
-        run_one(study, planned, where, " ".join(command))
+        run_one(study, planned, where, _typed())
         _ended(study, planned, where, how)
     return []
 
@@ -203,7 +205,7 @@ def _keep(study: Study, where: Where, results: Path | None) -> None:
 
 def main() -> None:
     """Compares; see the module's docstring."""
-    config = config_flags.DEFINE_config_file("study", None, "FILE of a study.", lock_config=False)
+    config = command_line.define_config_flag("study", "STUDY, or the FILE of one.")
     folder = flags.DEFINE_string("workdir", None, "Where the runs are; resumed if there.")
     jobs = flags.DEFINE_integer("jobs", 1, "Runs side by side.", lower_bound=1)
     part = flags.DEFINE_string("part", "1/1", "I/N: the I-th of N parts of the runs.")
@@ -221,7 +223,7 @@ def main() -> None:
             raise InputError("--page is made from --results: name their folder, as docs/results")
         if config.value is None:
             if not page.value:
-                raise InputError("--study is missing: name one, such as configs/studies/cpu.py")
+                raise InputError(command_line.missing_config("study", "cpu"))
             return _write_page(Path(results.value), Path(page.value))
         if not folder.value:
             raise InputError("--workdir is missing: name a folder, such as runs/compare")
@@ -232,7 +234,9 @@ def main() -> None:
         if one.value:
             side_by_side.end_with_parent()
             (planned,) = [each for each in study.runs if each.point.name == one.value]
-            return run_one(study, planned, Where(target, {}), " ".join(sys.argv))
+            return run_one(
+                study, planned, Where(target, {}), shlex.join(command_line.words(_USUAL))
+            )
         for other in paths.split(merge.value):
             finished.open_folder(study, target)
             taken = finished.merge(study, Path(other), look(study, target, how.results))
@@ -245,7 +249,7 @@ def main() -> None:
             _write_page(Path(results.value), Path(page.value))
         return None
 
-    command_line.run(run)
+    command_line.run(run, _USUAL, __doc__)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -267,6 +271,10 @@ def _command(argv: list[str]) -> list[str]:
         else:
             kept.append(word)
     return [sys.executable, "-m", "dppmask_jax.compare", *kept]
+
+
+def _typed() -> str:
+    return shlex.join(command_line.words(_USUAL))
 
 
 def _list(study: Study, folder: Path, how: How) -> None:

@@ -44,7 +44,7 @@ def what_is_wrong(error: Exception, argv: list[str]) -> str:
         return f"the config file defines no function get_config; copy {recipes.FOLDER / 'mae.py'}"
     if "get_config() takes 0 positional arguments" in last_line:
         return "get_config of the config file takes no argument; leave out what follows the colon"
-    known = {flag: _fields(path) for flag, path in files.items()}
+    known = {flag: _fields(path, flag) for flag, path in files.items()}
     for flag, field in _overrides(argv):
         if flag not in files:
             return f"--{flag}.{field} needs --{flag}=FILE, whose field it changes"
@@ -78,10 +78,10 @@ def _overrides(argv: list[str]) -> list[tuple[str, str]]:
     return [found.groups() for word in argv if (found := _FIELD.match(word))]
 
 
-def _path(file: str) -> str:
+def _path(file: str, flag: str) -> str:
     path = file.partition(":")[0]
     try:
-        return os.path.abspath(recipes.path_of(path))
+        return os.path.abspath(recipes.path_of(path, flag, recipes.BELOW.get(flag, "")))
     except InputError:  # another flag's, of which something else is said
         return os.path.abspath(path)
 
@@ -91,7 +91,7 @@ def _path(file: str) -> str:
 
 def _frames_in(fault: BaseException, files: dict[str, str]) -> list[traceback.FrameSummary]:
     """The frames of a fault, from the last line in one of the config files on; [] where none is."""
-    named = set(map(_path, files.values()))
+    named = {_path(file, flag) for flag, file in files.items()}
     frames = traceback.extract_tb(fault.__traceback__)
     inside = [os.path.abspath(frame.filename) in named for frame in frames]
     return list(frames[len(inside) - 1 - inside[::-1].index(True) :]) if any(inside) else []
@@ -115,11 +115,11 @@ def _in_config_file(fault: BaseException, frames: list[traceback.FrameSummary]) 
 # A field.
 
 
-def _fields(file: str) -> list[str]:
+def _fields(file: str, flag: str) -> list[str]:
     """The fields of a config; [] where it cannot be read."""
     argument = file.partition(":")[2]
     try:
-        return _names(runpy.run_path(_path(file))["get_config"](*filter(None, [argument])))
+        return _names(runpy.run_path(_path(file, flag))["get_config"](*filter(None, [argument])))
     except Exception:
         return []
 

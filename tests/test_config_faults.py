@@ -330,6 +330,9 @@ BOUNDS = {
     "learning_rates": ([(TINY,), (1e-3, 1)], [(), 1e-3, (0.0,)]),
     "classifier_seed": _WHOLE_FROM_0,
     "num": ([1, 64], [0, 65]),
+    "draws": ([1, 1000], [0, 1001, 2.0]),
+    "foreground": ([1, 255], [0, 256, 2.0]),
+    "almost": ([0, 1], [-TINY, 1.1]),
     "tau": ([None, *_SHARE[0]], _SHARE[1]),
     "borrow_statistics": _FLAG,
     **{f"loss.{which}_temp.{end}": _POSITIVE for which in ("class", "patch")

@@ -111,13 +111,16 @@ def test_only_parallel_knows_the_devices():
 
 
 CONFIGS_IMPORT = (
-    "difflib", "dppmask_jax.config", "dppmask_jax.tasks.checks",
-    *(f"dppmask_jax.recipes.{name}" for name in ("common", "ibot", "mae", "moco", "simmim")),
+    "difflib", "dppmask_jax.config", "dppmask_jax.tasks.checks", "dppmask_jax.comparing.study",
+    *(
+        f"dppmask_jax.recipes.{name}"
+        for name in ("common", "eval", "ibot", "mae", "moco", "simmim")
+    ),
 )  # fmt: skip
 
 
 def test_configs_import_only_what_builds_configs():
-    for path in (ROOT.parent / "configs").glob("*.py"):
+    for path in (ROOT.parent / "configs").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]

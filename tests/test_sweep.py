@@ -18,6 +18,7 @@ from dppmask_jax.evaluating import records, subjects
 from dppmask_jax.figures.sweep import Panel, draw_sweep
 from dppmask_jax.models import encoders
 from dppmask_jax.runs import metrics, workdir
+from dppmask_jax.sweeps import points as sweep_points
 from dppmask_jax.sweeps import summary
 from dppmask_jax.sweeps.grid import grid_points
 from dppmask_jax.tasks import TASKS
@@ -182,7 +183,7 @@ def test_every_task_is_checked_without_a_run_or_says_why_no_sweep_takes_it(tmp_p
     if "batch_size" in config:
         config.batch_size = 8
     try:
-        sweep._check_data(points, config, tmp_path)
+        sweep_points.check_data(points, config, tmp_path, "--eval")
     except InputError as error:  # shapes have one label an image
         assert task == "multilabel" and "needs several labels" in str(error)
 

@@ -1,17 +1,17 @@
 """Which masks pre-train better? Small encoders, many maskers, several seeds, on two CPU cores.
 
-python -m dppmask_jax.compare --study=configs/studies/cpu.py --workdir=runs/compare --jobs=2 \\
+dppmask compare --study=cpu --workdir=runs/compare --jobs=2 \\
     --study.source=folder:IMAGES --study.objects=csv:PETS/labels.csv --study.parts=parts.npy
 
 MAE of 4 blocks and width 96 on photographs of 64 px, in patches of 8, 16 of 64 of them visible.
 IMAGES is a folder of classes with `train` and `val`; PETS a table of images with foreground masks;
-parts.npy comes from python -m dppmask_jax.part_maps. Without the last two, what needs them is left
+parts.npy comes from dppmask part-maps. Without the last two, what needs them is left
 out.
 """
 
-from configs import eval as evaluations
-from configs import mae
 from dppmask_jax.comparing import study as studies
+from dppmask_jax.recipes import eval as evaluations
+from dppmask_jax.recipes import mae
 
 MASKERS = {
     "random": {"strategy": "random"},

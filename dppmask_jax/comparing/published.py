@@ -54,6 +54,8 @@ def read(folder: Path) -> Published:
             for row in csv.DictReader(io.StringIO(paths[2].read_text()))
         }
         found: dict[str, list[Outcome]] = {name: [] for name in about}
+        for of_study in about.values():
+            _ = [of_study[field] for field in ("definition", "scores", "runs", "labels", "methods")]
         for row in csv.DictReader(io.StringIO(paths[1].read_text())):
             who = row["method"], row["masker"], int(row["seed"]), row["evaluation"]
             images = right.get(tuple(row[name] for name in _KEY))

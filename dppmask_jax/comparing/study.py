@@ -149,7 +149,7 @@ def read(config) -> Study:
 def _check(config) -> None:
     if not hasattr(config, "items") or "maskers" not in config:
         raise InputError(
-            "--study is no study: its get_config returns none; see configs/studies/cpu.py"
+            "--study is no study: its get_config returns something else; --study=cpu is one"
         )
     values = {name: value for name, value in config.items() if name not in GROUPS}
     for name, value in values.items():

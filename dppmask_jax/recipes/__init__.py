@@ -22,6 +22,8 @@ FOLDER = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parents[2] / "configs"
 CHECKOUT = None if FOLDER == _PACKAGED else FOLDER.parent  # whose configs/ is a package as well
 __path__ = [str(FOLDER)]
 
+BELOW = {"study": "studies"}  # flags whose recipes lie in a folder of their own: its name
+
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
