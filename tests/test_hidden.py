@@ -73,7 +73,7 @@ def test_images_without_a_foreground_are_left_out(run, tmp_path):
 
 def test_a_method_that_masks_nothing_is_refused(tmp_path):
     moco = tiny.save_run(tmp_path / "moco", "moco")
-    with pytest.raises(InputError, match="needs masks of patches, and a moco run draws none"):
+    with pytest.raises(InputError, match="needs masks of patches, and a MoCo v3 run draws none"):
         found(moco, tmp_path / "x", "task=hidden")
 
 
