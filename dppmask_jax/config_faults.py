@@ -81,7 +81,7 @@ def _overrides(argv: list[str]) -> list[tuple[str, str]]:
 def _path(file: str, flag: str) -> str:
     path = file.partition(":")[0]
     try:
-        return os.path.abspath(recipes.path_of(path, flag, recipes.BELOW.get(flag, "")))
+        return os.path.abspath(recipes.path_of(path, flag))
     except InputError:  # another flag's, of which something else is said
         return os.path.abspath(path)
 

@@ -39,7 +39,7 @@ def about(name: str, below: str = "") -> str:
     return (ast.get_docstring(ast.parse(text), clean=False) or "").strip()
 
 
-def path_of(file: str, flag: str = "config", below: str = "") -> str:
+def path_of(file: str, flag: str = "config") -> str:
     """The path of a config file, which --FLAG names by its path or, of a recipe, by its name.
 
     A name is a recipe's, whatever folder or NAME.py lies in the current folder: a folder is no
@@ -48,11 +48,12 @@ def path_of(file: str, flag: str = "config", below: str = "") -> str:
 
     Args:
       file: what stands before the colon.
-      below: the folder of configs/ that has the recipes of this flag.
+      flag: one of `BELOW` has the recipes of its own folder.
 
     Raises:
       InputError: there is no such recipe and no such file, or both.
     """
+    below = BELOW.get(flag, "")
     known = names(below)
     if not file:
         raise InputError(f"--{flag} is empty: name a recipe ({', '.join(known)}) or a file")
@@ -75,7 +76,7 @@ def path_of(file: str, flag: str = "config", below: str = "") -> str:
 
 def shadowed(file: str, flag: str = "config") -> str:
     """The note that a recipe was named where NAME.py lies in the current folder; "" elsewhere."""
-    if file not in names() or not os.path.isfile(f"{file}.py"):
+    if file not in names(BELOW.get(flag, "")) or not os.path.isfile(f"{file}.py"):
         return ""
     return f"note: --{flag}={file} is the recipe; the file here is --{flag}={file}.py"
 
