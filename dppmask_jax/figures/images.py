@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dppmask_jax.data.images import crops, decode, greys, kept
+from dppmask_jax.data.images import crops, decode, greys, kept, medical
 from dppmask_jax.data.images.decode import DecodeError
 from dppmask_jax.errors import InputError
 from dppmask_jax.pixel_format import RGB, Pixels
@@ -24,7 +24,8 @@ def read_images(
 
     Files of a folder, at any depth, come in the order of their names; those that are no image are
     passed over. In greyscale of more than 8 bits `grey_range` is (black, white); None decides by
-    all of these images. Where `pixels` are kept, all images have these.
+    all of these images. Where `pixels` are kept, all images have these; a volume gives slices,
+    evenly spread.
 
     Returns:
       (at most `num`, H, W, C) as they are loaded.
@@ -41,15 +42,10 @@ def read_images(
         else:
             raise InputError(f"--images: there is no file or folder {path}")
         for file in files:
-            if len(found) == num:
+            if len(found) >= num:
                 break
             try:
-                data = file.read_bytes()
-                if pixels.kept:
-                    data = kept.read(data, pixels)
-                else:
-                    decode.decode(data)
-                found.append(data)
+                found += _read(file, pixels, num - len(found))
             except DecodeError as error:
                 if file == path:
                     raise InputError(f"--images: {file} is no readable image: {error}") from error
@@ -65,3 +61,16 @@ def read_images(
         of_all = greys.Range(grey_range, grey_range)
     narrowed = (decode.narrowed(data, of_all) for data in found)
     return np.stack([crops.center_crop(data, image_size=image_size) for data in narrowed])
+
+
+def _read(file: Path, pixels: Pixels, most: int) -> list[bytes | np.ndarray]:
+    """The images of a file, at most so many of its slices."""
+    if pixels.kept and medical.is_name(file.name):
+        number = medical.count(str(file), pixels.axis)
+        places = np.linspace(0, number - 1, min(number, most)).round().astype(int)
+        return [kept.read_from(str(file), int(i), pixels) for i in places]
+    data = file.read_bytes()
+    if pixels.kept:
+        return [kept.read(data, pixels)]
+    decode.decode(data)
+    return [data]

@@ -8,15 +8,14 @@ nibabel; all of these are extras. `.npy` holds (h, w), (h, w, C) or (C, h, w).
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-from dppmask_jax.data.images import decode
+from dppmask_jax.data.images import decode, medical
 from dppmask_jax.data.images.decode import DecodeError, in_words
+from dppmask_jax.data.images.libraries import needed
 from dppmask_jax.pixel_format import ANY, RGB_CHANNELS, Pixels
 
 NPY = b"\x93NUMPY"
@@ -48,21 +47,34 @@ def read(data: bytes, pixels: Pixels) -> bytes | np.ndarray:
     """
     if _is_plain_jpeg(data) and (pixels.channels, pixels.range) == (RGB_CHANNELS, None):
         return data
-    return fitted(values_of(data, pixels.channels or None), pixels)
+    return fitted(values_of(data, pixels.channels or None, pixels.axis), pixels)
 
 
-def values_of(data: bytes, channels: int | None = None) -> np.ndarray:
+def read_from(path: str, number: int, pixels: Pixels) -> np.ndarray:
+    """An image of a file that may hold several, see `medical`; otherwise as `read`.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    values = medical.values_of(path, number, pixels.axis)
+    return fitted(channels_last(values, pixels.channels or None), pixels)
+
+
+def values_of(data: bytes, channels: int | None = None, axis: int = 2) -> np.ndarray:
     """(h, w, C) upright, of the type that the file has.
 
     Args:
       channels: which axis they are, where a file does not say: the last one, or the first where
         that alone has so many.
+      axis: of a NIfTI volume, see `medical`.
 
     Raises:
       DecodeError: see `read`.
     """
     if data.startswith(NPY):
         values = _npy(data)
+    elif medical.is_data(data):  # DICOM may begin as a TIFF does
+        values = medical.only_values_of(data, axis)
     elif data.startswith(_TIFF):
         values = _tiff(data)
     elif data.startswith(_PNG) and data[24:25] == b"\x10":
@@ -153,14 +165,14 @@ def _wide_png(data: bytes) -> np.ndarray:
     image = decode.open_image(data)  # refuses what has too many pixels
     if image.mode.startswith("I"):
         return _by_pillow(image)
-    with extra("tiff", "a PNG of 16-bit colours"):
+    with needed("tiff", "a PNG of 16-bit colours"):
         import imagecodecs
 
         return imagecodecs.png_decode(data)
 
 
 def _tiff(data: bytes) -> np.ndarray:
-    with extra("tiff", "a TIFF whose pixels are kept"):
+    with needed("tiff", "a TIFF whose pixels are kept"):
         import tifffile
 
         with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -184,19 +196,3 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return np.moveaxis(image, (0, 1), (rows, rows + 1))
-
-
-@contextlib.contextmanager
-def extra(name: str, what: str) -> Iterator[None]:
-    """Where a library of the extra NAME is imported and reads something: what it raises becomes a
-    DecodeError, and says how to install what is missing."""
-    try:
-        yield
-    except DecodeError:
-        raise
-    except ModuleNotFoundError as error:
-        raise DecodeError(
-            f"{what} needs {error.name}: pip install 'dppmask-jax[{name}]'"
-        ) from error
-    except Exception as error:  # on broken bytes these libraries raise nearly anything
-        raise DecodeError(in_words(error)) from error

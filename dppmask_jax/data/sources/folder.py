@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dppmask_jax.data.images import decode
+from dppmask_jax.data.images import decode, medical
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.data.sources.image_files import Files, check_readable, file_source, from_names
@@ -42,7 +42,7 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
     ".pgm",
 ) + (".avif",) * decode.READS_AVIF  # fmt: skip
-KEPT_EXTENSIONS = (".npy", ".dcm", ".dicom", ".nii", ".nii.gz")  # where pixels are kept
+KEPT_EXTENSIONS = (".npy", *medical.DICOM_NAMES, *medical.NIFTI_NAMES)  # where pixels are kept
 _NAMED = 5  # kinds of files, or folders, that a note lists
 
 _OF_A_SET = r"([._ -]?(set|\d{4}))?(\.x\d*)?"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dppmask_jax.data.images import decode, kept
+from dppmask_jax.data.images import decode, kept, medical
 from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import Source, known
 from dppmask_jax.errors import InputError
@@ -123,11 +123,12 @@ def check_readable(files: Files, pixels: Pixels = RGB) -> None:
     for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
         path = files.path(int(i))
         try:
-            data = read_file(path)
-            if pixels.kept:
-                kept.read(data, pixels)
+            if not pixels.kept:
+                decode.to_rgb(decode.open_image(read_file(path)))
+            elif medical.is_name(path):
+                kept.read_from(path, 0, pixels)
             else:
-                decode.to_rgb(decode.open_image(data))
+                kept.read(read_file(path), pixels)
             return
         except (OSError, decode.DecodeError) as error:
             reason = reason or f"{path}: {why(error)}"
