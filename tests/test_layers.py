@@ -114,7 +114,7 @@ CONFIGS_IMPORT = (
     "difflib", "dppmask_jax.config", "dppmask_jax.tasks.checks", "dppmask_jax.comparing.study",
     *(
         f"dppmask_jax.recipes.{name}"
-        for name in ("common", "eval", "ibot", "mae", "moco", "simmim")
+        for name in ("common", "eval", "ibot", "mae", "moco", "simmim", "studies.cpu")
     ),
 )  # fmt: skip
 

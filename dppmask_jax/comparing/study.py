@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from dppmask_jax import config_dicts, config_table, fields, masking
+from dppmask_jax import config_dicts, config_table, masking
 from dppmask_jax.config import METHODS, use_masks
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import TEXT, Field, Rule, flatten, is_text, several, shown, whole
@@ -52,6 +52,8 @@ FIELDS = {
 GROUPS = ("methods", "maskers", "evaluations")
 # Where images and files are: the same ones in another place are the same.
 PLACES = (*sorted(resuming.PLACES - {"data.classes", "data.val_fraction"}), "mask.parts")
+
+_NO_NUMBERS = ("carried out", "spaced")  # why fields are free that change no result, see `Field`
 
 
 class Planned(NamedTuple):
@@ -126,7 +128,7 @@ def read(config) -> Study:
                 runs.append(_planned(method, masker, seed, trained))
     definition = {
         "name": config.name,
-        "methods": {name: kept(of_one) for name, of_one in config.methods.items()},
+        "methods": {name: _of_any_seed(of_one) for name, of_one in config.methods.items()},
         "maskers": {name: dict(settings) for name, settings in maskers.items()},
         "evaluations": {name: kept(of_one) for name, of_one in evaluations.items()},
     }
@@ -241,22 +243,29 @@ def _label(mask) -> str:
 
 
 def _planned(method: str, masker: str, seed: int, trained) -> Planned:
+    """Its folder's name is that of the config alone, so that studies share runs."""
     digest = hashlib.sha256(json.dumps(kept(trained), sort_keys=True).encode()).hexdigest()[:8]
     values = {"method": method, "masker": masker, "seed": seed}
-    name = f"{method}-{masker}-{seed}-{digest}"
+    name = f"{trained.method}-{trained.mask.strategy}-{seed}-{digest}"
     return Planned(method, masker, seed, Point(name, values, trained))
 
 
 def kept(config) -> dict[str, Any]:
-    """The fields of a config that its numbers depend on, as JSON: those of its places left out."""
+    """What a config says of the numbers that come out, as JSON: {field: value}. Left out are
+    places, how the work is carried out and when it is measured, and what is at its default: a field
+    that comes later does then what was done without it."""
+    found = {}
     known = config_table.fields_of(workdir.to_json(config))
-    free = fields.free(known, "carried out")
-    values = flatten(workdir.to_json(config))
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in free and name not in PLACES and name != "seed"
-    } | ({"seed": values["seed"]} if "method" in values else {})
+    for name, value in flatten(workdir.to_json(config)).items():
+        field = known[name]
+        default = json.loads(json.dumps(field.default))
+        if field.free not in _NO_NUMBERS and name not in PLACES and value != default:
+            found[name] = value
+    return found
+
+
+def _of_any_seed(method) -> dict[str, Any]:
+    return {name: value for name, value in kept(method).items() if name != "seed"}
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -275,7 +284,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]):
     for field in dict.fromkeys([*old, *new]):
-        if field not in ("seed", *PLACES, "parts") and old.get(field) != new.get(field):
+        if field != "parts" and old.get(field) != new.get(field):
             yield field, old.get(field), new.get(field)
 
 
