@@ -18,7 +18,7 @@ with random masks, one epoch of photographs):
     positions, tau 0     16            1.08                     0.64
 
 Green noise is spaced as the DPP is, positions at 0.05 have as many greedy picks, and the others lie
-ever further apart. Runs are those of `cpu`, but for positions at 0.
+ever more evenly. Runs are those of `cpu`, but for positions at 0.
 """
 
 from dppmask_jax.recipes.studies import cpu
