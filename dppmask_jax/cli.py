@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dppmask_jax import extras
+from dppmask_jax import extras, terminal
 
 
 class Command(NamedTuple):
@@ -26,7 +26,7 @@ def main() -> None:
     """Runs the command that sys.argv names; `dppmask` alone lists them."""
     words = sys.argv[1:]
     if not words or words[0] in ("help", "--help", "-h"):
-        print(listing())
+        terminal.show(listing(), sys.stdout)
         return
     if words[0] == "--version":
         print(f"dppmask-jax {importlib.metadata.version('dppmask-jax')}")

@@ -156,7 +156,7 @@ def test_masks_of_a_folder(folder, capsys):
     made = exported(folder, "--tau=0.5", "--seed=3", "--num=2", "--ratio=0.5")
     out, err = capsys.readouterr()
     assert re.search(r"^left out: \S+a\.png: damaged", err) and err.count("\n") == 1
-    assert "made.npz: 3 masks, 8 of 16 patches hidden" in out and "1 file in " in out
+    assert "made.npz: 3 masks, 8 of 16 patches hidden" in out and "image: 1 file\n" in out
     assert list(made["paths"]) == ["b.png", "c.PNG", "sub/a.png"]
     assert made["grid"].tolist() == [4, 4] and made["patch_size"].tolist() == [8, 8]
     settings = {"strategy": "dpp", "ratio": 0.5, "seed": 3, "features": "embedding", "tau": 0.5}

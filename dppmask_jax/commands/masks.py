@@ -194,7 +194,7 @@ def _listed(given: Path) -> tuple[Path, list[str]]:
     if not names:
         raise InputError(f"no image in {given}: files of {' '.join(folders.EXTENSIONS)} count")
     if others:
-        print(f"note: {count(others, 'file')} in {given} have no ending of an image", flush=True)
+        print(f"note: passed over, without the ending of an image: {count(others, 'file')}")
     return given, sorted(names)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from dppmask_jax import command, recipes
+from dppmask_jax import command, recipes, terminal
 from dppmask_jax.errors import InputError
 
 
@@ -19,10 +20,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = recipes.names()
     if name is None:
         width = max(map(len, known))
-        for each in known:
-            print(f"{each:{width}}  {recipes.about(each).splitlines()[0]}")
-        print("\n`dppmask recipes NAME` explains its arguments.")
+        first = {each: recipes.about(each).partition("\n\n")[0] for each in known}
+        lines = [f"{each:{width}}  {' '.join(text.split())}" for each, text in first.items()]
+        lines += ["", "`dppmask recipes NAME` explains its arguments."]
+        terminal.show("\n".join(lines), sys.stdout)
     elif name in known:
-        print(recipes.about(name))
+        terminal.show(recipes.about(name), sys.stdout)
     else:
         raise InputError(f"there is no recipe {name!r}; known: {', '.join(known)}")
