@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import config_dict
 
-from dppmask_jax import config_dicts, methods, pixel_format
+from dppmask_jax import config_dicts, methods, pixel_format, trackers
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import views
 from dppmask_jax.data.sources import opening
@@ -53,6 +53,7 @@ def fields_of(method: str) -> dict[str, Field]:
             6, whole(0, 64), "images in the figures at the end; 0 draws none", free="carried out"
         ),
         **saves.FIELDS,
+        **trackers.fields(),
     }
 
 
@@ -121,6 +122,7 @@ def check(config) -> None:
     probe.check_fields(config)
     pixel_format.check(config)
     pixel_format.check_colours(config, views.COLOURS)
+    trackers.check(config)
     kind = METHODS[config.method]
     check_lengths(
         config.epochs,

@@ -18,7 +18,7 @@ from dppmask_jax.methods import METHODS, frozen
 from dppmask_jax.tasks import TASKS, checks
 
 _INDENT = "      "
-_ORDER = ("", "data", "model", "mask", "loss", "teacher", "optim", "checkpoint", "evaluate")
+_ORDER = ("", "data", "model", "mask", "loss", "teacher", "optim", "checkpoint", "evaluate", "log")
 _DOCS = """\
 # Fields of the configs
 

@@ -19,7 +19,7 @@ from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.models.encoders import name_of
 from dppmask_jax.patches import sides
-from dppmask_jax.runs import metrics, workdir
+from dppmask_jax.runs import workdir
 from dppmask_jax.runs.kinds import ENCODER, kind_of
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.training import resuming
@@ -93,6 +93,12 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
     untrained = not start.restored and not config.init_from
     probed = probe.Probed(config, plan, train_source, val_source, untrained)
     training = Training(config, folder, start, plan, method, train_source, seed_key)
+    drawn = []
+
+    def draw(state):
+        drawn.extend(_draw(config, folder, state))
+        return drawn
+
     state = fit(
         training,
         state,
@@ -100,10 +106,10 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
         probe=functools.partial(probe.of_run, probed, probe_key)
         if config.evaluate.every_epochs
         else None,
+        draw=draw,
         profile_steps=profile_steps,
     )
     if parallel.is_main():
-        drawn = [] if start.step >= plan.total_steps else _draw(config, folder, state)
         # A finished run was measured with the config that it has kept.
         config = config if start.step < plan.total_steps else start.config
         announcement.finish(training, config, int(state.step), drawn, val_source)
@@ -178,11 +184,9 @@ def _draw(config, folder, state) -> list[Path]:
         return []
     run = Run(config, *parallel.to_host((state.params, state.extra)), int(state.step))
     out = folder / "figures"
-    paths = [
+    return [
         *write_run_figures(
             out, run, run.example_images(config.evaluate.figure_images), workdir=folder
         ),
         write_curves(out, folder / "metrics.jsonl"),
     ]
-    metrics.show_figures(folder, run.step, paths)
-    return paths

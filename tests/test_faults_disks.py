@@ -14,6 +14,7 @@ import tiny
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import checkpoint, integrity, metrics
+from dppmask_jax.trackers import tensorboard
 
 KEY = jax.random.key(0)
 META = {"config": {"method": "none"}}
@@ -221,7 +222,7 @@ def test_records_wait_for_room_and_stand_once(tmp_path, monkeypatch):
         log = metrics.MetricsLog(disk, None, said.append)
         log.write(1, {"loss": 1.0})
         filler = fill(disk)
-        monkeypatch.setattr(metrics, "_FLUSH_SECONDS", 0)
+        monkeypatch.setattr(tensorboard, "_FLUSH_SECONDS", 0)
         for step in range(2, 2002):  # more than the rest of a page holds
             log.write(step, {"loss": 1.0})
         assert len([line for line in said if "metrics.jsonl cannot be written" in line]) == 1

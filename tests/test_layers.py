@@ -16,7 +16,7 @@ ROWS = (
     {"config_faults"},
     {"dpp", "losses", "command", "parallel", "scores", "fields"},
     {"pixel_format"},
-    {"masking", "models", "data", "optim", "config_dicts"},
+    {"masking", "models", "data", "optim", "config_dicts", "trackers"},
     {"targets"},
     {"methods"},
     {"runs"},

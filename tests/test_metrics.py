@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import metrics
+from dppmask_jax.trackers import tensorboard
 
 
 def steps(folder):
@@ -88,27 +89,30 @@ def test_tensorboard_events_are_written(tmp_path):
 
 
 def test_tensorboard_shows_the_config_and_the_figures(tmp_path, monkeypatch):
-    log = metrics.MetricsLog(tmp_path, None)
-    log.show_config(0, {"mask": {"tau": 0.9}})
-    log.close()
     picture = tmp_path / "masks.png"
     PIL.Image.new("RGBA", (6, 4), "red").save(picture)
-    metrics.show_figures(tmp_path, 7, [picture])
-    events = [event for path in sorted((tmp_path / "tensorboard").iterdir())
-              for event in events_of(path)]  # fmt: skip
-    text, image = (event.summary.value[0] for event in events if event.summary.value)
+    log = metrics.MetricsLog(tmp_path, None, config={"mask": {"tau": 0.9}})
+    log.finish(7, [picture])
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    shown = [event for event in events_of(events) if event.summary.value]
+    text, image = (event.summary.value[0] for event in shown)
     assert b'    "tau": 0.9' in text.tensor.string_val[0] and text.tag == "config/text_summary"
     assert image.tag == "figures/masks" and (image.image.width, image.image.height) == (6, 4)
     assert PIL.Image.open(io.BytesIO(image.image.encoded_image_string)).getpixel((0, 0))[0] == 255
+    assert [event.step for event in shown] == [0, 7]
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     said = []
-    monkeypatch.setattr(metrics._Events, "write", full)
-    metrics.show_figures(tmp_path, 7, [picture], said.append)
+    log = metrics.MetricsLog(tmp_path, None, said.append)
+    monkeypatch.setattr(tensorboard._Events, "write", full)
+    log.finish(7, [picture])
+    log.close()
     assert said == [
-        "tensorboard/ cannot be written (No space left on device); it lacks the figures"
+        "step 7: tensorboard/ cannot be written (No space left on device); it ends here, "
+        "metrics.jsonl goes on"
     ]
 
 

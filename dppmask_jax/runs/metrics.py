@@ -1,30 +1,24 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard events, a progress bar."""
+"""What a run writes down while it trains: metrics.jsonl, its trackers, a progress bar."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import PIL.Image
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import image, scalar, text
 from tqdm import tqdm
 
-from dppmask_jax import terminal, whole_files
+from dppmask_jax import terminal, trackers, whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.words import count
 
-_FLUSH_SECONDS = 10  # between flushes of TensorBoard's file
 _SILENCE_SECONDS = 10.0  # without a line, until one is printed
 
 
@@ -52,12 +46,13 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 class MetricsLog:
-    """Appends records to WORKDIR/metrics.jsonl and WORKDIR/tensorboard.
+    """Appends records to WORKDIR/metrics.jsonl, and shows them in the run's trackers.
 
     Opening it cuts the file back to `restored_step`, the step of the checkpoint that the run goes
     on from (None: it starts anew and the file too), so that every logged step stands there once.
     Records that cannot be written, on a full disk say, wait for the next `write` or `flush`; `say`
-    is told. With `workdir` None (all processes but one) nothing is written.
+    is told. With `workdir` None (all processes but one) nothing is written. `config`, as JSON, says
+    which trackers there are besides TensorBoard.
     """
 
     def __init__(
@@ -65,19 +60,22 @@ class MetricsLog:
         workdir: Path | None,
         restored_step: int | None,
         say: Callable[[str], Any] = logging.warning,
+        config: Mapping[str, Any] = MappingProxyType({}),
     ):
         self._say = say
         self._waiting: list[str] = []
-        self._file = self._events = None
+        self._file = None
+        self._step, self._finished = restored_step or 0, False
         if workdir is None:
             return
         path = workdir / "metrics.jsonl"
         last = -1 if restored_step is None else restored_step
-        kept = [record for record in read_metrics(path) if record["step"] <= last]
+        records = read_metrics(path)
+        kept = [record for record in records if record["step"] <= last]
         whole_files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("ab", buffering=0)
         self._size = path.stat().st_size
-        self._events = _Events(workdir / "tensorboard", last + 1)
+        self._trackers = trackers.open_trackers(workdir, config, records, restored_step, say)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one record. A value that is not finite is written as null."""
@@ -95,12 +93,14 @@ class MetricsLog:
             if not waited:
                 self._say(f"step {step}: metrics.jsonl cannot be written ({error.strerror}); "
                           "its records wait")  # fmt: skip
-        self._show(step, [scalar(name, v) for name, v in values.items() if v is not None])
+        self._step = step
+        self._trackers.write(step, values)
 
-    def show_config(self, step: int, config: dict[str, Any]) -> None:
-        """Shows a config, as JSON, on TensorBoard's page of texts."""
-        lines = json.dumps(config, indent=2).splitlines()
-        self._show(step, [text("config", "\n".join(f"    {line}" for line in lines))])
+    def finish(self, step: int, figures: Sequence[Path] = ()) -> None:
+        """Notes that the run is at its end, and shows its figures in the trackers."""
+        self._finished = True
+        if self._file is not None:
+            self._trackers.show(step, figures)
 
     def flush(self) -> None:
         """Returns once all records are on the disk.
@@ -122,11 +122,7 @@ class MetricsLog:
             lost = count(len(self._waiting), "record")
             self._say(f"{lost} of metrics.jsonl lost: {error.strerror}")
         self._file.close()
-        if self._events is not None:
-            try:
-                self._events.close()
-            except OSError:
-                self._events.abandon()
+        self._trackers.close(self._step, self._finished)
 
     def _append(self) -> None:
         if not self._waiting:
@@ -138,72 +134,6 @@ class MetricsLog:
             written += self._file.write(data[written:])
         self._size += written
         self._waiting = []
-
-    def _show(self, step: int, summaries: list) -> None:
-        if self._events is None:
-            return
-        try:
-            self._events.write(step, summaries)
-        except OSError as error:
-            self._events.abandon()
-            self._events = None
-            self._say(
-                f"step {step}: tensorboard/ cannot be written ({error.strerror}); it ends here, "
-                "metrics.jsonl goes on"
-            )
-
-
-def show_figures(
-    workdir: Path, step: int, paths: Iterable[Path], say: Callable[[str], Any] = logging.warning
-) -> None:
-    """Adds pictures to WORKDIR/tensorboard, under their names; `say` is told where they cannot be
-    written."""
-    try:
-        events = _Events(workdir / "tensorboard", None)
-        try:
-            for path in paths:
-                with PIL.Image.open(path) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                events.write(step, [image(f"figures/{path.stem}", pixels, dataformats="HWC")])
-            events.close()
-        except OSError:
-            events.abandon()
-            raise
-    except OSError as error:
-        say(f"tensorboard/ cannot be written ({error.strerror}); it lacks the figures")
-
-
-class _Events:
-    """TensorBoard's file of one process.
-
-    Events of earlier files from `first_step` on are hidden, as their steps come again; None hides
-    none. tensorboardX's SummaryWriter is not used: on a full disk it stays silent, then hangs.
-    """
-
-    def __init__(self, folder: Path, first_step: int | None):
-        folder.mkdir(exist_ok=True)
-        kind = ".figures" if first_step is None else ""
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}{kind}")
-        if first_step is not None:
-            start = SessionLog(status=SessionLog.START)  # hides what comes again
-            self._writer.write_event(Event(step=first_step, session_log=start))
-        self._flushed = time.monotonic()
-
-    def write(self, step: int, summaries: Iterable) -> None:
-        for summary in summaries:
-            event = Event(wall_time=time.time(), step=step, summary=summary)
-            self._writer.write_event(event)
-        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def abandon(self) -> None:
-        """Closes the file without what could not be written."""
-        with contextlib.suppress(OSError):
-            self._writer._py_recordio_writer.close()  # `close` above would flush and fail first
 
 
 def counted(batches, total: int, what: str, enabled: bool = True):

@@ -40,7 +40,7 @@ class Training(NamedTuple):
     Attributes:
       config: a checked config; its fields of data, optim, checkpoint and evaluate that say how to
         train are used, and all of it is written into the folder.
-      folder: receives config.json, metrics.jsonl, checkpoints/ and tensorboard/.
+      folder: receives config.json, metrics.jsonl, checkpoints/ and what trackers write.
       start: where to start, of `resuming.start_in`.
       source: training images.
       seed_key: the key that the keys of all steps come from.
@@ -61,6 +61,7 @@ def fit(
     *,
     announce: Callable,
     probe: Callable | None = None,
+    draw: Callable | None = None,
     profile_steps: int = 0,
 ):
     """Trains to the end of the plan. Where no step is left to make, nothing is written.
@@ -70,6 +71,8 @@ def fit(
       announce: called with the state that training starts with.
       probe: `probe(say)` gives the function of state and step that the evaluation hook runs; `say`
         prints a line above the progress bar. None: there is no such hook.
+      draw: state after the last step -> paths of figures, which the trackers show; called by the
+        main process. None: there are none.
       profile_steps: number of steps to trace into the folder's profile/; 0 traces none.
 
     Returns:
@@ -94,9 +97,10 @@ def fit(
         progress = metrics.Progress(start.step, plan.total_steps, main)
         stack.callback(progress.close)
         # A start at step 0, as of an imported run, begins a new log.
-        writer = metrics.MetricsLog(folder if main else None, start.step or None, progress.say)
+        writer = metrics.MetricsLog(
+            folder if main else None, start.step or None, progress.say, workdir.to_json(config)
+        )
         stack.callback(writer.close)
-        writer.show_config(start.step, workdir.to_json(config))
         saves = stack.enter_context(contextlib.closing(_saves(training, writer, progress)))
         batches = stack.enter_context(_stream(training, progress.say))
         hooks = () if probe is None else (loop.Hook(plan.evaluate_every, probe(progress.say)),)
@@ -113,6 +117,8 @@ def fit(
         unsaved = parallel.decided_by_main(lambda: FAILED if saves.failed else 0)
         if status := outcome.status or unsaved:
             raise Stopped(_why(status, outcome.step, plan, saves, folder), status)
+        progress.close()
+        writer.finish(outcome.step, draw(outcome.state) if main and draw else ())
         return outcome.state
 
 

@@ -1,0 +1,96 @@
+"""Trackers of a run, by name. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dppmask_jax.errors import InputError
+from dppmask_jax.fields import Field, Rule, flatten, is_text
+from dppmask_jax.trackers import mlflow, opened, tensorboard, wandb
+from dppmask_jax.trackers.base import Opening, TrackerKind
+
+TRACKERS: dict[str, TrackerKind] = {
+    "tensorboard": tensorboard.KIND,
+    "wandb": wandb.KIND,
+    "mlflow": mlflow.KIND,
+}
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    return tuple(tag for tag in (part.strip() for part in text.split(",")) if tag)
+
+
+def _are_tags(value) -> bool:
+    def fits(tag):
+        return len(tag) <= 64 and all(c.isalnum() or c in "_-.:/ " for c in tag)
+
+    return is_text(value) and all(map(fits, _tags(value)))
+
+
+_TAGS = Rule(_are_tags, "words with commas between, of letters, digits and _-.:/, 64 of them each")
+
+
+def fields() -> dict[str, Field]:
+    """The fields of all trackers."""
+    found = {
+        "log.tags": Field("", _TAGS, "tags of the run for its trackers: A,B", free="carried out")
+    }
+    for kind in TRACKERS.values():
+        found |= kind.fields
+    return found
+
+
+def check(config) -> None:
+    """Raises InputError where the package of a tracker that the config asks for is missing."""
+    values = flatten(config)
+    for kind in _wanted(values):
+        if kind.package and importlib.util.find_spec(kind.package) is None:
+            raise InputError(
+                f"config.{kind.field}={values[kind.field]} needs the package {kind.package}, which "
+                f"is not installed: pip install 'dppmask-jax[{kind.extra}]'"
+            )
+
+
+def _wanted(values: Mapping[str, Any]) -> list[TrackerKind]:
+    return [kind for kind in TRACKERS.values() if not kind.field or values.get(kind.field)]
+
+
+def open_trackers(
+    folder: Path,
+    config: Mapping[str, Any],
+    records: Sequence[dict],
+    restored_step: int | None,
+    say: Callable[[str], Any],
+) -> opened.Opened:
+    """The trackers that a config asks for.
+
+    Args:
+      folder: the workdir; its trackers.json keeps the names of the run in their stores.
+      config: the run's, as JSON; {} has those that every run has.
+      records: of metrics.jsonl, as an earlier start left it. Without a checkpoint and a record the
+        run is a new one in all stores.
+      restored_step: see `Opening`; of the records those up to it are shown.
+      say: told when a tracker fails.
+    """
+    values = flatten(config)
+    idents = opened.read_idents(folder, say) if records or restored_step is not None else {}
+    last = -1 if restored_step is None else restored_step
+    kept = [record for record in records if record["step"] <= last]
+    trackers = opened.Opened(say)
+    for name, kind in TRACKERS.items():
+        if kind in _wanted(values):
+            opening = Opening(
+                folder,
+                config,
+                values.get(kind.field, ""),
+                _tags(values.get("log.tags", "")),
+                restored_step,
+                idents.get(name, ""),
+                say,
+            )
+            trackers.add(name, kind, opening, kept)
+    opened.write_idents(folder, {**idents, **trackers.idents}, say)
+    return trackers
