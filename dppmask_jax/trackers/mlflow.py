@@ -13,9 +13,13 @@ from dppmask_jax.trackers.base import Opening, Tracker, TrackerKind
 
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # that a server takes at once
 _LONGEST = 6000  # characters of a parameter
+# Of requests to a server that is gone. MLflow's own are 7 times and 120 s, and a run would wait.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 def _open(opening: Opening) -> Tracker:
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 

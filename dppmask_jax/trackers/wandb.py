@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from dppmask_jax.fields import Field, Rule, is_text
@@ -28,7 +29,7 @@ def _open(opening: Opening) -> Tracker:
     run = wandb.init(
         entity=entity or None,
         project=project,
-        id=opening.ident or wandb.util.generate_id(),
+        id=opening.ident or secrets.token_hex(4),
         resume="allow",
         dir=opening.folder,
         reinit="create_new",  # one that the process may have of its own is left alone
