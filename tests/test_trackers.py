@@ -34,7 +34,7 @@ def store(monkeypatch):
         )
 
     field = Field("", TEXT, "where", free="carried out")
-    kind = TrackerKind("Recorder", opened, "log.recorder", {"log.recorder": field})
+    kind = TrackerKind("Recorder", opened, lambda log: log["recorder"], {"log.recorder": field})
     monkeypatch.setitem(trackers.TRACKERS, "recorder", kind)
     return kept
 
@@ -92,7 +92,7 @@ def test_a_tracker_that_fails_stops_nothing_and_is_named_once(tmp_path, monkeypa
         calls = {"write": lambda *_: None} | {where: fail}
         return Tracker(**calls)
 
-    kind = TrackerKind("Shelf", opened, "log.recorder")
+    kind = TrackerKind("Shelf", opened, lambda log: log["recorder"])
     monkeypatch.setitem(trackers.TRACKERS, "recorder", kind)
     said = []
     log = metrics.MetricsLog(tmp_path, None, said.append, CONFIG)
@@ -133,8 +133,12 @@ def config_with(**values):
     return config
 
 
-def test_a_missing_package_is_named_before_any_work(monkeypatch):
-    absent = "no_such_package_of_a_tracker"
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_missing_package_is_named_before_any_work(monkeypatch, tmp_path, folder):
+    absent = f"no_such_package_of_a_tracker_{folder}"
+    monkeypatch.syspath_prepend(tmp_path)
+    if folder:
+        (tmp_path / absent).mkdir()
     for name in ("wandb", "mlflow"):
         kind = trackers.TRACKERS[name]._replace(package=absent)
         monkeypatch.setitem(trackers.TRACKERS, name, kind)

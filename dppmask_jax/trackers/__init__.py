@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dppmask_jax.errors import InputError
-from dppmask_jax.fields import Field, Rule, flatten, is_text
+from dppmask_jax.fields import Field, Rule, is_text
 from dppmask_jax.trackers import mlflow, opened, tensorboard, wandb
 from dppmask_jax.trackers.base import Opening, TrackerKind
 
@@ -45,17 +45,26 @@ def fields() -> dict[str, Field]:
 
 def check(config) -> None:
     """Raises InputError where the package of a tracker that the config asks for is missing."""
-    values = flatten(config)
-    for kind in _wanted(values):
-        if kind.package and importlib.util.find_spec(kind.package) is None:
+    for name, (kind, target) in _wanted(config).items():
+        if kind.package and not _is_installed(kind.package):
             raise InputError(
-                f"config.{kind.field}={values[kind.field]} needs the package {kind.package}, which "
-                f"is not installed: pip install 'dppmask-jax[{kind.extra}]'"
+                f"config.log.{name}={target} needs the package {kind.package}, which is not "
+                f"installed: pip install 'dppmask-jax[{kind.extra}]'"
             )
 
 
-def _wanted(values: Mapping[str, Any]) -> list[TrackerKind]:
-    return [kind for kind in TRACKERS.values() if not kind.field or values.get(kind.field)]
+def _is_installed(package: str) -> bool:
+    """Whether it can be imported. A mere folder of its name does not count: W&B makes ./wandb."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _wanted(config: Mapping[str, Any]) -> dict[str, tuple[TrackerKind, str]]:
+    """{name: (kind, where to)} of the trackers that a config asks for."""
+    log = config.get("log", {})
+    found = {name: (kind, kind.target(log) if kind.target else "")
+             for name, kind in TRACKERS.items()}  # fmt: skip
+    return {name: (kind, to) for name, (kind, to) in found.items() if to or not kind.target}
 
 
 def open_trackers(
@@ -75,22 +84,14 @@ def open_trackers(
       restored_step: see `Opening`; of the records those up to it are shown.
       say: told when a tracker fails.
     """
-    values = flatten(config)
+    tags = _tags(config.get("log", {}).get("tags", ""))
     idents = opened.read_idents(folder, say) if records or restored_step is not None else {}
     last = -1 if restored_step is None else restored_step
     kept = [record for record in records if record["step"] <= last]
     trackers = opened.Opened(say)
-    for name, kind in TRACKERS.items():
-        if kind in _wanted(values):
-            opening = Opening(
-                folder,
-                config,
-                values.get(kind.field, ""),
-                _tags(values.get("log.tags", "")),
-                restored_step,
-                idents.get(name, ""),
-                say,
-            )
-            trackers.add(name, kind, opening, kept)
+    for name, (kind, target) in _wanted(config).items():
+        ident = idents.get(name, "")
+        opening = Opening(folder, config, target, tags, restored_step, ident, say)
+        trackers.add(name, kind, opening, kept)
     opened.write_idents(folder, {**idents, **trackers.idents}, say)
     return trackers

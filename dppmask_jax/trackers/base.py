@@ -72,8 +72,8 @@ class TrackerKind(NamedTuple):
     Attributes:
       label: its name in messages.
       open: Opening -> Tracker.
-      field: the name of the field that asks for it by a value other than ""; "" where every run has
-        it.
+      target: the fields log.* of a config -> where the run goes, the value of log.NAME of this
+        tracker's NAME in `TRACKERS`; "" for nowhere. None: every run has the tracker.
       fields: the fields that it reads.
       package: what it imports beyond the extra [train]; "" for nothing.
       extra: the extra of this project that installs it.
@@ -81,7 +81,7 @@ class TrackerKind(NamedTuple):
 
     label: str
     open: Callable[[Opening], Tracker]
-    field: str = ""
+    target: Callable[[Mapping[str, Any]], str] | None = None
     fields: Mapping[str, Field] = MappingProxyType({})
     package: str = ""
     extra: str = ""

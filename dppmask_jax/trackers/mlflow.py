@@ -111,7 +111,7 @@ def _batches(values: Iterable, most: int):
 KIND = TrackerKind(
     "MLflow",
     _open,
-    field="log.mlflow",
+    target=lambda log: log.get("mlflow", ""),
     fields={
         "log.mlflow": Field(
             "", TEXT, "MLflow's experiment, by name; needs the extra [mlflow]", free="carried out"

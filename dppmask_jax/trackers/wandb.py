@@ -83,7 +83,7 @@ def _set_aside(folder: Path, ident: str, current: Path) -> None:
 KIND = TrackerKind(
     "W&B",
     _open,
-    field="log.wandb",
+    target=lambda log: log.get("wandb", ""),
     fields={
         "log.wandb": Field(
             "", _PROJECT, "project on Weights & Biases; needs the extra [wandb]", free="carried out"
