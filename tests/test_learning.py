@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
         ("configs/moco.py:dataset=shapes", 2.0, 0.08),
         ("configs/hybrid.py:dataset=shapes,mask=dpp", 2.0, 0.08),
         pytest.param("configs/dino.py:dataset=shapes", 4.0, 0.03, marks=pytest.mark.long),
-        ("configs/adios.py:dataset=shapes", 2.0, 0.05),
+        ("configs/adios.py:dataset=shapes", 1.0, 0.08),
     ],
     ids=lambda value: value.split("/")[1].split(".")[0] if isinstance(value, str) else "",
 )
