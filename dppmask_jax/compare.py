@@ -1,6 +1,6 @@
 """Pre-trains and evaluates under many maskers, with seeds, and says which differences are real.
 
-    python -m dppmask_jax.compare --study=cpu --workdir=runs/compare \\
+    dppmask compare --study=cpu --workdir=runs/compare \\
         --study.source=folder:IMAGES --jobs=2 --results=docs/results --page=docs/comparison.md
 
 --study is a study or its file, with overrides such as --study.seeds=(0,1,2,3,4). Runs of one seed

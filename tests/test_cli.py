@@ -63,7 +63,7 @@ def test_recipes_are_listed_and_explained(monkeypatch, capsys):
 
     listing.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"mae +Pre-train a masked autoencoder", line) for line in lines)
+    assert any(re.match(r"  mae +Pre-train a masked autoencoder", line) for line in lines)
     listing.main(["ibot"])
     assert "Arguments after the colon:" in capsys.readouterr().out
     with pytest.raises(InputError, match="there is no recipe 'iboth'"):
@@ -303,15 +303,18 @@ def test_a_wheel_away_from_the_source_trains_evaluates_masks_and_draws(installed
 def test_a_wheel_has_each_recipe_once_and_says_what_is_wrong(installed):
     run, away = installed
     found = run("recipes").stdout
-    assert all(f"\n{name} " in f"\n{found}" for name in recipes.names())
+    wanted = [*recipes.names(), *recipes.names("studies")]
+    assert all(f"\n  {name} " in found for name in wanted)
     code = (
         "import runpy\nfrom dppmask_jax import recipes\n"
-        "for name in recipes.names():\n"
-        "    print(name, len(runpy.run_path(recipes.path_of(name))['get_config']()))\n"
+        "for flag in ('config', 'study'):\n"
+        "    for name in recipes.names(recipes.BELOW.get(flag, '')):\n"
+        "        file = recipes.path_of(name, flag)\n"
+        "        print(name, len(runpy.run_path(file)['get_config']()))\n"
     )
     python = away.parent / "env" / "bin" / "python"
     read = subprocess.run([python, "-c", code], cwd=away, capture_output=True, text=True)
-    assert [line.split()[0] for line in read.stdout.splitlines()] == recipes.names(), read.stderr
+    assert [line.split()[0] for line in read.stdout.splitlines()] == wanted, read.stderr
     assert " batch_size = 64 " in run("show-config", "--config=mae:dataset=shapes").stdout
     (packages,) = (away.parent / "env").glob("lib/python*/site-packages")
     assert not (packages / "configs").exists() and not (packages / "tests").exists()

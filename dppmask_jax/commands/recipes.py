@@ -1,4 +1,4 @@
-"""The command that lists the recipes of --config."""
+"""The command that lists the recipes of --config, and of flags like it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from dppmask_jax import command, recipes, terminal
 from dppmask_jax.errors import InputError
+
+_FLAGS = ("config", *recipes.BELOW)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,14 +19,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", nargs="?", help="the recipe whose arguments are to be explained")
     name = parser.parse_args(argv).name
-    known = recipes.names()
+    folders = {flag: recipes.BELOW.get(flag, "") for flag in _FLAGS}
     if name is None:
+        return terminal.show(_listing(folders), sys.stdout)
+    for folder in folders.values():
+        if name in recipes.names(folder):
+            return terminal.show(recipes.about(name, folder), sys.stdout)
+    known = ", ".join(each for folder in folders.values() for each in recipes.names(folder))
+    raise InputError(f"there is no recipe {name!r}; known: {known}")
+
+
+def _listing(folders: dict[str, str]) -> str:
+    """The recipes of each flag, a line each."""
+    lines = []
+    for flag, folder in folders.items():
+        known = recipes.names(folder)
         width = max(map(len, known))
-        first = {each: recipes.about(each).partition("\n\n")[0] for each in known}
-        lines = [f"{each:{width}}  {' '.join(text.split())}" for each, text in first.items()]
-        lines += ["", "`dppmask recipes NAME` explains its arguments."]
-        terminal.show("\n".join(lines), sys.stdout)
-    elif name in known:
-        terminal.show(recipes.about(name), sys.stdout)
-    else:
-        raise InputError(f"there is no recipe {name!r}; known: {', '.join(known)}")
+        lines.append(f"--{flag}:")
+        for each in known:
+            first = recipes.about(each, folder).partition("\n\n")[0]
+            lines.append(f"  {each:{width}}  {' '.join(first.split())}")
+        lines.append("")
+    return "\n".join([*lines, "`dppmask recipes NAME` explains its arguments."])
