@@ -513,7 +513,7 @@ def test_the_commands_that_an_import_prints_run(tmp_path, monkeypatch):
     assert "--config.model.pool=cls" in commands["as it is"]
 
     def command(name, *extra, **replaced):
-        words = [sys.executable, *commands[name][1:], *extra]
+        words = [sys.executable, "-m", "dppmask_jax", *commands[name][1:], *extra]
         return tiny.run([replaced.get(word.split("=")[0].lstrip("-"), word) for word in words])
 
     there = {"config.data.source": f"--config.data.source={SHAPES}"}

@@ -331,10 +331,12 @@ def test_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "DINO, an encoder alone, 8x2x2h12/4, 8x12 px" in done.stdout
     assert "left aside  head. (1)" in done.stdout
-    evaluate, train = re.findall(r"python (.*folder:PATH.*)", done.stdout)
+    evaluate, train = re.findall(r"dppmask (.*folder:PATH.*)", done.stdout)
     source = "shapes:size=16,train=40,val=24"
     words = shlex.split(evaluate.replace("folder:PATH", source))
-    assert tiny.run([sys.executable, *words, "--config.k=(5,)"]).returncode == 0
+    assert (
+        tiny.run([sys.executable, "-m", "dppmask_jax", *words, "--config.k=(5,)"]).returncode == 0
+    )
     assert "init_from" in train  # a plain ViT with learned positions is an iBOT's
     again = [word for word in command if not word.startswith("--workdir")]
     again.append(f"--workdir={tmp_path / 'other'}")

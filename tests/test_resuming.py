@@ -217,10 +217,14 @@ def test_what_is_proposed_after_a_run_fits_it():
         return "\n".join(announcement.next_steps(changed(**fields), "a run", probed, method))
 
     assert words().count("'a run'") == words().count("a run") == 3
-    assert "mask.strategy=random" in words() and "dataset=small" in words() and "eval.py" in words()
+    assert (
+        "mask.strategy=random" in words()
+        and "dataset=small" in words()
+        and "dppmask eval" in words()
+    )
     of_random = words(**{"mask.strategy": "random", "data.source": "folder:x"}, probed=False)
     assert "mask.strategy=dpp" in of_random and "strategy=random" not in of_random
-    assert "dataset=small" not in of_random and "eval.py" not in of_random
+    assert "dataset=small" not in of_random and "dppmask eval" not in of_random
     method.masks, method.restore = None, print
     assert words().count("a run") == 2 and "strategy" not in words() and "YOUR.jpg" in words()
 

@@ -128,7 +128,7 @@ def test_it_trains_is_measured_and_says_what_it_is(trained):
     assert (
         "\nrate" not in said
         and "mask=" not in said
-        and "eval.py" not in said
+        and "dppmask eval" not in said
         and "figures --workdir" not in said
     )
     assert [path.name for path in (folder / "figures").iterdir()] == ["curves.png"]
