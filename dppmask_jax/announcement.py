@@ -52,6 +52,7 @@ def _data(training: Training, val_source) -> list[tuple[str, str]]:
     words = f"{config.data.source}: {len(train_source):,} training images, {split} for validation"
     return [
         ("data", words + (f"; no k-NN probe: {no_knn}" if no_knn else "")),
+        *([("pixels", train_source.pixels.words)] if train_source.pixels.kept else []),
         *(("", one_line(note)) for note in notes_of(train_source, val_source)),
     ]
 

@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--parts={args.parts} is more than the {rows * columns} patches of --encoder; "
             "lower it, or enlarge --image_size"
         )
-    source, _ = opening.open_splits(args.source, val_fraction=args.val_fraction)
+    source, _ = opening.open_splits(
+        args.source, val_fraction=args.val_fraction, pixels=encoder.pixels
+    )
     keys = functools.partial(jax.random.fold_in, jax.random.key(args.seed))
     group = jax.jit(
         lambda tokens, numbers: jax.vmap(functools.partial(grouped, num_parts=args.parts))(

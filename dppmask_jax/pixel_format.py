@@ -112,6 +112,15 @@ class Pixels(NamedTuple):
             return self.shown
         return tuple(range(RGB_CHANNELS)) if self.channels >= RGB_CHANNELS else (0,)
 
+    @property
+    def words(self) -> str:
+        """What they are, in a few words."""
+        channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        if self.range is None:
+            return f"{channels} of 8 bits"
+        black, white = self.range
+        return f"{channels}, from {black:g} (black) to {white:g} (white)"
+
     def blank(self, image_size: tuple[int, int], batch: tuple[int, ...] = ()) -> np.ndarray:
         """(*batch, H, W, C) black images, as they are loaded."""
         return np.zeros((*batch, *image_size, self.channels), self.dtype)
@@ -190,7 +199,7 @@ def of_data(data: Any) -> Pixels:
     )
 
 
-def check(config: Any, measured_by: str = "python -m dppmask_jax.data measure") -> None:
+def check(config: Any) -> None:
     """Raises InputError where the fields of `config.data` do not fit each other."""
     data = config.data
     channels = data.channels or RGB_CHANNELS
@@ -199,7 +208,8 @@ def check(config: Any, measured_by: str = "python -m dppmask_jax.data measure") 
         if given is None and channels != RGB_CHANNELS:
             raise InputError(
                 f"config.data.channels={channels} needs config.data.mean and config.data.std of "
-                f"each channel; measure them: {measured_by} {data.source} --channels={channels}"
+                f"each channel; measure them: dppmask data measure {data.source} "
+                f"--channels={channels}"
                 + ("" if data.range == "auto" else f" --range={data.range}")
             )
         if given is not None and len(given) != channels:
@@ -212,6 +222,22 @@ def check(config: Any, measured_by: str = "python -m dppmask_jax.data measure") 
         raise InputError(
             f"config.data.shown={tuple(shown)} must be one channel or three, from 0 to "
             f"{channels - 1}"
+        )
+
+
+def check_rgb(config: Any, what: str, mend: str) -> None:
+    """Raises InputError where images are no 8-bit RGB.
+
+    Args:
+      what: is for such images alone, in words.
+      mend: what else to do, in words.
+    """
+    pixels = of(config)
+    if (pixels.channels, pixels.range) != (RGB_CHANNELS, None):
+        depth = "" if pixels.range is None else f" and config.data.range={config.data.range}"
+        raise InputError(
+            f"{what} is for 8-bit RGB images alone, and these are of "
+            f"config.data.channels={pixels.channels}{depth}; {mend}"
         )
 
 

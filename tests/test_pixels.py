@@ -1,12 +1,16 @@
 """Images whose pixels are kept as their files have them: from files to crops, and to an encoder."""
 
 import io
+import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
+from ml_collections import config_dict
 from PIL import Image
 
 from configs import overlay
@@ -17,11 +21,17 @@ from dppmask_jax.data.__main__ import main
 from dppmask_jax.data.images import crops, decode, kept
 from dppmask_jax.data.sources import opening
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import seeds
+from dppmask_jax.evals.base import Evaluation
+from dppmask_jax.evaluating import subjects
 from dppmask_jax.figures import colours
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.pixel_format import Pixels
+from dppmask_jax.runs import checkpoint, encoder_files
+from dppmask_jax.runs.run import load_run
 from dppmask_jax.targets import TARGETS
+from dppmask_jax.weights import exporting
 
 tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(0)
@@ -289,7 +299,7 @@ def test_colours_of_images_that_have_none_are_refused_by_the_names_of_the_fields
 @pytest.mark.parametrize(
     "changes,words",
     [
-        ({"data__channels": 4}, "data measure shapes:size=16,train=96,val=24 --channels=4"),
+        ({"data__channels": 4}, "dppmask data measure shapes:size=16,train=96,val=24 --channels=4"),
         (FOUR | {"data__mean": (0.1,)}, "config.data.mean has 1 numbers, and the images have 4"),
         (FOUR | {"data__shown": (0, 4, 1)}, "config.data.shown=(0, 4, 1) must be one channel"),
         (FOUR | {"data__channels": 0}, "config.data.channels=0 is not allowed"),
@@ -332,5 +342,101 @@ def test_measure_prints_lines_for_a_config(tmp_path, capsys):
 
 
 def test_default_pixels_are_8_bit_rgb_by_imagenets_mean():
+    assert EIGHT.words == "4 channels of 8 bits"
+    assert WIDE.words == "4 channels, from 0 (black) to 65535 (white)"
     assert pixel_format.of(tiny.config()) == pixel_format.RGB
     assert pixel_format.of(tiny.config(data__range="0,4095")) == pixel_format.RGB
+
+
+def test_an_exported_patch_embedding_has_the_channels_of_the_run(tmp_path):
+    run = tiny.save_run(tmp_path / "run", **FOUR, model__depth=1)
+    kernel = checkpoint.read_newest(run)[1]["params"]["encoder"]["patch_embed"]["proj"]["kernel"]
+    path = exporting.export_weights(run, tmp_path / "out.safetensors", "timm")
+    written = safetensors.numpy.load_file(path)["patch_embed.proj.weight"]
+    assert written.shape == (96, 4, 4, 4)
+    for unit, channel, row, column in ((0, 0, 0, 0), (5, 3, 1, 2), (95, 2, 3, 0)):
+        wanted = kernel[(row * 4 + column) * 4 + channel, unit]
+        assert written[unit, channel, row, column] == wanted
+    words = exporting.loaded_by(run, path, "timm")
+    assert "in_chans=4" in words and "'mean': (0.2, 0.3, 0.4, 0.5)" in words
+
+    folder = exporting.export_weights(run, tmp_path / "hf", "hf")
+    assert json.loads((folder / "config.json").read_text())["num_channels"] == 4
+    of_pixels = json.loads((folder / "preprocessor_config.json").read_text())
+    assert of_pixels["rescale_factor"] == 1e-4 and of_pixels["image_std"] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_the_shift_of_a_range_is_in_the_mean_of_an_exported_preprocessor(tmp_path):
+    changes = FOUR | {"data__range": "-1000,3000", "model__depth": 1}
+    run = tiny.save_run(tmp_path / "run", **changes)
+    folder = exporting.export_weights(run, tmp_path / "hf", "hf-encoder")
+    said = json.loads((folder / "preprocessor_config.json").read_text())
+    value = 500.0  # (500 + 1000) / 4000 is .375 of the range
+    theirs = (value * said["rescale_factor"] - said["image_mean"][1]) / said["image_std"][1]
+    np.testing.assert_allclose(theirs, (0.375 - 0.3) / 0.2, rtol=1e-9)
+
+
+def test_a_file_of_an_encoder_keeps_its_pixels(tmp_path):
+    changes = FOUR | {"model__depth": 1, "model__dtype": "float32"}
+    run = tiny.save_run(tmp_path / "run", **changes)
+    encoder_files.write(tmp_path / "e.safetensors", load_run(run))
+    words = RNG.integers(0, 10001, (1, 16, 16, 4), dtype=np.uint16)
+    found, wanted = load_encoder(tmp_path / "e.safetensors"), load_encoder(run)
+    assert found.pixels == wanted.pixels and found.pixels.range == (0.0, 10000.0)
+    np.testing.assert_array_equal(found(words)["cls"], wanted(words)["cls"])
+
+
+def test_evaluations_take_channels_mean_and_deviation_from_the_run():
+    run = tiny.config(**FOUR)
+    found = subjects.completed(tiny.evaluation("task=knn"), run)
+    assert (found.data.channels, found.data.mean) == (4, (0.2, 0.3, 0.4, 0.5))
+    for name, value in (("channels", 3), ("std", (1.0,))):
+        with pytest.raises(InputError, match=rf"config.data.{name}=.* is not that of the run"):
+            subjects.completed(tiny.evaluation("task=knn", **{f"data__{name}": value}), run)
+
+
+def test_what_is_for_8_bit_rgb_alone_says_so():
+    config = overlay.get_config("dataset=shapes")
+    config.data.corruption = "autoaugment"
+    for name, value in FOUR.items():
+        config.data[name.removeprefix("data__")] = value
+    with pytest.raises(InputError, match=r"AutoAugment.* take another corruption"):
+        configs.check(config)
+    with pytest.raises(InputError, match=r"RandAugment.*range=0,9; set --config.data.rand"):
+        data = {"channels": 3, "range": "0,9", "randaugment": 9.0}
+        seeds.check(
+            Evaluation(
+                config_dict.ConfigDict(
+                    {"data": data, "batch_size": 8, "optim": {"accum_steps": 1}}
+                ),
+                None, None, None, None, print,
+            ),
+            (),
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_of_four_channels_goes_on_to_the_bit_and_is_evaluated_and_drawn(tmp_path):
+    (tmp_path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for kind in (0, 1):
+        (tmp_path / "data" / str(kind)).mkdir()
+        for i in range(10):
+            values = rng.integers(0, 3000 + 6000 * kind, (20, 24, 4), dtype=np.uint16)
+            np.save(tmp_path / "data" / str(kind) / f"{i}.npy", values)
+    source = f"folder:{tmp_path / 'data'}"
+    changes = {"data__source": source, "data__val_fraction": 0.2, "epochs": 2.0}
+    changes |= {"checkpoint__every": 2, "evaluate__every_epochs": 0.0, "model__depth": 2}
+    changes |= {"evaluate__figure_images": 2, "optim__warmup_epochs": 0.0}
+    run = tiny.trained_and_gone_on(tiny.config(**FOUR, **changes), tmp_path)
+    assert (run / "figures" / "masks.png").stat().st_size > 1000
+    tasks = {"knn": (), "linear": ("--config.solver=ridge",), "reconstruct": (), "attention": ()}
+    done = tiny.run_all(
+        [
+            [sys.executable, "eval.py", f"--config=configs/eval.py:task={task}",
+             f"--checkpoint={run}", f"--workdir={tmp_path / task}", *words]
+            for task, words in tasks.items()
+        ]
+    )  # fmt: skip
+    for ran in done:
+        assert ran.returncode == 0, ran.stderr

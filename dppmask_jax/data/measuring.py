@@ -1,5 +1,5 @@
-"""`python -m dppmask_jax.data measure SOURCE`: what the pixels of a data set are, by a sample of
-its training images, as lines for a config."""
+"""`dppmask data measure SOURCE`: what the pixels of a data set are, by a sample of its training
+images, as lines for a config."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from dppmask_jax import parallel
+from dppmask_jax import parallel, pixel_format
 from dppmask_jax.data.sources import imagenet9, mixed_backgrounds
 from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.evals import base, linear, sections, seeds
@@ -62,6 +62,7 @@ def check(evaluation: Evaluation) -> None:
     """Raises InputError without labels, without variants or masks, or without the classifier."""
     require_labels(evaluation)
     config = evaluation.config
+    pixel_format.check_rgb(config, "task backgrounds", "run another task")
     if config.root:
         _of_root(config, evaluation.train.class_names, lambda line: None)
     else:

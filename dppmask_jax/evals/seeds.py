@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dppmask_jax import fields, parallel
+from dppmask_jax import fields, parallel, pixel_format
 from dppmask_jax.data.sources import identity
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base, features
@@ -109,6 +109,9 @@ def check(evaluation: Evaluation, names: Sequence[str]) -> None:
         "config.batch_size",
         group=2 if config.data.get("mixup") or config.data.get("cutmix") else 1,
     )
+    if config.data.get("randaugment"):
+        what = f"RandAugment, config.data.randaugment={config.data.randaugment:g},"
+        pixel_format.check_rgb(config, what, "set --config.data.randaugment=0")
     if evaluation.run is not None:
         _runs(evaluation, names)
 

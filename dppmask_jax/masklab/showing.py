@@ -21,6 +21,7 @@ from dppmask_jax.masklab.photographs import Photographs
 from dppmask_jax.models import vit_module
 from dppmask_jax.models.sizes import SIZES
 from dppmask_jax.patches import PatchSize
+from dppmask_jax.pixel_format import RGB_CHANNELS
 
 FEATURES = ("embedding", "pixels")
 
@@ -61,6 +62,11 @@ def untrained(kind: str, image_size: tuple[int, int], patch_size: PatchSize) -> 
 def of_run(run) -> Shower:
     """What the method of a run shows maskers at the end of the run; of an encoder alone its
     embedding, and the attention of its class token."""
+    if run.pixels.channels != RGB_CHANNELS or run.pixels.range is not None:
+        raise InputError(
+            f"--encoder: this is {run.name} of config.data.channels={run.config.data.channels}, "
+            "and masks are measured on 8-bit RGB photographs; name a run of such images"
+        )
     if not run.has_masks:
         return _of_encoder(run)
     rows, columns = patches.grid_shape(run.image_size, run.config.model.patch_size)
@@ -84,7 +90,7 @@ def _of_encoder(run) -> Shower:
     encoder = run.method.encoder
     if encoder is None or not (encoder.embed or run.has_attention):
         raise InputError(f"--encoder: this is {run.name}, which shows nothing that masks come from")
-    embed = jax.jit(lambda params, x: encoder.embed(params, augment.normalize(x)))
+    embed = jax.jit(lambda params, x: encoder.embed(params, encoder.pixels.normalize(x)))
 
     def show(images, seed):
         shown = {}

@@ -12,7 +12,7 @@ import functools
 
 import jax.numpy as jnp
 
-from dppmask_jax import masking, optim
+from dppmask_jax import masking, optim, pixel_format
 from dppmask_jax.data.images import crops
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, fraction_below_1, number, optional, with_defaults
@@ -51,6 +51,9 @@ def check(config) -> None:
             "makes batches of validation of one image: take more images, fewer steps, or "
             "--config.data.alpha=0"
         )
+    if config.data.corruption == "autoaugment":
+        what = "AutoAugment, config.data.corruption=autoaugment,"
+        pixel_format.check_rgb(config, what, "take another corruption")
     if config.model.encoder == _RESNET:
         _check_resnet(config)
     elif encoders.build(config).blocks is None:

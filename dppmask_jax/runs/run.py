@@ -349,6 +349,7 @@ class Encoder:
       image_size: (height, width) it takes.
       grid: (rows, columns) of patches.
       width: number of channels D of its outputs.
+      pixels: of the images that it takes, see `pixel_format.Pixels`.
     """
 
     def __init__(self, run: Run):
@@ -356,11 +357,14 @@ class Encoder:
         self.image_size = run.image_size
         self.grid = run.method.encoder.grid
         self.width = run.method.encoder.width
+        self.pixels = run.pixels
 
     def __call__(self, images) -> dict[str, Any]:
         """
         Args:
-          images: (B, H, W, 3) uint8, or float from 0 to 1, of `image_size`.
+          images: (B, H, W, C) uint8, or float from 0 to 1, of `image_size`. C is 3 unless the run
+            has data.channels; where it has data.range, too, whole numbers of any type are as its
+            files have them.
 
         Returns:
           {"cls": (B, D), "patches": (B, N, D)} float32, after the final layer norm, all patches

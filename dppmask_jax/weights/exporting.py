@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dppmask_jax import pixel_format
 from dppmask_jax.errors import InputError
-from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.methods import supervised
 from dppmask_jax.models.layers import NORM_EPSILON
 from dppmask_jax.models.sizes import Size, name_of, size_of
@@ -111,7 +111,7 @@ def _write_huggingface(path: Path, tensors, config, image_size, with_decoder: bo
         files.write(partial / "model.safetensors", tensors, ())
         for name, values in (
             ("config.json", _huggingface_config(config, image_size, with_decoder)),
-            ("preprocessor_config.json", _huggingface_pixels(image_size)),
+            ("preprocessor_config.json", _huggingface_pixels(config, image_size)),
         ):
             (partial / name).write_text(json.dumps(values, indent=2) + "\n")
         partial.rename(path.absolute())
@@ -186,9 +186,12 @@ def loaded_by(
         arguments |= {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
     if size.hidden != 4 * size.width:
         arguments["mlp_ratio"] = _mlp_ratio(size)
+    pixels = pixel_format.of(config)
+    if pixels.channels != pixel_format.RGB_CHANNELS:
+        arguments["in_chans"] = pixels.channels
     # timm's own expect pixels from -1 to 1.
     arguments["pretrained_cfg_overlay"] = {
-        "input_size": (3, *image_size), "mean": tuple(MEAN), "std": tuple(STD)
+        "input_size": (pixels.channels, *image_size), "mean": pixels.mean, "std": pixels.std
     }  # fmt: skip
     arguments["checkpoint_path"] = str(path)
     words = ", ".join(f"{argument}={value!r}" for argument, value in arguments.items())
@@ -279,19 +282,22 @@ def _resized(tree, config, image_size, format_name: str):
     return {**tree, "encoder": {**tree["encoder"], "positions": table}}
 
 
-def _huggingface_pixels(image_size) -> dict[str, Any]:
+def _huggingface_pixels(config, image_size) -> dict[str, Any]:
     """preprocessor_config.json: how pixels become the model's input. It has no crop; images are
-    squeezed to the size, unlike in evaluations here."""
+    squeezed to the size, unlike in evaluations here. Values beyond black and white are not cut."""
+    pixels = pixel_format.of(config)
+    black, white = pixels.range or (0.0, 255.0)
+    shift = black / (white - black)
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": image_size[0], "width": image_size[1]},
         "resample": int(Image.Resampling.BICUBIC),
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / (white - black),
         "do_normalize": True,
-        "image_mean": [float(value) for value in MEAN],
-        "image_std": [float(value) for value in STD],
+        "image_mean": [float(value + shift) for value in pixels.mean],
+        "image_std": [float(value) for value in pixels.std],
     }
 
 
@@ -313,7 +319,7 @@ def _huggingface_config(config, image_size, with_decoder: bool) -> dict[str, Any
         "layer_norm_eps": NORM_EPSILON,
         "image_size": height if height == wide else [height, wide],
         "patch_size": config.model.patch_size,
-        "num_channels": 3,
+        "num_channels": pixel_format.of(config).channels,
         "qkv_bias": True,
         "torch_dtype": "float32",
         # An encoder alone sees whole images.

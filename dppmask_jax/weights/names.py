@@ -44,9 +44,9 @@ PATCH_CENTER = Layout(lambda x: x[None, None], lambda x: x[0, 0])
 
 
 def convolution(height: int, width: int) -> Layout:
-    """(P, D) <-> (D, 3, height, width), with those of a patch."""
+    """(P, D) <-> (D, C, height, width), with those of a patch; P is height * width * C."""
     return Layout(
-        lambda x: x.reshape(height, width, 3, -1).transpose(3, 2, 0, 1),
+        lambda x: x.reshape(height, width, -1, x.shape[-1]).transpose(3, 2, 0, 1),
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
     )
 

@@ -329,7 +329,7 @@ def _extras(recipe: _Recipe, name: str, i: int) -> dict:
 def _load(source: Source, i: int, image_size) -> tuple[np.ndarray, np.ndarray | None]:
     """(H, W, 3) uint8 and (H, W) bool, or None where there is no mask."""
     i = int(i)
-    image = decode.to_rgb(decode.open_image(source.read(i)[0]))
+    image = crops.opened(source.read(i)[0])
     pixels = crops.evaluation_crop(image, image_size)
     mask = source.extras(i).get("mask")
     if mask is None:
