@@ -45,6 +45,7 @@ from dppmask_jax.evals.base import percent
 from dppmask_jax.evaluating.subjects import say
 from dppmask_jax.runs import workdir
 from dppmask_jax.sweeps import points
+from dppmask_jax.training import loop
 from dppmask_jax.words import count
 
 _USUAL = "python -m dppmask_jax.compare"
@@ -92,11 +93,8 @@ def compare(study: Study, folder: Path, how: How, command: list[str]) -> None:
         failed = run(study, left, where, how, command)
     if failed:
         names = ", ".join(planned.point.name for planned in failed)
-        raise Stopped(
-            f"{count(len(failed), 'run')} of {len(left)} failed: {names}; see {side_by_side.LOG} "
-            f"in their folders in {folder}",
-            1,
-        )
+        see = f"; see {side_by_side.LOG} in their folders in {folder}" if how.jobs > 1 else ""
+        raise Stopped(f"{count(len(failed), 'run')} of {len(left)} failed: {names}{see}", 1)
 
 
 def look(study: Study, folder: Path, results: Path | None) -> Where:
@@ -114,9 +112,13 @@ def check(study: Study, left: list[Planned], where: Where) -> None:
     """Raises InputError where the data or the folders of runs are wrong."""
     for note in study.left_out:
         say(f"left out: {note}")
+    found = {run.point.name: finished.found_of(study, run, where) for run in study.runs}
     for name, config in study.evaluations.items():
-        missing = [run.point for run in left if name not in finished.found_of(study, run, where)]
-        points.check_data(missing, config, where.folder, f"study.evaluations.{name}")
+        words = f"study.evaluations.{name}"
+        missing = [run.point for run in left if name not in found[run.point.name]]
+        seen = {run: of_run[name].images for run, of_run in found.items() if name in of_run}
+        to_come = points.check_data(missing, config, where.folder, words)
+        finished.check_images(study.runs, seen, to_come, words)
     points.check_folders([planned.point for planned in left], where.folder)
 
 
@@ -152,11 +154,17 @@ def _hours(seconds: float) -> str:
 
 
 def _one_by_one(study, left, where, how, command) -> list[Planned]:
+    failed = []
     for number, planned in enumerate(left, 1):
         say(f"run {number} of {len(left)}: {_words(study, planned)}, in {planned.point.name}")
-        run_one(study, planned, where, _typed())
-        _ended(study, planned, where, how)
-    return []
+        try:
+            run_one(study, planned, where, _typed())
+        except (InputError, loop.TrainingDiverged) as error:  # of this run alone
+            failed.append(planned)
+            say(f"failed: {planned.point.name}: {error}")
+        else:
+            _ended(study, planned, where, how)
+    return failed
 
 
 def _side_by_side(study, left, where, how, command) -> list[Planned]:
@@ -233,12 +241,8 @@ def main() -> None:
         target = Path(folder.value)
         if one.value:
             side_by_side.end_with_parent()
-            (planned,) = [each for each in study.runs if each.point.name == one.value]
-            return run_one(
-                study, planned, Where(target, {}), shlex.join(command_line.words(_USUAL))
-            )
+            return run_one(study, _run_of(study, one.value), Where(target, {}), _typed())
         for other in paths.split(merge.value):
-            finished.open_folder(study, target)
             taken = finished.merge(study, Path(other), look(study, target, how.results))
             say(f"{count(taken, 'run')} of {other} taken over")
         if listed.value:
@@ -250,6 +254,13 @@ def main() -> None:
         return None
 
     command_line.run(run, _USUAL, __doc__)
+
+
+def _run_of(study: Study, name: str) -> Planned:
+    for planned in study.runs:
+        if planned.point.name == name:
+            return planned
+    raise InputError(f"--run={name} is none of study {study.name}; --list shows them")
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +28,12 @@ class Found(NamedTuple):
     Attributes:
       score: as `evals.base.Score`, a dict.
       of_images: see `Outcome`.
+      images: identity of the images that were read, "" where that is not known.
     """
 
     score: Mapping[str, Any] | None
     of_images: np.ndarray | None = None
+    images: str = ""
 
 
 class Kept(NamedTuple):
@@ -93,6 +95,7 @@ def records_of(study: Study, planned: Planned, folder: Path) -> dict[str, dict[s
             record = json.loads(path.read_text())
             files = [path.parent / file for file in record["files"]]
             there = record["config"], record["checkpoint"]["config"]
+            _ = record["score"], record["identity"]
         except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
             continue
         wanted = subjects.completed(config, planned.point.config), planned.point.config
@@ -114,7 +117,10 @@ def found_of(study: Study, planned: Planned, where: Where) -> dict[str, Found]:
         right = np.load(images) if images.name in record["files"] else None
         if right is not None and right.dtype != bool:
             right = None  # a share over several seeds of an evaluation
-        found[evaluation] = Found(record["score"], right)
+        score = record["score"]
+        if score and score["value"] is None:
+            score = None  # it was not finite
+        found[evaluation] = Found(score, right, record["identity"])
     return {
         evaluation: found[evaluation] for evaluation in study.evaluations if evaluation in found
     }
@@ -123,6 +129,29 @@ def found_of(study: Study, planned: Planned, where: Where) -> dict[str, Found]:
 def is_finished(study: Study, planned: Planned, where: Where) -> bool:
     """Whether all evaluations of a run are done."""
     return len(found_of(study, planned, where)) == len(study.evaluations)
+
+
+def check_images(
+    runs: Sequence[Planned],
+    seen: Mapping[str, str],
+    to_come: Mapping[str, str],
+    words: str,
+) -> None:
+    """Raises InputError where finished runs of a method saw other images than those to come.
+
+    Args:
+      seen, to_come: {name of a run's folder: identity of the images of one evaluation}; "" where
+        that is not known.
+      words: what messages call the evaluation.
+    """
+    of_method = {run.method: seen[run.point.name] for run in runs if seen.get(run.point.name)}
+    for run in runs:
+        wanted = of_method.get(run.method)
+        if wanted and to_come.get(run.point.name, wanted) != wanted:
+            raise InputError(
+                f"{words}: the images are not those of the runs that are finished; name these, or "
+                "another --workdir and --results"
+            )
 
 
 def outcomes(study: Study, where: Where) -> Iterator[Outcome]:
@@ -146,6 +175,7 @@ def merge(study: Study, other: Path, where: Where) -> int:
     if not (other / f"study_{study.name}.json").exists():
         raise InputError(f"--merge={other} holds nothing of study {study.name}")
     open_folder(study, other, replace=False)
+    open_folder(study, where.folder)
     copied = 0
     for planned in study.runs:
         there = records_of(study, planned, other)

@@ -55,17 +55,28 @@ def read(folder: Path) -> Published:
         }
         found: dict[str, list[Outcome]] = {name: [] for name in about}
         for of_study in about.values():
-            _ = [of_study[field] for field in ("definition", "scores", "runs", "labels", "methods")]
+            _look_at(of_study)
         for row in csv.DictReader(io.StringIO(paths[1].read_text())):
             who = row["method"], row["masker"], int(row["seed"]), row["evaluation"]
             images = right.get(tuple(row[name] for name in _KEY))
-            found[row["study"]].append(Outcome(*who, float(row["value"]), images))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            # A study without a word about it was being written when its process was killed.
+            found.setdefault(row["study"], []).append(Outcome(*who, float(row["value"]), images))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder} holds damaged results of comparisons ({error!r}); restore {VALUES}, "
             f"{IMAGES} and {STUDIES}, or move them away"
         ) from error
-    return Published(about, found)
+    return Published(about, {name: found[name] for name in about})
+
+
+def _look_at(about: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError where something that is read later is missing."""
+    _ = [about[name] for name in ("title", "about", "base", "seeds", "labels", "methods")]
+    _ = [dict(about["definition"][name]) for name in studies.GROUPS]
+    _ = [(score["name"], score["in_percent"]) for score in about["scores"].values()]
+    for run in about["runs"]:
+        _ = [run[name] for name in ("name", "method", "masker", "seed")]
+        _ = "" in run["evaluations"], float(run["seconds"])
 
 
 def kept(study: Study, there: Published, folder: Path) -> dict[str, Kept]:
@@ -85,27 +96,32 @@ def kept(study: Study, there: Published, folder: Path) -> dict[str, Kept]:
         same = [evaluation for evaluation in wanted if theirs.get(evaluation) == wanted[evaluation]]
         of_run = {tuple(outcome[:4]): outcome for outcome in there.outcomes[name]}
         for run in about["runs"]:
-            who = run["method"], run["masker"], run["seed"]
-            mine = {}
+            mine = dict(found[run["name"]].found) if run["name"] in found else {}
             for evaluation in same:
-                if evaluation in run["evaluations"]:
-                    outcome = of_run.get((*who, evaluation))
-                    score = about["scores"][evaluation]
-                    mine[evaluation] = (
-                        Found(score | {"value": outcome.value}, outcome.of_images)
-                        if outcome
-                        else Found(None)
-                    )
-            if run["name"] in found:
-                mine = {**found[run["name"]].found, **mine}
+                outcome = of_run.get((run["method"], run["masker"], run["seed"], evaluation))
+                if of_one := _found(evaluation, outcome, run, about["scores"]):
+                    mine[evaluation] = of_one
             found[run["name"]] = Kept(mine, run["seconds"])
     return found
+
+
+def _found(evaluation: str, outcome: Outcome | None, run, scores) -> Found | None:
+    """What a run came to; None where it is not known: it is found out anew."""
+    if evaluation not in run["evaluations"]:
+        return None
+    images = run.get("images", {}).get(evaluation, "")
+    if outcome:
+        score = scores[evaluation] | {"value": outcome.value}
+        return Found(score, outcome.of_images, images)
+    # A row may be missing where a process was killed between two files.
+    return None if evaluation in scores else Found(None, images=images)
 
 
 def keep(study: Study, where: Where, folder: Path) -> None:
     """Writes what is finished of a study into the files of a folder; what they have of other
     studies stays. Each file is whole at any time."""
     there = read(folder)
+    where = where._replace(kept=kept(study, there, folder))  # another process may have added runs
     about = {**there.about, study.name: _about(study, where)}
     outcomes = {**there.outcomes, study.name: list(finished.outcomes(study, where))}
     values, images = [], []
@@ -138,6 +154,7 @@ def _about(study: Study, where: Where) -> dict[str, Any]:
                     "masker": planned.masker,
                     "seed": planned.seed,
                     "evaluations": list(found),
+                    "images": {name: of_one.images for name, of_one in found.items()},
                     "seconds": finished.seconds(planned, where),
                 }
             )

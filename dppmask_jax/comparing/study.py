@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import config_dict
@@ -126,6 +126,7 @@ def read(config) -> Study:
                 trained = _trained(config, of_method, settings, seed, where)
                 labels.setdefault(masker, _label(trained.mask))
                 runs.append(_planned(method, masker, seed, trained))
+    _check_differ(runs)
     definition = {
         "name": config.name,
         "methods": {name: _of_any_seed(of_one) for name, of_one in config.methods.items()},
@@ -149,7 +150,7 @@ def read(config) -> Study:
 
 
 def _check(config) -> None:
-    if not hasattr(config, "items") or "maskers" not in config:
+    if not hasattr(config, "items") or not {*FIELDS, *GROUPS} <= {*config}:
         raise InputError(
             "--study is no study: its get_config returns something else; --study=cpu is one"
         )
@@ -157,12 +158,19 @@ def _check(config) -> None:
     for name, value in values.items():
         if name not in FIELDS:
             raise InputError(f"unknown field study.{name}; it has {', '.join((*FIELDS, *GROUPS))}")
-        if not FIELDS[name].rule.holds(value) and not (name == "of_objects" and not value):
+        if not FIELDS[name].rule.holds(value):
             allowed = FIELDS[name].rule.allowed
             raise InputError(f"study.{name}={shown(value)} is not allowed: {allowed}")
     for group in GROUPS:
         if not config[group]:
             raise InputError(f"study.{group} is empty; name at least one")
+        for name, of_one in config[group].items():
+            if not _NAME.holds(name):
+                raise InputError(f"study.{group} has {name!r}; a name is {_NAME.allowed}")
+            if not hasattr(of_one, "items"):
+                raise InputError(
+                    f"study.{group}.{name}={shown(of_one)} is not allowed: it takes fields"
+                )
     if config.base not in config.maskers:
         raise InputError(
             f"study.base={config.base} is none of study.maskers: {', '.join(config.maskers)}"
@@ -250,6 +258,17 @@ def _planned(method: str, masker: str, seed: int, trained) -> Planned:
     return Planned(method, masker, seed, Point(name, values, trained))
 
 
+def _check_differ(runs: Sequence[Planned]) -> None:
+    first: dict[str, Planned] = {}
+    for run in runs:
+        other = first.setdefault(run.point.name, run)
+        if other is not run:
+            raise InputError(
+                f"study.methods.{run.method} with study.maskers.{run.masker} would be the run of "
+                f"study.methods.{other.method} with study.maskers.{other.masker}; leave one out"
+            )
+
+
 def kept(config) -> dict[str, Any]:
     """What a config says of the numbers that come out, as JSON: {field: value}. Left out are
     places, how the work is carried out and when it is measured, and what is at its default: a field
@@ -257,10 +276,12 @@ def kept(config) -> dict[str, Any]:
     found = {}
     known = config_table.fields_of(workdir.to_json(config))
     for name, value in flatten(workdir.to_json(config)).items():
-        field = known[name]
-        default = json.loads(json.dumps(field.default))
-        if field.free not in _NO_NUMBERS and name not in PLACES and value != default:
-            found[name] = value
+        if name in known:
+            field = known[name]
+            default = json.loads(json.dumps(field.default))
+            if field.free in _NO_NUMBERS or name in PLACES or value == default:
+                continue
+        found[name] = value  # one that is not known is gone since, and what it did as well
     return found
 
 

@@ -157,9 +157,6 @@ def _subject_of(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     """What the result depends on, as JSON: encoder, images and config."""
     config, run = evaluation.config, evaluation.run
     train, val = evaluation.train, evaluation.val
-    images = identity.of_splits(train, val)["digest"] if train else ""
-    if others := TASKS[config.task].also_reads(evaluation):
-        images = identity.of_texts(images, others)
     return {
         "checkpoint": {
             "workdir": str(checkpoint),
@@ -174,9 +171,17 @@ def _subject_of(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
             "val_images": len(val) if val else 0,
             "classes": val.num_classes if val else 0,
         },
-        "identity": images,
+        "identity": images_of(evaluation),
         "config": workdir_files.to_json(config),
     }
+
+
+def images_of(evaluation: Evaluation) -> str:
+    """The identity of all images that an evaluation reads, as records have it."""
+    train, val = evaluation.train, evaluation.val
+    images = identity.of_splits(train, val)["digest"] if train else ""
+    others = TASKS[evaluation.config.task].also_reads(evaluation)
+    return identity.of_texts(images, others) if others else images
 
 
 def finished(subject: Subject, evaluation: Evaluation) -> dict[str, Any] | None:

@@ -83,14 +83,17 @@ def check_data(
     folder: Path,
     words: str,
     say: Callable[[str], None] = subjects.say,
-) -> None:
+) -> dict[str, str]:
     """Opens the data of points, which would otherwise be found missing after hours, and has the
     task look at it.
 
     Args:
       words: what messages call the evaluation.
+
+    Returns:
+      {name of a point: identity of the images that the evaluation of it reads}.
     """
-    opened, checked = {}, set()
+    opened, checked, images = {}, {}, {}
     for point in points:
         completed = subjects.completed(eval_config, point.config)
         asked = [workdir.to_json(config)["data"] for config in (point.config, completed)]
@@ -98,8 +101,8 @@ def check_data(
         asked = json.dumps([*asked, mask.get("path", ""), mask.get("parts", "")])
         of_encoder = json.dumps([asked, workdir.to_json(completed)])
         if of_encoder in checked:
+            images[point.name] = checked[of_encoder]
             continue
-        checked.add(of_encoder)
         if asked not in opened:
             open_data(point.config)
             with Naming(words):
@@ -107,6 +110,8 @@ def check_data(
         with Naming(words):
             evaluation = Evaluation(completed, None, folder, *opened[asked], say)
             TASKS[completed.task].check(evaluation)
+        images[point.name] = checked[of_encoder] = evaluated.images_of(evaluation)
+    return images
 
 
 def check_folders(points: Sequence[Point], folder: Path) -> None:
