@@ -240,8 +240,9 @@ def main() -> None:
         how = How(jobs.value, *_part(part.value), Path(results.value) if results.value else None)
         target = Path(folder.value)
         if one.value:
+            planned = _run_of(study, one.value)
             side_by_side.end_with_parent()
-            return run_one(study, _run_of(study, one.value), Where(target, {}), _typed())
+            return run_one(study, planned, Where(target, {}), _typed())
         for other in paths.split(merge.value):
             taken = finished.merge(study, Path(other), look(study, target, how.results))
             say(f"{count(taken, 'run')} of {other} taken over")
@@ -249,7 +250,7 @@ def main() -> None:
             _list(study, target, how)
         else:
             compare(study, target, how, _command(sys.argv))
-        if page.value:
+        if page.value and parallel.is_main():
             _write_page(Path(results.value), Path(page.value))
         return None
 

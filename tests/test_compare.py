@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import shutil
 
 import numpy as np
@@ -203,6 +204,9 @@ def test_a_row_that_was_not_written_any_more_is_found_out_anew(tmp_path, made):
     made.clear()
     run(study_of(), tmp_path / "runs", How(results=results))
     assert not made and contents(results) == before, "from the folder"
+    longer = [*lines, lines[-1].replace(",1,", ",2,"), lines[-1].replace("small", "other")]
+    (results / published.VALUES).write_text("".join(longer))
+    assert {each.seed for each in published.read(results).outcomes["small"]} == {0, 1}
     (results / published.STUDIES).write_text("{}\n")
     run(study_of(), tmp_path / "runs", How(results=results))
     assert not made and contents(results) == before
@@ -297,3 +301,13 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, made, monkeypa
         ("random", 1),
         ("dpp", 1),
     }
+
+
+def test_the_study_in_the_documentation_is_one(tmp_path):
+    text = (tiny.ROOT / "docs" / "comparing.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    study = studies.read(names["get_config"]())
+    assert len(study.runs) == 3 * 3 * 2 and study.base == "random" and not study.left_out
+    assert study.methods == {"mae": "MAE", "simmim": "SimMIM"}

@@ -11,7 +11,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,29 +54,34 @@ def read(folder: Path) -> Published:
             for row in csv.DictReader(io.StringIO(paths[2].read_text()))
         }
         found: dict[str, list[Outcome]] = {name: [] for name in about}
-        for of_study in about.values():
-            _look_at(of_study)
+        told = {who for name, of_study in about.items() for who in _told(name, of_study)}
         for row in csv.DictReader(io.StringIO(paths[1].read_text())):
             who = row["method"], row["masker"], int(row["seed"]), row["evaluation"]
             images = right.get(tuple(row[name] for name in _KEY))
-            # A study without a word about it was being written when its process was killed.
-            found.setdefault(row["study"], []).append(Outcome(*who, float(row["value"]), images))
+            # Others were being written when their process was killed.
+            if (row["study"], *who) in told:
+                found[row["study"]].append(Outcome(*who, float(row["value"]), images))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder} holds damaged results of comparisons ({error!r}); restore {VALUES}, "
             f"{IMAGES} and {STUDIES}, or move them away"
         ) from error
-    return Published(about, {name: found[name] for name in about})
+    return Published(about, found)
 
 
-def _look_at(about: Mapping[str, Any]) -> None:
-    """Raises KeyError or TypeError where something that is read later is missing."""
-    _ = [about[name] for name in ("title", "about", "base", "seeds", "labels", "methods")]
-    _ = [dict(about["definition"][name]) for name in studies.GROUPS]
+def _told(name: str, about: Mapping[str, Any]) -> Iterator[tuple]:
+    """(study, method, masker, seed, evaluation) of all that is finished of a study.
+
+    Raises:
+      KeyError, TypeError, AttributeError, ValueError: something that is read later is missing.
+    """
+    _ = [about[field] for field in ("title", "about", "base", "seeds", "labels", "methods")]
+    _ = [dict(about["definition"][group]) for group in studies.GROUPS]
     _ = [(score["name"], score["in_percent"]) for score in about["scores"].values()]
     for run in about["runs"]:
-        _ = [run[name] for name in ("name", "method", "masker", "seed")]
-        _ = "" in run["evaluations"], float(run["seconds"])
+        _ = run["name"], float(run["seconds"])
+        for evaluation in run["evaluations"]:
+            yield name, run["method"], run["masker"], run["seed"], evaluation
 
 
 def kept(study: Study, there: Published, folder: Path) -> dict[str, Kept]:
