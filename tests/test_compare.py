@@ -194,6 +194,36 @@ def test_a_run_that_lacks_an_evaluation_in_the_results_is_run_for_it(tmp_path, m
     assert made == [("linear_ridge", each.point.name) for each in study.runs]
 
 
+def test_results_that_a_study_does_not_ask_for_any_more_stay(tmp_path, made):
+    results = tmp_path / "results"
+    config = study_of(block={"strategy": "block"})
+    run(config, tmp_path / "runs", How(results=results))
+    before = published.read(results)
+    shutil.rmtree(tmp_path / "runs")
+    less = study_of(seeds=(0,))
+    del less.evaluations.ridge
+    made.clear()
+    run(less, tmp_path / "runs", How(results=results))
+    after = published.read(results)
+
+    def values(there):
+        return {each[:4]: each.value for each in there.outcomes["small"]}
+
+    assert not made and values(after) == values(before) and len(values(after)) == 3 * 2 * 2
+    assert after.about["small"]["seeds"] == [0, 1]
+    assert set(writing.write(tmp_path / "page.md", after)) == {
+        tmp_path / "page.md",
+        tmp_path / "page_small.png",
+    }
+    run(config, tmp_path / "runs", How(results=results))
+    assert not made and values(published.read(results)) == values(before)
+    changed = study_of(block={"strategy": "block"})
+    run(less, tmp_path / "runs", How(results=results))
+    changed.evaluations.ridge = tiny.evaluation("task=linear", solver="ridge", ridge=(0.1,))
+    with pytest.raises(InputError, match="another version"):
+        run(changed, tmp_path / "runs", How(results=results))
+
+
 def test_a_row_that_was_not_written_any_more_is_found_out_anew(tmp_path, made):
     """A process can be killed between the three files."""
     results = tmp_path / "results"

@@ -58,9 +58,10 @@ def read(folder: Path) -> Published:
         for row in csv.DictReader(io.StringIO(paths[1].read_text())):
             who = row["method"], row["masker"], int(row["seed"]), row["evaluation"]
             images = right.get(tuple(row[name] for name in _KEY))
+            outcome = Outcome(*who, float(row["value"]), images)
             # Others were being written when their process was killed.
             if (row["study"], *who) in told:
-                found[row["study"]].append(Outcome(*who, float(row["value"]), images))
+                found[row["study"]].append(outcome)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder} holds damaged results of comparisons ({error!r}); restore {VALUES}, "
@@ -124,11 +125,15 @@ def _found(evaluation: str, outcome: Outcome | None, run, scores) -> Found | Non
 
 def keep(study: Study, where: Where, folder: Path) -> None:
     """Writes what is finished of a study into the files of a folder; what they have of other
-    studies stays. Each file is whole at any time."""
+    studies stays, and of seeds, maskers, methods and evaluations that the study does not ask for
+    now. Each file is whole at any time."""
     there = read(folder)
     where = where._replace(kept=kept(study, there, folder))  # another process may have added runs
-    about = {**there.about, study.name: _about(study, where)}
-    outcomes = {**there.outcomes, study.name: list(finished.outcomes(study, where))}
+    about, found = _about(study, where), list(finished.outcomes(study, where))
+    if study.name in there.about:
+        about, found = _with_earlier(study, about, found, there)
+    about = {**there.about, study.name: about}
+    outcomes = {**there.outcomes, study.name: found}
     values, images = [], []
     for name in sorted(outcomes):
         for outcome in outcomes[name]:
@@ -174,6 +179,51 @@ def _about(study: Study, where: Where) -> dict[str, Any]:
         "runs": runs,
         "definition": dict(study.definition),
     }
+
+
+def _with_earlier(
+    study: Study, about: dict[str, Any], outcomes: list[Outcome], there: Published
+) -> tuple[dict[str, Any], list[Outcome]]:
+    """What is kept of a study, with what there is of it beyond what it asks for now."""
+    asked = {
+        (run.method, run.masker, run.seed, evaluation)
+        for run in study.runs
+        for evaluation in study.evaluations
+    }
+    before = there.about[study.name]
+    earlier = [outcome for outcome in there.outcomes[study.name] if outcome[:4] not in asked]
+    kinds = {
+        "methods": [outcome.method for outcome in earlier],
+        "maskers": [outcome.masker for outcome in earlier],
+        "evaluations": [outcome.evaluation for outcome in earlier],
+    }
+
+    def joined(group: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+        return {**new, **{name: old[name] for name in kinds[group] if name not in new}}
+
+    runs = {run["name"]: run for run in about["runs"]}
+    for run in before["runs"]:
+        who = run["method"], run["masker"], run["seed"]
+        more = [name for name in run["evaluations"] if (*who, name) not in asked]
+        if more:
+            now = runs.get(run["name"], run | {"evaluations": [], "images": {}})
+            images = {name: run["images"][name] for name in more if name in run.get("images", {})}
+            runs[run["name"]] = now | {
+                "evaluations": [*now["evaluations"], *more],
+                "images": now["images"] | images,
+            }
+    definition = about["definition"] | {
+        group: joined(group, about["definition"][group], before["definition"][group])
+        for group in kinds
+    }
+    return about | {
+        "seeds": sorted({*about["seeds"], *(outcome.seed for outcome in earlier)}),
+        "labels": joined("maskers", about["labels"], before["labels"]),
+        "methods": joined("methods", about["methods"], before["methods"]),
+        "scores": joined("evaluations", about["scores"], before["scores"]),
+        "runs": list(runs.values()),
+        "definition": definition,
+    }, [*outcomes, *earlier]
 
 
 def _csv(heading: Sequence[str], rows: Iterable[Sequence]) -> str:
