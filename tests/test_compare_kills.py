@@ -23,7 +23,9 @@ def get_config(argument=""):
     study.maskers.random = {"strategy": "random"}
     study.maskers.dpp = {"strategy": "dpp", "tau": 0.8}
     study.maskers.block = {"strategy": "block"}
-    study.methods.mae = tiny.config(model__depth=1, epochs=EPOCHS, evaluate__every_epochs=0.0)
+    study.methods.mae = tiny.config(
+        epochs=EPOCHS, model__depth=1, checkpoint__every=100, evaluate__every_epochs=0.0
+    )
     study.evaluations.knn = tiny.evaluation("task=knn")
     return study
 """
@@ -59,7 +61,7 @@ def steps(folder):
     }
 
 
-def wait_until(process, true, seconds=400):
+def wait_until(process, true, seconds=900):
     end = time.monotonic() + seconds
     while not true():
         assert process is None or process.poll() is None, process.stdout.read()
@@ -115,7 +117,7 @@ def test_a_study_that_was_stopped_and_killed_finds_what_one_without_finds(tmp_pa
 
     for folder in (cut, whole):
         process = start(folder)
-        said, _ = process.communicate(timeout=500)
+        said, _ = process.communicate(timeout=1200)
         assert process.returncode == 0, said
         assert "3 of 3 runs finished" in said
     for name in (published.VALUES, published.IMAGES):
