@@ -171,8 +171,11 @@ def test_masks_of_a_folder(folder, capsys):
 
 
 def test_a_mask_does_not_depend_on_whether_others_can_be_read(folder):
-    before = exported(folder, "--strategy=random", "--num=0")
-    (folder.parent / "made.npz").unlink()
+    before = exported(folder, "--strategy=random", "--num=1")
+    with Image.open(folder.parent / "made.png") as figure:
+        assert figure.width > 600  # enlarged
+    for name in ("made.npz", "made.png"):
+        (folder.parent / name).unlink()
     (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
     after = exported(folder, "--strategy=random", "--num=0")
     assert len(before["mask"]) == 3 and len(after["mask"]) == 4

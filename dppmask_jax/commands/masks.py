@@ -269,8 +269,12 @@ def _write_figure(args, shown: dict[int, np.ndarray], masks: Mask) -> None:
     note = hidden_note(num_patches - int(masks.count[0]), num_patches)
     images = np.stack(list(shown.values()))
     if args.strategy == "random":
+        scale = panels.panel_scale(images.shape[2], panels.PANEL)
         panel = [
-            [image, panels.mask_panel(image, hidden, args.patch_size)]
+            [
+                panels.enlarge(image, scale),
+                panels.mask_panel(image, hidden, args.patch_size, scale=scale),
+            ]
             for image, hidden in zip(images, masks.hidden, strict=True)
         ]
         figure = panels.compose(panel, ["Original", "Random mask"], None, [], note=note)
