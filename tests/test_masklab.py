@@ -14,6 +14,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.masking import MASKERS, Masker, MaskerKind, Seen
 from dppmask_jax.masklab import __main__ as command
 from dppmask_jax.masklab import photographs, rows, showing, ways
+from dppmask_jax.pixel_format import RGB
 
 _SMALL = (
     "--source=shapes:size=32,train=8,val=6",
@@ -127,12 +128,15 @@ def test_a_run_shows_what_its_method_has():
     run = SimpleNamespace(
         has_masks=True, name="a run", image_size=(8, 8), params=2.0, extra=None,
         config=SimpleNamespace(model=SimpleNamespace(patch_size=2)),
-        method=SimpleNamespace(masks=masks),
+        method=SimpleNamespace(masks=masks), pixels=RGB,
     )  # fmt: skip
     shower = showing.of_run(run)
     shown = shower.show(np.full((3, 8, 8, 3), 5, np.uint8), 0)
     assert shower.words == "a run" and shown.keys() == {"features", "attention"}
     np.testing.assert_allclose(shown["features"], np.full((3, 16), 10))
+    run.pixels, run.config.data = RGB._replace(channels=4), SimpleNamespace(channels=4)
+    with pytest.raises(InputError, match=r"config.data.channels=4, and .* 8-bit RGB photographs"):
+        showing.of_run(run)
 
 
 @pytest.mark.slow
