@@ -49,6 +49,7 @@ FIELDS = {
         (), Rule(lambda value: isinstance(value, tuple), "a tuple of names"), "evaluations"
     ),
 }
+_SHARE = ("ratio", "ratio_var", "prob")  # fields of config.mask: how much is hidden
 GROUPS = ("methods", "maskers", "evaluations")
 # Where images and files are: the same ones in another place are the same.
 PLACES = (*sorted(resuming.PLACES - {"data.classes", "data.val_fraction"}), "mask.parts")
@@ -231,9 +232,9 @@ def _trained(config, of_method, settings: Mapping[str, Any], seed: int, where: s
         trained.seed = seed
         if "mask" not in trained:
             raise InputError("this method draws no masks; leave it out")
-        ratio = trained.mask.ratio
+        share = {name: trained.mask[name] for name in _SHARE if name in trained.mask}
         use_masks(trained, settings["strategy"])
-        trained.mask.ratio = ratio  # the same share is hidden by all
+        trained.mask.update(share)  # the same one is hidden by all
         for name, value in settings.items():
             if name not in trained.mask:
                 known = ", ".join(trained.mask)
