@@ -231,13 +231,13 @@ class ViT(nn.Module):
     def _with_registers(self, x):
         if not self.registers:
             return x
-        shape = (len(x), self.registers, self.size.width)
+        shape = (x.shape[0], self.registers, self.size.width)
         registers = jnp.broadcast_to(self.register_tokens.astype(x.dtype), shape)
         return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
 
     def _class_token(self, tokens):
         return jnp.broadcast_to(
-            self.cls_token.astype(tokens.dtype), (len(tokens), 1, self.size.width)
+            self.cls_token.astype(tokens.dtype), (tokens.shape[0], 1, self.size.width)
         )
 
     def _positions(self, images):
