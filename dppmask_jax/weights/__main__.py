@@ -12,7 +12,8 @@ its head), hf, hf-encoder (transformers' ViTMAE), timm (vit_*_patch16, with a --
 ibot-teacher, ibot-student or ibot. FILE is .safetensors or .pth, or the index of its shards; for
 formats of transformers a folder with them and config.json. What is imported is evaluated with
 `dppmask eval`; `dppmask train` goes on training it, `dppmask eval` a classifier. Export with
---format=encoder makes a file that stands for a run of its encoder alone. See docs/weights.md.
+--format=encoder makes a file that stands for a run of its encoder alone, with stablehlo or onnx a
+program that runs without this package. See docs/weights.md.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ _PRECISION = flags.DEFINE_enum(
     "precision", "float32", ["float32", "float16"], "export, format encoder: of its numbers."
 )
 _FILE = "encoder"  # the format of `runs.encoder_files`
+_PROGRAMS = ("stablehlo", "onnx")  # those of `programs`
 _PLACEHOLDER = "--config.data.source=folder:PATH"
 
 
@@ -85,7 +87,8 @@ def main(argv):
         raise InputError(
             f"--format={_FILE} needs no import: name {words[1]} as the run, as in --checkpoint="
         )
-    allowed = [*names.FORMATS, *(FAMILIES if words[0] == "import" else [_FILE])]
+    only_out = [_FILE, *_PROGRAMS]
+    allowed = [*names.FORMATS, *(FAMILIES if words[0] == "import" else only_out)]
     if _FORMAT.value not in allowed:
         allowed = dict.fromkeys(allowed)  # some are of both
         raise InputError(f"--format={_FORMAT.value or ''} is not allowed: {' | '.join(allowed)}")
@@ -97,6 +100,8 @@ def main(argv):
         _import(words[1])
     elif _FORMAT.value == _FILE:
         _export_encoder(*words[1:])
+    elif _FORMAT.value in _PROGRAMS:
+        _export_program(*words[1:])
     else:
         _export(*words[1:])
 
@@ -232,6 +237,15 @@ def _export_encoder(folder: str, path: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     encoder_files.write(target, run, _PRECISION.value)
     print(f"{path}\ndppmask_jax.load_encoder({path!r})", flush=True)
+
+
+def _export_program(folder: str, path: str) -> None:
+    """Writes the encoder of a run as a program, see `programs`."""
+    from dppmask_jax.weights import programs
+
+    _check_export()
+    size = _numbers(_RESIZE, 2, int) or None
+    print(programs.export_program(folder, path, _FORMAT.value, size, _PROJECTION.value), flush=True)
 
 
 def _check_export() -> None:

@@ -23,7 +23,7 @@ from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs.kinds import CLASSIFIER, ENCODER, kind_of, method_of
 from dppmask_jax.runs.run import Run
 from dppmask_jax.runs.workdir import from_json
-from dppmask_jax.weights import architecture, files, names, positions
+from dppmask_jax.weights import architecture, card, files, names, positions
 
 
 def export_weights(
@@ -39,7 +39,7 @@ def export_weights(
       folder: the workdir of a pre-training run, or of a fine-tuning (its `seed-N` folder); or what
         else `load_run` takes.
       path: a file, .safetensors or .pth; for the formats of Hugging Face a folder, which receives
-        model.safetensors, config.json and preprocessor_config.json.
+        model.safetensors, config.json, preprocessor_config.json and a model card, README.md.
       format_name: of `names.FORMATS`.
       resize_positions: (height, width) of images that the positions are interpolated for.
       projection: the file of one, such as soap.safetensors of task soap. It becomes the head, a
@@ -85,7 +85,12 @@ def export_weights(
     if not of_huggingface:
         files.write(path, tensors, form.containers, notes)
         return path
-    _write_huggingface(path, tensors, config, image_size, form.holds == "autoencoder")
+    with_decoder = form.holds == "autoencoder"
+    loader = "ViTMAEForPreTraining" if with_decoder else "ViTMAEModel"
+    label = Run(config, state["params"], state.get("extra", {}), step).label
+    results = encoder_files.results_of(folder)
+    page = card.card(results, config, label, step, loader, image_size)
+    _write_huggingface(path, tensors, config, image_size, with_decoder, page)
     return path
 
 
@@ -104,7 +109,9 @@ def _head_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
     return {"kernel": matrix, "bias": np.zeros(len(matrix), np.float32)}
 
 
-def _write_huggingface(path: Path, tensors, config, image_size, with_decoder: bool) -> None:
+def _write_huggingface(
+    path: Path, tensors, config, image_size, with_decoder: bool, page: str
+) -> None:
     """Makes the folder that `from_pretrained` reads, whole or not at all."""
     partial = path.absolute().with_name(f".{path.name}.part-{os.getpid()}")
     try:
@@ -114,6 +121,7 @@ def _write_huggingface(path: Path, tensors, config, image_size, with_decoder: bo
             ("preprocessor_config.json", _huggingface_pixels(config, image_size)),
         ):
             (partial / name).write_text(json.dumps(values, indent=2) + "\n")
+        (partial / "README.md").write_text(page)
         partial.rename(path.absolute())
     finally:
         shutil.rmtree(partial, ignore_errors=True)
