@@ -24,6 +24,7 @@ from dppmask_jax.imagenet import MEAN, STD
 from dppmask_jax.methods import augmented_views, hybrid, mae, moco, simmim, single_view
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.optim import Optimizer
+from dppmask_jax.pixel_format import RGB
 from dppmask_jax.runs.run import load_run
 from dppmask_jax.training.step import init_state, make_step
 
@@ -263,7 +264,7 @@ def test_masks_are_of_the_view_that_is_masked():
     example = pickle.loads(pickle.dumps(method.example))  # worker processes get it
     made = example(image.getvalue(), np.random.default_rng(3), {"parts": parts})
     batch = batch_of(1) | {name: value[None] for name, value in made.items()}
-    seen = hybrid._as_single(batch, np.zeros((1, 16, 16, 3), np.float32))
+    seen = hybrid._as_single(RGB, batch, np.zeros((1, 16, 16, 3), np.float32))
     np.testing.assert_array_equal(seen["parts"], made["global_parts"][None, 1])
     np.testing.assert_allclose(seen["image"][0, 3, 5], MEAN, rtol=1e-6)
     assert not any(name.startswith("global_") for name in seen)
