@@ -121,6 +121,8 @@ def test_what_a_user_calls_as_a_recipe_is_called(tmp_path, monkeypatch):
     (tmp_path / "mae").mkdir()
     assert recipes.path_of("mae") == recipe and recipes.shadowed("mae") == ""  # it is no config
     (tmp_path / "mae.py").touch()
+    assert recipes.shadowed("mae") == ""  # it is no config either
+    (tmp_path / "mae.py").write_text("def get_config():\n    return {}\n")
     assert recipes.path_of("mae") == recipe and recipes.path_of("mae.py") == "mae.py"
     note = "note: --config=mae is the recipe; the file here is --config=mae.py"
     assert recipes.shadowed("mae") == note and recipes.shadowed("mae.py") == ""

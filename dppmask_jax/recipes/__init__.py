@@ -75,10 +75,14 @@ def path_of(file: str, flag: str = "config") -> str:
 
 
 def shadowed(file: str, flag: str = "config") -> str:
-    """The note that a recipe was named where NAME.py lies in the current folder; "" elsewhere."""
-    if file not in names(BELOW.get(flag, "")) or not os.path.isfile(f"{file}.py"):
+    """The note that a recipe was named where a config file NAME.py lies in the current folder; ""
+    elsewhere, as beside the eval.py of a checkout, which is none."""
+    other = Path(f"{file}.py")
+    if file not in names(BELOW.get(flag, "")) or not other.is_file():
         return ""
-    return f"note: --{flag}={file} is the recipe; the file here is --{flag}={file}.py"
+    if b"def get_config(" not in other.read_bytes():
+        return ""
+    return f"note: --{flag}={file} is the recipe; the file here is --{flag}={other}"
 
 
 def _unknown(file: str, flag: str, known: Iterable[str]) -> str:
