@@ -110,8 +110,6 @@ def look(study: Study, folder: Path, results: Path | None) -> Where:
 
 def check(study: Study, left: list[Planned], where: Where) -> None:
     """Raises InputError where the data or the folders of runs are wrong."""
-    for note in study.left_out:
-        say(f"left out: {note}")
     found = {run.point.name: finished.found_of(study, run, where) for run in study.runs}
     for name, config in study.evaluations.items():
         words = f"study.evaluations.{name}"
@@ -243,6 +241,8 @@ def main() -> None:
             planned = _run_of(study, one.value)
             side_by_side.end_with_parent()
             return run_one(study, planned, Where(target, {}), _typed())
+        for note in study.left_out:
+            say(f"left out: {note}")
         for other in paths.split(merge.value):
             taken = finished.merge(study, Path(other), look(study, target, how.results))
             say(f"{count(taken, 'run')} of {other} taken over")

@@ -95,6 +95,8 @@ def _in_short(description: Description, found: Mapping[tuple, Difference]) -> st
     kinds = [verdicts.kind(one, description.measures[one.evaluation]) for one in found.values()]
     tested = [kind for kind in kinds if kind not in ("one seed", "no spread")]
     base = _base(description)
+    if not tested and "no spread" in kinds:
+        return f"No difference to {base} is tested: those of all seeds are the same."
     if not tested:
         return f"No difference to {base} is tested yet: no masks have two seeds in common with it."
     told = [

@@ -50,9 +50,10 @@ def _description(about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Descr
     for outcome in outcomes:
         if outcome.evaluation == HIDDEN:
             of_masker.setdefault(outcome.masker, []).append(outcome.value)
+    ran = f"{len(about['runs'])} of {wanted} runs, {hours:.1f} hours of them."
     return Description(
         about["title"],
-        (about["about"], f"{len(about['runs'])} of {wanted} runs, {hours:.1f} hours of them."),
+        tuple(filter(None, (about["about"], ran))),
         about["labels"],
         about["methods"],
         {
