@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import config_dict
 from PIL import Image
 
 from dppmask_jax.data import loader
@@ -111,7 +112,7 @@ def test_a_step_has_the_maps_of_its_images_mirrored_with_them():
     extras = {"mask": images[..., 0], "part": np.zeros((16, 4), np.uint8)}
     batch = {"image": images, "index": np.arange(16, dtype=np.int32), **extras}
     for flip in (True, False):
-        config = types.SimpleNamespace(data=types.SimpleNamespace(flip=flip))
+        config = config_dict.ConfigDict({"data": {"flip": flip}})
         views = single_view.views_of(config, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
         assert set(views.maps) == {"mask"} and np.any(views.raw != images) == flip
         np.testing.assert_array_equal(views.maps["mask"], views.raw[..., 0])
