@@ -71,7 +71,8 @@ def test_what_a_program_cannot_be_written_to(mae, tmp_path, monkeypatch):
 
 def test_a_folder_for_hugging_face_has_a_model_card(mae, tmp_path):
     record = {
-        "task": "knn", "protocol": "cosine, k = 5", "metrics": {"knn": 0.4375},
+        "task": "knn", "protocol": "cosine, k = 5", "metrics": {"cls": {"5": 0.4375}},
+        "row": {"cls, k = 5": "43.75 % ± 1.2"},
         "checkpoint": {"workdir": "/home/me/run", "step": 12}, "command": "dppmask eval",
         "config": {"task": "knn", "data": {"source": "folder:/home/me/photos"}},
     }  # fmt: skip
@@ -81,7 +82,7 @@ def test_a_folder_for_hugging_face_has_a_model_card(mae, tmp_path):
     page = (tmp_path / "hub" / "README.md").read_text()
     assert page.startswith("---\nlibrary_name: transformers\n")
     assert "Encoder of an MAE, masks drawn by dpp, pre-trained" in page
-    assert "| knn | cosine, k = 5 | folder:photos | knn 0.4375 |" in page
+    assert "| knn | cosine, k = 5 | folder:photos | cls, k = 5: 43.75 % ± 1.2 |" in page
     assert "/home/me" not in page and "eval_linear" not in page
     assert 'ViTMAEModel.from_pretrained("' in page
     assert json.loads(page.split("```json\n")[1].split("```")[0])["method"] == "mae"

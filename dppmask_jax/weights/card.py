@@ -86,16 +86,15 @@ def _table(folder: Path) -> str:
         rows.append(_row(record))
     if not rows:
         return "None were made."
-    head = ["| task | protocol | images | metrics |", "| --- | --- | --- | --- |"]
+    head = ["| task | protocol | images | found |", "| --- | --- | --- | --- |"]
     return "\n".join([*head, *rows])
 
 
 def _row(record: dict[str, Any]) -> str:
-    numbers = ", ".join(
-        f"{name} {value:.4g}"
-        for name, value in record["metrics"].items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    )
+    found = record.get("row") or {}
+    if not found and (score := record.get("score")):
+        found = {score["name"]: f"{score['value']:.4g}"}
+    numbers = "; ".join(f"{name}: {value}" for name, value in found.items())
     source = record["config"].get("data", {}).get("source") or "of the run"
     cells = (record["task"], str(record["protocol"]), source, numbers)
     return "| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in cells) + " |"
