@@ -15,7 +15,7 @@ NONE = "–"  # a cell without a number
 _INTRODUCTION = """\
 # Does it matter what is hidden?
 
-Made by `python -m dppmask_jax.compare`; do not edit. Runs of a study differ in their masks alone:
+Made by `dppmask compare`; do not edit. Runs of a study differ in their masks alone:
 those of one seed have the same initial weights, images, crops and noise. So each kind of masks is
 compared with its base seed by seed."""
 _READING = f"""\
