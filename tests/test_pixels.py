@@ -92,6 +92,39 @@ def test_a_png_of_16_bit_colours_keeps_them():
     np.testing.assert_array_equal(kept.values_of(data), colours)
 
 
+def by_pillow(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF", **options)
+    return buffer.getvalue()
+
+
+def test_a_palette_of_a_tiff_is_looked_up_as_that_of_a_png():
+    image = Image.fromarray(BYTES[..., :3]).quantize(20)
+    colours = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(kept.values_of(by_pillow(image)), colours)
+    turned = np.asarray(image.convert("RGB").transpose(Image.Transpose.ROTATE_270))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    np.testing.assert_array_equal(kept.values_of(by_pillow(image, exif=exif)), turned)
+
+
+def test_grey_of_a_tiff_whose_white_is_0_is_turned():
+    def white_is_0(values, **options):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, values, photometric="miniswhite", **options)
+        return buffer.getvalue()
+
+    data = white_is_0(np.full((4, 6), 10, np.uint8))
+    assert np.asarray(Image.open(io.BytesIO(data))).flat[0] == 245
+    np.testing.assert_array_equal(kept.values_of(data), np.full((4, 6, 1), 245))
+    words = kept.values_of(white_is_0(np.full((4, 6), 10, np.uint16)))
+    assert words.dtype == np.uint16 and (words == 65525).all()
+    bits = kept.values_of(white_is_0(np.eye(8, dtype=bool)))
+    np.testing.assert_array_equal(bits[..., 0].astype(bool), ~np.eye(8, dtype=bool))
+    with pytest.raises(decode.DecodeError, match="a TIFF of float32 .* white is 0"):
+        kept.values_of(white_is_0(np.ones((4, 6), np.float32)))
+
+
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_tiff_is_turned_as_pillow_turns_it(orientation):
     buffer, exif = io.BytesIO(), Image.Exif()

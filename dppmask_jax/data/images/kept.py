@@ -23,6 +23,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG"
 _MOST_VALUES = 4 * decode.MAX_PIXELS  # of an image, over all channels
 _ORIENTATION = 274  # TIFF's tag
+_WHITE_IS_0, _PALETTE = 0, 3  # of its tag of photometric interpretation
 # Modes of Pillow that say less than their pixels are.
 _FEWEST = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
@@ -176,10 +177,33 @@ def _tiff(data: bytes) -> np.ndarray:
         import tifffile
 
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            pages, tag = file.series[0], file.pages[0].tags.get(_ORIENTATION)
+            pages, first = file.series[0], file.pages[0]
             if np.prod(pages.shape, dtype=float) > _MOST_VALUES:
                 raise DecodeError(f"{pages.shape} are more than {_MOST_VALUES} values")
-            return _upright(pages.asarray(), int(tag.value) if tag else 1)
+            tag = first.tags.get(_ORIENTATION)
+            return _as_meant(_upright(pages.asarray(), int(tag.value) if tag else 1), first)
+
+
+def _as_meant(values: np.ndarray, page) -> np.ndarray:
+    """A TIFF's pixels by its tag of photometric interpretation: colours of a palette as 8 bits, and
+    more is brighter."""
+    if page.photometric == _PALETTE:
+        if page.samplesperpixel > 1 or page.colormap is None:
+            raise DecodeError("a TIFF with a palette and more, or without its colours; convert it")
+        colours = np.asarray(page.colormap)  # (3, n) of 16 bits, but some writers have 8 there
+        return np.moveaxis(colours >> (8 if colours.max() > 255 else 0), 0, -1).astype(np.uint8)[
+            values.astype(np.uint16)
+        ]
+    if page.photometric != _WHITE_IS_0:
+        return values
+    if values.dtype == bool:
+        return ~values
+    if values.dtype.kind != "u" or page.samplesperpixel > 1:
+        raise DecodeError(
+            f"a TIFF of {values.dtype} with {page.samplesperpixel} samples a pixel whose white is "
+            "0, which leaves open what is black; convert it"
+        )
+    return values.dtype.type(2**page.bitspersample - 1) - values
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
