@@ -73,6 +73,23 @@ def test_all_that_an_encoder_has_comes_back(method, changes, tmp_path):
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "source, classes, goes_along",
+    [
+        ("shapes:size=16", "", True),
+        ("tfds:imagenet2012/5.1.0", "imagenet100", True),
+        ("folder:images", "", False),
+        ("csv:labels.csv", "", False),
+        ("tfds:imagenet2012", "mine.txt", False),
+    ],
+)
+def test_a_source_goes_along_unless_it_is_a_path(source, classes, goes_along):
+    config = tiny.config(data__source=source, data__classes=classes)
+    kept = encoder_files._of_images(config)
+    assert kept.get("data.source") == (source if goes_along else None)
+    assert ("data.classes" in kept) == goes_along and "data.channels" in kept
+
+
 def test_half_precision_is_close_and_takes_half_the_space(folder, file):
     half, run = folder.parent / "half.safetensors", load_run(folder)
     encoder_files.write(half, run, "float16")

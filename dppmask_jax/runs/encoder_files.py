@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from dppmask_jax import pixel_format, whole_files
+from dppmask_jax.data.sources import opening
+from dppmask_jax.data.sources.classes import IMAGENET100
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import flatten
 from dppmask_jax.models.sizes import size_of
@@ -103,7 +104,8 @@ def _of_images(config) -> dict[str, Any]:
     """What images an encoder takes, and where such are, unless that is a path; fields by name."""
     kept = flatten(config)
     named = ("data.source", "data.classes", "data.val_fraction")
-    here = any(os.sep in str(kept.get(name, "")) for name in named)
+    kind = str(kept.get("data.source", "")).partition(":")[0]
+    here = kind in opening.OF_PATHS or kept.get("data.classes") not in ("", None, IMAGENET100)
     wanted = [*pixel_format.FIELDS, *([] if here else named)]
     return {name: kept[name] for name in wanted if name in kept}
 
