@@ -77,12 +77,15 @@ def test_a_folder_for_hugging_face_has_a_model_card(mae, tmp_path):
         "config": {"task": "knn", "data": {"source": "folder:/home/me/photos"}},
     }  # fmt: skip
     (mae / "eval_knn.json").write_text(json.dumps(record))
+    nothing = record | {"row": None, "score": {"name": "found", "value": None}}
+    (mae / "eval_none.json").write_text(json.dumps(nothing))
     (mae / "eval_linear.json").write_text("{}")
     export_weights(mae, tmp_path / "hub", "hf-encoder")
     page = (tmp_path / "hub" / "README.md").read_text()
     assert page.startswith("---\nlibrary_name: transformers\n")
     assert "Encoder of an MAE, masks drawn by dpp, pre-trained" in page
     assert "| knn | cosine, k = 5 | folder:photos | cls, k = 5: 43.75 % ± 1.2 |" in page
+    assert "| knn | cosine, k = 5 | folder:photos | found: – |" in page
     assert "/home/me" not in page and "eval_linear" not in page
     assert 'ViTMAEModel.from_pretrained("' in page
     assert json.loads(page.split("```json\n")[1].split("```")[0])["method"] == "mae"

@@ -93,7 +93,8 @@ def _table(folder: Path) -> str:
 def _row(record: dict[str, Any]) -> str:
     found = record.get("row") or {}
     if not found and (score := record.get("score")):
-        found = {score["name"]: f"{score['value']:.4g}"}
+        value = score["value"]
+        found = {score["name"]: "–" if value is None else f"{value:.4g}"}
     numbers = "; ".join(f"{name}: {value}" for name, value in found.items())
     source = record["config"].get("data", {}).get("source") or "of the run"
     cells = (record["task"], str(record["protocol"]), source, numbers)
