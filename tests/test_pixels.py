@@ -1,5 +1,6 @@
 """Images whose pixels are kept as their files have them: from files to crops, and to an encoder."""
 
+import argparse
 import io
 import json
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 from configs import overlay
 from dppmask_jax import config as configs
 from dppmask_jax import load_encoder, parallel, patches, pixel_format
-from dppmask_jax.data import loader
+from dppmask_jax.data import loader, measuring
 from dppmask_jax.data.__main__ import main
 from dppmask_jax.data.images import crops, decode, kept
 from dppmask_jax.data.sources import opening
@@ -29,6 +30,7 @@ from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.pixel_format import Pixels
 from dppmask_jax.runs import checkpoint, encoder_files
+from dppmask_jax.runs.image_sizes import checked_images
 from dppmask_jax.runs.run import load_run
 from dppmask_jax.targets import TARGETS
 from dppmask_jax.weights import exporting
@@ -121,7 +123,7 @@ def test_grey_of_a_tiff_whose_white_is_0_is_turned():
     assert words.dtype == np.uint16 and (words == 65525).all()
     bits = kept.values_of(white_is_0(np.eye(8, dtype=bool)))
     np.testing.assert_array_equal(bits[..., 0].astype(bool), ~np.eye(8, dtype=bool))
-    with pytest.raises(decode.DecodeError, match="a TIFF of float32 .* white is 0"):
+    with pytest.raises(decode.DecodeError, match=r"a TIFF of float32 .* white is 0"):
         kept.values_of(white_is_0(np.ones((4, 6), np.float32)))
 
 
@@ -320,6 +322,13 @@ def test_a_run_takes_whole_numbers_as_its_files_have_them_and_floats_from_0_to_1
         encoder(words.astype(np.float32))
 
 
+def test_whole_numbers_of_32_bits_are_scaled_before_they_are_rounded():
+    black, large = 2.0**30, Pixels(1, (0.5,), (0.5,), (2.0**30, 2.0**30 + 10), kept=True)
+    images = np.int32([0, 3, 7, 20]).reshape(1, 2, 2, 1) + np.int32(black)
+    found = checked_images(images, (2, 2), large)
+    np.testing.assert_array_equal(np.ravel(found), np.float32([0, 0.3, 0.7, 1]))
+
+
 def test_colours_of_images_that_have_none_are_refused_by_the_names_of_the_fields():
     for method in ("ibot", "moco"):
         with pytest.raises(InputError) as raised:
@@ -372,6 +381,22 @@ def test_measure_prints_lines_for_a_config(tmp_path, capsys):
     assert f'--config.data.std="({160 / 1023:.6g}, {160 / 1023:.6g})"' in out
     main(["measure", spec, "--val_fraction=0", "--range=0,500"])  # 900 is cut to 500
     assert f"config.data.mean = ({180 / 500:.6g}, 1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [5, 1000000])
+def test_measure_prints_no_range_of_one_value(tmp_path, value):
+    spec = folder(tmp_path, np.full((6, 6, 1), value, np.float32), number=2)
+    with pytest.raises(
+        InputError, match=rf"all values are from {value} to {value}, .*--range=BLACK,WHITE"
+    ):
+        measuring.run(measure_arguments(spec))
+    measuring.run(measure_arguments(spec, "--range=0,2e6"))
+
+
+def measure_arguments(spec, *more):
+    parser = argparse.ArgumentParser()
+    measuring.add_arguments(parser)
+    return parser.parse_args([spec, "--val_fraction=0", *more])
 
 
 def test_default_pixels_are_8_bit_rgb_by_imagenets_mean():

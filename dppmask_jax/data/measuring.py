@@ -146,6 +146,9 @@ def range_of(found: Found) -> Pair:
 
     For whole numbers from 0, or the smallest value, up to the next power of two less 1; for floats
     the smallest and the largest value, rounded outwards to two digits.
+
+    Raises:
+      InputError: these are too close to be told apart.
     """
     low, high = float(found.extent[0].min()), float(found.extent[1].max())
     if all("int" in name for name in found.dtypes):
@@ -153,7 +156,17 @@ def range_of(found: Found) -> Pair:
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     step = 10.0 ** (math.floor(math.log10(max(high - low, 1e-12))) - 1)
-    return math.floor(low / step) * step, math.ceil(high / step) * step
+    black, white = math.floor(low / step) * step, math.ceil(high / step) * step
+    if float(_in_config(black)) < float(_in_config(white)):
+        return black, white
+    raise InputError(
+        f"all values are from {low:.10g} to {high:.10g}, too close for a range by them; name the "
+        "values of black and white: --range=BLACK,WHITE"
+    )
+
+
+def _in_config(value: float) -> str:
+    return f"{value:.10g}"
 
 
 def _described(source: Source, found: Found) -> list[str]:
@@ -182,7 +195,7 @@ def _fields(source: Source, found: Found, chosen: Pair | None, args) -> list[str
     std = np.maximum(found.std / (white - black), 1e-6)
     lines = [f"config.data.channels = {found.channels}"]
     if chosen:
-        lines.append(f'config.data.range = "{black:.10g},{white:.10g}"')
+        lines.append(f'config.data.range = "{_in_config(black)},{_in_config(white)}"')
     if args.axis != 2:
         lines.append(f"config.data.axis = {args.axis}")
     for name, values in (("mean", mean), ("std", std)):

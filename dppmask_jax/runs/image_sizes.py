@@ -117,7 +117,7 @@ def checked_images(images, image_size: tuple[int, int], pixels: Pixels = RGB):
     """Images for a run as a JAX array.
 
     Whole numbers of a run whose images are no 8-bit data are as its files have them, and are scaled
-    by its `data.range`.
+    by its `data.range`: NumPy's as files are, JAX's in float32.
 
     Raises:
       InputError: another shape or type, or floats outside [0, 1], which would mean something
@@ -146,6 +146,8 @@ def checked_images(images, image_size: tuple[int, int], pixels: Pixels = RGB):
                     f"{highest:.6g}: undo any normalisation, {mend}, or pass {whole}"
                 )
     elif pixels.range is not None and jnp.issubdtype(images.dtype, jnp.integer):
+        if isinstance(images, np.ndarray):
+            return jnp.asarray(pixels.scaled(images))
         return jnp.clip((images.astype(jnp.float32) - black) / (white - black), 0.0, 1.0)
     elif images.dtype != np.uint8:
         raise InputError(f"images are {images.dtype}; pass {whole}, or float from 0 to 1")
