@@ -2,9 +2,11 @@
 
 import json
 import sys
+import types
 
 import exported
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -55,6 +57,34 @@ def test_onnx_takes_any_batch_and_gives_the_encoders_tokens(mae, tmp_path):
         wanted = encode(images(number))
         for values, name in zip(found, ("cls", "patches"), strict=True):
             np.testing.assert_allclose(values, wanted[name], atol=1e-4)
+
+
+def test_a_function_for_any_platform_has_no_calls_of_rematerialised_parts():
+    def function(x):
+        def part(x):
+            return jnp.sin(x) * jax.lax.platform_dependent(x, cpu=jnp.cos, default=jnp.exp)
+
+        return jax.checkpoint(part)(x) + 1
+
+    flat = programs._for_any_platform(function)
+    x = np.float32([0.1, 0.7])
+    np.testing.assert_allclose(flat(x), np.sin(x) * np.exp(x) + 1, rtol=1e-6)
+    names = {equation.primitive.name for equation in jax.make_jaxpr(flat)(x).eqns}
+    assert names == {"sin", "exp", "mul", "add"}
+
+
+@pytest.mark.parametrize("words", ["for primitive 'of_tests'", "of another kind"])
+def test_what_onnx_lacks_is_named(mae, tmp_path, monkeypatch, words):
+    def to_onnx(*_, **__):
+        raise NotImplementedError(f"[converter] No plugins registered {words}")
+
+    monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "jax2onnx", types.SimpleNamespace(to_onnx=to_onnx))
+    named = "primitive" in words
+    with pytest.raises(InputError if named else NotImplementedError) as raised:
+        programs.export_program(mae, tmp_path / "a.onnx", "onnx")
+    assert ("jax2onnx has no way to write 'of_tests'" in str(raised.value)) == named
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_what_a_program_cannot_be_written_to(mae, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from dppmask_jax.runs.run import Run, load_run
 
 SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx"}
 # Primitives that call a function; gradients of its own do not matter here.
-_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
+_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
+_LACKING = re.compile(r"\bfor (?:the )?primitive '([^']+)'")  # in jax2onnx's messages
 PLATFORMS = ("cpu", "tpu", "cuda")
 
 
@@ -61,7 +63,7 @@ def export_program(
       How to run it, in a few lines.
 
     Raises:
-      InputError: see `check` and `load_run`, or the method trains no encoder.
+      InputError: see `check` and `load_run`; the method trains no encoder, or ONNX lacks a part.
     """
     path = Path(path)
     check(format_name, path)
@@ -116,7 +118,15 @@ def _onnx(run: Run) -> bytes:
         return found["cls"], found["patches"]
 
     shape = ("batch", *run.image_size, run.pixels.channels)
-    model = to_onnx(tokens, [shape], model_name="encoder", enable_double_precision=False)
+    try:
+        model = to_onnx(tokens, [shape], model_name="encoder", enable_double_precision=False)
+    except NotImplementedError as error:
+        if not (lacking := _LACKING.search(str(error))):
+            raise
+        raise InputError(
+            f"--format=onnx: jax2onnx has no way to write {lacking[1]!r}, a primitive of JAX that "
+            "this encoder uses; write --format=stablehlo"
+        ) from error
     _rename(model.graph, ["images"], ["cls", "patches"])
     return model.SerializeToString()
 
@@ -164,7 +174,8 @@ def _evaluated(jaxpr: core.Jaxpr, consts, arguments) -> list[Any]:
             found = _evaluated(branch.jaxpr, branch.consts, [*map(value, equation.invars[1:])])
         elif name in _CALLS:
             inner = params.get("jaxpr") or params["call_jaxpr"]
-            found = _evaluated(inner.jaxpr, inner.consts, [*map(value, equation.invars)])
+            closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+            found = _evaluated(closed.jaxpr, closed.consts, [*map(value, equation.invars)])
         else:
             found = equation.primitive.bind(*map(value, equation.invars), **params)
         found = found if isinstance(found, (list, tuple)) else [found]
