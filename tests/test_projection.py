@@ -137,8 +137,8 @@ def test_a_linear_layer_on_projected_tokens(workdir, tmp_path):
 def test_tasks_that_a_projection_does_not_change_refuse_it():
     refused = {name for name in TASKS if TASKS[name].unprojected(checks.defaults(name, "finetune"))}
     assert refused == {
-        "attention", "diversity", "finetune", "hidden", "layers", "multilabel", "reconstruct", "soap",
-        "tsne",
+        "attention", "diversity", "finetune", "hidden", "layers", "multilabel", "reconstruct",
+        "soap", "tsne",
     }  # fmt: skip
     for name in refused:
         config = checks.defaults(name, "finetune")
