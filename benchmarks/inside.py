@@ -39,6 +39,7 @@ TASKS = {
     "attention": PHOTOS,
     "diversity": PHOTOS,
     "frequencies": SHAPES,  # with labels, for the classifier under noise
+    "hidden": SHAPES,  # with foreground masks
     "spectra": PHOTOS,
     "soap": PHOTOS,
     "layers": SHAPES,

@@ -114,7 +114,7 @@ def found_of(study: Study, planned: Planned, where: Where) -> dict[str, Found]:
     found = dict(where.kept[name].found) if name in where.kept else {}
     for evaluation, record in records_of(study, planned, where.folder).items():
         images = where.folder / name / f"eval_{study.records[evaluation]}_images.npy"
-        right = np.load(images) if images.name in record["files"] else None
+        right = np.load(images, allow_pickle=False) if images.name in record["files"] else None
         if right is not None and right.dtype != bool:
             right = None  # a share over several seeds of an evaluation
         score = record["score"]
