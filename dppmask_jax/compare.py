@@ -66,8 +66,14 @@ class How(NamedTuple):
     results: Path | None = None
 
     def mine(self, study: Study) -> tuple[Planned, ...]:
-        """The runs of the part."""
-        return study.runs[self.part - 1 :: self.parts]
+        """The runs of the part: of each seed another share of the maskers, so that none of them is
+        one machine's alone."""
+        of_seed = len(study.runs) // len(study.seeds)
+        return tuple(
+            run
+            for number, run in enumerate(study.runs)
+            if (number + number // of_seed) % self.parts == self.part - 1
+        )
 
 
 def compare(study: Study, folder: Path, how: How, command: list[str]) -> None:
@@ -243,6 +249,8 @@ def main() -> None:
             return run_one(study, planned, Where(target, {}), _typed())
         for note in study.left_out:
             say(f"left out: {note}")
+        if merge.value and listed.value:
+            raise InputError("--list changes nothing, and --merge does; leave one out")
         for other in paths.split(merge.value):
             taken = finished.merge(study, Path(other), look(study, target, how.results))
             say(f"{count(taken, 'run')} of {other} taken over")

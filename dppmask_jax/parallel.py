@@ -164,9 +164,14 @@ def describe() -> str:
     )
 
 
+def on_cpu() -> bool:
+    """Whether the devices are CPUs."""
+    return jax.devices()[0].platform == "cpu"
+
+
 def idle_dtype(dtype: str) -> str:
     """Why a dtype only costs precision on these devices, in words; "" where it saves time."""
-    if dtype != "bfloat16" or jax.devices()[0].platform != "cpu":
+    if dtype != "bfloat16" or not on_cpu():
         return ""
     return "on a CPU bfloat16 costs precision and saves no time: add --config.model.dtype=float32"
 

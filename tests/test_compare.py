@@ -341,3 +341,90 @@ def test_the_study_in_the_documentation_is_one(tmp_path):
     study = studies.read(names["get_config"]())
     assert len(study.runs) == 3 * 3 * 2 and study.base == "random" and not study.left_out
     assert study.methods == {"mae": "MAE", "simmim": "SimMIM"}
+
+
+def test_merged_runs_of_different_images_are_refused(tmp_path, made):
+    run(study_of(), tmp_path / "one", How(part=1, parts=2))
+    other = study_of(images="shapes:size=16,train=96,val=48")
+    run(other, tmp_path / "other", How(part=2, parts=2))
+    study = studies.read(study_of())
+    where = compare.look(study, tmp_path / "one", None)
+    assert finished.merge(study, tmp_path / "other", where) == 2
+    assert finished.merge(study, tmp_path / "other", where) == 0, "all is there"
+    with pytest.raises(InputError, match="finished runs saw different images"):
+        run(study_of(), tmp_path / "one")
+
+
+def test_what_is_there_is_not_merged_again(tmp_path, made):
+    study = run(study_of(seeds=(0,)), tmp_path / "one")
+    run(study_of(seeds=(0,)), tmp_path / "other")
+    name = study.runs[0].point.name
+    (tmp_path / "one" / name / "eval_knn.json").unlink()
+    mine = tmp_path / "one" / name / "eval_linear_ridge.json"
+    mine.write_text(mine.read_text() + " ")
+    kept = mine.read_text()
+    where = compare.look(study, tmp_path / "one", None)
+    assert finished.merge(study, tmp_path / "other", where) == 1
+    assert finished.is_finished(study, study.runs[0], where) and mine.read_text() == kept
+
+
+def test_damaged_outcomes_of_images_are_found_anew(tmp_path, made):
+    study = run(study_of(seeds=(0,)), tmp_path)
+    name = study.runs[0].point.name
+    (tmp_path / name / "eval_knn_images.npy").write_bytes(b"no array")
+    made.clear()
+    run(study_of(seeds=(0,)), tmp_path)
+    assert made == [("knn", name)]
+
+
+def test_a_page_without_a_run_of_the_base(tmp_path, made):
+    """A part can have none, or the run of the base may have failed."""
+    run(study_of(seeds=(0,)), tmp_path / "runs", How(part=2, parts=2, results=tmp_path))
+    there = published.read(tmp_path)
+    assert {each.masker for each in there.outcomes["small"]} == {"dpp"}
+    assert writing.write(tmp_path / "page.md", there) == [tmp_path / "page.md"]
+
+
+def test_rows_that_are_there_twice_or_do_not_fit_their_images_are_damaged(tmp_path, made):
+    run(study_of(), tmp_path / "runs", How(results=tmp_path))
+    values = tmp_path / published.VALUES
+    lines = values.read_text().splitlines(keepends=True)
+    key = lines[-1].rpartition(",")[0]
+    for last, words in (
+        (lines[-1] * 2, "is there twice"),
+        (f"{key},nan\n", "no number to compare"),
+        (f"{key},2.5\n", "the mean of its images"),
+    ):
+        values.write_text("".join(lines[:-1]) + last)
+        with pytest.raises(InputError, match=f"damaged results.*{words}"):
+            published.read(tmp_path)
+
+
+def test_measures_of_masks_stand_beside_each_method(tmp_path, made):
+    """Their task says which they are, not their name; other methods hide otherwise."""
+    study = study_of()
+    study.methods.half = tiny.config(mask__ratio=0.5)
+    study.evaluations.objects = tiny.evaluation("task=hidden")
+    run(study, tmp_path / "runs", How(results=tmp_path))
+    there = published.read(tmp_path)
+    (text,) = [path.read_text() for path in writing.write(tmp_path / "page.md", there)[:1]]
+    for method in ("mae", "half"):
+        values = [
+            each.value
+            for each in there.outcomes["small"]
+            if each[:2] == (method, "random") and each.evaluation == "objects"
+        ]
+        assert len(values) == 2 and f"| random | {50 * sum(values):.1f} |" in text
+    assert "objects" not in text and "hidden, %" not in text
+
+
+def test_another_file_of_parts_is_another_run(tmp_path):
+    def names(seed):
+        maps = np.random.default_rng(seed).integers(0, 3, (96, 4, 4), dtype=np.uint8)
+        np.save(tmp_path / "parts.npy", maps)
+        study = study_of(parts={"strategy": "parts"})
+        study.parts = str(tmp_path / "parts.npy")
+        return {run.masker: run.point.name for run in studies.read(study).runs}
+
+    one, other = names(0), names(1)
+    assert one["random"] == other["random"] and one["parts"] != other["parts"]

@@ -20,7 +20,7 @@ STUDY = Description(
     methods={"mae": "MAE"},
     measures={"knn": KNN, "rank": RANK},
     seeds=(0, 1, 2),
-    lost={"random": 0.015, "dpp": 0.0},
+    lost={"mae": {"random": 0.015, "dpp": 0.0}},
 )
 # Differences of dpp 1, 2, 3 points and of block -9, -10, -11: of variance 1, as their mean is.
 VALUES = {

@@ -20,7 +20,8 @@ class Description(NamedTuple):
       measures: {evaluation: what its score is}, in the order of columns.
       seeds: that are wanted.
       base: the masker that the others are compared with.
-      lost: {masker: share of images whose object has no visible patch}, where it is known.
+      lost: {method: {masker: share of images whose object has no visible patch}}, where it is
+        known.
     """
 
     title: str
@@ -30,7 +31,7 @@ class Description(NamedTuple):
     measures: Mapping[str, Measure]
     seeds: Sequence[int]
     base: str = "random"
-    lost: Mapping[str, float] = MappingProxyType({})
+    lost: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
 
 def check(description: Description, outcomes: Sequence[Outcome]) -> None:

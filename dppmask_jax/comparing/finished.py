@@ -96,6 +96,9 @@ def records_of(study: Study, planned: Planned, folder: Path) -> dict[str, dict[s
             files = [path.parent / file for file in record["files"]]
             there = record["config"], record["checkpoint"]["config"]
             _ = record["score"], record["identity"]
+            for file in files:
+                if file.suffix == ".npy":
+                    np.load(file, allow_pickle=False)
         except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
             continue
         wanted = subjects.completed(config, planned.point.config), planned.point.config
@@ -144,7 +147,14 @@ def check_images(
         that is not known.
       words: what messages call the evaluation.
     """
-    of_method = {run.method: seen[run.point.name] for run in runs if seen.get(run.point.name)}
+    of_method: dict[str, str] = {}
+    for run in runs:
+        images = seen.get(run.point.name)
+        if images and of_method.setdefault(run.method, images) != images:
+            raise InputError(
+                f"{words}: finished runs saw different images, and cannot be compared; take one of "
+                "the folders that were merged, or the results of one of them"
+            )
     for run in runs:
         wanted = of_method.get(run.method)
         if wanted and to_come.get(run.point.name, wanted) != wanted:
@@ -178,13 +188,19 @@ def merge(study: Study, other: Path, where: Where) -> int:
     open_folder(study, where.folder)
     copied = 0
     for planned in study.runs:
-        there = records_of(study, planned, other)
-        if not there or is_finished(study, planned, where):
+        here = found_of(study, planned, where)
+        there = {
+            name: record
+            for name, record in records_of(study, planned, other).items()
+            if name not in here
+        }
+        if not there:
             continue
         source, target = (root / planned.point.name for root in (other, where.folder))
         names = [f"eval_{study.records[name]}.json" for name in there]
         files = [file for record in there.values() for file in record["files"]]
-        for name in (*files, _SPENT, *names):  # the records last: what they speak of is there
+        spent = [] if here else [_SPENT]
+        for name in (*files, *spent, *names):  # the records last: what they speak of is there
             if (source / name).is_file():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 with whole_files.replacing(target / name) as partial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -43,3 +44,25 @@ class Measure(NamedTuple):
     in_percent: bool = True
     better: str | None = "higher"
     digits: int = 2
+
+
+def check(outcome: Outcome) -> None:
+    """Raises ValueError where a score is no number, or is not the mean of its images."""
+    if not math.isfinite(outcome.value):
+        raise ValueError(f"{named(outcome)} is {outcome.value}: no number to compare")
+    if outcome.of_images is None:
+        return
+    if np.ndim(outcome.of_images) != 1 or not len(outcome.of_images):
+        raise ValueError(f"{named(outcome)} has images of shape {np.shape(outcome.of_images)}")
+    mean = np.mean(outcome.of_images, dtype=np.float64)
+    if not math.isclose(mean, outcome.value, rel_tol=1e-5, abs_tol=1e-6):
+        raise ValueError(
+            f"{named(outcome)} is {outcome.value:.6g}, but the mean of its images is {mean:.6g}"
+        )
+
+
+def named(outcome: Outcome) -> str:
+    """An outcome in words, for messages."""
+    return (
+        f"{outcome.evaluation} of {outcome.method} with {outcome.masker} masks, seed {outcome.seed}"
+    )

@@ -25,7 +25,8 @@ The first row of a table is the base: its mean, and its standard deviation σ ov
 below has the mean difference to it, with a 95 % interval, which says how far the difference would
 move with other seeds and other test images. In a column marked † the scores of single images are
 not known, and it holds for these images alone. Few seeds know their own spread badly, so that of
-all masks of a column is taken, or their own where that is larger. Training images, model and
+all masks of a column is taken, or their own where that is larger. Of masks whose trainings vary
+three times as much as those of the others, 95 % are then rather 90. Training images, model and
 schedule stay as they are: of others, these numbers say nothing.
 
 p is corrected for the number of masks in a column (Holm). A difference has a verdict where it is
@@ -121,7 +122,7 @@ def _table(description: Description, method: str, outcomes, found) -> str:
         for name in description.measures
         if any(outcome.evaluation == name for outcome in outcomes)
     ]
-    lost = description.lost
+    lost = description.lost.get(method, {})
     heading = ["masks", *["no patch of the object visible, %"] * bool(lost)]
     heading += [_heading(description.measures[name], method, name, found) for name in names]
     rows = []

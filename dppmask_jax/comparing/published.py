@@ -21,7 +21,7 @@ from dppmask_jax import whole_files
 from dppmask_jax.comparing import finished
 from dppmask_jax.comparing import study as studies
 from dppmask_jax.comparing.finished import Found, Kept, Where
-from dppmask_jax.comparing.outcomes import Outcome
+from dppmask_jax.comparing.outcomes import Outcome, check, named
 from dppmask_jax.comparing.study import Study
 from dppmask_jax.errors import InputError
 
@@ -61,7 +61,11 @@ def read(folder: Path) -> Published:
             outcome = Outcome(*who, float(row["value"]), images)
             # Others were being written when their process was killed.
             if (row["study"], *who) in told:
+                told.remove((row["study"], *who))
+                check(outcome)
                 found[row["study"]].append(outcome)
+            elif who in [other[:4] for other in found.get(row["study"], ())]:
+                raise ValueError(f"{named(outcome)} is there twice")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder} holds damaged results of comparisons ({error!r}); restore {VALUES}, "

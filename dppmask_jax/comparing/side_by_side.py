@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dppmask_jax import parallel
 from dppmask_jax.errors import InputError, Stopped
 from dppmask_jax.training import signals
 
@@ -27,7 +28,13 @@ class Ended(NamedTuple):
 
 
 def check_jobs(jobs: int) -> None:
-    """Raises InputError where there are fewer cores than jobs."""
+    """Raises InputError where there are fewer cores than jobs, or an accelerator, which they would
+    have to share."""
+    if jobs > 1 and not parallel.on_cpu():
+        raise InputError(
+            f"--jobs={jobs} shares out cores, and there is an accelerator here; leave it out, or "
+            "set JAX_PLATFORMS=cpu"
+        )
     cores = len(_cores())
     if jobs > cores:
         raise InputError(f"--jobs={jobs} is more than the {cores} cores of this machine; lower it")

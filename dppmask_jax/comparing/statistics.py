@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-from dppmask_jax.comparing.outcomes import Outcome
+from dppmask_jax.comparing.outcomes import Outcome, check, named
 
 LEVEL = 0.05  # a difference whose adjusted p is below is told from none
 POWER = 0.8  # share of studies that would find a difference of the size `detectable`
@@ -99,11 +99,11 @@ def differences(outcomes: Iterable[Outcome], base: str = "random") -> list[Diffe
     """
     groups: dict[tuple[str, str], dict[str, dict[int, Outcome]]] = {}
     for outcome in outcomes:
-        _check(outcome)
+        check(outcome)
         of_masker = groups.setdefault((outcome.method, outcome.evaluation), {})
         of_seed = of_masker.setdefault(outcome.masker, {})
         if outcome.seed in of_seed:
-            raise ValueError(f"{_name(outcome)} is there twice")
+            raise ValueError(f"{named(outcome)} is there twice")
         of_seed[outcome.seed] = outcome
     found = []
     for (method, evaluation), of_masker in sorted(groups.items()):
@@ -165,6 +165,10 @@ def pooled(estimates: Sequence[Estimate]) -> list[Estimate]:
     resemble one another more than the base, which mislead the usual analysis of variance in blocks,
     do it no harm. Differences that are the same for all seeds say nothing of the spread and are
     left out of the mean.
+
+    The degrees of freedom are those of the mean for all. So the interval of a masker that varies
+    more than the others is too narrow: at 3 times their spread, with three seeds and 12 maskers, it
+    misses in 10 % of simulated studies rather than in 5.
 
     Returns:
       The estimates with the new error and degrees of freedom; as they were where all errors are 0.
@@ -256,26 +260,6 @@ def detectable(estimate: Estimate, level: float = LEVEL) -> float:
     while lacks(most) < 0:
         most *= 2
     return float(optimize.brentq(lacks, 0.0, most))
-
-
-def _check(outcome: Outcome) -> None:
-    if not math.isfinite(outcome.value):
-        raise ValueError(f"{_name(outcome)} is {outcome.value}: no number to compare")
-    if outcome.of_images is None:
-        return
-    if np.ndim(outcome.of_images) != 1 or not len(outcome.of_images):
-        raise ValueError(f"{_name(outcome)} has images of shape {np.shape(outcome.of_images)}")
-    mean = np.mean(outcome.of_images, dtype=np.float64)
-    if not math.isclose(mean, outcome.value, rel_tol=1e-5, abs_tol=1e-6):
-        raise ValueError(
-            f"{_name(outcome)} is {outcome.value:.6g}, but the mean of its images is {mean:.6g}"
-        )
-
-
-def _name(outcome: Outcome) -> str:
-    return (
-        f"{outcome.evaluation} of {outcome.method} with {outcome.masker} masks, seed {outcome.seed}"
-    )
 
 
 def _pairs(of_seed, of_base) -> list[tuple[Outcome, Outcome]]:

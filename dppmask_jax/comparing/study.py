@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import config_dict
@@ -51,7 +52,8 @@ FIELDS = {
 }
 _SHARE = ("ratio", "ratio_var", "prob")  # fields of config.mask: how much is hidden
 GROUPS = ("methods", "maskers", "evaluations")
-# Where images and files are: the same ones in another place are the same.
+# Where images and files are: the same ones in another place are the same. Files of parts are told
+# from one another by the names of folders.
 PLACES = (*sorted(resuming.PLACES - {"data.classes", "data.val_fraction"}), "mask.parts")
 
 _NO_NUMBERS = ("carried out", "spaced")  # why fields are free that change no result, see `Field`
@@ -252,8 +254,12 @@ def _label(mask) -> str:
 
 
 def _planned(method: str, masker: str, seed: int, trained) -> Planned:
-    """Its folder's name is that of the config alone, so that studies share runs."""
-    digest = hashlib.sha256(json.dumps(kept(trained), sort_keys=True).encode()).hexdigest()[:8]
+    """Its folder's name is that of the config and of its file of parts, so that studies share
+    runs."""
+    told = json.dumps(kept(trained), sort_keys=True).encode()
+    if trained.mask.strategy == "parts" and (file := Path(trained.mask.parts)).is_file():
+        told += file.read_bytes()
+    digest = hashlib.sha256(told).hexdigest()[:8]
     values = {"method": method, "masker": masker, "seed": seed}
     name = f"{trained.method}-{trained.mask.strategy}-{seed}-{digest}"
     return Planned(method, masker, seed, Point(name, values, trained))
@@ -273,8 +279,8 @@ def _check_differ(runs: Sequence[Planned]) -> None:
 def kept(config) -> dict[str, Any]:
     """What a config says of the numbers that come out, as JSON: {field: value}. Left out are
     places, how the work is carried out and when it is measured, and what is at its default: a field
-    that comes later does then what was done without it."""
-    found = {}
+    that comes later does then what was done without it. An evaluation's task is always said."""
+    found = {"task": config.task} if "task" in config else {}
     known = config_table.fields_of(workdir.to_json(config))
     for name, value in flatten(workdir.to_json(config)).items():
         if name in known:
