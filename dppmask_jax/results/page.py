@@ -14,14 +14,14 @@ from dppmask_jax.tasks import TASKS
 _INTRODUCTION = """\
 # Results
 
-Made by `python -m dppmask_jax.results`; do not edit. Rows marked *paper* are what DPPMask (arXiv
+Made by `dppmask results`; do not edit. Rows marked *paper* are what DPPMask (arXiv
 2303.12736) reports, with its table. Rows marked *measured here* come from the runs that they name:
 where data, model or schedule are not the paper's, compare the masks of these runs among themselves,
 never their level with the paper's."""
 _INTRODUCTION_ALONE = """\
 # Results
 
-Made by `python -m dppmask_jax.results`; do not edit. All rows come from the runs that they name."""
+Made by `dppmask results`; do not edit. All rows come from the runs that they name."""
 _UNITS = """\
 Accuracies, mAP and F1 are in percent. ± is the standard error over the validation images, where it
 has a closed form; σ is the standard deviation over seeds. Commands stand at the end, where RUN and

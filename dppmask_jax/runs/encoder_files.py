@@ -133,7 +133,7 @@ def read(where: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     if _ABOUT not in metadata:
         raise InputError(
             f"{path} is no encoder that was exported here; of published weights "
-            f"`python -m dppmask_jax.weights import {path} --format=… --workdir=…` makes a run"
+            f"`dppmask weights import {path} --format=… --workdir=…` makes a run"
         )
     about = _about(path, metadata[_ABOUT])
     _check_whole(path, arrays, workdir.from_json(about["config"]))
