@@ -226,8 +226,8 @@ def _export_encoder(folder: str, path: str) -> None:
     _check_export()
     if given := [flag.name for flag in (_RESIZE, _PROJECTION) if flag.present]:
         raise InputError(
-            f"--{given[0]} does not go with --format={_FILE}: load_encoder and `dppmask eval` take a "
-            "size and a projection beside the file"
+            f"--{given[0]} does not go with --format={_FILE}: load_encoder and `dppmask eval` take "
+            "a size and a projection beside the file"
         )
     target = Path(path)
     files.check_target(target, folder=False)
