@@ -13,8 +13,7 @@ more seeds, maskers or evaluations; what is finished is left alone.
 --part=I/N      the I-th of N parts, 1 to N, of the runs: for several machines
 --merge=FOLDER  takes over what a folder of another machine has finished (several: commas between)
 --list          says what is left and how long it will take, and ends
---results=DIR   keeps comparison.csv, comparison_images.csv and comparison.json there up to date,
-                run by run
+--results=DIR   keeps comparison.csv and comparison/ there up to date, run by run
 --page=FILE     writes the page from these files, and its figures beside it; alone it needs no study
 """
 

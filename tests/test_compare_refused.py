@@ -62,7 +62,7 @@ def folder(tmp_path):
             published.VALUES: f"{HEADING},value\n",
             published.IMAGES: f"{HEADING},images,right\n",
         } | changed
-        (tmp_path / name).mkdir()
+        (tmp_path / name / published.STUDIES).parent.mkdir(parents=True)
         for file, text in files.items():
             if text is not None:
                 (tmp_path / name / file).write_text(text)

@@ -1,8 +1,8 @@
 """The files of results that page and figures are made from, and that are kept with the source.
 
-comparison.csv has the values, a row each; comparison_images.csv which images were right, as base64
-of packed bits; comparison.json what the studies are and which of their runs are finished. What is
-finished here is not run again, on any machine.
+comparison.csv has the values, a row each; comparison/images.csv which images were right, as base64
+of packed bits; comparison/studies.json what the studies are and which of their runs are finished.
+What is finished here is not run again, on any machine.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dppmask_jax.comparing.study import Study
 from dppmask_jax.errors import InputError
 
 VALUES = "comparison.csv"
-IMAGES = "comparison_images.csv"
-STUDIES = "comparison.json"
+IMAGES = "comparison/images.csv"
+STUDIES = "comparison/studies.json"
 _KEY = ("study", "method", "masker", "seed", "evaluation")
 
 
@@ -145,7 +145,7 @@ def keep(study: Study, where: Where, folder: Path) -> None:
             values.append((*key, repr(float(outcome.value))))
             if outcome.of_images is not None:
                 images.append((*key, len(outcome.of_images), _packed(outcome.of_images)))
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / IMAGES).parent.mkdir(parents=True, exist_ok=True)
     whole_files.write_text(folder / IMAGES, _csv((*_KEY, "images", "right"), images))
     whole_files.write_text(folder / VALUES, _csv((*_KEY, "value"), values))
     whole_files.write_json(folder / STUDIES, {name: about[name] for name in sorted(about)})
