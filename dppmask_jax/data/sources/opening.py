@@ -26,7 +26,7 @@ import functools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ import numpy as np
 from absl import logging
 
 from dppmask_jax import pixel_format
-from dppmask_jax.data.images import decode, greys
+from dppmask_jax.data.images import decode
 from dppmask_jax.data.sources import (
     caltech256,
     classes,
@@ -45,6 +45,7 @@ from dppmask_jax.data.sources import (
     folder,
     identity,
     kept_pixels,
+    one_range,
     saliency,
 )
 from dppmask_jax.data.sources.base import Source
@@ -53,9 +54,6 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.fields import TEXT, Field, Rule, fraction_below_1, is_text
 from dppmask_jax.pixel_format import RGB, Pixels
 
-_GREY_SAMPLE = 64  # files of a split that say what black and white are
-_LOOKED_AT = 4096  # names among which these are chosen
-_MAY_BE_WIDE = (".png", ".tif", ".tiff", ".pgm", ".ppm")
 # {data set: its unreadable images that were named}; a command opens some several times.
 _NAMED: dict[tuple[str, str | None], set[str]] = {}
 TFDS_VALIDATION = ("validation", "val", "test")
@@ -149,7 +147,7 @@ def open_splits(
     splits = tuple(split and dataclasses.replace(split, named=named) for split in splits)
     if pixels.kept:
         return kept_pixels.of_splits(splits, pixels)
-    return splits if spec.startswith("shapes") else _in_one_range(splits, grey_range)
+    return splits if spec.startswith("shapes") else one_range.of_splits(splits, grey_range)
 
 
 def _opened(
@@ -178,57 +176,6 @@ def of_data(data) -> tuple[Source, Source | None]:
         grey_range=pixel_format.named_range(data.range),
         pixels=pixel_format.of_data(data),
     )
-
-
-# Greyscale of more than 8 bits.
-
-
-def _in_one_range(
-    splits: tuple[Source, Source | None], given: tuple[float, float] | None
-) -> tuple[Source, Source | None]:
-    """Both splits with one `grey_range`."""
-    if given is None:
-        grey_range, notes = decode.grey_range_of(_sampled(splits))
-    else:
-        grey_range, notes = greys.Range(given, given), ()
-    return tuple(
-        split
-        and dataclasses.replace(
-            split,
-            read=functools.partial(_read_in_range, split.read, grey_range),
-            grey_range=grey_range,
-            notes=split.notes + notes,
-        )
-        for split in splits
-    )
-
-
-def _sampled(splits: tuple[Source, Source | None]) -> Iterator[bytes]:
-    """Some images of each split, as they are kept."""
-    for split in filter(None, splits):
-        for i in _sample(split):
-            try:
-                yield split.read(i)[0]
-            except OSError:  # met, named and replaced when it is used
-                continue
-
-
-def _sample(source: Source) -> list[int]:
-    """Images spread evenly over a source, most of them by names of files that may be wide."""
-    some = _spread(range(len(source)), _LOOKED_AT)
-    likely = [i for i in some if source.name(i).lower().endswith(_MAY_BE_WIDE)]
-    rest = sorted(set(some) - set(likely))
-    return _spread(likely, _GREY_SAMPLE) + _spread(rest, _GREY_SAMPLE // 4)
-
-
-def _spread(numbers: Sequence[int], most: int) -> list[int]:
-    count = len(numbers)
-    return [numbers[i] for i in np.linspace(0, count - 1, min(count, most)).round().astype(int)]
-
-
-def _read_in_range(read, grey_range: greys.Range, i: int):
-    data, label = read(i)
-    return decode.narrowed(data, grey_range), label
 
 
 # TFDS data sets, the embedded one among them. TFDS is imported only where it is used: it takes
