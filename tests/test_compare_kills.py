@@ -89,6 +89,7 @@ def saved(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(os.cpu_count() < 2, reason="two runs side by side take two cores")
 def test_a_study_that_was_stopped_and_killed_finds_what_one_without_finds(tmp_path):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
