@@ -41,7 +41,7 @@ WRONG = [
     (("export", "runs/none", "b.safetensors", "--format=mae"), "there is no checkpoint"),
     (("import", "a", "--format=mae", "--workdir=x", "--image_size=16"), "not 2 whole numbers"),
     (("import", "a", "--format=mae", "--workdir=x", "--config=none.py"), "no config file none.py"),
-    (("import", "a", "--format=mae", "--workdir=x", "--config=configs/eval.py"), "runs mae or ibot"),
+    (("import", "a", "--format=mae", "--workdir=x", "--config=configs/eval.py"), "mae or ibot"),
 ]
 
 
