@@ -46,17 +46,17 @@ def test_objects_of_one_patch_and_of_all(run, tmp_path):
     """12 of 16 patches are hidden: an object of one of them is, three times of four."""
     one = [(i % 4, i // 4 % 4) for i in range(16)]
     alone = table(tmp_path, masks_of(*one))
-    record = found(run, tmp_path / "one", "task=hidden", data__source=alone, draws=40)
+    record = found(run, tmp_path / "one", "task=hidden", data__source=alone, draws=16)
     of_one = record["metrics"]
     assert of_one["random"] == pytest.approx(0.75)
     # A patch is visible or hidden: the two measures are one.
     assert of_one["kept"] == pytest.approx(1 - of_one["none"])
     assert of_one["on_object"] == pytest.approx(of_one["kept"] / 4)
-    assert abs(of_one["none"] - 0.75) < 4 * np.sqrt(0.75 * 0.25 / (16 * 40))
+    assert abs(of_one["none"] - 0.75) < 4 * np.sqrt(0.75 * 0.25 / (16 * 16))
     assert record["score"]["value"] == of_one["none"]
     assert record["score"]["images"] == 16
 
-    again = found(run, tmp_path / "again", "task=hidden", data__source=alone, draws=40)
+    again = found(run, tmp_path / "again", "task=hidden", data__source=alone, draws=16)
     assert again["metrics"] == of_one
 
 
