@@ -39,7 +39,6 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import flags  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import hlo, hlo_findings  # noqa: E402
@@ -382,9 +381,7 @@ def _main(argv):
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "FILE[:key=value,...]", lock_config=True
-    )
+    _CONFIG = command.define_config_flag("config", "RECIPE[:key=value,...], or FILE[:...].")
     _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chips, such as v4:2x2x1 or v5e:16x16.")
     _IMAGES = flags.DEFINE_integer(
         "images_per_chip", None, "Images of a chip at a step; else the config's batch, shared out."
@@ -392,4 +389,4 @@ if __name__ == "__main__":
     _TRIPS = flags.DEFINE_integer("trips", None, "Trips of the selection's loops.", lower_bound=0)
     _JSON = flags.DEFINE_string("json", None, "Also write the report there.")
     _TEXT = flags.DEFINE_string("hlo", None, "Also write the compiled program there, as text.")
-    command.run(_main)
+    command.run(_main, "python benchmarks/tpu.py", __doc__)

@@ -25,6 +25,7 @@ from dppmask_jax.runs.run import Run, load_run
 SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx"}
 # Primitives that call a function; gradients of its own do not matter here.
 _CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
+_PACKAGES = {"onnx": "jax2onnx", "stablehlo": "flatbuffers"}  # of the extra of the format's name
 _LACKING = re.compile(r"\bfor (?:the )?primitive '([^']+)'")  # in jax2onnx's messages
 PLATFORMS = ("cpu", "tpu", "cuda")
 
@@ -37,10 +38,11 @@ def check(format_name: str, path: Path) -> None:
         raise InputError(f"{path} exists and is not overwritten; name another, or remove it")
     if path.suffix != suffix:
         raise InputError(f"{path}: --format={format_name} is a {suffix} file; name one")
-    if format_name == "onnx" and importlib.util.find_spec("jax2onnx") is None:
+    package = _PACKAGES[format_name]
+    if importlib.util.find_spec(package) is None:
         raise InputError(
-            "--format=onnx needs the package jax2onnx, which is not installed: pip install "
-            "'dppmask-jax[onnx]'"
+            f"--format={format_name} needs the package {package}, which is not installed: pip "
+            f"install 'dppmask-jax[{format_name}]'"
         )
 
 
