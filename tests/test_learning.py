@@ -11,13 +11,15 @@ from test_training import curve
 pytestmark = pytest.mark.slow
 
 
-# iBOT and DINO take minutes.
+# iBOT and DINO take minutes; the hybrid is MoCo and MAE, which have runs of their own.
 @pytest.mark.parametrize(
     ("recipe", "epochs", "least_gain"),
     [
         pytest.param("configs/ibot.py:dataset=shapes", 4.0, 0.03, marks=pytest.mark.long),
         ("configs/moco.py:dataset=shapes", 2.0, 0.08),
-        ("configs/hybrid.py:dataset=shapes,mask=dpp", 2.0, 0.08),
+        pytest.param(
+            "configs/hybrid.py:dataset=shapes,mask=dpp", 2.0, 0.08, marks=pytest.mark.long
+        ),
         pytest.param("configs/dino.py:dataset=shapes", 4.0, 0.03, marks=pytest.mark.long),
         ("configs/adios.py:dataset=shapes", 1.0, 0.08),
     ],
