@@ -4,8 +4,9 @@ import random
 
 import numpy as np
 import pytest
+import tiny
 
-from dppmask_jax.comparing import drawing, page, verdicts
+from dppmask_jax.comparing import drawing, page, published, verdicts, writing
 from dppmask_jax.comparing.describing import Description
 from dppmask_jax.comparing.outcomes import Measure, Outcome
 from dppmask_jax.comparing.statistics import Difference
@@ -244,3 +245,10 @@ def test_a_forest_has_a_panel_an_evaluation_and_a_row_a_masker():
 def test_nothing_to_compare_is_not_drawn():
     with pytest.raises(ValueError, match="no difference to draw"):
         drawing.draw(STUDY, OUTCOMES[:3])
+
+
+@pytest.mark.slow
+def test_the_page_in_the_docs_is_that_of_the_results_beside_it(tmp_path):
+    docs = tiny.ROOT / "docs"
+    written, *_ = writing.write(tmp_path / "comparison.md", published.read(docs / "results"))
+    assert written.read_text() == (docs / "comparison.md").read_text()
