@@ -360,9 +360,7 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax", "optax")}
 
 
-def _main(argv):
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
+def _main(_):
     config = _CONFIG.value
     if config is None:
         raise InputError("--config is missing: name a config file, such as configs/mae.py")

@@ -19,12 +19,13 @@ _OURS = ("--help", "-help", "-h", "--helpshort")  # answered here, the others by
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def run(main, usual: str, about: str) -> None:
+def run(main, usual: str, about: str, hint: str | None = "flags start with --") -> None:
     """Parses the flags and calls `main(argv)`. Does not return.
 
     Args:
       usual: see `words`.
       about: what --help says above the flags.
+      hint: what to do about a word that is no flag, which is refused; None: `main` takes them.
     """
     if recipes.CHECKOUT and str(recipes.CHECKOUT) not in sys.path:
         sys.path.append(str(recipes.CHECKOUT))  # config files may import from configs/
@@ -33,7 +34,7 @@ def run(main, usual: str, about: str) -> None:
     if any(word in _OURS for word in _before_dashes(sys.argv[1:])):
         _show_help(called(usual), about)
         sys.exit(0)
-    app.run(_answering_bad_input(main), flags_parser=_parse_flags)
+    app.run(_answering_bad_input(main, hint), flags_parser=_parse_flags)
 
 
 def run_parsed(main) -> None:
@@ -84,6 +85,15 @@ def define_config_flag(name: str, note: str, flag_values=flags.FLAGS, **more):
 
     parser.parse = parse  # sys.argv keeps what was typed, which is recorded
     return holder
+
+
+def define_show_flag():
+    """Defines --show_config; returns absl's holder of it."""
+    return flags.DEFINE_boolean(
+        "show_config",
+        False,
+        "Print every field of the config: value, default, meaning; nothing else.",
+    )
 
 
 def missing_config(flag: str, example: str) -> str:
@@ -147,12 +157,17 @@ def _parse_flags(argv):
         return fail(config_faults.what_is_wrong(error, argv))
 
 
-def _answering_bad_input(main):
+def _answering_bad_input(main, hint: str | None):
+    def checked(argv):
+        if hint is not None and len(argv) > 1:
+            raise InputError(f"unexpected argument {argv[1]!r}; {hint}")
+        return main(argv)
+
     def answered(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(_is_news)
-        return _answering(lambda: main(argv))
+        return _answering(lambda: checked(argv))
 
     return answered
 

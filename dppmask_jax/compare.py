@@ -227,9 +227,7 @@ def main() -> None:
     one = flags.DEFINE_string("run", "", "The one run that this process does, for --jobs.")
     processes = command_line.define_process_flags()
 
-    def run(argv):
-        if len(argv) > 1:
-            raise InputError(f"unexpected argument {argv[1]!r}")
+    def run(_):
         if page.value and not results.value:
             raise InputError("--page is made from --results: name their folder, as docs/results")
         if config.value is None:

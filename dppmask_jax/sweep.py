@@ -170,9 +170,7 @@ def main() -> None:
     folder = flags.DEFINE_string("workdir", None, "Where the sweep is written; resumed if there.")
     processes = command_line.define_process_flags()
 
-    def run(argv):
-        if len(argv) > 1:
-            raise InputError(f"unexpected argument {argv[1]!r}; put the grid in quotes")
+    def run(_):
         if config.value is None:
             raise InputError(command_line.missing_config("config", "mae:dataset=shapes"))
         if evaluation.value is None:
@@ -184,7 +182,7 @@ def main() -> None:
         typed = shlex.join(command_line.words(_USUAL))
         sweep(config.value, evaluation.value, grid.value, folder.value, typed, further)
 
-    command_line.run(run, _USUAL, __doc__)
+    command_line.run(run, _USUAL, __doc__, "put the grid in quotes")
 
 
 if __name__ == "__main__":

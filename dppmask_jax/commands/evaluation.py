@@ -33,19 +33,13 @@ def main() -> None:
         "Where the result goes; default: the checkpoint's, of several with task inside the "
         "first's.",
     )
-    show = flags.DEFINE_boolean(
-        "show_config",
-        False,
-        "Print every field of the config: value, default, meaning; nothing else.",
-    )
+    show = command.define_show_flag()
     masker = flags.DEFINE_string(
         "masker", "", "The config file that defines masks of your own, for task=reconstruct."
     )
     processes = command.define_process_flags()
 
-    def run(argv):
-        if len(argv) > 1:
-            raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
+    def run(_):
         if config.value is None:
             raise InputError(command.missing_config("config", "eval:task=knn"))
         if show.value:

@@ -17,9 +17,7 @@ def main() -> None:
     """Prints the fields of --config."""
     config = command.define_config_flag("config", "RECIPE[:key=value,...], or FILE[:...].")
 
-    def run(argv):
-        if len(argv) > 1:
-            raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
+    def run(_):
         if config.value is None:
             raise InputError(command.missing_config("config", "mae:dataset=shapes"))
         from dppmask_jax import config_table

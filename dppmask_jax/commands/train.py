@@ -29,16 +29,10 @@ def main() -> None:
         False,
         "Go on in a workdir with another config; config.json keeps the history.",
     )
-    show = flags.DEFINE_boolean(
-        "show_config",
-        False,
-        "Print every field of the config: value, default, meaning; nothing else.",
-    )
+    show = command.define_show_flag()
     processes = command.define_process_flags()
 
-    def run(argv):
-        if len(argv) > 1:
-            raise InputError(f"unexpected argument {argv[1]!r}; flags start with --")
+    def run(_):
         if config.value is None:
             raise InputError(command.missing_config("config", "mae:dataset=shapes"))
         if show.value:

@@ -409,7 +409,7 @@ def run() -> None:
         sys.argv[1:] = _with_default_config([_underscored(word) for word in sys.argv[1:]])
     except InputError as error:
         command.fail(error)
-    command.run(main, _USUAL, __doc__)
+    command.run(main, _USUAL, __doc__, None)
 
 
 if __name__ == "__main__":
