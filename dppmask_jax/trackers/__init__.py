@@ -30,7 +30,7 @@ def _are_tags(value) -> bool:
     return is_text(value) and all(map(fits, _tags(value)))
 
 
-_TAGS = Rule(_are_tags, "words with commas between, of letters, digits and _-.:/, 64 of them each")
+_TAGS = Rule(_are_tags, "words with commas between, each of up to 64 letters, digits, spaces and _-.:/")
 
 
 def fields() -> dict[str, Field]:
