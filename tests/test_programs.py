@@ -94,8 +94,9 @@ def test_what_a_program_cannot_be_written_to(mae, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="exists and is not overwritten"):
         programs.export_program(mae, tmp_path / "a.onnx", "onnx")
     monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'dppmask-jax\[onnx\]'"):
-        programs.export_program(mae, tmp_path / "b.onnx", "onnx")
+    for name in ("onnx", "stablehlo"):
+        with pytest.raises(InputError, match=rf"pip install 'dppmask-jax\[{name}\]'"):
+            programs.export_program(mae, tmp_path / f"b.{name}", name)
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
