@@ -30,7 +30,9 @@ def _are_tags(value) -> bool:
     return is_text(value) and all(map(fits, _tags(value)))
 
 
-_TAGS = Rule(_are_tags, "words with commas between, each of up to 64 letters, digits, spaces and _-.:/")
+_TAGS = Rule(
+    _are_tags, "words with commas between, each of up to 64 letters, digits, spaces and _-.:/"
+)
 
 
 def fields() -> dict[str, Field]:
