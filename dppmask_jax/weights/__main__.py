@@ -230,9 +230,9 @@ def _export_encoder(folder: str, path: str) -> None:
             "a size and a projection beside the file"
         )
     target = Path(path)
-    files.check_target(target, folder=False)
-    if target.suffix != encoder_files.SUFFIX:
+    if target.suffix != encoder_files.SUFFIX:  # before what another file would need is asked for
         raise InputError(f"{path}: --format={_FILE} is a {encoder_files.SUFFIX} file; name one")
+    files.check_target(target, folder=False)
     run = load_run(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     encoder_files.write(target, run, _PRECISION.value)
