@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dppmask_jax.data.images import decode
-from dppmask_jax.data.sources import opening, shapes
+from dppmask_jax.data.sources import opening, shapes, tfds_records
 from dppmask_jax.data.sources.base import only_classes, with_targets
 from dppmask_jax.data.sources.classes import class_list
 from dppmask_jax.errors import InputError
@@ -315,7 +315,7 @@ def test_labels_are_read_in_pieces(cache, monkeypatch):
     train = opening.open_source(f"shapes:{OPTIONS}", "train", data_dir=cache)
     whole = train.targets()
     for size in (1, 5, 12):
-        monkeypatch.setattr(opening, "_RECORDS_AT_ONCE", size)
+        monkeypatch.setattr(tfds_records, "_RECORDS_AT_ONCE", size)
         np.testing.assert_array_equal(train.targets(), whole)
 
 
@@ -342,7 +342,7 @@ def test_prepared_tfds_data_set(cache):
 
 
 def test_tfds_data_set_without_validation_split(cache, monkeypatch):
-    monkeypatch.setattr(opening, "TFDS_VALIDATION", ())
+    monkeypatch.setattr(tfds_records, "TFDS_VALIDATION", ())
     whole, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.0)
     train, val = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
     assert _ is None and (len(whole), len(train), len(val)) == (12, 9, 3)
@@ -354,7 +354,7 @@ def test_tfds_data_set_without_validation_split(cache, monkeypatch):
 
 def test_labels_of_a_tfds_data_set_are_kept(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path))
-    monkeypatch.setattr(opening, "TFDS_VALIDATION", ())
+    monkeypatch.setattr(tfds_records, "TFDS_VALIDATION", ())
     train, val = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache, val_fraction=0.25)
     assert not list(tmp_path.iterdir())  # they are read when they are asked for
     for source in (train, val):
@@ -402,7 +402,7 @@ def test_interrupted_reading_of_labels_leaves_nothing(cache, monkeypatch, tmp_pa
         raise KeyboardInterrupt
 
     train, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=cache)
-    monkeypatch.setattr(opening, "_column", interrupt)
+    monkeypatch.setattr(tfds_records, "_column", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.labels()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -17,7 +17,7 @@ from test_data_loader import BROKEN, stream
 
 from dppmask_jax import command, errors
 from dppmask_jax.data.images import decode
-from dppmask_jax.data.sources import base, mixed_backgrounds, opening
+from dppmask_jax.data.sources import base, cache, mixed_backgrounds, opening, tfds_records
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import workdir
 
@@ -114,16 +114,16 @@ def test_pickles_among_the_images_are_unreadable_images(tmp_path):
 def test_kept_labels_that_are_a_pickle_are_not_opened(tmp_path, monkeypatch):
     path = tmp_path / "labels.npy"
     np.save(path, np.array([Trap(tmp_path / "marker")] * 3), allow_pickle=True)
-    assert opening._kept_labels(path, 3) is None
+    assert cache.load(path) is None
     assert not (tmp_path / "marker").exists()
 
 
 def test_the_name_of_a_tfds_data_set_is_no_path(tmp_path, monkeypatch):
     """dataset_info.json, a file of the data set, says how it is called."""
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(opening, "_column", lambda *_: np.arange(3, dtype=np.int32))
+    monkeypatch.setattr(tfds_records, "_column", lambda *_: np.arange(3, dtype=np.int32))
     for name in ("../../evil/train-3", "/abs/evil/train-3", "a\nb/train", ".."):
-        opening._cached_labels(name, range(3), "label", None)
+        tfds_records._cached_labels(name, range(3), "label", None)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["labels"]
     assert all(p.is_file() for p in (tmp_path / "cache" / "labels").iterdir())

@@ -24,6 +24,10 @@ def _no_extras(i: int) -> dict:
     return {}
 
 
+def _in_no_file(i: int) -> str:
+    return ""
+
+
 def _nothing_missing() -> None:
     pass
 
@@ -42,6 +46,8 @@ class Source:
         of `label_shape`. Raises OSError where the file cannot be read, and decode.DecodeError
         where it had to be decoded for `grey_range` and could not.
       name: i -> what to call image i in a message.
+      path: i -> the path of the file that is image i, or the slices of which are images; "" where
+        images are parts of other files.
       class_names: of the labels, in order; empty where there are none.
       extras: i -> what else the data set knows of image i; for shapes "mask" (H, W) uint8 of 0
         and 255, "segments", "attributes" (24,) uint8 and "background" int; for a CSV file with
@@ -72,6 +78,7 @@ class Source:
     size: int
     read: Callable[[int], tuple[bytes | np.ndarray, int | np.ndarray]]
     name: Callable[[int], str]
+    path: Callable[[int], str] = _in_no_file
     class_names: tuple[str, ...] = ()
     extras: Callable[[int], dict] = _no_extras
     unlabelled_because: str = ""
@@ -202,6 +209,7 @@ def only_classes(source: Source, names: Sequence[str], where: str) -> Source:
         size=len(rows),
         read=functools.partial(_read_row, source, rows, labels),
         name=functools.partial(_at_row, source.name, rows),
+        path=functools.partial(_at_row, source.path, rows),
         class_names=tuple(names),
         extras=functools.partial(_at_row, source.extras, rows),
         labels=known(labels),

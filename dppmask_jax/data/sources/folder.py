@@ -33,7 +33,8 @@ import numpy as np
 from dppmask_jax.data.images import decode, medical
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
-from dppmask_jax.data.sources.image_files import Files, check_readable, file_source, from_names
+from dppmask_jax.data.sources.image_files import Files, check_readable, file_source
+from dppmask_jax.data.sources.trees import Listed, Tree, on_disk
 from dppmask_jax.errors import InputError
 from dppmask_jax.pixel_format import RGB, Pixels
 from dppmask_jax.words import count
@@ -68,15 +69,22 @@ def open_folder(
         folders are for training and which for validation; or some classes of the validation split
         have no training image.
     """
+    if os.path.isfile(path) and path.lower().endswith((".tar", ".zip")):
+        raise InputError(f"{path} is a file; give data.source=archive:{path}")
     if not os.path.isdir(path):
         raise InputError(f"there is no folder {path}; give data.source=folder:PATH an existing one")
-    chosen = _choose_splits(path, pixels)
-    splits, notes = _two_folders(path, chosen, pixels) if chosen.val else (None, [])
+    return open_tree(on_disk(path), val_fraction, pixels)
+
+
+def open_tree(tree: Tree, val_fraction: float, pixels: Pixels) -> tuple[Source, Source | None]:
+    """As open_folder, of a folder that need not be on disk."""
+    chosen = _choose_splits(tree, pixels)
+    splits, notes = _two_folders(tree, chosen, pixels) if chosen.val else (None, [])
     if splits is None:
         chosen = chosen._replace(val=())
-        splits, more = _held_out(path, chosen.train, val_fraction, pixels)
+        splits, more = _held_out(tree, chosen.train, val_fraction, pixels)
         notes += more
-    notes = (*_notes_on(path, chosen), *notes)
+    notes = (*_notes_on(tree.path, chosen), *notes)
     return tuple(split and dataclasses.replace(split, notes=notes) for split in splits)
 
 
@@ -101,8 +109,10 @@ class _Splits(NamedTuple):
     images: int  # beside them
 
 
-def _choose_splits(path: str, pixels: Pixels) -> _Splits:
-    folders, images = _listed(path, pixels)
+def _choose_splits(tree: Tree, pixels: Pixels) -> _Splits:
+    path = tree.path
+    _, folders, files = _listed(tree, "")
+    images = sum(is_image_name(name, pixels) for name in files)
     train, val = _meant(path, folders, TRAIN, "train"), _meant(path, folders, VALIDATION, "val")
     if not train and val == ("val",):
         raise InputError(f"{path} has a folder val but no folder train; add it")
@@ -144,17 +154,11 @@ def _hints(path: str, folders: list[str]) -> list[str]:
     ]
 
 
-def _listed(path: str, pixels: Pixels) -> tuple[list[str], int]:
-    """The folders in a folder, in order, and how many images are beside them."""
+def _listed(tree: Tree, folder: str) -> Listed:
     try:
-        with os.scandir(path) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-            folders = sorted(entry.name for entry in shown if _is_folder(entry))
-            return folders, sum(
-                is_image_name(entry.name, pixels) and not _is_folder(entry) for entry in shown
-            )
+        return tree.listed(folder)
     except OSError as error:
-        raise InputError(f"cannot list {path}: {error.strerror}") from error
+        raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def _meant(path: str, folders: list[str], kind: re.Pattern, plain: str) -> tuple[str, ...]:
@@ -174,10 +178,10 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _two_folders(path: str, chosen: _Splits, pixels: Pixels):
+def _two_folders(tree: Tree, chosen: _Splits, pixels: Pixels):
     """((training split, validation split), notes) of two folders; (None, notes that say why) where
     that for testing lacks the labels of the other."""
-    train, val = (_scan_images(path, parts, pixels) for parts in (chosen.train, chosen.val))
+    train, val = (_scan_images(tree, parts, pixels) for parts in (chosen.train, chosen.val))
     classes, val_classes = _classes(train, least=2), _classes(val, least=1)
     names, there = _sorted_names(classes), _sorted_names(val_classes)
     unknown = [name for name in there if name not in set(names)]
@@ -200,10 +204,10 @@ def _two_folders(path: str, chosen: _Splits, pixels: Pixels):
     return (_source(train, classes, names), _source(val, val_classes, names)), notes
 
 
-def _held_out(path: str, parts: tuple[str, ...], val_fraction: float, pixels: Pixels):
+def _held_out(tree: Tree, parts: tuple[str, ...], val_fraction: float, pixels: Pixels):
     """((training split, validation split or None), notes) of one folder."""
-    scanned = _scan_images(path, parts, pixels)
-    notes = [] if parts else _nested_splits(path, scanned.inside)
+    scanned = _scan_images(tree, parts, pixels)
+    notes = [] if parts else _nested_splits(tree.path, scanned.inside)
     classes = _classes(scanned, least=2)
     names = _sorted_names(classes)
     files, rows = scanned.files, np.flatnonzero(classes.kept)
@@ -256,10 +260,11 @@ class _Scanned(NamedTuple):
     notes: list[str]
 
 
-def _scan_images(path: str, parts: tuple[str, ...], pixels: Pixels) -> _Scanned:
+def _scan_images(tree: Tree, parts: tuple[str, ...], pixels: Pixels) -> _Scanned:
+    root, path = "", tree.path
     if len(parts) == 1:
-        path, parts = os.path.join(path, parts[0]), ()
-    files, ignored = _scan(path, parts, pixels)
+        root, path, parts = parts[0], os.path.join(path, parts[0]), ()
+    files, ignored = _scan(tree, root, parts, pixels)
     title = f"{path} ({_list(parts)})" if parts else path
     known = " ".join(EXTENSIONS + KEPT_EXTENSIONS * pixels.kept)
     if not files.size:
@@ -274,50 +279,33 @@ def _scan_images(path: str, parts: tuple[str, ...], pixels: Pixels) -> _Scanned:
     return _Scanned(title, files, inside, notes)
 
 
-def _scan(root: str, parts: tuple[str, ...], pixels: Pixels) -> tuple[Files, collections.Counter]:
+def _scan(
+    tree: Tree, root: str, parts: tuple[str, ...], pixels: Pixels
+) -> tuple[Files, collections.Counter]:
     """All images below a folder (or those folders in it), ordered by folder, then by name; and how
     many other files there are of each extension."""
     folders, folder_of, names = [], [], []
     ignored = collections.Counter()
 
     def visit(relative: str, above: frozenset) -> None:
-        path = os.path.join(root, relative) if relative else root
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
+        identity, inner, files = _listed(tree, os.path.join(root, relative) if relative else root)
         if identity in above:
             return  # a symbolic link back to a folder that we are in
-        inner, images = [], []
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    inner.append(entry.name)
-                elif is_image_name(entry.name, pixels):
-                    images.append(entry.name)
-                else:
-                    ignored[os.path.splitext(entry.name)[1].lower()] += 1
+        images = sorted(name for name in files if is_image_name(name, pixels))
+        others = (name for name in files if not is_image_name(name, pixels))
+        ignored.update(os.path.splitext(name)[1].lower() for name in others)
         if images:
             folder_of.append((len(folders), len(images)))
             folders.append(relative)
-            names.extend(sorted(images))
-        for name in sorted(inner):
+            names.extend(images)
+        for name in inner:
             visit(os.path.join(relative, name), above | {identity})
 
-    try:
-        for part in parts or ("",):
-            visit(part, frozenset())
-    except OSError as error:
-        raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
+    for part in parts or ("",):
+        visit(part, frozenset())
     numbers = np.array([number for number, _ in folder_of], np.int32)
-    return from_names(root, folders, np.repeat(numbers, [n for _, n in folder_of]), names), ignored
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # symbolic links that go round in a circle
-        return False
+    of_each = np.repeat(numbers, [n for _, n in folder_of])
+    return tree.files(root, folders, of_each, names), ignored
 
 
 def _in_words(ignored: collections.Counter) -> str:

@@ -45,7 +45,7 @@ def of_files(files, rows: np.ndarray, *about) -> str:
     for part in (files.folder_of, files.names, files.ends, rows, *about):
         digest.add(part)
     some = np.linspace(0, len(rows) - 1, min(len(rows), MOST_SIZES)).round().astype(np.int64)
-    digest.add(np.array([_size(files.path(int(rows[i]))) for i in some], np.int64))
+    digest.add(np.array([files.num_bytes(int(rows[i])) for i in some], np.int64))
     return digest.text()
 
 
@@ -55,13 +55,6 @@ def of_texts(*texts: str) -> str:
     for text in texts:
         digest.add(text)
     return digest.text()
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # met, named and replaced while training
-        return -1
 
 
 class _Digest:

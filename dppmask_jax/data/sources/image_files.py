@@ -14,10 +14,10 @@ import numpy as np
 from dppmask_jax.data.images import decode, kept, medical
 from dppmask_jax.data.sources import identity
 from dppmask_jax.data.sources.base import Source, known
+from dppmask_jax.data.sources.packed import MAX_BYTES, Packed
 from dppmask_jax.errors import InputError
 from dppmask_jax.pixel_format import RGB, Pixels
 
-MAX_BYTES = 2**29  # of a file; an uncompressed image of decode.MAX_PIXELS has fewer
 _READABLE_SAMPLE = 64  # images tried before a data set counts as unreadable
 
 
@@ -29,6 +29,7 @@ class Files(NamedTuple):
     folder_of: np.ndarray  # (n,) int32
     names: bytes  # all file names in one piece
     ends: np.ndarray  # (n,) int64, where each name ends in it
+    packed: Packed | None = None  # where they lie in archives; None: they are files of their own
 
     @property
     def size(self) -> int:
@@ -45,8 +46,25 @@ class Files(NamedTuple):
         return os.path.join(self.folders[self.folder_of[i]], self.base_name(i))
 
     def path(self, i: int) -> str:
-        """The path of file i, to open it."""
+        """The path of file i, to open it unless it is packed."""
         return os.path.join(self.root, self.relative(i))
+
+    def path_alone(self, i: int) -> str:
+        """The path of file i; "" where it is packed."""
+        return "" if self.packed else self.path(i)
+
+    def read(self, i: int) -> bytes:
+        """The content of file i; raises OSError as `read_file`."""
+        return self.packed.read(i) if self.packed else read_file(self.path(i))
+
+    def num_bytes(self, i: int) -> int:
+        """The size of file i; -1 where it is not known."""
+        if self.packed:
+            return int(self.packed.sizes[i])
+        try:
+            return os.stat(self.path(i)).st_size
+        except OSError:  # met, named and replaced while training
+            return -1
 
 
 def from_names(root: str, folders: Sequence[str], folder_of, names: Sequence[str]) -> Files:
@@ -121,17 +139,17 @@ def check_readable(files: Files, pixels: Pixels = RGB) -> None:
     reason = ""
     count = files.size
     for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
-        path = files.path(int(i))
+        i = int(i)
         try:
             if not pixels.kept:
-                decode.to_rgb(decode.open_image(read_file(path)))
-            elif medical.is_name(path):
-                kept.read_from(path, 0, pixels)
+                decode.to_rgb(decode.open_image(files.read(i)))
+            elif medical.is_name(files.path_alone(i)):
+                kept.read_from(files.path(i), 0, pixels)
             else:
-                kept.read(read_file(path), pixels)
+                kept.read(files.read(i), pixels)
             return
         except (OSError, decode.DecodeError) as error:
-            reason = reason or f"{path}: {why(error)}"
+            reason = reason or f"{files.path(i)}: {why(error)}"
     tried = "none of the" if count <= _READABLE_SAMPLE else f"none of {_READABLE_SAMPLE} tried of"
     raise InputError(f"{tried} {count} images below {files.root} can be read; {reason}")
 
@@ -161,6 +179,7 @@ def file_source(
         size=len(rows),
         read=functools.partial(_read, files, rows, given),
         name=functools.partial(_name, files, rows),
+        path=functools.partial(_path, files, rows),
         class_names=class_names,
         unlabelled_because=unlabelled_because,
         labels=None if labels is None else known(labels),
@@ -174,8 +193,12 @@ def file_source(
 
 
 def _read(files: Files, rows, labels, i: int) -> tuple[bytes, int]:
-    return read_file(files.path(int(rows[i]))), int(labels[i])
+    return files.read(int(rows[i])), int(labels[i])
 
 
 def _name(files: Files, rows, i: int) -> str:
     return files.path(int(rows[i]))
+
+
+def _path(files: Files, rows, i: int) -> str:
+    return files.path_alone(int(rows[i]))

@@ -37,10 +37,10 @@ def of_splits(splits: tuple[Source, Source | None], pixels: Pixels) -> tuple[Sou
 
 
 def _of_split(source: Source, pixels: Pixels) -> Source:
-    files = [i for i in range(len(source)) if medical.is_name(source.name(i))]
+    files = [i for i in range(len(source)) if medical.is_name(source.path(i))]
     counts = np.ones(len(source), np.int64)
     with ThreadPoolExecutor(_THREADS) as threads:
-        counts[files] = list(threads.map(lambda i: _count(source.name(i), pixels.axis), files))
+        counts[files] = list(threads.map(lambda i: _count(source.path(i), pixels.axis), files))
     whole = dataclasses.replace(
         source, read=functools.partial(_read, source.read, pixels), pixels=pixels
     )
@@ -75,6 +75,7 @@ def _in_slices(source: Source, counts: np.ndarray, by_path: np.ndarray, notes) -
         size=len(file_of),
         read=functools.partial(_read_slice, slices),
         name=functools.partial(_name_slice, slices),
+        path=functools.partial(_path_of_file, slices),
         extras=functools.partial(_extras_of_file, slices),
         labels=None if labels is None else known(labels[file_of]),
         targets=source.targets and known(source.targets()[file_of]),
@@ -98,7 +99,7 @@ def _read_slice(slices: _Slices, i: int):
     file = int(slices.file_of[i])
     if not slices.by_path[file]:
         return slices.files.read(file)
-    path, pixels = slices.files.name(file), slices.files.pixels
+    path, pixels = slices.files.path(file), slices.files.pixels
     label = -1 if slices.labels is None else int(slices.labels[file])
     return kept.read_from(path, int(slices.number_of[i]), pixels), label
 
@@ -107,6 +108,10 @@ def _name_slice(slices: _Slices, i: int) -> str:
     file = int(slices.file_of[i])
     number = f" [{slices.number_of[i]}]" if slices.counts[file] > 1 else ""
     return f"{slices.files.name(file)}{number}"
+
+
+def _path_of_file(slices: _Slices, i: int) -> str:
+    return slices.files.path(int(slices.file_of[i]))
 
 
 def _extras_of_file(slices: _Slices, i: int) -> dict:

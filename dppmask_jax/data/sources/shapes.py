@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from dppmask_jax.data.sources.cache import default_cache
 from dppmask_jax.errors import InputError
 
 SHAPES = ("square", "disc", "triangle")
@@ -314,11 +315,6 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
                     "background": scene.background,
                 },
             )
-
-
-def default_cache() -> Path:
-    """$DPPMASK_CACHE, or ~/.cache/dppmask_jax."""
-    return Path(os.environ.get("DPPMASK_CACHE") or "~/.cache/dppmask_jax").expanduser()
 
 
 def prepare(options: Options, cache: str | Path | None = None) -> Path:

@@ -1,0 +1,258 @@
+"""Members of uncompressed tar files and of zip files, read by where they lie in them.
+
+The index is made once, from the headers: of a tar they are spread over the whole file, of a zip
+they stand at its end. That of many members is kept in the user's cache, and made anew where a file
+has another size or time. A read opens the file and takes the member's bytes alone, so that threads
+and processes do not share a position.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import posixpath
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from dppmask_jax.data.sources import cache
+from dppmask_jax.errors import InputError
+from dppmask_jax.words import count
+
+MAX_BYTES = 2**29  # of a file; an uncompressed image of decode.MAX_PIXELS has fewer
+_KEPT_FROM = 20_000  # members whose index the cache keeps
+_THREADS = 8  # that read headers
+_STORED, _DEFLATED, _LINK = 0, 8, 255  # how a member is packed; the first two are zip's numbers
+_TAR_BLOCK = 512
+_ZIP_HEADER = struct.Struct("<4s22xHH")  # its mark, and the lengths of what stands before the data
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip -d",
+    b"BZh": "bzip2 -d",
+    b"\xfd7zXZ": "xz -d",
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+}
+
+
+class Packed(NamedTuple):
+    """Where n members lie in some files, in flat arrays."""
+
+    paths: tuple[str, ...]  # of the files
+    stamps: np.ndarray  # (files, 2) int64, size and time of change of each
+    zips: bool  # whether they are zip files
+    file_of: np.ndarray  # (n,) int32
+    offsets: np.ndarray  # (n,) int64, of a tar's data, of a zip's local header
+    sizes: np.ndarray  # (n,) int64, of the member
+    packed_sizes: np.ndarray  # (n,) int64, in the file
+    methods: np.ndarray  # (n,) uint8
+    sums: np.ndarray  # (n,) uint32, zip's CRC; 0 in a tar
+
+    def some(self, rows) -> Packed:
+        """Those of some rows, in their order."""
+        parts = (self.file_of, self.offsets, self.sizes, self.packed_sizes, self.methods, self.sums)
+        return Packed(self.paths, self.stamps, self.zips, *(part[rows] for part in parts))
+
+    def read(self, i: int) -> bytes:
+        """The content of member i.
+
+        Raises:
+          OSError: it cannot be read, has more than MAX_BYTES, or the file is no longer the one that
+            was indexed.
+        """
+        path = self.paths[self.file_of[i]]
+        if self.methods[i] == _LINK:
+            raise OSError(errno.ENOENT, "a link to what the file lacks", path)
+        if self.sizes[i] > MAX_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        with open(path, "rb") as file:
+            if list(_stamp(os.fstat(file.fileno()))) != self.stamps[self.file_of[i]].tolist():
+                raise OSError(errno.ESTALE, "the file was changed after it was opened", path)
+            file.seek(int(self.offsets[i]))
+            if self.zips:
+                mark, name, extra = _ZIP_HEADER.unpack(_exactly(file, _ZIP_HEADER.size, path))
+                if mark != b"PK\3\4":
+                    raise OSError(errno.EIO, "damaged in the zip file: no header", path)
+                file.seek(name + extra, os.SEEK_CUR)
+            data = _exactly(file, int(self.packed_sizes[i]), path)
+        return self._unpacked(i, data, path) if self.zips else data
+
+    def _unpacked(self, i: int, data: bytes, path: str) -> bytes:
+        if self.methods[i] == _DEFLATED:
+            try:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, int(self.sizes[i]))
+            except zlib.error as error:
+                raise OSError(errno.EIO, f"damaged in the zip file: {error}", path) from error
+        if len(data) != self.sizes[i] or zlib.crc32(data) != self.sums[i]:
+            raise OSError(errno.EIO, "damaged in the zip file: its checksum differs", path)
+        return data
+
+
+def index(paths: Sequence[str]) -> tuple[Packed, list[str]]:
+    """(members, their names in the files as they are) of files of one kind, in their order.
+
+    A name that a file has twice counts once, as the last of them, as when it is unpacked.
+
+    Raises:
+      InputError: a file is missing, compressed as a whole, cut short, or no tar or zip file; or
+        they are of both kinds.
+    """
+    stamps = np.array([_checked(path) for path in paths], np.int64).reshape(-1, 2)
+    zips = {_is_zip(path) for path in paths}
+    if len(zips) > 1:
+        raise InputError(f"{paths[0]} and others are tar and zip files; give those of one kind")
+    key = hashlib.blake2b(digest_size=16)
+    for path, stamp in zip(paths, stamps.tolist(), strict=True):
+        key.update(f"{os.path.realpath(path)}\0{stamp}\0".encode(errors="surrogateescape"))
+    place = cache.default_cache() / "members" / f"{key.hexdigest()}.npz"
+    kept = cache.load(place)
+    if not isinstance(kept, dict) or set(kept) != {*_ARRAYS, "names"}:
+        kept = _indexed(paths, _of_zip if True in zips else _of_tar)
+        if len(kept["sizes"]) >= _KEPT_FROM:
+            cache.written(place, lambda: kept, "the index of the members")
+    names = kept["names"].tobytes().decode(errors="surrogateescape").split("\0")[:-1]
+    return Packed(tuple(paths), stamps, True in zips, *(kept[name] for name in _ARRAYS)), names
+
+
+_ARRAYS = {
+    "file_of": np.int32,
+    "offsets": np.int64,
+    "sizes": np.int64,
+    "packed_sizes": np.int64,
+    "methods": np.uint8,
+    "sums": np.uint32,
+}
+_Member = tuple[int, int, int, int, int]  # offset, size, size in the file, method, sum
+
+
+def _indexed(paths: Sequence[str], of_file) -> dict[str, np.ndarray]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        tables = list(threads.map(of_file, paths))
+    names = [name for table in tables for name in table]
+    rows = [member for table in tables for member in table.values()]
+    if any("\0" in name for name in names):
+        raise InputError(f"{paths[0]}: a member has a zero byte in its name; write it again")
+    if len(names) >= _KEPT_FROM:
+        logging.info("indexed %s of %s", count(len(names), "member"), count(len(paths), "file"))
+    numbers = np.array(rows, np.int64).reshape(-1, len(_ARRAYS) - 1)
+    file_of = np.repeat(np.arange(len(paths)), [len(table) for table in tables])
+    columns = dict(zip(_ARRAYS, (file_of, *numbers.T), strict=True))
+    arrays = {name: column.astype(_ARRAYS[name]) for name, column in columns.items()}
+    text = "".join(f"{name}\0" for name in names).encode(errors="surrogateescape")
+    return arrays | {"names": np.frombuffer(text, np.uint8)}
+
+
+def _of_tar(path: str) -> dict[str, _Member]:
+    """{name: where it lies} of the files in a tar."""
+    members, links, end = {}, {}, os.path.getsize(path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # it would keep them all
+                members.pop(info.name, None)
+                if info.issym():
+                    folder = posixpath.dirname(info.name)
+                    links[info.name] = posixpath.normpath(posixpath.join(folder, info.linkname))
+                elif info.islnk():
+                    links[info.name] = info.linkname
+                elif info.issparse():
+                    raise InputError(f"{path} has the sparse file {info.name}; write it without -S")
+                elif info.isreg():
+                    if info.offset_data + info.size > end:
+                        raise tarfile.ReadError(f"{info.name} goes on behind its end")
+                    members[info.name] = (info.offset_data, info.size, info.size, _STORED, 0)
+            _check_end(path, tar.offset)
+    except tarfile.TarError as error:
+        raise InputError(
+            f"{path} is cut short or no tar file ({error}); copy or write it again"
+        ) from error
+    by_name = {_plain(name): member for name, member in members.items()}
+    for name, target in links.items():
+        members[name] = by_name.get(_plain(target), (0, 0, 0, _LINK, 0))
+    return members
+
+
+def _check_end(path: str, offset: int) -> None:
+    # tarfile takes a damaged header, or the end of a file that was cut between two members, for
+    # the end of the archive.
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+            raise tarfile.ReadError(f"no member and no end mark at byte {offset}")
+
+
+def _of_zip(path: str) -> dict[str, _Member]:
+    """{name: where it lies} of the files in a zip."""
+    members = {}
+    try:
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                if info.is_dir():
+                    continue
+                method = info.compress_type
+                if info.flag_bits & 1 or method not in (_STORED, _DEFLATED):
+                    how = "encrypted" if info.flag_bits & 1 else f"packed by method {method}"
+                    raise InputError(
+                        f"{path}: {info.filename} is {how}; unpack it, and pack it again with "
+                        "zip -0 -r"
+                    )
+                link = stat.S_ISLNK(info.external_attr >> 16)
+                members[info.filename] = (
+                    info.header_offset, info.file_size, info.compress_size,
+                    _LINK if link else method, info.CRC,
+                )  # fmt: skip
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is cut short or no zip file ({error}); copy or write it again"
+        ) from error
+    return members
+
+
+def _plain(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")
+
+
+def _checked(path: str) -> tuple[int, int]:
+    """The stamp of a file; raises InputError where it cannot be one that is read here."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path} is no regular file; give a tar or zip file")
+            first = file.read(8)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    for mark, command in _COMPRESSED.items():
+        if first.startswith(mark):
+            raise InputError(
+                f"{path} is compressed as a whole, so no image can be read by itself; unpack it: "
+                f"{command} {path}"
+            )
+    return _stamp(status)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
+
+
+def _is_zip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) in (b"PK\3\4", b"PK\5\6") or path.lower().endswith(".zip")
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _exactly(file: BinaryIO, size: int, path: str) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise OSError(errno.EIO, "the file ends within it", path)
+    return data
