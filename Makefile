@@ -12,14 +12,19 @@ WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
 ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart docs test test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
+.PHONY: quickstart docs site test test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
 
-docs: $(VENV)/.train
+docs: $(VENV)/.dev
 	$(BIN)/python -m dppmask_jax.config_table > docs/configuration.md
 	$(BIN)/python docs/draw_rooms.py
+	$(MAKE) site
+
+# A warning, as of a link to nothing, is an error.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES)
@@ -92,4 +97,4 @@ $(TPU_VENV)/.tpu: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TPU_VENV) $(NEWEST_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU_VENV) $(NEWEST_VENV) build site *.egg-info .pytest_cache .ruff_cache .hypothesis
