@@ -216,10 +216,10 @@ def test_a_name_that_stands_twice_is_its_last(tmp_path):
 
 def test_the_index_of_many_members_is_kept_until_the_file_changes(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(packed, "_KEPT_FROM", 3)
+    monkeypatch.setattr(cache, "_KEPT_FROM", 3)
     path = tar(tmp_path / "a.tar", folder)
     first = read_all(opening.open_splits(f"archive:{path}"))
-    (kept,) = (tmp_path / "cache/members").iterdir()
+    (kept,) = (tmp_path / "cache/files").iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(packed, "_of_tar", None)  # not called
         assert read_all(opening.open_splits(f"archive:{path}")) == first

@@ -38,7 +38,7 @@ def open_archive(
 
 
 def _tree(path: str, pixels: Pixels) -> Tree:
-    members, names = packed.index([path])
+    members, names = packed.index(path)
     folders_in, files_in = collections.defaultdict(set), collections.defaultdict(dict)
     for row, name in enumerate(names):
         parts = posixpath.normpath(name).lstrip("/").split("/")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from dppmask_jax.errors import InputError
 
+_KEPT_FROM = 20_000  # rows of what is found out about files that are kept
 Kept = np.ndarray | dict[str, np.ndarray]
 
 
@@ -59,3 +64,58 @@ def written(path: Path, make: Callable[[], Kept], what: str) -> Kept:
     finally:
         Path(building).unlink(missing_ok=True)
     return kept
+
+
+def of_files(
+    paths: Sequence[str], how: str, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """What `make` finds out about some files, arrays by their names.
+
+    That of many rows is kept, and made anew where a file has another size or time of change.
+
+    Args:
+      how: it is made, in words: another one makes other arrays.
+
+    Raises:
+      InputError: a file cannot be read, or the arrays cannot be kept.
+    """
+    key = hashlib.blake2b(how.encode(errors="surrogateescape"), digest_size=16)
+    for path in paths:
+        text = f"\0{os.path.realpath(path)}\0{stamp_of(path)}"
+        key.update(text.encode(errors="surrogateescape"))
+    place = default_cache() / "files" / f"{key.hexdigest()}.npz"
+    kept = load(place)
+    if not isinstance(kept, dict):
+        kept = make()
+        if len(next(iter(kept.values()))) >= _KEPT_FROM:
+            written(place, lambda: kept, "the index")
+            logging.info("wrote the index of %d files to %s", len(paths), place)
+    return kept
+
+
+def stamp_of(path: str) -> tuple[int, int]:
+    """(size, time of change in nanoseconds) of a regular file.
+
+    Raises:
+      InputError: there is none, or it may not be read.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def joined(texts: Sequence[str]) -> np.ndarray:
+    """Texts without zero bytes as an array, for a file."""
+    data = "".join(f"{text}\0" for text in texts).encode(errors="surrogateescape")
+    return np.frombuffer(data, np.uint8)
+
+
+def texts_of(array: np.ndarray) -> list[str]:
+    """The texts that `joined` made an array of."""
+    return array.tobytes().decode(errors="surrogateescape").split("\0")[:-1]

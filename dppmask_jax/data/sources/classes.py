@@ -1,9 +1,14 @@
-"""Lists of classes to keep of a data set."""
+"""Classes by the labels of images, and lists of classes to keep of a data set."""
 
 from __future__ import annotations
 
 import importlib.resources
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, Rule, is_text
@@ -19,6 +24,62 @@ FIELDS = {
         "the only classes that are taken",
     ),
 }
+
+
+class Labels(NamedTuple):
+    """The labels of n images.
+
+    Attributes:
+      numbers: (n,) int32; 0 for all where there are no classes.
+      names: of the classes.
+      because: why there are none, in words; "" where there are some.
+    """
+
+    numbers: np.ndarray
+    names: tuple[str, ...]
+    because: str
+
+
+def numbered(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """((n,) int32, class names): the different values in ascending order, as numbers if all are."""
+    different = set(values)
+    numbers = all(re.fullmatch(r"\d+", value) for value in different)
+    names = sorted(different, key=int if numbers else None)
+    label_of = {name: label for label, name in enumerate(names)}
+    return np.array([label_of[value] for value in values], np.int32), tuple(names)
+
+
+def of_values(
+    values: Sequence[str], title: str, name: Callable[[int], str], val: np.ndarray
+) -> Labels:
+    """Labels by what n images have for one.
+
+    Args:
+      values: "" where an image has none.
+      title: of the data set, for messages.
+      name: i -> what to call image i.
+      val: (n,) bool, which images are for validation.
+
+    Raises:
+      InputError: a class for validation has no training image.
+    """
+    because = ""
+    if not any(values):
+        because = f"{title} has no labels"
+    elif "" in values:
+        because = f"{name(values.index(''))} has no label"
+    elif len(set(values)) < 2:
+        because = f"{title} has one label only"
+    if because:
+        return Labels(np.zeros(len(values), np.int32), (), because)
+    numbers, names = numbered(values)
+    untrained = np.setdiff1d(numbers[val], numbers[~val])
+    if untrained.size:
+        raise InputError(
+            f"{title}: no training image has the label {names[untrained[0]]!r}, which some for "
+            "validation have; add one, or take these out"
+        )
+    return Labels(numbers, names, "")
 
 
 def class_list(chosen: str, field: str = "data.classes") -> tuple[str, ...]:

@@ -27,7 +27,7 @@ import re
 import numpy as np
 
 from dppmask_jax.data.images import decode
-from dppmask_jax.data.sources import segments
+from dppmask_jax.data.sources import classes, segments
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.folder import TEST, TRAIN, VALIDATION
 from dppmask_jax.data.sources.holdout import held_out
@@ -164,13 +164,9 @@ def _labels(columns, path: str) -> tuple[np.ndarray, tuple[str, ...], str]:
     if "" in values:
         nameless = columns["path"][values.index("")]
         return _no_labels(columns, f"image {nameless} in {path} has no label")
-    different = set(values)
-    if len(different) < 2:
+    if len(set(values)) < 2:
         return _no_labels(columns, f"{path} has one label only")
-    numbers = all(re.fullmatch(r"\d+", value) for value in different)
-    names = sorted(different, key=int if numbers else None)
-    label_of = {name: label for label, name in enumerate(names)}
-    return np.array([label_of[value] for value in values], np.int32), tuple(names), ""
+    return *classes.numbered(values), ""
 
 
 def _no_labels(columns, because: str):

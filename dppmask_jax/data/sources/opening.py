@@ -7,6 +7,7 @@
   folder:PATH       image files, with or without folders for their classes and for training and
                     validation; see folder.py.
   archive:FILE      a tar or zip file of the same; see archive.py.
+  wds:PATTERN       shards of WebDataset; see webdataset.py.
   tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
                     validation (or val, or test); without one of those, `val_fraction` is held out.
   caltech256:PATH   Caltech-256, see caltech256.py.
@@ -41,6 +42,7 @@ from dppmask_jax.data.sources import (
     one_range,
     saliency,
     tfds_records,
+    webdataset,
 )
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.errors import InputError
@@ -73,6 +75,10 @@ KINDS = {
     ),
     "archive": Kind(
         "FILE", lambda path, asked: archive.open_archive(path, asked.val_fraction, asked.pixels)
+    ),
+    "wds": Kind(
+        "PATTERN",
+        lambda text, asked: webdataset.open_webdataset(text, asked.val_fraction, asked.pixels),
     ),
     "coco": Kind("ROOT", lambda path, _: coco.open_coco(path)),
     "clevr": Kind("ROOT", lambda path, _: clevr.open_clevr(path)),

@@ -1,15 +1,13 @@
 """Members of uncompressed tar files and of zip files, read by where they lie in them.
 
 The index is made once, from the headers: of a tar they are spread over the whole file, of a zip
-they stand at its end. That of many members is kept in the user's cache, and made anew where a file
-has another size or time. A read opens the file and takes the member's bytes alone, so that threads
-and processes do not share a position.
+they stand at its end; see cache.of_files for where it is kept. A read opens the file and takes the
+member's bytes alone, so that threads and processes do not share a position.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import posixpath
 import stat
@@ -17,20 +15,15 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from dppmask_jax.data.sources import cache
 from dppmask_jax.errors import InputError
-from dppmask_jax.words import count
 
 MAX_BYTES = 2**29  # of a file; an uncompressed image of decode.MAX_PIXELS has fewer
-_KEPT_FROM = 20_000  # members whose index the cache keeps
-_THREADS = 8  # that read headers
 _STORED, _DEFLATED, _LINK = 0, 8, 255  # how a member is packed; the first two are zip's numbers
 _TAR_BLOCK = 512
 _ZIP_HEADER = struct.Struct("<4s22xHH")  # its mark, and the lengths of what stands before the data
@@ -73,7 +66,8 @@ class Packed(NamedTuple):
         if self.sizes[i] > MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         with open(path, "rb") as file:
-            if list(_stamp(os.fstat(file.fileno()))) != self.stamps[self.file_of[i]].tolist():
+            now = os.fstat(file.fileno())
+            if [now.st_size, now.st_mtime_ns] != self.stamps[self.file_of[i]].tolist():
                 raise OSError(errno.ESTALE, "the file was changed after it was opened", path)
             file.seek(int(self.offsets[i]))
             if self.zips:
@@ -95,33 +89,27 @@ class Packed(NamedTuple):
         return data
 
 
-def index(paths: Sequence[str]) -> tuple[Packed, list[str]]:
-    """(members, their names in the files as they are) of files of one kind, in their order.
+def index(path: str) -> tuple[Packed, list[str]]:
+    """(members of a tar or zip file, their names as they stand there).
 
-    A name that a file has twice counts once, as the last of them, as when it is unpacked.
+    A name that it has twice counts once, as the last of them, as when it is unpacked.
 
     Raises:
-      InputError: a file is missing, compressed as a whole, cut short, or no tar or zip file; or
-        they are of both kinds.
+      InputError: it is missing, compressed as a whole, cut short, or no tar or zip file.
     """
-    stamps = np.array([_checked(path) for path in paths], np.int64).reshape(-1, 2)
-    zips = {_is_zip(path) for path in paths}
-    if len(zips) > 1:
-        raise InputError(f"{paths[0]} and others are tar and zip files; give those of one kind")
-    key = hashlib.blake2b(digest_size=16)
-    for path, stamp in zip(paths, stamps.tolist(), strict=True):
-        key.update(f"{os.path.realpath(path)}\0{stamp}\0".encode(errors="surrogateescape"))
-    place = cache.default_cache() / "members" / f"{key.hexdigest()}.npz"
-    kept = cache.load(place)
-    if not isinstance(kept, dict) or set(kept) != {*_ARRAYS, "names"}:
-        kept = _indexed(paths, _of_zip if True in zips else _of_tar)
-        if len(kept["sizes"]) >= _KEPT_FROM:
-            cache.written(place, lambda: kept, "the index of the members")
-    names = kept["names"].tobytes().decode(errors="surrogateescape").split("\0")[:-1]
-    return Packed(tuple(paths), stamps, True in zips, *(kept[name] for name in _ARRAYS)), names
+    check([path])
+    zips = _is_zip(path)
+    arrays = cache.of_files([path], "members", lambda: _members(path, zips))
+    return of_arrays([path], zips, arrays), cache.texts_of(arrays["names"])
 
 
-_ARRAYS = {
+def of_arrays(paths: Sequence[str], zips: bool, arrays: dict[str, np.ndarray]) -> Packed:
+    """The members that arrays of the names in ARRAYS describe."""
+    stamps = np.array([cache.stamp_of(path) for path in paths], np.int64).reshape(-1, 2)
+    return Packed(tuple(paths), stamps, zips, *(arrays[name] for name in ARRAYS))
+
+
+ARRAYS = {
     "file_of": np.int32,
     "offsets": np.int64,
     "sizes": np.int64,
@@ -129,50 +117,72 @@ _ARRAYS = {
     "methods": np.uint8,
     "sums": np.uint32,
 }
-_Member = tuple[int, int, int, int, int]  # offset, size, size in the file, method, sum
+Member = tuple[int, int, int, int, int]  # offset, size, size in the file, method, sum
 
 
-def _indexed(paths: Sequence[str], of_file) -> dict[str, np.ndarray]:
-    with ThreadPoolExecutor(_THREADS) as threads:
-        tables = list(threads.map(of_file, paths))
-    names = [name for table in tables for name in table]
-    rows = [member for table in tables for member in table.values()]
+def _members(path: str, zips: bool) -> dict[str, np.ndarray]:
+    members = _of_zip(path) if zips else _of_tar(path)
+    return table([members.values()]) | {"names": names_of(path, members)}
+
+
+def table(members: Sequence[Collection[Member]]) -> dict[str, np.ndarray]:
+    """The arrays of the members of some files."""
+    rows = [member for of_file in members for member in of_file]
+    numbers = np.array(rows, np.int64).reshape(-1, len(ARRAYS) - 1)
+    file_of = np.repeat(np.arange(len(members)), [len(of_file) for of_file in members])
+    columns = zip(ARRAYS.items(), (file_of, *numbers.T), strict=True)
+    return {name: column.astype(dtype) for (name, dtype), column in columns}
+
+
+def names_of(path: str, names: Iterable[str]) -> np.ndarray:
+    """Names as an array; raises InputError where one has a zero byte."""
+    names = list(names)
     if any("\0" in name for name in names):
-        raise InputError(f"{paths[0]}: a member has a zero byte in its name; write it again")
-    if len(names) >= _KEPT_FROM:
-        logging.info("indexed %s of %s", count(len(names), "member"), count(len(paths), "file"))
-    numbers = np.array(rows, np.int64).reshape(-1, len(_ARRAYS) - 1)
-    file_of = np.repeat(np.arange(len(paths)), [len(table) for table in tables])
-    columns = dict(zip(_ARRAYS, (file_of, *numbers.T), strict=True))
-    arrays = {name: column.astype(_ARRAYS[name]) for name, column in columns.items()}
-    text = "".join(f"{name}\0" for name in names).encode(errors="surrogateescape")
-    return arrays | {"names": np.frombuffer(text, np.uint8)}
+        raise InputError(f"{path}: a member has a zero byte in its name; write it again")
+    return cache.joined(names)
 
 
-def _of_tar(path: str) -> dict[str, _Member]:
-    """{name: where it lies} of the files in a tar."""
-    members, links, end = {}, {}, os.path.getsize(path)
+def members_of_tar(path: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+    """(header, what reads the data) of each member of a tar, in order.
+
+    Raises:
+      InputError: it is cut short or no tar file.
+    """
+    end = os.path.getsize(path)
     try:
         with tarfile.open(path, "r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # it would keep them all
-                members.pop(info.name, None)
-                if info.issym():
-                    folder = posixpath.dirname(info.name)
-                    links[info.name] = posixpath.normpath(posixpath.join(folder, info.linkname))
-                elif info.islnk():
-                    links[info.name] = info.linkname
-                elif info.issparse():
+                if info.issparse():
                     raise InputError(f"{path} has the sparse file {info.name}; write it without -S")
-                elif info.isreg():
-                    if info.offset_data + info.size > end:
-                        raise tarfile.ReadError(f"{info.name} goes on behind its end")
-                    members[info.name] = (info.offset_data, info.size, info.size, _STORED, 0)
+                if info.isreg() and info.offset_data + info.size > end:
+                    raise tarfile.ReadError(f"{info.name} goes on behind its end")
+                yield info, lambda info=info: tar.extractfile(info).read()
             _check_end(path, tar.offset)
     except tarfile.TarError as error:
         raise InputError(
             f"{path} is cut short or no tar file ({error}); copy or write it again"
         ) from error
+
+
+def in_tar(info: tarfile.TarInfo) -> Member:
+    """Where the data of a regular file in a tar lies."""
+    return info.offset_data, info.size, info.size, _STORED, 0
+
+
+def _of_tar(path: str) -> dict[str, Member]:
+    """{name: where it lies} of the files in a tar."""
+    members, links = {}, {}
+    for info, _ in members_of_tar(path):
+        members.pop(info.name, None)
+        links.pop(info.name, None)
+        if info.issym():
+            folder = posixpath.dirname(info.name)
+            links[info.name] = posixpath.join(folder, info.linkname)
+        elif info.islnk():
+            links[info.name] = info.linkname
+        elif info.isreg():
+            members[info.name] = in_tar(info)
     by_name = {_plain(name): member for name, member in members.items()}
     for name, target in links.items():
         members[name] = by_name.get(_plain(target), (0, 0, 0, _LINK, 0))
@@ -188,7 +198,7 @@ def _check_end(path: str, offset: int) -> None:
             raise tarfile.ReadError(f"no member and no end mark at byte {offset}")
 
 
-def _of_zip(path: str) -> dict[str, _Member]:
+def _of_zip(path: str) -> dict[str, Member]:
     """{name: where it lies} of the files in a zip."""
     members = {}
     try:
@@ -219,36 +229,23 @@ def _plain(name: str) -> str:
     return posixpath.normpath(name).lstrip("/")
 
 
-def _checked(path: str) -> tuple[int, int]:
-    """The stamp of a file; raises InputError where it cannot be one that is read here."""
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path} is no regular file; give a tar or zip file")
+def check(paths: Sequence[str]) -> None:
+    """Raises InputError where a file is missing or compressed as a whole."""
+    for path in paths:
+        cache.stamp_of(path)
+        with open(path, "rb") as file:
             first = file.read(8)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    for mark, command in _COMPRESSED.items():
-        if first.startswith(mark):
-            raise InputError(
-                f"{path} is compressed as a whole, so no image can be read by itself; unpack it: "
-                f"{command} {path}"
-            )
-    return _stamp(status)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
+        for mark, command in _COMPRESSED.items():
+            if first.startswith(mark):
+                raise InputError(
+                    f"{path} is compressed as a whole, so no image can be read by itself; unpack "
+                    f"it: {command} {path}"
+                )
 
 
 def _is_zip(path: str) -> bool:
     with open(path, "rb") as file:
         return file.read(4) in (b"PK\3\4", b"PK\5\6") or path.lower().endswith(".zip")
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
 
 
 def _exactly(file: BinaryIO, size: int, path: str) -> bytes:

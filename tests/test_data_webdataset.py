@@ -1,0 +1,213 @@
+import gc
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops
+from dppmask_jax.data.sources import identity, opening
+from dppmask_jax.errors import InputError
+from dppmask_jax.pixel_format import Pixels
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4 + value % 3, 4), (value % 256, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shard(path, samples):
+    """A shard of [(key, {extension: bytes or text})]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples:
+            for extension, data in members.items():
+                data = data.encode() if isinstance(data, str) else data
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def shards(folder, name="train", count=3, first=0):
+    for number in range(count):
+        samples = [
+            (f"{10 * number + i:05d}", {"png": png(first + 10 * number + i), "cls": str(i % 3)})
+            for i in range(4)
+        ]
+        shard(folder / f"{name}-{number:03d}.tar", samples)
+    return folder
+
+
+def read_all(source):
+    return [source.read(i) for i in range(len(source))]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset's reader closes no shard
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_samples_of_the_webdataset_package(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "train-%06d.tar"), maxcount=4, verbose=0) as sink:
+        for i in range(10):
+            sink.write({"__key__": f"sample/{i:04d}", "png": png(i), "cls": i % 3})
+    train, val = opening.open_splits(f"wds:{tmp_path}/train-{{000000..000002}}.tar", val_fraction=0)
+    assert val is None and train.class_names == ("0", "1", "2")
+    assert read_all(train) == [(png(i), i % 3) for i in range(10)]
+    assert train.name(4) == f"{tmp_path}/train-000001.tar/sample/0004.png"
+    theirs = webdataset.WebDataset(str(tmp_path / "train-{000000..000002}.tar"), shardshuffle=False)
+    assert [sample["png"] for sample in theirs] == [train.read(i)[0] for i in range(10)]
+    del theirs
+    gc.collect()
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.tar", "/train-{000..002}.tar", "/train-00{0,1,2}.tar"])
+def test_a_pattern_names_shards(tmp_path, pattern):
+    shards(tmp_path)
+    train, val = opening.open_splits(f"wds:{tmp_path}{pattern}", val_fraction=0.25)
+    assert len(train) == 8 and len(val) == 4 and train.labelled and val.labelled
+    assert sorted(d for d, _ in read_all(train) + read_all(val)) == sorted(
+        png(10 * n + i) for n in range(3) for i in range(4)
+    )
+
+
+def test_splits_by_words_in_names_or_as_they_are_named(tmp_path):
+    shards(tmp_path)
+    shards(tmp_path, "imagenet-validation", 1, first=50)
+    shards(tmp_path, "test", 1, first=70)
+    train, val = opening.open_splits(f"wds:{tmp_path}")
+    assert len(train) == 12 and [data for data, _ in read_all(val)] == [
+        png(50 + i) for i in range(4)
+    ]
+    assert train.notes == (f"1 file not used, such as {tmp_path}/test-000.tar",)
+    train, val = opening.open_splits(f"wds:{tmp_path}/train-*.tar,val={tmp_path}/test-000.tar")
+    assert len(train) == 12 and [data for data, _ in read_all(val)] == [
+        png(70 + i) for i in range(4)
+    ]
+    folders = tmp_path / "folders"
+    shards(folders / "train", "part"), shards(folders / "val", "part", 1)
+    train, val = opening.open_splits(f"wds:{folders}/{{train,val}}/*.tar")
+    assert (len(train), len(val)) == (12, 4)
+
+
+def test_where_labels_come_from(tmp_path):
+    def opened(samples, options=""):
+        path = shard(tmp_path / "a.tar", samples)
+        return opening.open_source(f"wds:{path}{options}", "train", val_fraction=0.0)
+
+    jpg = [{"png": png(i)} for i in range(3)]
+    of_json = [
+        ("abc"[i], jpg[i] | {"json": json.dumps({"label": "xyz"[i], "n": 10 - i})})
+        for i in range(3)
+    ]
+    assert opened(of_json).class_names == ("x", "y", "z")
+    assert opened(of_json, ",label=json.n").class_names == ("8", "9", "10")
+    assert not opened(of_json, ",label=none").labelled
+    texts = [("abc"[i], jpg[i] | {"txt": "uvu"[i] + "\n"}) for i in range(3)]
+    assert opened(texts).unlabelled_because == f"wds:{tmp_path}/a.tar has no labels"
+    assert [label for _, label in read_all(opened(texts, ",label=txt"))] == [0, 1, 0]
+    some = [("a", jpg[0] | {"cls": "1"}), ("b", jpg[1])]
+    assert "a.tar/b.png has no label" in opened(some).unlabelled_because
+
+
+def test_which_member_is_the_image(tmp_path):
+    samples = [
+        ("a.b", {}),
+        ("k/1", {"seg.png": png(9), "PNG": png(1), "txt": "x"}),
+        ("2", {"txt": "y"}),
+    ]
+    path = shard(tmp_path / "a.tar", [*samples, (".hidden", {"png": b""})])
+    train, _ = opening.open_splits(f"wds:{path}", val_fraction=0.0)
+    assert read_all(train) == [(png(1), -1)] and train.notes == (
+        "1 sample without an image left out",
+    )
+    train, _ = opening.open_splits(f"wds:{path},image=seg.png", val_fraction=0.0)
+    assert read_all(train) == [(png(9), -1)]
+
+
+def test_arrays_are_images_where_pixels_are_kept(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.arange(80, dtype=np.uint16).reshape(4, 5, 4))
+    path = shard(tmp_path / "a.tar", [("1", {"npy": buffer.getvalue(), "cls": "0"})])
+    pixels = Pixels(4, range=(0.0, 79.0), kept=True)
+    train, _ = opening.open_splits(f"wds:{path}", pixels=pixels)
+    assert train.read(0)[0].shape == (4, 5, 4) and train.read(0)[0].max() == 1
+    with pytest.raises(InputError, match="no sample has an image"):
+        opening.open_splits(f"wds:{path}")
+
+
+def single_view(data, rng):
+    return {"image": crops.random_crop(data, rng, image_size=(4, 4), scale=(0.5, 1.0))}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_position_is_its_step_for_any_start_workers_and_processes(tmp_path, workers):
+    train = opening.open_source(f"wds:{shards(tmp_path)}", "train")
+    train = pickle.loads(pickle.dumps(train))
+
+    def batches(number, **options):
+        with loader.train_stream(
+            train, example=single_view, batch_size=4, seed=3, **options
+        ) as all_:
+            return [next(all_) for _ in range(number)]
+
+    whole = batches(5)
+    parts = [batches(2, workers=workers, shard=k, num_shards=2, start_step=3) for k in range(2)]
+    for step in range(2):
+        for name in ("image", "label", "row", "index"):
+            both = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_array_equal(both, whole[3 + step][name])
+
+
+def test_identity_is_that_of_names_sizes_and_labels_wherever_they_lie(tmp_path):
+    specs = [f"wds:{shards(tmp_path / name)}" for name in "ab"]
+    one, other = (identity.of_splits(*opening.open_splits(spec)) for spec in specs)
+    assert one == other
+    shards(tmp_path / "b", first=1)
+    assert identity.of_splits(*opening.open_splits(specs[1])) != one
+
+
+def test_bad_shards_are_refused_in_a_line(tmp_path):
+    good = shards(tmp_path / "good", count=2)
+    data = (good / "train-000.tar").read_bytes()
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "cut.tar").write_bytes(data[:2000])
+    (bad / "text.tar").write_text("no tar" * 200)
+    (bad / "a.tar.gz").write_bytes(b"\x1f\x8b" + bytes(600))
+    image = {"png": png(1)}
+    shard(bad / "twice.tar", [("a", image), ("b", image), ("a", image)])
+    shard(bad / "two.tar", [("a", image | {"jpg": png(2)})])
+    shard(bad / "json.tar", [("a", image | {"json": "{"})])
+    shard(bad / "none.tar", [("a", {"txt": "x"})])
+    shard(bad / "broken.tar", [("a", {"png": b"no image", "cls": "1"})])
+    shard(bad / "dog.tar", [("a", image | {"cls": "dog"})])
+    cases = {
+        "bad/gone-{00..02}.tar": "no file .*gone-00.tar, the first of 3",
+        "bad/*.tgz": "there is no file",
+        "bad/empty": "there is no file",
+        "good/train-{000..002}.tar": "no file .*train-002.tar; correct",
+        "good/train-{002..000}.tar": "no range",
+        "bad/cut.tar": "cut short or no tar file",
+        "bad/text.tar": "cut short or no tar file",
+        "bad/a.tar.gz": "compressed as a whole.*gzip -d",
+        "bad/twice.tar": "has a.png twice",
+        "bad/two.tar": "has several images, jpg, png; .*image=",
+        "bad/json.tar": "a.json is no JSON.*label=none",
+        "bad/none.tar": "no sample has an image",
+        "bad/broken.tar": "none of the 1 images",
+        f"good/*.tar,val={bad}/dog.tar": "no training image has the label 'dog'",
+        f"good/*.tar,val={good}/train-000.tar": "is for training and for validation",
+        "good,labl=cls": "unknown option 'labl=cls'",
+    }
+    for place, words in cases.items():
+        with pytest.raises(InputError, match=words) as raised:
+            opening.open_splits(f"wds:{tmp_path}/{place}")
+        assert "\n" not in str(raised.value)
+    for place in ("gs://bucket/a.tar", "pipe:cat a.tar"):
+        with pytest.raises(InputError, match="read from disk"):
+            opening.open_splits(f"wds:{place}")
