@@ -11,6 +11,11 @@ NEWEST_PYTHON ?= $(shell for folder in $$(echo "$$PATH" | tr : ' ') ~/.pyenv/ver
 WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
 ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
+# $(call install,ENVIRONMENT,PACKAGES): with uv, in seconds what takes pip minutes; with pip where
+# uv cannot be had or cannot reach an index that pip is configured for.
+install = $(1)/bin/python -m pip install -q --disable-pip-version-check uv \
+	&& $(1)/bin/uv pip install -q --python $(1)/bin/python $(2) \
+	|| $(1)/bin/python -m pip install -q --disable-pip-version-check $(2)
 
 .PHONY: quickstart docs site test test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
 
@@ -65,18 +70,18 @@ lint: $(VENV)/.dev
 
 $(VENV)/.train: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[train]'
+	$(call install,$(VENV),-e '.[train]')
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	$(call install,$(VENV),-e '.[dev]')
 	touch $@
 
 # PyTorch without CUDA, gigabytes smaller; pip has to know where its CPU builds are. timm asks for
 # torchvision: the one of this PyTorch, or pip would take the newest and a PyTorch with CUDA for it.
 $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0+cpu torchvision==0.28.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[peer]'
+	$(call install,$(VENV),-e '.[peer]')
 	touch $@
 
 # The newest versions in the ranges of pyproject.toml; those of jax want Python 3.12.
@@ -85,15 +90,15 @@ $(NEWEST_VENV)/.newest: pyproject.toml
 		echo "no Python 3.12 or later on this machine: the newest jax was not tested"; \
 	else set -ex; \
 		"$$python" -m venv $(NEWEST_VENV); \
-		$(NEWEST_VENV)/bin/python -m pip install -q --disable-pip-version-check -U \
-			--upgrade-strategy eager -e '.[dev]'; \
+		$(call install,$(NEWEST_VENV),-U -e '.[dev]'); \
 		touch $@; \
 	fi
 
 # The TPU compiler, apart: with libtpu installed, JAX looks for a TPU wherever it starts.
 $(TPU_VENV)/.tpu: pyproject.toml
 	$(PYTHON) -m venv $(TPU_VENV)
-	$(TPU_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev,tpu]'
+	$(call install,$(TPU_VENV),-e '.[dev]')
+	$(call install,$(TPU_VENV),-e '.[tpu]')
 	touch $@
 
 clean:
