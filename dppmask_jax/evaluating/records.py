@@ -181,7 +181,7 @@ def images_of(evaluation: Evaluation) -> str:
     train, val = evaluation.train, evaluation.val
     images = identity.of_splits(train, val)["digest"] if train else ""
     others = TASKS[evaluation.config.task].also_reads(evaluation)
-    return identity.of_texts(images, others) if others else images
+    return identity.of_parts(images, others) if others else images
 
 
 def finished(subject: Subject, evaluation: Evaluation) -> dict[str, Any] | None:

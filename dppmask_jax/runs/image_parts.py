@@ -103,7 +103,7 @@ def _maps(path: str) -> np.ndarray:
 
 def _identity(path: str, of_images) -> str:
     with open(path, "rb") as file:
-        return identity.of_texts(of_images(), hashlib.file_digest(file, "blake2b").hexdigest())
+        return identity.of_parts(of_images(), hashlib.file_digest(file, "blake2b").hexdigest())
 
 
 def _size(source: Source, i: int) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def _bits(path: str) -> np.ndarray:
 
 def _identity(path: str, of_images) -> str:
     with open(path, "rb") as file:
-        return identity.of_texts(of_images(), hashlib.file_digest(file, "blake2b").hexdigest())
+        return identity.of_parts(of_images(), hashlib.file_digest(file, "blake2b").hexdigest())
 
 
 def _row(path: str, num_patches: int, extras, i: int) -> dict:

@@ -219,7 +219,7 @@ def only_classes(source: Source, names: Sequence[str], where: str) -> Source:
 
 
 def _identity_of_classes(source: Source, names: tuple[str, ...]) -> str:
-    return identity.of_texts(source.identity(), *names)
+    return identity.of_parts(source.identity(), *names)
 
 
 def _itself(values):

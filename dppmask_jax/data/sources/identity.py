@@ -49,11 +49,11 @@ def of_files(files, rows: np.ndarray, *about) -> str:
     return digest.text()
 
 
-def of_texts(*texts: str) -> str:
-    """The identity of a data set that a few texts describe fully."""
+def of_parts(*parts) -> str:
+    """The identity of a data set that some texts, tuples of texts and arrays describe fully."""
     digest = _Digest()
-    for text in texts:
-        digest.add(text)
+    for part in parts:
+        digest.add(part)
     return digest.text()
 
 

@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -136,22 +136,37 @@ def why(error: OSError | decode.DecodeError) -> str:
 
 def check_readable(files: Files, pixels: Pixels = RGB) -> None:
     """Raises InputError if none of a sample of the files can be read as an image of such pixels."""
+
+    def try_one(i: int) -> None:
+        if pixels.kept and medical.is_name(files.path_alone(i)):
+            kept.read_from(files.path(i), 0, pixels)
+        else:
+            try_image(files.read(i), pixels)
+
+    check_some(files.size, try_one, files.path, f"below {files.root}")
+
+
+def try_image(data: bytes, pixels: Pixels) -> None:
+    """Raises decode.DecodeError unless the bytes are an image of such pixels."""
+    if pixels.kept:
+        kept.read(data, pixels)
+    else:
+        decode.to_rgb(decode.open_image(data))
+
+
+def check_some(
+    count: int, try_one: Callable[[int], None], name: Callable[[int], str], where: str
+) -> None:
+    """Raises InputError if `try_one` raises OSError or decode.DecodeError for all of a sample of
+    `count` images, which lie `where`."""
     reason = ""
-    count = files.size
-    for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int):
-        i = int(i)
+    for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int).tolist():
         try:
-            if not pixels.kept:
-                decode.to_rgb(decode.open_image(files.read(i)))
-            elif medical.is_name(files.path_alone(i)):
-                kept.read_from(files.path(i), 0, pixels)
-            else:
-                kept.read(files.read(i), pixels)
-            return
+            return try_one(i)
         except (OSError, decode.DecodeError) as error:
-            reason = reason or f"{files.path(i)}: {why(error)}"
+            reason = reason or f"{name(i)}: {why(error)}"
     tried = "none of the" if count <= _READABLE_SAMPLE else f"none of {_READABLE_SAMPLE} tried of"
-    raise InputError(f"{tried} {count} images below {files.root} can be read; {reason}")
+    raise InputError(f"{tried} {count} images {where} can be read; {reason}")
 
 
 def file_source(

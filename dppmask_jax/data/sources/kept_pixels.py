@@ -119,7 +119,7 @@ def _extras_of_file(slices: _Slices, i: int) -> dict:
 
 
 def _identity(source: Source, counts: np.ndarray, axis: int) -> str:
-    return identity.of_texts(source.identity(), f"axis {axis}", " ".join(map(str, counts)))
+    return identity.of_parts(source.identity(), f"axis {axis}", " ".join(map(str, counts)))
 
 
 def sampled(source: Source, most: int) -> list[int]:

@@ -8,6 +8,9 @@
                     validation; see folder.py.
   archive:FILE      a tar or zip file of the same; see archive.py.
   wds:PATTERN       shards of WebDataset; see webdataset.py.
+  hf:PATH_OR_NAME   a data set of Hugging Face's datasets; see hugging_face.py.
+  arrayrecord:PATTERN
+                    files of tf.train.Example; see array_records.py.
   tfds:NAME         a TFDS data set prepared in the array_record format, with splits train and
                     validation (or val, or test); without one of those, `val_fraction` is held out.
   caltech256:PATH   Caltech-256, see caltech256.py.
@@ -31,6 +34,7 @@ from typing import NamedTuple
 from dppmask_jax import pixel_format
 from dppmask_jax.data.sources import (
     archive,
+    array_records,
     caltech256,
     classes,
     clevr,
@@ -38,6 +42,7 @@ from dppmask_jax.data.sources import (
     csv_table,
     dense,
     folder,
+    hugging_face,
     kept_pixels,
     one_range,
     saliency,
@@ -80,6 +85,19 @@ KINDS = {
         "PATTERN",
         lambda text, asked: webdataset.open_webdataset(text, asked.val_fraction, asked.pixels),
     ),
+    "hf": Kind(
+        "PATH_OR_NAME",
+        lambda text, asked: hugging_face.open_hugging_face(
+            text, asked.val_fraction, asked.pixels, asked.data_dir
+        ),
+        of_path=False,
+    ),
+    "arrayrecord": Kind(
+        "PATTERN",
+        lambda text, asked: array_records.open_array_records(
+            text, asked.val_fraction, asked.pixels
+        ),
+    ),
     "coco": Kind("ROOT", lambda path, _: coco.open_coco(path)),
     "clevr": Kind("ROOT", lambda path, _: clevr.open_clevr(path)),
     "csv": Kind(
@@ -111,7 +129,9 @@ FIELDS = {
     "data.source": Field("shapes", SOURCE, "where the images are, see docs/data.md"),
     **classes.FIELDS,
     **pixel_format.FIELDS,
-    "data.dir": Field("", TEXT, "where tfds: and shapes keep their files; '' is the usual place"),
+    "data.dir": Field(
+        "", TEXT, "where tfds:, hf: and shapes keep their files; '' is the usual place"
+    ),
     "data.val_fraction": Field(
         0.1, fraction_below_1, "share held out where the source has no validation split"
     ),

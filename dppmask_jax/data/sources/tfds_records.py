@@ -51,7 +51,7 @@ def open_shapes(options_text: str, data_dir: str | None) -> tuple[Source, Source
             targets=functools.partial(_column, records, "attributes", np.uint8),
             target_names=shapes.ATTRIBUTES,
             segment_names=shapes.SEGMENTS,
-            identity=functools.partial(identity.of_texts, *Path(folder).parts[-2:], split),
+            identity=functools.partial(identity.of_parts, *Path(folder).parts[-2:], split),
         )
 
     return source("train"), source("val")
@@ -113,7 +113,7 @@ def open_tfds(name: str, data_dir: str | None, val_fraction: float) -> tuple[Sou
             and functools.partial(_cached_labels, kept_in(split), records, label, rows),
             # What is held out depends on how many are.
             identity=functools.partial(
-                identity.of_texts, kept_in(split), "all" if rows is None else str(len(rows))
+                identity.of_parts, kept_in(split), "all" if rows is None else str(len(rows))
             ),
         )
 

@@ -1,0 +1,164 @@
+import io
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dppmask_jax.data import loader
+from dppmask_jax.data.images import crops
+from dppmask_jax.data.sources import identity, opening
+from dppmask_jax.errors import InputError
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+datasets = pytest.importorskip("datasets")
+NAMES = ["cat", "cow", "dog"]
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4 + value % 3, 4), (value % 256, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows(count, first=0, image="image", label="label", labels=None, **more):
+    """A data set of `count` images; labels go round."""
+    columns = {
+        image: [{"bytes": png(first + i), "path": None} for i in range(count)],
+        label: labels or [i % 3 for i in range(count)],
+        **{name: [kind[1]] * count for name, kind in more.items()},
+    }
+    kind = datasets.ClassLabel(names=NAMES)
+    kinds = {image: datasets.Image(), label: kind} | {name: k for name, (k, _) in more.items()}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def saved(path, **splits):
+    datasets.disable_progress_bars()
+    datasets.DatasetDict(splits).save_to_disk(path)
+    return f"hf:{path}"
+
+
+def read_all(source):
+    return [source.read(i) for i in range(len(source))]
+
+
+@pytest.fixture
+def both(tmp_path):
+    return saved(tmp_path / "both", train=rows(9), validation=rows(4, 50), test=rows(4, 70))
+
+
+def test_splits_columns_and_classes_of_a_data_set_on_disk(both):
+    train, val = opening.open_splits(both)
+    assert read_all(train) == [(png(i), i % 3) for i in range(9)]
+    assert read_all(val) == [(png(50 + i), i % 3) for i in range(4)]
+    assert train.class_names == val.class_names == tuple(NAMES)
+    assert train.name(3) == f"{both} train row 3"
+    np.testing.assert_array_equal(val.labels(), [0, 1, 2, 0])
+    assert read_all(pickle.loads(pickle.dumps(val))) == read_all(val)
+    _, test = opening.open_splits(f"{both},val=test")
+    assert test.read(0)[0] == png(70)
+    assert opening.open_splits(f"{both},label=none")[0].read(1) == (png(1), -1)
+
+
+def test_without_a_split_for_validation_a_share_is_held_out(tmp_path):
+    rows(30).save_to_disk(tmp_path / "one")
+    train, val = opening.open_splits(f"hf:{tmp_path}/one", val_fraction=0.2)
+    assert (len(train), len(val)) == (24, 6) and np.bincount(val.labels()).tolist() == [2, 2, 2]
+    assert sorted(read_all(train) + read_all(val)) == sorted((png(i), i % 3) for i in range(30))
+    spec = saved(tmp_path / "unlabelled", train=rows(30), test=rows(3, 50, labels=[-1] * 3))
+    train, val = opening.open_splits(spec, val_fraction=0.2)
+    assert len(val) == 6 and val.labelled
+
+
+def test_columns_that_can_be_told_and_those_that_cannot(tmp_path):
+    coarse = (datasets.ClassLabel(names=["a", "b"]), 0)
+    spec = saved(tmp_path / "a", train=rows(6, image="img", label="fine"))
+    assert opening.open_source(spec, "train", val_fraction=0.0).read(1) == (png(1), 1)
+    spec = saved(tmp_path / "b", train=rows(6, image="img", label="fine", coarse=coarse))
+    with pytest.raises(
+        InputError, match=r"which column is the label\? .*fine \(ClassLabel\), coarse"
+    ):
+        opening.open_splits(spec)
+    train = opening.open_source(f"{spec},label=coarse", "train", val_fraction=0.0)
+    assert train.class_names == ("a", "b") and train.read(4) == (png(4), 0)
+    texts = datasets.Dataset.from_dict(
+        {"jpg": [png(i) for i in range(4)], "label": ["u", "v", "u", "v"]},
+        features=datasets.Features(
+            {"jpg": datasets.Value("binary"), "label": datasets.Value("string")}
+        ),
+    )
+    spec = saved(tmp_path / "c", train=texts)
+    with pytest.raises(InputError, match=r"which column is the image\? .*jpg \(Value\), label"):
+        opening.open_splits(spec)
+    train = opening.open_source(f"{spec},image=jpg", "train", val_fraction=0.0)
+    assert train.class_names == ("u", "v") and read_all(train) == [
+        (png(i), i % 2) for i in range(4)
+    ]
+
+
+@pytest.mark.slow
+def test_a_folder_that_load_dataset_reads_and_images_that_are_paths(tmp_path):
+    for i in range(6):
+        path = tmp_path / f"set/train/{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    train = opening.open_source(
+        f"hf:{tmp_path}/set", "train", val_fraction=0.0, data_dir=str(tmp_path / "cache")
+    )
+    assert train.class_names == ("a", "b")
+    assert sorted(read_all(train)) == sorted((png(i), i % 2) for i in range(6))
+
+
+def single_view(data, rng):
+    return {"image": crops.random_crop(data, rng, image_size=(4, 4), scale=(0.5, 1.0))}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_position_is_its_step_for_any_start_workers_and_processes(both, workers):
+    train = opening.open_source(both, "train")
+
+    def batches(number, **options):
+        with loader.train_stream(
+            train, example=single_view, batch_size=4, seed=3, **options
+        ) as all_:
+            return [next(all_) for _ in range(number)]
+
+    whole = batches(5)
+    parts = [batches(2, workers=workers, shard=k, num_shards=2, start_step=3) for k in range(2)]
+    for step in range(2):
+        for name in ("image", "label", "row"):
+            joined = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_array_equal(joined, whole[3 + step][name])
+
+
+def test_identity_is_that_of_sizes_and_labels_wherever_they_lie(both, tmp_path):
+    splits = {"train": rows(9), "validation": rows(4, 50)}
+    other = identity.of_splits(*opening.open_splits(saved(tmp_path / "other", **splits)))
+    assert identity.of_splits(*opening.open_splits(both)) == other
+    changed = saved(tmp_path / "changed", **splits | {"train": rows(9, 1)})
+    assert identity.of_splits(*opening.open_splits(changed)) != other
+
+
+def test_bad_data_sets_are_refused_in_a_line(both, tmp_path):
+    kinds = datasets.Features({"image": datasets.Image()})
+    images = {"image": [{"bytes": b"no image", "path": None}] * 3}
+    broken = datasets.Dataset.from_dict(images, features=kinds)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
+    cases = {
+        f"hf:{tmp_path}/gone": "cannot open hf:.*gone",
+        f"hf:{tmp_path}/half": "cannot open hf:.*half",
+        f"{both},val=dev": "no split dev, only train, validation, test",
+        f"{both},image=img": "no column img, only image, label",
+        f"{both},image=label": "holds ClassLabel.*no images",
+        f"{both},column=image": "unknown option 'column=image'",
+        saved(tmp_path / "ab", a=rows(3), b=rows(3)): "which of its splits a, b is for training",
+        saved(tmp_path / "broken", train=broken): "none of the 2 images of hf:.* can be read",
+    }
+    for spec, words in cases.items():
+        with pytest.raises(InputError, match=words) as raised:
+            opening.open_splits(spec)
+        assert "\n" not in str(raised.value)
