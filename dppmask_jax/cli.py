@@ -76,7 +76,7 @@ def _eval() -> None:
 
 def _data() -> None:
     from dppmask_jax import command
-    from dppmask_jax.data.__main__ import main
+    from dppmask_jax.commands.data import main
 
     command.run_parsed(main)
 

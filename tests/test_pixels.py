@@ -17,8 +17,8 @@ from PIL import Image
 from configs import overlay
 from dppmask_jax import config as configs
 from dppmask_jax import load_encoder, parallel, patches, pixel_format
+from dppmask_jax.commands.data import main
 from dppmask_jax.data import loader, measuring
-from dppmask_jax.data.__main__ import main
 from dppmask_jax.data.images import crops, decode, kept
 from dppmask_jax.data.sources import opening
 from dppmask_jax.errors import InputError

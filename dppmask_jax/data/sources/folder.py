@@ -291,6 +291,7 @@ def _scan(
         identity, inner, files = _listed(tree, os.path.join(root, relative) if relative else root)
         if identity in above:
             return  # a symbolic link back to a folder that we are in
+        before = len(names)
         images = sorted(name for name in files if is_image_name(name, pixels))
         others = (name for name in files if not is_image_name(name, pixels))
         ignored.update(os.path.splitext(name)[1].lower() for name in others)
@@ -300,6 +301,9 @@ def _scan(
             names.extend(images)
         for name in inner:
             visit(os.path.join(relative, name), above | {identity})
+        name = os.path.basename(relative)
+        if is_image_name(name, pixels) and len(names) == before:
+            ignored[f"folder called {name}"] += 1
 
     for part in parts or ("",):
         visit(part, frozenset())

@@ -177,7 +177,7 @@ def open_splits(
     Raises:
       InputError: see `open_source`; or images of a sample are of other pixels.
     """
-    splits = _opened(spec, data_dir, val_fraction, pixels)
+    splits = encoded_splits(spec, data_dir=data_dir, val_fraction=val_fraction, pixels=pixels)
     named = _NAMED.setdefault((spec, data_dir), set())
     splits = tuple(split and dataclasses.replace(split, named=named) for split in splits)
     if pixels.kept:
@@ -185,9 +185,10 @@ def open_splits(
     return splits if spec.startswith("shapes") else one_range.of_splits(splits, grey_range)
 
 
-def _opened(
-    spec: str, data_dir: str | None, val_fraction: float, pixels: Pixels
+def encoded_splits(
+    spec: str, *, data_dir: str | None = None, val_fraction: float = 0.1, pixels: Pixels = RGB
 ) -> tuple[Source, Source | None]:
+    """As `open_splits`, but images stay as they are encoded in their files."""
     name, _, rest = spec.partition(":")
     if name == "shapes":
         return tfds_records.open_shapes(rest, data_dir)
