@@ -17,7 +17,7 @@ from dppmask_jax.training import step as steps
 
 PAGE = (tiny.ROOT / "docs" / "metrics.md").read_text()
 NAMED = set(re.findall(r"`([^`\n]+)`", PAGE))
-# One that needs more to be run, one that runs others, and trainings: test_kept_records_are_explained.
+# One that needs more, one that runs others, and those of which records are kept (trainings).
 LEFT_OUT = ("shift", "inside", "finetune", "linear", "multilabel", "reconstruct")
 LEAST = {"soap": 96, "spectra": 96}
 COUNTED = re.compile(r"\d+")  # as in mask_0_share, which stands there as mask_N_share
