@@ -20,7 +20,7 @@ NAMED = set(re.findall(r"`([^`\n]+)`", PAGE))
 # One that needs more, one that runs others, and those of which records are kept (trainings).
 LEFT_OUT = ("shift", "inside", "finetune", "linear", "multilabel", "reconstruct")
 LEAST = {"soap": 96, "spectra": 96}
-COUNTED = re.compile(r"\d+")  # as in mask_0_share, which stands there as mask_N_share
+COUNTED = re.compile(r"(?<=_)\d+(?=_)")  # as in mask_0_share, which stands there as mask_N_share
 
 
 def unnamed(names) -> set[str]:
