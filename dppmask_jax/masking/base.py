@@ -27,13 +27,20 @@ class Mask(NamedTuple):
     Where the count is static, `visible = order[:count]` and, of a mask that throws none away,
     `masked = order[count:]`. Fields are meant to be read by name: `order, mask, count = m` has too
     few.
+
+    Attributes:
+      order: a permutation of the patches: visible, then masked, then thrown ones.
+      mask: True = hidden and to be predicted, in the order of the image.
+      count: number of visible patches.
+      thrown: True = neither seen nor predicted; None: none is.
+      num_greedy: greedy picks among the visible ones, from `export_masks`.
     """
 
-    order: Int[Array, " N"]  # a permutation of the patches: visible, then masked, then thrown ones
-    mask: Bool[Array, " N"]  # True = hidden and to be predicted, in the order of the image
-    count: Int[Array, ""]  # number of visible patches
-    thrown: Bool[Array, " N"] | None = None  # True = neither seen nor predicted; None: none is
-    num_greedy: Int[Array, ""] | None = None  # greedy picks among them, from `export_masks`
+    order: Int[Array, " N"]
+    mask: Bool[Array, " N"]
+    count: Int[Array, ""]
+    thrown: Bool[Array, " N"] | None = None
+    num_greedy: Int[Array, ""] | None = None
 
     @property
     def kept(self) -> Int[Array, " M"]:
@@ -69,20 +76,32 @@ class Seen(NamedTuple):
 
     `features` and what follows are functions without arguments, so that what no
     masker asks for is not computed.
+
+    Attributes:
+      grid: (rows, columns) of patches.
+      progress: of the run, from 0 to 1.
+      step: of the run.
+      step_key: for what all images of a step share; None: outside of training.
+      wanted: () or (B,) float32: the real number of patches to mask, which was rounded down to a
+        count; None: there is none but the count.
+      features: () -> (B, N, D).
+      attention: () -> (B, H, N): how much the class token attends to each patch in the last block,
+        head by head.
+      hardness: () -> (B, N): larger where a patch is harder.
+      parts: () -> (B, N) int32: the part that a patch belongs to.
+      proposed: () -> (B, N) bool: masks that came with the images.
     """
 
-    grid: tuple[int, int]  # (rows, columns) of patches
-    progress: Any = 1.0  # of the run, from 0 to 1
+    grid: tuple[int, int]
+    progress: Any = 1.0
     step: Any = 0
-    step_key: Any = None  # for what all images of a step share; None: outside of training
-    wanted: Any = None  # () or (B,) float32: the real number of patches to mask, which was rounded
-    # down to a count; None: there is none but the count
-    features: Callable[[], Any] | None = None  # () -> (B, N, D)
-    attention: Callable[[], Any] | None = None  # () -> (B, H, N): how much the class token attends
-    # to each patch in the last block, head by head
-    hardness: Callable[[], Any] | None = None  # () -> (B, N): larger where a patch is harder
-    parts: Callable[[], Any] | None = None  # () -> (B, N) int32: the part that a patch belongs to
-    proposed: Callable[[], Any] | None = None  # () -> (B, N) bool: masks that came with the images
+    step_key: Any = None
+    wanted: Any = None
+    features: Callable[[], Any] | None = None
+    attention: Callable[[], Any] | None = None
+    hardness: Callable[[], Any] | None = None
+    parts: Callable[[], Any] | None = None
+    proposed: Callable[[], Any] | None = None
 
 
 WITH_IMAGES = frozenset({"parts", "proposed"})  # what of it the data set brings, not the method
