@@ -1,9 +1,10 @@
 """Hooks of mkdocs: files outside of docs/ that its pages link to become pages of the site.
 
-There is one copy of each file, and its links work where it lies. CONTRIBUTING.md and CHANGELOG.md
-keep their names, code is shown as code, a folder's name stays.
+There is one copy of each file, and its links work where it lies. Markdown stays what it is, code is
+shown as code, and notebooks are shown cell by cell.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -13,8 +14,11 @@ ROOT = Path(__file__).parent.parent
 OUTSIDE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("examples/*.py"))),
-    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("dppmask_jax/weights/zoo/*.md"))),
+    *(
+        path.relative_to(ROOT).as_posix()
+        for files in ("examples/*.py", "notebooks/*.ipynb", "dppmask_jax/weights/zoo/*.md")
+        for path in sorted(ROOT.glob(files))
+    ),
 )
 
 
@@ -26,11 +30,22 @@ def page_of(path: str) -> str:
 def on_files(files, config):
     """Adds the pages."""
     for path in OUTSIDE:
-        text = (ROOT / path).read_text()
-        if not path.endswith(".md"):
-            text = f"# {Path(path).name}\n\n`{path}`\n\n```python\n{text}```\n"
-        files.append(File.generated(config, page_of(path), content=text))
+        files.append(File.generated(config, page_of(path), content=_as_markdown(path)))
     return files
+
+
+def _as_markdown(path: str) -> str:
+    text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        return text
+    if path.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        return "\n\n".join(_cell(cell["cell_type"], "".join(cell["source"])) for cell in cells)
+    return f"# {Path(path).name}\n\n`{path}`\n\n```python\n{text}```\n"
+
+
+def _cell(kind: str, text: str) -> str:
+    return text if kind == "markdown" else f"```python\n{text}\n```"
 
 
 def on_page_markdown(markdown, page, config, files):
