@@ -6,7 +6,7 @@
     python benchmarks/tpu.py --config=configs/mae.py:dataset=imagenet1k --config.model.remat=True
 
 Compiles the step that train.py runs for chips that are not there. Any option of train.py's
-configs can be set. Topologies: v4:2x2x1 to v4:4x8x8, v5e:2x2 to v5e:16x16, v5p:2x2x1 …, v6e:2x2 ….
+configs can be set. Topologies: v4:2x2x1 to v4:4x8x8, v5e:1x1 to v5e:16x16, v5p:2x2x1 …, v6e:1x1 ….
 
 Cycles are the compiler's own cost model, never a measurement. A loop counts as often as it runs.
 How often the greedy picks and the rectangles of block masks run depends on the images: "at worst"
@@ -124,6 +124,8 @@ def devices_of(topology: str):
         raise InputError(f"--topology={topology}: the chip is one of {', '.join(CHIPS)}")
     configuration = CHIPS[kind].configuration
     options = {"chip_config_name": configuration} if configuration else {}
+    if topology.endswith(":1x1"):  # a host of one chip, as notebooks are lent; else it has four
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         description = topologies.get_topology_desc(
             topology_name=topology, platform="tpu", **options
@@ -303,7 +305,7 @@ def problems(found: dict[str, Any]) -> list[str]:
     if found["chips"] > 1 and kinds != {"all-reduce"}:
         wrong.append(f"large exchanges are {', '.join(sorted(kinds)) or 'missing'}")
     share = sum(each["bytes"] for each in found["collectives"]) / found["parameter_bytes"]
-    if abs(share - 1) > 0.05:
+    if abs(share - (found["chips"] > 1)) > 0.05:
         wrong.append(f"exchanges {share:.1%} of the parameters' bytes")
     if found["host_transfers"]:
         wrong.append(f"talks to the host: {', '.join(found['host_transfers'])}")

@@ -1,4 +1,4 @@
-"""The notebooks: kept without outputs, run in fresh kernels, and what one of them trains."""
+"""The notebooks: kept without outputs, run in fresh kernels, and what one asks of a TPU."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ import re
 import nbformat
 import pytest
 import tiny
+from test_tpu import compiled
 
 from dppmask_jax.config import check
 
@@ -134,3 +135,19 @@ def test_add_your_own_masker(tmp_path):
     assert "spotlight" in str(config) and "starting at step 0" in printed["train"]
     for run in ("spotlight", "zoo"):
         assert (tmp_path / "runs" / run / "eval_knn.json").exists()
+
+
+@pytest.mark.tpu
+def test_the_step_of_the_notebook_compiles_for_one_chip(tmp_path):
+    file = tmp_path / "notebook.py"
+    file.write_text(
+        f"CELLS = {cells_of_config()!r}\n\n\n"
+        "def get_config():\n"
+        "    names = {'device': 'tpu'}\n"
+        "    exec(CELLS, names)\n"
+        "    return names['config']\n"
+    )
+    found = compiled(tmp_path, f"--config={file}", "--topology=v5e:1x1")
+    assert (found["chips"], found["images_per_chip"]) == (1, 256)
+    assert found["memory"]["peak"] < found["memory"]["room"]
+    assert found["parts"]["selection"] > 0 and found["parts"]["decoder"] > 0
