@@ -14,7 +14,7 @@ from dppmask_jax.masking import own
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.encoders import name_of
-from dppmask_jax.runs import checkpoint, history, metrics
+from dppmask_jax.runs import bucket_copy, checkpoint, history, metrics
 from dppmask_jax.training.fit import Training
 from dppmask_jax.training.resuming import Start
 from dppmask_jax.words import count
@@ -34,7 +34,7 @@ def announce(training: Training, state, val_source) -> None:
             f"({plan.steps_per_epoch:,} an epoch, {count(config.epochs, 'epoch')})",
         ),
         *_rate(config, plan),
-        ("workdir", f"{training.folder}, {_where(start, plan)}"),
+        ("workdir", f"{bucket_copy.named(training.folder)}, {_where(start, plan)}"),
     ]
     if start.step < plan.total_steps:
         lines += [("changed", words) for words in start.notes]
@@ -93,9 +93,9 @@ def finish(training: Training, config, step: int, drawn, val_source) -> None:
     print()
     if probed:
         print(knn_table(config, probed[0], probed[-1], train_source, val_source))
-    print(f"checkpoint  {folder / checkpoint.FOLDER / str(step)}")
+    print(f"checkpoint  {bucket_copy.named(folder / checkpoint.FOLDER / str(step))}")
     for path in drawn:
-        print(f"figure      {path}")
+        print(f"figure      {bucket_copy.named(path)}")
     labelled = val_source is not None and train_source.labelled and val_source.labelled
     encodes = training.method.encoder is not None
     print("\n".join(next_steps(config, folder, labelled and encodes, training.method)))
@@ -108,7 +108,7 @@ def next_steps(config, folder, probed: bool, method) -> list[str]:
       probed: whether the encoder can be evaluated with labels.
       method: the run's.
     """
-    folder, kind = shlex.quote(str(folder)), METHODS[config.method]
+    folder, kind = shlex.quote(bucket_copy.named(folder)), METHODS[config.method]
     ideas = []
     masker = own.flag(config.mask) if method.masks else ""
     if method.masks or method.restore:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.evaluating import parts, records
 from dppmask_jax.evaluating.subjects import Subject, opened, subjects
-from dppmask_jax.runs import encoder_files
+from dppmask_jax.runs import bucket_copy, encoder_files
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.tasks import TASKS, checks
 
@@ -29,7 +30,11 @@ def evaluate_all(
       InputError: as for `evaluate`, for any of the runs; none was evaluated.
     """
     checks.check(config)
-    paths = [Path(checkpoint) for checkpoint in checkpoints]
+    with _local(config, checkpoints, workdir) as (paths, home):
+        return [Path(bucket_copy.named(p)) for p in _evaluate_all(config, paths, home, command)]
+
+
+def _evaluate_all(config, paths: list[Path], workdir: str | Path, command: str) -> list[Path]:
     if TASKS[config.task].together:
         return [parts.evaluate(config, paths, workdir, command)]
     if workdir:
@@ -48,8 +53,8 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
 
     Args:
       config: a config such as configs/eval.py makes.
-      checkpoint: the workdir of a pre-training run, the folder of a fine-tuning, the file of an
-        encoder alone or "zoo:NAME".
+      checkpoint: the workdir of a pre-training run, the folder of a fine-tuning, either may be in
+        a bucket; the file of an encoder alone or "zoo:NAME".
       workdir: where the result is written; "" is the checkpoint's own, see
         `encoder_files.results_of`.
       command: what was typed, to be written down.
@@ -64,15 +69,35 @@ def evaluate(config, checkpoint: str | Path, workdir: str | Path = "", command: 
       Stopped: a training was stopped by a signal, or could not save.
     """
     checks.check(config)
+    with _local(config, [checkpoint], workdir) as ((path,), home):
+        return Path(bucket_copy.named(_evaluate(config, path, home, command)))
+
+
+def _evaluate(config, checkpoint: Path, workdir: str | Path, command: str) -> Path:
     if TASKS[config.task].together:
-        return parts.evaluate(config, [Path(checkpoint)], workdir, command)
+        return parts.evaluate(config, [checkpoint], workdir, command)
     folder = Path(workdir or encoder_files.results_of(checkpoint))
     workdir_files.check_folder(folder)
-    chosen = subjects(config, [Path(checkpoint)], [folder])
+    chosen = subjects(config, [checkpoint], [folder])
     if len(chosen) > 1:
         for subject in chosen:
             opened(subject)
     return _each(chosen, command)[0]
+
+
+@contextlib.contextmanager
+def _local(
+    config, checkpoints: Sequence[str | Path], workdir: str | Path
+) -> Iterator[tuple[list[Path], str | Path]]:
+    """Checkpoints and workdir, with a local copy of each folder in a bucket that is written to."""
+    with contextlib.ExitStack() as stack:
+        name = f".lock_eval_{config.task}"
+        if workdir:
+            home = stack.enter_context(bucket_copy.opened(workdir, name))
+            yield [Path(checkpoint) for checkpoint in checkpoints], home
+        else:
+            opened = [bucket_copy.opened(checkpoint, name) for checkpoint in checkpoints]
+            yield [stack.enter_context(copy) for copy in opened], ""
 
 
 def _each(chosen: Sequence[Subject], command: str) -> list[Path]:

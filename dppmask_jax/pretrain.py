@@ -19,7 +19,7 @@ from dppmask_jax.figures.curves import write_curves
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.models.encoders import name_of
 from dppmask_jax.patches import sides
-from dppmask_jax.runs import workdir
+from dppmask_jax.runs import bucket_copy, workdir
 from dppmask_jax.runs.kinds import ENCODER, kind_of
 from dppmask_jax.runs.run import Run, load_run, open_data
 from dppmask_jax.training import resuming
@@ -44,7 +44,7 @@ def train(
     Args:
       config: a config such as `configs/mae.py` makes.
       folder: the workdir; receives config.json, metrics.jsonl, checkpoints/, figures/ and
-        tensorboard/.
+        tensorboard/. It may be in a bucket, see `runs.bucket_copy`.
       profile_steps: number of steps to trace into the workdir's profile/; 0 traces none.
       allow_change: go on with another config than that of the steps so far; the model stays, and
         config.json and the checkpoints keep the history.
@@ -55,12 +55,12 @@ def train(
       loop.TrainingDiverged: too many steps in a row were not finite.
       Stopped: by a signal, or because nothing could be saved.
     """
-    folder = Path(folder)
     check(config)
     parallel.check_batch(config.batch_size, config.optim.accum_steps, "config.batch_size")
-    workdir.check_folder(folder)
-    with workdir.locked(folder):
-        _train(config, folder, profile_steps, allow_change)
+    with bucket_copy.opened(folder) as local:
+        workdir.check_folder(local)
+        with workdir.locked(local):
+            _train(config, local, profile_steps, allow_change)
 
 
 def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None:
@@ -74,7 +74,7 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
         schedules=lambda config: schedules(config, len(train_source)),
         allow=allow_change,
         total_steps=plan.total_steps,
-        ways=_WAYS.format(shlex.quote(str(folder))),
+        ways=_WAYS.format(shlex.quote(bucket_copy.named(folder))),
         refuse=functools.partial(_refuse_encoder, folder),
     )
     images = functools.partial(identity.of_splits, train_source, val_source)

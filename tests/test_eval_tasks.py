@@ -501,7 +501,7 @@ def refused(mae_run, ibot_run, tmp_path, colours):
         "value": (mae_run, "task=knn", {"temperature": 0.0}, "config.temperature=0.0"),
         "workdir": (mae_run, "task=knn", {"workdir": tmp_path / "file"}, "is a file"),
         "below a file": (mae_run, "task=knn", {"workdir": tmp_path / "file" / "x"}, "is a file"),
-        "remote": (mae_run, "task=knn", {"workdir": "gs://bucket/run"}, "not a local folder"),
+        "remote": (mae_run, "task=knn", {"workdir": "ftp://host/run"}, "not a local folder"),
     }  # fmt: skip
 
 

@@ -338,7 +338,7 @@ def bad_inputs(tmp_path, finished_workdir):
             "throws 6 away, which leaves none to predict",
         ),
         "workdir": ([f"--workdir={tmp_path}/file"], "is a file"),
-        "remote workdir": (["--workdir=gs://bucket/run"], "not a local folder"),
+        "remote workdir": (["--workdir=ftp://host/run"], "not a local folder"),
         "init_from": ([f"--config.init_from={tmp_path}/empty"], "no checkpoint in"),
         "other model": (
             [f"--workdir={finished_workdir}", "--config.model.size=Mu"],

@@ -23,7 +23,7 @@ from dppmask_jax.evaluating.subjects import (
     say,
     subjects,
 )
-from dppmask_jax.runs import comparable, encoder_files
+from dppmask_jax.runs import bucket_copy, comparable, encoder_files
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.tasks import TASKS, checks
 from dppmask_jax.words import count
@@ -92,7 +92,7 @@ def evaluate(
             text = together.page(found, encoders, command)
             home.mkdir(parents=True, exist_ok=True)
             whole_files.write_text(page, text)
-            say(f"page    {page}")
+            say(f"page    {bucket_copy.named(page)}")
     return page
 
 
@@ -186,7 +186,7 @@ def _steps(plan: _Plan, numbers: Iterator[int], total: int, command: str) -> Ite
             say(f"{step.part}: left out of {step.subject.label}: {step.left_out}")
         elif step.record is not None:
             name = records.result_name(step.subject.config)
-            say(f"{step.part}: done, {step.subject.folder / name}")
+            say(f"{step.part}: done, {bucket_copy.named(step.subject.folder / name)}")
         else:
             if shared is None:
                 shared = loaded(plan.subject)

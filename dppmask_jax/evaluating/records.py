@@ -18,7 +18,7 @@ from dppmask_jax.evals.base import Evaluation, Result, Score
 from dppmask_jax.evaluating.subjects import Subject, say
 from dppmask_jax.figures.panels import save
 from dppmask_jax.models import encoders
-from dppmask_jax.runs import history
+from dppmask_jax.runs import bucket_copy, history
 from dppmask_jax.runs import projection as projections
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.runs.kinds import ENCODER
@@ -56,7 +56,8 @@ def name_of(config) -> str:
 def announce(subject: Subject, evaluation: Evaluation) -> None:
     """Says what is evaluated, and what to know of it."""
     run = evaluation.run
-    say(f"{evaluation.config.task}: {subject.checkpoint} ({named(run)}, step {run.step:,})")
+    where = bucket_copy.named(subject.checkpoint)
+    say(f"{evaluation.config.task}: {where} ({named(run)}, step {run.step:,})")
     for note in notes_of(evaluation.train, evaluation.val):
         say(f"data: {note}")
     if past := history.of_run(run.history, run.config):
@@ -99,9 +100,9 @@ def evaluated(subject: Subject, evaluation: Evaluation, command: str) -> dict[st
         whole_files.write_json(path, record)
         note = f"\n{result.note}" if result.note else ""
         table = format_table(result.table)
-        say(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {path}")
+        say(f"\n{result.protocol}\n\n{table}{note}\n\nresult  {bucket_copy.named(path)}")
         for figure in drawn:
-            say(f"figure  {figure}")
+            say(f"figure  {bucket_copy.named(figure)}")
     return record | {"metrics": _numbers(record["metrics"])}
 
 
@@ -159,7 +160,7 @@ def _subject_of(evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     train, val = evaluation.train, evaluation.val
     return {
         "checkpoint": {
-            "workdir": str(checkpoint),
+            "workdir": bucket_copy.named(checkpoint),
             "step": run.step,
             "encoder": projections.fingerprint(run),
             "projection": run.projection.digest() if run.projection else "",
@@ -243,7 +244,7 @@ def compare(
     drawn = {}
     for name, figure in TASKS[config.task].compare(metrics).items():
         drawn[name] = save(figure, home / FIGURES, f"{compared}_{name}")
-        say(f"figure  {drawn[name]}")
+        say(f"figure  {bucket_copy.named(drawn[name])}")
     return table, drawn
 
 
@@ -268,7 +269,7 @@ def _write_table(subjects, records, table, home: Path, command: str) -> None:
     notes = [*_of_results(subjects, records), *_unlike(records), *_of_runs(subjects, records)]
     runs = [
         {
-            "workdir": str(subject.folder),
+            "workdir": bucket_copy.named(subject.folder),
             "projection": record["config"]["projection"],
             "step": record["checkpoint"]["step"],
             "score": record["score"],
@@ -287,7 +288,7 @@ def _write_table(subjects, records, table, home: Path, command: str) -> None:
     whole_files.write_json(path, written)
     heading = words.count(len({subject.folder for subject in subjects}), "run")
     below = "\n".join(filter(None, notes))
-    say(f"\n{heading}\n\n{format_table(table)}\n{below}\n\ntable   {path}")
+    say(f"\n{heading}\n\n{format_table(table)}\n{below}\n\ntable   {bucket_copy.named(path)}")
 
 
 def _of_results(subjects: Sequence[Subject], records: Sequence[Record]) -> list[str]:

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dppmask_jax.errors import InputError
-from dppmask_jax.runs import integrity
+from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.runs import bucket, bucket_copy, integrity
 
 FOLDER = "checkpoints"
 _STATE, _META = "state", "meta"
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class SaveFailed(OSError):
     """A checkpoint could not be written; `step` and `reason` say which and why."""
 
-    def __init__(self, step: int, number: int):
-        self.step, self.reason = step, os.strerror(number)
+    def __init__(self, step: int, number: int, reason: str = ""):
+        self.step, self.reason = step, reason or os.strerror(number)
         super().__init__(number, f"checkpoint {step} could not be written: {self.reason}")
 
 
@@ -76,7 +76,8 @@ class Checkpoints:
 
     For one process only: of several, all but this one write nothing. A checkpoint holds the
     training state, `meta`, a JSON object, and a manifest of their files; it appears under its
-    name once all of it is written. What an earlier process left half written is removed.
+    name once all of it is written. What an earlier process left half written is removed. Where the
+    folder is the copy of one in a bucket, a checkpoint is written once the bucket has it.
     """
 
     def __init__(self, directory, *, keep: int = 2):
@@ -84,6 +85,7 @@ class Checkpoints:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._remove_partial()
         self._keep = keep
+        self._copy = bucket_copy.of(self._directory)
         self._saving: int | None = None
         self._commits: list[ocp.future.Future] = []
         self._manager = self._open()
@@ -117,6 +119,8 @@ class Checkpoints:
     @property
     def newest(self) -> int | None:
         """The step of the newest checkpoint that is written."""
+        if self._copy:
+            return bucket_copy.newest(self._copy, self._directory)
         return max(ocp.utils.checkpoint_steps(self._directory), default=None)
 
     def save(self, step: int, state, meta: dict[str, Any]) -> None:
@@ -156,7 +160,18 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             self._give_up(error)
-        self._saving = None
+        step, self._saving = self._saving, None
+        if self._copy:
+            self._upload(step)
+
+    def _upload(self, step: int) -> None:
+        try:
+            bucket_copy.push(self._copy, self._directory, self._keep)
+        except Stopped:
+            raise
+        except Exception as error:  # whatever the library of the store raises
+            words = " ".join(f"{type(error).__name__}: {error}".split()).strip(": ")
+            raise SaveFailed(step, errno.EIO, f"{self._copy.store.url}: {words}") from error
 
     def close(self) -> None:
         """Waits as `wait` does, and ends the threads."""
@@ -266,23 +281,30 @@ def set_aside(workdir, steps: list[int]) -> None:
 def read_newest(workdir, parts: tuple[str, ...] = ("params", "extra")):
     """Reads parts of the training state of a finished or running run, as NumPy arrays.
 
+    Args:
+      workdir: a local folder, or the URL of one in a bucket.
+
     Returns:
       (meta, {part: tree}, step) of the newest checkpoint that is whole.
 
     Raises:
       InputError: there is no checkpoint under `workdir`, or none that is whole.
     """
-    folder = _folder(workdir)
-    if not _steps(folder):
-        raise InputError(
-            f"there is no checkpoint in {workdir}; name the workdir of a run that saved one"
-        )
-    step, (meta, state), _ = _newest(folder, lambda path: _read_parts(path, parts))
+    with bucket_copy.readable(workdir) as local:
+        folder = _folder(local)
+        if not _steps(folder):
+            raise InputError(
+                f"there is no checkpoint in {local}; name the workdir of a run that saved one"
+            )
+        step, (meta, state), _ = _newest(folder, lambda path: _read_parts(path, parts))
     return meta, state, step
 
 
 def whole_steps(workdir) -> list[int]:
-    """The steps of the checkpoints under `workdir` that are whole, the oldest first."""
+    """The steps of the checkpoints under `workdir` that are whole, the oldest first; of those in a
+    bucket that are there, which are compared when they are read."""
+    if bucket.is_one(workdir):
+        return bucket_copy.steps(workdir)
     folder = _folder(workdir)
     return [step for step in reversed(_steps(folder)) if _is_whole(folder / str(step))]
 
@@ -293,11 +315,12 @@ def read(workdir, step: int, parts: tuple[str, ...] = ("params", "extra")):
     Raises:
       InputError: there is none, or it is damaged.
     """
-    path = _folder(workdir) / str(step)
-    try:
-        meta, state = _read_parts(path, parts)
-    except (integrity.Damaged, FileNotFoundError) as error:
-        raise InputError(f"there is no whole checkpoint {path}: {error}") from error
+    with bucket_copy.readable(workdir, step) as local:
+        path = _folder(local) / str(step)
+        try:
+            meta, state = _read_parts(path, parts)
+        except (integrity.Damaged, FileNotFoundError) as error:
+            raise InputError(f"there is no whole checkpoint {path}: {error}") from error
     return meta, state, step
 
 

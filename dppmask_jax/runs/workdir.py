@@ -15,7 +15,7 @@ from dppmask_jax import methods, parallel, whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import with_later
 from dppmask_jax.methods import METHODS, frozen
-from dppmask_jax.runs import lock
+from dppmask_jax.runs import bucket_copy, lock
 
 
 def check_begins(workdir: Path, records: list[dict]) -> None:
@@ -63,7 +63,8 @@ def check_folder(workdir: Path) -> None:
     """Raises InputError unless the workdir is a local folder that can be written, or made."""
     if ":/" in str(workdir):
         raise InputError(
-            f"--workdir={workdir} is not a local folder; runs are written to local or NFS folders"
+            f"{bucket_copy.named(workdir)} is not a local folder; name one, or an NFS folder: only "
+            "train and eval write to gs:// and s3://"
         )
     there = next(path for path in (workdir, *workdir.parents) if path.exists())
     if not there.is_dir():

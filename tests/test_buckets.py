@@ -1,0 +1,269 @@
+"""Runs whose folders are in a bucket, on fsspec's file system in memory."""
+
+import json
+import shutil
+import threading
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from dppmask_jax import evaluate, load_encoder, pretrain
+from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.runs import bucket, bucket_copy, bucket_lock, checkpoint, metrics
+
+URL = "gs://bucket/runs/mine"
+TINY = {"data__source": "shapes:size=16,train=32,val=8", "evaluate__every_epochs": 0.0,
+        "checkpoint__every": 1}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The bucket's folder, in memory; what is copied here lies below tmp_path."""
+    fs = fsspec.filesystem("memory", skip_instance_cache=True)
+    fs.store.clear()
+    real = bucket.opened
+
+    def opened(where):
+        url = bucket.url_of(where)
+        return bucket.Store(fs, url.partition("://")[2], url) if ":/" in str(where) else real(where)
+
+    monkeypatch.setattr(bucket, "opened", opened)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(bucket_lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(bucket_lock, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(bucket_lock, "DEAD_SECONDS", 0.5)
+    yield opened(URL)
+    fs.store.clear()
+
+
+def state_of(step):
+    return {"params": {"w": np.full(5, step, np.float32)}}
+
+
+def save(folder, *steps, keep=2):
+    checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=keep)
+    for step in steps:
+        checkpoints.save(step, state_of(step), {"config": {}})
+    checkpoints.close()
+
+
+def steps_in(store):
+    return bucket_copy.steps(store.url)
+
+
+def test_names_of_buckets():
+    assert bucket.is_one("gs://b/run") and bucket.is_one("s3:/b/run")
+    assert not any(map(bucket.is_one, ("runs/mine", "/runs/a:b", "zoo:mae", "C:/run")))
+    assert bucket.url_of("s3:/b/run/") == "s3://b/run"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ftp://host/run", "is not a local folder"),
+        ("gs://bucket", "names no folder in a bucket"),
+        ("s3://bucket/../run", "names no folder in a bucket"),
+        ("gs://bucket/run", r"needs the package gcsfs.*dppmask-jax\[gs\]"),
+        ("s3://bucket/run", r"needs the package s3fs.*dppmask-jax\[s3\]"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line(url, words, monkeypatch):
+    found = bucket.importlib.util.find_spec
+    monkeypatch.setattr(
+        bucket.importlib.util, "find_spec", lambda n: None if n.endswith("fs") else found(n)
+    )
+    with pytest.raises(InputError, match=words) as error:
+        bucket.opened(url)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_store_refuses_is_one_line_before_any_work(store, monkeypatch, tmp_path):
+    def refuse(*args, **more):
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(store.fs, "pipe_file", refuse)
+    with pytest.raises(
+        InputError, match=r"cannot be used .*Forbidden.*check the name and the cred"
+    ):
+        pretrain.train(tiny.config("mae", **TINY), URL)
+    assert not store.files()
+
+
+def test_a_folder_goes_there_and_comes_back(store):
+    with bucket_copy.opened(URL) as folder:
+        (folder / "metrics.jsonl").write_text("one\n")
+        (folder / "figures").mkdir()
+        (folder / "figures" / "a.png").write_bytes(b"picture")
+        (folder / "half.json.part").write_text("half")
+        assert bucket_copy.named(folder / "figures" / "a.png") == f"{URL}/figures/a.png"
+    assert not folder.exists()
+    assert {n for n in store.files() if not n.startswith(".lock")} == {
+        "metrics.jsonl", "figures/a.png"}  # fmt: skip
+    with bucket_copy.opened(URL) as folder:
+        assert (folder / "metrics.jsonl").read_text() == "one\n"
+        (folder / "metrics.jsonl").write_text("one\ntwo\n")
+        (folder / "figures" / "a.png").unlink()
+    assert store.read("metrics.jsonl") == b"one\ntwo\n"
+    assert "figures/a.png" not in store.files()
+
+
+def test_names_in_a_bucket_never_lead_out_of_the_copy(store):
+    store.fs.pipe_file("bucket/runs/mine/ok", b"")
+    store.fs.store["/bucket/runs/mine/../../out"] = store.fs.store["/bucket/runs/mine/ok"]
+    assert list(store.files()) == ["ok"]
+
+
+def test_a_checkpoint_is_there_once_the_bucket_has_it(store, monkeypatch):
+    with bucket_copy.opened(URL) as folder:
+        save(folder, 1, 2, 3)
+        assert steps_in(store) == [2, 3]
+        upload = bucket.Store.upload
+
+        def breaks(self, at, names):
+            if any(name.endswith("manifest.json") for name in names):
+                raise OSError(5, "the network is away")
+            upload(self, at, names)
+
+        checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER)
+        with monkeypatch.context() as broken:
+            broken.setattr(bucket.Store, "upload", breaks)
+            checkpoints.save(4, state_of(4), {})
+            with pytest.raises(checkpoint.SaveFailed, match="the network is away") as failed:
+                checkpoints.wait()
+            assert failed.value.reason.startswith(f"{URL}: OSError")
+            assert steps_in(store) == [2, 3] and checkpoints.newest == 3
+            assert any(name.startswith("checkpoints/4/") for name in store.files())
+            assert checkpoint.read_newest(URL)[2] == 3
+        checkpoints.save(5, state_of(5), {})
+        checkpoints.close()
+        assert steps_in(store) == [4, 5]
+    np.testing.assert_array_equal(checkpoint.read_newest(URL)[1]["params"]["w"], np.full(5, 5.0))
+
+
+def test_what_a_killed_run_left_half_copied_is_removed(store):
+    with bucket_copy.opened(URL) as folder:
+        save(folder, 1, 2)
+    store.write("checkpoints/3/state/some", b"half")
+    with bucket_copy.opened(URL) as folder:
+        assert checkpoint.newest(folder) == (2, {"config": {}}, [])
+        assert not [name for name in store.files() if "/3/" in name]
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_named_and_set_aside(store):
+    with bucket_copy.opened(URL) as folder:
+        save(folder, 1, 2)
+    name = next(n for n in store.files() if n.startswith("checkpoints/2/state/d/"))
+    store.write(name, b"garbled")
+    assert checkpoint.read_newest(URL)[2] == 1
+    with pytest.raises(InputError, match=f"no whole checkpoint {URL}/checkpoints/2: state/d/"):
+        checkpoint.read(URL, 2)
+    with bucket_copy.opened(URL) as folder:
+        assert checkpoint.newest(folder) == (1, {"config": {}}, [2])
+        checkpoint.set_aside(folder, [2])
+        save(folder, 2)
+    assert steps_in(store) == [1, 2]
+    assert any(n.startswith("checkpoints-damaged-2-0/") for n in store.files())
+    assert checkpoint.read_newest(URL)[2] == 2
+
+
+def test_reading_where_there_is_nothing_names_the_bucket(store):
+    with pytest.raises(InputError, match=f"no checkpoint in {URL}"):
+        checkpoint.read_newest(URL)
+
+
+def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for_long(store):
+    said = []
+    with bucket_lock.held(store, ".lock", "a", said.append) as lock:
+        with (
+            pytest.raises(InputError, match=r"is in use by process \d+ on .* since "),
+            bucket_lock.held(store, ".lock", "b", said.append),
+        ):
+            pass
+        assert lock.number == 1 and "waiting to see whether it lives" in said.pop()
+    with bucket_lock.held(store, ".lock", "b", said.append) as lock:  # released
+        assert lock.number == 2 and not said
+    for owner, waits in (("b", 0), ("c", 1)):  # b died, and comes back; then another machine
+        store.write(f".lock/{lock.number:06}", json.dumps({"owner": "b", "by": "it"}).encode())
+        with bucket_lock.held(store, ".lock", owner, said.append) as lock:
+            assert len(said) == waits
+            assert list(store.files(".lock")) == [f".lock/{lock.number:06}"]
+
+
+def test_one_of_many_that_start_at_once_holds_the_lock(store):
+    done, held, refused = threading.Event(), [], []
+
+    def start(owner):
+        try:
+            with bucket_lock.held(store, ".lock", owner, lambda line: None):
+                held.append(owner)
+                done.wait(5)
+        except InputError:
+            refused.append(owner)
+            if len(refused) == 4:
+                done.set()
+
+    threads = [threading.Thread(target=start, args=(str(i),)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1 and len(refused) == 4
+
+
+def test_who_lost_the_lock_writes_nothing_more(store):
+    with (
+        pytest.raises(Stopped, match="no sign of life") as stopped,
+        bucket_copy.opened(URL) as folder,
+    ):
+        save(folder, 1)
+        store.write(".lock/000007", b"{}")
+        save(folder, 2)
+    assert stopped.value.status == 1 and steps_in(store) == [1]
+
+
+def test_a_run_goes_on_from_a_bucket_bit_for_bit(store, tmp_path, capsys):
+    config = tiny.config("mae", **TINY)
+    pretrain.train(config, tmp_path / "alone")
+    pretrain.train(config, URL)
+    said = capsys.readouterr().out
+    assert f"workdir     {URL}, starting at step 0" in said
+    assert f"checkpoint  {URL}/checkpoints/4" in said and str(tmp_path / "cache") not in said
+    # Another machine, which knows nothing, and a bucket that lacks the last checkpoint.
+    shutil.rmtree(tmp_path / "cache")
+    store.remove(name for name in store.files() if name.startswith("checkpoints/4/"))
+    pretrain.train(config, URL)
+    assert "resuming at step 3" in capsys.readouterr().out
+    alone, there = (
+        checkpoint.read_newest(run, ("params", "opt_state")) for run in (tmp_path / "alone", URL)
+    )
+    assert alone[2] == there[2] == 4
+    jax.tree.map(np.testing.assert_array_equal, alone[1], there[1])
+    (tmp_path / "metrics.jsonl").write_bytes(store.read("metrics.jsonl"))
+    records = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
+    before = {name: store.read(name) for name in store.files() if ".lock" not in name}
+    pretrain.train(config, URL)
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert before == {name: store.read(name) for name in store.files() if ".lock" not in name}
+
+
+def test_evaluations_and_encoders_of_a_run_in_a_bucket(store, tmp_path, capsys):
+    with bucket_copy.opened(URL) as folder:
+        tiny.save_run(folder, **TINY)
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    assert np.isfinite(load_encoder(URL)(images)["cls"]).all()
+    before = set(store.files())
+    path = evaluate.evaluate(tiny.evaluation("task=knn", data__source=TINY["data__source"]), URL)
+    assert bucket.url_of(path) == f"{URL}/eval_knn.json"
+    record = json.loads(store.read("eval_knn.json"))
+    assert record["checkpoint"]["workdir"] == URL
+    assert f"result  {URL}/eval_knn.json" in capsys.readouterr().out
+    assert {name.split("/")[0] for name in set(store.files()) - before} <= {
+        "eval_knn.json", "eval_knn_images.npy", "figures", ".lock_eval_knn"}  # fmt: skip
+    other = evaluate.evaluate(
+        tiny.evaluation("task=knn", data__source=TINY["data__source"]), URL, tmp_path / "out"
+    )
+    assert json.loads(other.read_text())["metrics"] == record["metrics"]
