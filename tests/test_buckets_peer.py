@@ -1,0 +1,93 @@
+"""Runs in S3, as moto's server speaks it: a machine dies, and another one goes on."""
+
+import shutil
+import signal
+import subprocess
+
+import faults
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from dppmask_jax.methods.base import TrainState
+from dppmask_jax.runs import bucket, bucket_copy, checkpoint
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+URL = "s3://bucket/runs/mine"
+FIELDS = {"epochs": 4.0, "evaluate__every_epochs": 0.0}
+STEPS = 48
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The variables of a server with one bucket; they are this process's, too."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    served = moto.ThreadedMotoServer(port=0)
+    served.start()
+    _, port = served.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "anyone",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        bucket.opened(URL).fs.mkdir("bucket")
+        yield variables
+    served.stop()
+
+
+def refused(workdir, env):
+    return subprocess.run(
+        tiny.command(workdir, **FIELDS), cwd=tiny.ROOT, env=env, capture_output=True, text=True
+    )
+
+
+def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path):
+    env = tiny.environment(1) | server
+    status, said = faults.run(tiny.command(tmp_path / "alone", **FIELDS), env, tmp_path / "a.txt")
+    assert status == 0, said
+    command = tiny.command(URL, **FIELDS)
+    one = env | {"XDG_CACHE_HOME": str(tmp_path / "one")}
+    life = faults.Life(command, one, tmp_path / "first.txt")
+    life.wait_until(lambda: bucket_copy.steps(URL)[-1:] >= [12], "checkpoint 12", poll=0.2)
+    life.send(signal.SIGKILL)
+    life.end()
+    shutil.rmtree(tmp_path / "one")
+
+    life = faults.Life(command, one, tmp_path / "second.txt")
+    life.wait_until(lambda: "resuming at step" in life.said(), "a resume")
+    done = refused(URL, env | {"XDG_CACHE_HOME": str(tmp_path / "two")})
+    assert done.returncode == 2 and f"{URL} is in use by process" in done.stderr, done.stderr
+    status, _ = life.end()
+    assert status == 0 and life.started_at() >= 12, life.said()
+    states = [checkpoint.read_newest(run, TrainState._fields) for run in (tmp_path / "alone", URL)]
+    assert states[0][2] == states[1][2] == STEPS
+    jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
+    store = bucket.opened(URL)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "metrics.jsonl").write_bytes(store.read("metrics.jsonl"))
+    assert faults.curve(tmp_path / "theirs") == faults.curve(tmp_path / "alone")
+    assert bucket_copy.steps(URL) == [STEPS - 4, STEPS]
+
+
+def test_what_is_missing_is_one_line(server, tmp_path):
+    env = tiny.environment(1) | server | {"XDG_CACHE_HOME": str(tmp_path)}
+    without = {name: env[name] for name in env if not name.startswith("AWS_") or "URL" in name}
+    cases = (
+        ("s3://another/run", env, "there is no bucket s3://another"),
+        (
+            URL,
+            without | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)},
+            "credentials",
+        ),
+    )
+    for url, of, words in cases:
+        done = refused(url, of)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and not done.stdout, done
