@@ -182,7 +182,7 @@ def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for_long(store):
             bucket_lock.held(store, ".lock", "b", said.append),
         ):
             pass
-        assert lock.number == 1 and "waiting to see whether it lives" in said.pop()
+        assert lock.number == 1 and "for a sign of life" in said.pop()
     with bucket_lock.held(store, ".lock", "b", said.append) as lock:  # released
         assert lock.number == 2 and not said
     for owner, waits in (("b", 0), ("c", 1)):  # b died, and comes back; then another machine
@@ -224,6 +224,7 @@ def test_who_lost_the_lock_writes_nothing_more(store):
     assert stopped.value.status == 1 and steps_in(store) == [1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_bucket_bit_for_bit(store, tmp_path, capsys):
     config = tiny.config("mae", **TINY)
     pretrain.train(config, tmp_path / "alone")
@@ -250,6 +251,7 @@ def test_a_run_goes_on_from_a_bucket_bit_for_bit(store, tmp_path, capsys):
     assert before == {name: store.read(name) for name in store.files() if ".lock" not in name}
 
 
+@pytest.mark.slow
 def test_evaluations_and_encoders_of_a_run_in_a_bucket(store, tmp_path, capsys):
     with bucket_copy.opened(URL) as folder:
         tiny.save_run(folder, **TINY)

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import tiny
 
+from dppmask_jax import pretrain
+from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import TrainState
 from dppmask_jax.runs import bucket, bucket_copy, checkpoint
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 URL = "s3://bucket/runs/mine"
-FIELDS = {"epochs": 4.0, "evaluate__every_epochs": 0.0}
-STEPS = 48
+FIELDS = {"epochs": 16.0, "evaluate__every_epochs": 0.0}
+STEPS = 192
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def refused(workdir, env):
     )
 
 
-def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path):
+def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path, monkeypatch):
     env = tiny.environment(1) | server
     status, said = faults.run(tiny.command(tmp_path / "alone", **FIELDS), env, tmp_path / "a.txt")
     assert status == 0, said
@@ -62,8 +64,9 @@ def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path):
 
     life = faults.Life(command, one, tmp_path / "second.txt")
     life.wait_until(lambda: "resuming at step" in life.said(), "a resume")
-    done = refused(URL, env | {"XDG_CACHE_HOME": str(tmp_path / "two")})
-    assert done.returncode == 2 and f"{URL} is in use by process" in done.stderr, done.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    with pytest.raises(InputError, match=f"{URL} is in use by process"):
+        pretrain.train(tiny.config("mae", **FIELDS), URL)
     status, _ = life.end()
     assert status == 0 and life.started_at() >= 12, life.said()
     states = [checkpoint.read_newest(run, TrainState._fields) for run in (tmp_path / "alone", URL)]

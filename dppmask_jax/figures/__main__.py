@@ -8,6 +8,7 @@ does it for a finished or an imported run, and without --workdir for masks alone
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from dppmask_jax.figures.images import read_images
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.masking import own
 from dppmask_jax.patches import PatchSize, sides, size_name
-from dppmask_jax.runs import comparable, encoder_files, soft_masks
+from dppmask_jax.runs import bucket_copy, comparable, encoder_files, soft_masks
 from dppmask_jax.runs.image_sizes import checked_image_size
 from dppmask_jax.runs.run import load_run
 
@@ -131,16 +132,22 @@ def _of_images(args) -> list[Path]:
     )
 
 
-def _of_run(args) -> list[Path]:
-    """Draws what a run can show, and its curves."""
-    workdir = Path(args.workdir)
+def _of_run(args) -> list[str]:
+    """Draws what a run can show, and its curves; in a bucket through a local copy."""
+    with contextlib.ExitStack() as stack:
+        copies = [bucket_copy.opened(run, ".lock_figures") for run in (args.workdir, *args.compare)]
+        workdir, *others = map(stack.enter_context, copies)
+        return [bucket_copy.named(path) for path in _drawn(args, workdir, others)]
+
+
+def _drawn(args, workdir: Path, others: list[Path]) -> list[Path]:
     out_dir = Path(args.out or encoder_files.results_of(workdir) / "figures")
     if args.masker:
         own.load(args.masker)
     run = load_run(workdir, image_size=args.image_size)
     if run.resized:
         print(run.resized)
-    runs = [workdir, *map(Path, args.compare)]
+    runs = [workdir, *others]
     if not (run.has_masks or run.has_attention or run.can_restore or soft_masks.has_some(run)):
         if not (workdir / "metrics.jsonl").exists():
             raise InputError(

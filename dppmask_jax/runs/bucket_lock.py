@@ -101,7 +101,10 @@ def _wait_for_end(store: Store, lock: Lock, owner: str, say: Callable[[str], Any
     first = _holder(store, lock)
     if first.get("released") or first.get("owner") == owner:
         return
-    say(f"{store.url} was in use by {_words(first)}; waiting to see whether it lives")
+    say(
+        f"{store.url} was in use by {_words(first)}; it is watched for {DEAD_SECONDS:.0f} s for a "
+        "sign of life"
+    )
     ends = time.monotonic() + DEAD_SECONDS
     while time.monotonic() < ends:
         time.sleep(_POLL_SECONDS)
