@@ -1,10 +1,13 @@
-"""Runs in S3, as moto's server speaks it: a machine dies, and another one goes on."""
+"""Runs in S3, as moto's server speaks it: a machine dies, and another one goes on. And
+checkpoints in a server that speaks as Google's."""
 
 import shutil
 import signal
+import socket
 import subprocess
 
 import faults
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -94,3 +97,34 @@ def test_what_is_missing_is_one_line(server, tmp_path):
         done = refused(url, of)
         assert done.returncode == 2 and words in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1 and not done.stdout, done
+
+
+def test_googles_file_system_takes_and_gives_checkpoints(tmp_path, monkeypatch):
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    # Else gcsfs first asks Google's other interface, which the emulator lacks, for a minute.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    pytest.importorskip("gcsfs")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    served = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    served.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    url = "gs://bucket/runs/mine"
+    try:
+        with bucket_copy.opened(url) as folder:
+            checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER)
+            for step in (1, 2, 3):
+                state = {"params": {"w": np.full(5, step, np.float32)}}
+                checkpoints.save(step, state, {"config": {}})
+            checkpoints.close()
+        assert bucket_copy.steps(url) == [2, 3]
+        np.testing.assert_array_equal(checkpoint.read_newest(url)[1]["params"]["w"], 3)
+        with bucket_copy.opened(url) as folder:
+            assert checkpoint.newest(folder) == (3, {"config": {}}, [])
+        with pytest.raises(InputError, match="there is no bucket gs://nowhere"):
+            bucket_copy.opened("gs://nowhere/run").__enter__()
+    finally:
+        served.stop()
