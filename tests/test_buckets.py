@@ -12,6 +12,7 @@ import tiny
 
 from dppmask_jax import evaluate, load_encoder, pretrain
 from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.runs import bucket, bucket_copy, bucket_lock, checkpoint, metrics
 
 URL = "gs://bucket/runs/mine"
@@ -269,3 +270,6 @@ def test_evaluations_and_encoders_of_a_run_in_a_bucket(store, tmp_path, capsys):
         tiny.evaluation("task=knn", data__source=TINY["data__source"]), URL, tmp_path / "out"
     )
     assert json.loads(other.read_text())["metrics"] == record["metrics"]
+    figures.main(["--workdir", URL, "--num", "1"])
+    assert f"{URL}/figures/masks.png" in capsys.readouterr().out
+    assert "figures/masks.png" in store.files()
