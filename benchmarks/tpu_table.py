@@ -57,6 +57,9 @@ CASES = [
     # The other recipes; those for imagenet100 are the same programs as those for imagenet1k.
     *[(f"configs/{name}.py:dataset=small,mask=dpp", "v5e:2x2") for name in ("mae", "ibot")],
     *[(f"configs/{name}.py:dataset=shapes,mask=dpp", "v5e:2x2") for name in ("mae", "ibot")],
+    # Studies: the paper's tables are the programs above, but for AMT's masks in table 3.
+    (f"{MAE},mask=amt", "v5e:4x4"),
+    *[(f"configs/{name}.py:dataset=imagenette,mask=dpp", "v5e:2x2") for name in ("mae", "ibot")],
 ]
 
 
