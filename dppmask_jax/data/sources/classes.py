@@ -41,10 +41,11 @@ class Labels(NamedTuple):
 
 
 def numbered(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """((n,) int32, class names): the different values in ascending order, as numbers if all are."""
+    """((n,) int32, class names): the different values in ascending order, as numbers if all are;
+    of the same number (1 and 01) as texts."""
     different = set(values)
-    numbers = all(re.fullmatch(r"\d+", value) for value in different)
-    names = sorted(different, key=int if numbers else None)
+    numbers = all(re.fullmatch(r"\d{1,18}", value) for value in different)
+    names = sorted(different, key=lambda value: (int(value) if numbers else 0, value))
     label_of = {name: label for label, name in enumerate(names)}
     return np.array([label_of[value] for value in values], np.int32), tuple(names)
 
@@ -63,23 +64,75 @@ def of_values(
     Raises:
       InputError: a class for validation has no training image.
     """
+    labels = _of_all(values, title, name)
+    if labels.names:
+        untrained = np.setdiff1d(labels.numbers[val], labels.numbers[~val])
+        if untrained.size:
+            raise _untrained(title, labels.names[untrained[0]])
+    return labels
+
+
+def _of_all(
+    values: Sequence[str], title: str, name: Callable[[int], str], names: tuple[str, ...] = ()
+) -> Labels:
     because = ""
     if not any(values):
         because = f"{title} has no labels"
     elif "" in values:
         because = f"{name(values.index(''))} has no label"
-    elif len(set(values)) < 2:
+    elif len(names or set(values)) < 2:
         because = f"{title} has one label only"
     if because:
         return Labels(np.zeros(len(values), np.int32), (), because)
-    numbers, names = numbered(values)
-    untrained = np.setdiff1d(numbers[val], numbers[~val])
-    if untrained.size:
-        raise InputError(
-            f"{title}: no training image has the label {names[untrained[0]]!r}, which some for "
-            "validation have; add one, or take these out"
-        )
-    return Labels(numbers, names, "")
+    if not names:
+        return Labels(*numbered(values), "")
+    label_of = {one: label for label, one in enumerate(names)}
+    return Labels(np.array([label_of[value] for value in values], np.int32), names, "")
+
+
+def _untrained(title: str, label: str) -> InputError:
+    return InputError(
+        f"{title}: no training image has the label {label!r}, which some for validation have; add "
+        "one, or take these out"
+    )
+
+
+def of_splits(
+    values: Sequence[str],
+    title: str,
+    name: Callable[[int], str],
+    val: np.ndarray,
+    names: tuple[str, ...] = (),
+) -> tuple[Labels, Labels]:
+    """(labels of the images for training, labels of those for validation), each in their order.
+
+    A split of which an image has no label is without labels; where it is that for validation, the
+    images for training keep theirs.
+
+    Args:
+      values, title, name, val: as of `of_values`.
+      names: of all classes in their order, where the labels for training are some of them; () for
+        the different labels in ascending order.
+
+    Raises:
+      InputError: a class for validation has no training image.
+    """
+    of_train, of_val = ([values[i] for i in np.flatnonzero(val == one)] for one in (False, True))
+    train = _of_all(of_train, title, lambda i: name(int(np.flatnonzero(~val)[i])), names)
+    because = ""
+    if train.because:
+        because = train.because
+        if any(of_val):
+            because = f"the training images have no labels: {because}"
+    elif "" in of_val:
+        because = f"{name(int(np.flatnonzero(val)[of_val.index('')]))} has no label"
+    if because:
+        return train, Labels(np.zeros(len(of_val), np.int32), (), because)
+    untrained = sorted(set(of_val) - set(of_train))
+    if untrained:
+        raise _untrained(title, untrained[0])
+    label_of = {one: label for label, one in enumerate(train.names)}
+    return train, train._replace(numbers=np.array([label_of[one] for one in of_val], np.int32))
 
 
 def class_list(chosen: str, field: str = "data.classes") -> tuple[str, ...]:
