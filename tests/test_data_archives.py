@@ -3,16 +3,22 @@ import io
 import os
 import pickle
 import shutil
+import signal
+import struct
 import tarfile
+import tracemalloc
 import zipfile
+import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import crops
-from dppmask_jax.data.sources import cache, identity, opening, packed
+from dppmask_jax.data.sources import cache, identity, links, opening, packed
 from dppmask_jax.errors import InputError
 from dppmask_jax.pixel_format import Pixels
 
@@ -127,6 +133,134 @@ def test_links_in_a_tar_lead_to_its_members(folder, tmp_path):
         train.read(of_name["gone.png"])
 
 
+def test_links_to_links_and_to_folders_are_followed_as_on_disk(folder, tmp_path):
+    cat = folder / "train/cat"
+    (cat / "one.png").symlink_to("two.png")
+    (cat / "two.png").symlink_to("../../val/dog/d.png")
+    (cat / "round.png").symlink_to("round.png")
+    (cat / "longer.png").symlink_to("longer.png/x")
+    (cat / "above").symlink_to("..")
+    (folder / "train/cow").symlink_to("../val/cow")
+    (folder / "val/cow").symlink_to("dog")
+    path = tar(tmp_path / "a.tar", folder)
+    ours, theirs = (opening.open_splits(spec) for spec in (f"archive:{path}", f"folder:{folder}"))
+    assert ours[0].class_names == theirs[0].class_names == ("cat", "cow", "dog")
+    for mine, other in zip(ours, theirs, strict=True):
+        names = [
+            [split.name(i).rpartition(root)[2] for i in range(len(split))]
+            for split, root in ((mine, "a.tar"), (other, "set"))
+        ]
+        assert names[0] == names[1]
+    for i in range(len(theirs[0])):
+        if theirs[0].name(i).endswith(("round.png", "longer.png")):
+            with pytest.raises(OSError):
+                ours[0].read(i)
+        else:
+            assert ours[0].read(i) == theirs[0].read(i)
+
+
+def test_folders_that_link_to_folders_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(links, "_MOST", 1000)
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for depth in range(30):
+            for side in "ab":
+                info = tarfile.TarInfo(f"{depth}/{side}")
+                info.type, info.linkname = tarfile.SYMTYPE, f"../{depth + 1}"
+                file.addfile(info)
+        info = tarfile.TarInfo("30/x.png")
+        info.size = len(png(1))
+        file.addfile(info, io.BytesIO(png(1)))
+    with pytest.raises(InputError, match="its links lead to more than 1,000 files and folders"):
+        opening.open_splits(f"archive:{tmp_path / 'a.tar'}")
+
+
+def test_a_size_below_0_in_a_tar_is_refused(folder, tmp_path):
+    path = tar(tmp_path / "a.tar", folder, format=tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"./train/dog/c.png")
+    data[start + 124 : start + 136] = b"\xff" * 10 + b"\xfe\x00"  # -512
+    data[start + 148 : start + 156] = b" " * 8
+    data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    path.write_bytes(data)
+
+    def stop(*_):
+        raise TimeoutError("it is read for ever")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(10)
+    try:
+        with pytest.raises(InputError, match="no tar file"):
+            opening.open_splits(f"archive:{path}")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_a_zip_has_that_nobody_reads_is_left_in_peace(folder, tmp_path):
+    path = zipped(tmp_path / "a.zip", folder)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("notes.md", "x", zipfile.ZIP_BZIP2)
+        file.writestr("train/cat/z.png", png(1), zipfile.ZIP_BZIP2)
+        link = zipfile.ZipInfo("train/dog/y.png")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        file.writestr(link, "../cat/a.png")
+    train = opening.open_source(f"archive:{path}", "train")
+    of_name = {train.name(i).rpartition("/")[2]: i for i in range(len(train))}
+    assert train.read(of_name["a.png"])[0] == png(1)
+    with pytest.raises(OSError, match=r"packed by method 12 in the zip file; .*zip -0 -r"):
+        train.read(of_name["z.png"])
+    with pytest.raises(OSError, match=r"a link in a zip file; .*without -y"):
+        train.read(of_name["y.png"])
+
+
+def test_a_member_of_a_zip_that_is_more_than_it_says_is_not_unpacked_whole(tmp_path):
+    bomb = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed_bytes = bomb.compress(bytes(50_000_000)) + bomb.flush()
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/1.png", png(1))
+        file.writestr("a/bomb.png", packed_bytes)
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"a/bomb.png") - 46
+    struct.pack_into("<H", data, entry + 10, zipfile.ZIP_DEFLATED)
+    struct.pack_into("<I", data, entry + 24, 0)  # its size
+    path.write_bytes(data)
+    train = opening.open_source(f"archive:{path}", "train", val_fraction=0.0)
+    tracemalloc.start()
+    with pytest.raises(OSError, match="its checksum differs"):
+        train.read(1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_backslashes_in_a_zip_are_folders(folder, tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for each in sorted(folder.rglob("*")):
+            if each.is_file():
+                name = str(each.relative_to(folder)).replace("/", "\\")
+                file.writestr(name, each.read_bytes())
+    ours, theirs = (opening.open_splits(spec) for spec in (f"archive:{path}", f"folder:{folder}"))
+    assert ours[0].class_names == ("cat", "dog") and read_all(ours) == read_all(theirs)
+
+
+def test_an_archive_that_changes_while_its_headers_are_read_is_refused(
+    folder, tmp_path, monkeypatch
+):
+    path = tar(tmp_path / "a.tar", folder)
+    read = packed._of_tar
+
+    def read_and_change(path):
+        found = read(path)
+        os.utime(path, (1, 1))
+        return found
+
+    monkeypatch.setattr(packed, "_of_tar", read_and_change)
+    with pytest.raises(InputError, match=r"a\.tar was changed while it was read"):
+        opening.open_splits(f"archive:{path}")
+
+
 def test_pixels_are_kept_in_an_archive_as_in_a_folder(tmp_path):
     for i in range(4):
         path = tmp_path / f"set/{'ab'[i % 2]}/{i}.npy"
@@ -220,12 +354,27 @@ def test_the_index_of_many_members_is_kept_until_the_file_changes(folder, tmp_pa
     path = tar(tmp_path / "a.tar", folder)
     first = read_all(opening.open_splits(f"archive:{path}"))
     (kept,) = (tmp_path / "cache/files").iterdir()
+    umask = os.umask(0)
+    os.umask(umask)
+    assert kept.stat().st_mode & 0o777 == 0o666 & ~umask
     with monkeypatch.context() as patch:
         patch.setattr(packed, "_of_tar", None)  # not called
         assert read_all(opening.open_splits(f"archive:{path}")) == first
     kept.write_bytes(kept.read_bytes()[:-30])
     assert read_all(opening.open_splits(f"archive:{path}")) == first
     assert cache.load(kept) is not None
+    np.savez(kept, names=np.zeros(3))
+    assert read_all(opening.open_splits(f"archive:{path}")) == first
     (folder / "train/cat/new.png").write_bytes(png(9))
     tar(path, folder)
     assert len(opening.open_source(f"archive:{path}", "train")) == len(first[0]) + 1
+
+
+def test_an_index_that_cannot_be_kept_is_used(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(cache, "_KEPT_FROM", 3)
+    path = tar(tmp_path / "a.tar", folder)
+    with mock.patch.object(logging, "warning") as warned:
+        assert len(opening.open_source(f"archive:{path}", "train")) == 4
+    assert "cannot write the index" in str(warned.call_args)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from absl import logging
 from dppmask_jax.errors import InputError
 
 _KEPT_FROM = 20_000  # rows of what is found out about files that are kept
+_FORM = "2"  # of what is kept about files; another one is made anew
 Kept = np.ndarray | dict[str, np.ndarray]
 
 
@@ -47,7 +48,9 @@ def written(path: Path, make: Callable[[], Kept], what: str) -> Kept:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, building = tempfile.mkstemp(dir=path.parent, prefix=".")
+        building = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        # Not a file of tempfile, which nobody else may read.
+        handle = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
         raise InputError(
             f"cannot write {what} to {path} ({error.strerror}); "
@@ -62,7 +65,7 @@ def written(path: Path, make: Callable[[], Kept], what: str) -> Kept:
                 np.save(file, kept)
         os.replace(building, path)
     finally:
-        Path(building).unlink(missing_ok=True)
+        building.unlink(missing_ok=True)
     return kept
 
 
@@ -71,26 +74,49 @@ def of_files(
 ) -> dict[str, np.ndarray]:
     """What `make` finds out about some files, arrays by their names.
 
-    That of many rows is kept, and made anew where a file has another size or time of change.
+    That of many rows is kept, and made anew where a file has another size or time of change. Where
+    it cannot be kept, a line of the log says so.
 
     Args:
       how: it is made, in words: another one makes other arrays.
 
+    Returns:
+      What `make` returned, and "stamps", (files, 2) int64: `stamp_of` each file that it is true of.
+
     Raises:
-      InputError: a file cannot be read, or the arrays cannot be kept.
+      InputError: a file cannot be read, or is changed meanwhile.
     """
-    key = hashlib.blake2b(how.encode(errors="surrogateescape"), digest_size=16)
-    for path in paths:
-        text = f"\0{os.path.realpath(path)}\0{stamp_of(path)}"
+    stamps = [stamp_of(path) for path in paths]
+    key = hashlib.blake2b(f"{_FORM} {how}".encode(errors="surrogateescape"), digest_size=16)
+    for path, stamp in zip(paths, stamps, strict=True):
+        text = f"\0{os.path.realpath(path)}\0{stamp}"
         key.update(text.encode(errors="surrogateescape"))
     place = default_cache() / "files" / f"{key.hexdigest()}.npz"
-    kept = load(place)
-    if not isinstance(kept, dict):
+    kept = _whole(load(place))
+    if kept is None:
         kept = make()
+        for path, stamp in zip(paths, stamps, strict=True):
+            if stamp_of(path) != stamp:
+                raise InputError(f"{path} was changed while it was read; wait until it is written")
         if len(next(iter(kept.values()))) >= _KEPT_FROM:
-            written(place, lambda: kept, "the index")
-            logging.info("wrote the index of %d files to %s", len(paths), place)
-    return kept
+            _keep(place, kept)
+    return kept | {"stamps": np.array(stamps, np.int64).reshape(-1, 2)}
+
+
+def _keep(place: Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        written(place, lambda: arrays | {"holds": joined(sorted(arrays))}, "the index")
+        logging.info("wrote the index to %s", place)
+    except (InputError, OSError) as error:  # what took long is done, and good without
+        logging.warning("the index is not kept: %s", error)
+
+
+def _whole(kept: Kept | None) -> dict[str, np.ndarray] | None:
+    """What `_keep` wrote; None where it is something else."""
+    if not isinstance(kept, dict) or "holds" not in kept:
+        return None
+    names = texts_of(kept.pop("holds"))
+    return kept if names == sorted(kept) else None
 
 
 def stamp_of(path: str) -> tuple[int, int]:

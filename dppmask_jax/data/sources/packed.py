@@ -20,11 +20,12 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from dppmask_jax.data.sources import cache
+from dppmask_jax.data.sources import cache, links
 from dppmask_jax.errors import InputError
 
 MAX_BYTES = 2**29  # of a file; an uncompressed image of decode.MAX_PIXELS has fewer
-_STORED, _DEFLATED, _LINK = 0, 8, 255  # how a member is packed; the first two are zip's numbers
+_STORED, _DEFLATED = 0, 8  # how a member is packed, as zip numbers it
+_LINK, _ENCRYPTED, _OTHER = 255, 254, 253
 _TAR_BLOCK = 512
 _ZIP_HEADER = struct.Struct("<4s22xHH")  # its mark, and the lengths of what stands before the data
 _COMPRESSED = {
@@ -61,8 +62,8 @@ class Packed(NamedTuple):
             was indexed.
         """
         path = self.paths[self.file_of[i]]
-        if self.methods[i] == _LINK:
-            raise OSError(errno.ENOENT, "a link to what the file lacks", path)
+        if why := self._unreadable(i):
+            raise OSError(errno.EINVAL, why, path)
         if self.sizes[i] > MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         with open(path, "rb") as file:
@@ -78,10 +79,23 @@ class Packed(NamedTuple):
             data = _exactly(file, int(self.packed_sizes[i]), path)
         return self._unpacked(i, data, path) if self.zips else data
 
+    def _unreadable(self, i: int) -> str:
+        """Why member i cannot be read, by how it is packed; "" where it can."""
+        method = int(self.methods[i])
+        if method in (_STORED, _DEFLATED):
+            return ""
+        if method == _LINK:
+            in_zip = "a link in a zip file; pack what it leads to, with zip -r and without -y"
+            return in_zip if self.zips else "a link to what the file lacks"
+        known = {_ENCRYPTED: "encrypted", _OTHER: "packed by a method of a high number"}
+        how = known.get(method, f"packed by method {method}")
+        return f"{how} in the zip file; unpack it, and pack it again with zip -0 -r"
+
     def _unpacked(self, i: int, data: bytes, path: str) -> bytes:
         if self.methods[i] == _DEFLATED:
+            most = int(self.sizes[i]) + 1  # one more shows that it is more than it says
             try:
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, int(self.sizes[i]))
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, most)
             except zlib.error as error:
                 raise OSError(errno.EIO, f"damaged in the zip file: {error}", path) from error
         if len(data) != self.sizes[i] or zlib.crc32(data) != self.sums[i]:
@@ -104,9 +118,8 @@ def index(path: str) -> tuple[Packed, list[str]]:
 
 
 def of_arrays(paths: Sequence[str], zips: bool, arrays: dict[str, np.ndarray]) -> Packed:
-    """The members that arrays of the names in ARRAYS describe."""
-    stamps = np.array([cache.stamp_of(path) for path in paths], np.int64).reshape(-1, 2)
-    return Packed(tuple(paths), stamps, zips, *(arrays[name] for name in ARRAYS))
+    """The members that arrays of the names in ARRAYS describe, which cache.of_files returned."""
+    return Packed(tuple(paths), arrays["stamps"], zips, *(arrays[name] for name in ARRAYS))
 
 
 ARRAYS = {
@@ -148,18 +161,23 @@ def members_of_tar(path: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], by
     Raises:
       InputError: it is cut short or no tar file.
     """
-    end = os.path.getsize(path)
+    end, last = os.path.getsize(path), -1
     try:
         with tarfile.open(path, "r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # it would keep them all
                 if info.issparse():
                     raise InputError(f"{path} has the sparse file {info.name}; write it without -S")
+                if info.size < 0 or info.offset <= last:  # it would be met again and again
+                    raise tarfile.ReadError(f"{info.name} has a size below 0")
+                last = info.offset
                 if info.isreg() and info.offset_data + info.size > end:
                     raise tarfile.ReadError(f"{info.name} goes on behind its end")
                 yield info, lambda info=info: tar.extractfile(info).read()
             _check_end(path, tar.offset)
-    except tarfile.TarError as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # of numbers in headers, too
         raise InputError(
             f"{path} is cut short or no tar file ({error}); copy or write it again"
         ) from error
@@ -171,22 +189,27 @@ def in_tar(info: tarfile.TarInfo) -> Member:
 
 
 def _of_tar(path: str) -> dict[str, Member]:
-    """{name: where it lies} of the files in a tar."""
-    members, links = {}, {}
+    """{name: where it lies} of the files in a tar, those that links lead to under their names
+    too."""
+    members, targets = {}, {}
     for info, _ in members_of_tar(path):
-        members.pop(info.name, None)
-        links.pop(info.name, None)
+        name = links.plain(info.name)
+        members.pop(name, None)
+        targets.pop(name, None)
         if info.issym():
-            folder = posixpath.dirname(info.name)
-            links[info.name] = posixpath.join(folder, info.linkname)
+            targets[name] = posixpath.join(posixpath.dirname(name), info.linkname)
         elif info.islnk():
-            links[info.name] = info.linkname
+            targets[name] = info.linkname
         elif info.isreg():
-            members[info.name] = in_tar(info)
-    by_name = {_plain(name): member for name, member in members.items()}
-    for name, target in links.items():
-        members[name] = by_name.get(_plain(target), (0, 0, 0, _LINK, 0))
-    return members
+            members[name] = in_tar(info)
+    try:
+        found = links.followed(members, targets)
+    except links.TooMany as error:
+        raise InputError(f"{path}: {error}; write it with tar -h") from error
+    broken = (0, 0, 0, _LINK, 0)
+    return members | {
+        name: broken if target is None else members[target] for name, target in found.items()
+    }
 
 
 def _check_end(path: str, offset: int) -> None:
@@ -203,21 +226,16 @@ def _of_zip(path: str) -> dict[str, Member]:
     members = {}
     try:
         with zipfile.ZipFile(path) as file:
-            for info in file.infolist():
-                if info.is_dir():
-                    continue
-                method = info.compress_type
-                if info.flag_bits & 1 or method not in (_STORED, _DEFLATED):
-                    how = "encrypted" if info.flag_bits & 1 else f"packed by method {method}"
-                    raise InputError(
-                        f"{path}: {info.filename} is {how}; unpack it, and pack it again with "
-                        "zip -0 -r"
-                    )
-                link = stat.S_ISLNK(info.external_attr >> 16)
-                members[info.filename] = (
-                    info.header_offset, info.file_size, info.compress_size,
-                    _LINK if link else method, info.CRC,
-                )  # fmt: skip
+            infos = file.infolist()
+            # Some programs of Windows write them; elsewhere a file may be called so.
+            backslashes = not any("/" in info.filename for info in infos)
+            for info in infos:
+                name = info.filename.replace("\\", "/") if backslashes else info.filename
+                if not name.endswith("/"):
+                    members[name] = (
+                        info.header_offset, info.file_size, info.compress_size, _method(info),
+                        info.CRC,
+                    )  # fmt: skip
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is cut short or no zip file ({error}); copy or write it again"
@@ -225,8 +243,10 @@ def _of_zip(path: str) -> dict[str, Member]:
     return members
 
 
-def _plain(name: str) -> str:
-    return posixpath.normpath(name).lstrip("/")
+def _method(info: zipfile.ZipInfo) -> int:
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return _LINK
+    return _ENCRYPTED if info.flag_bits & 1 else min(info.compress_type, _OTHER)
 
 
 def check(paths: Sequence[str]) -> None:
