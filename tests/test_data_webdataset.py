@@ -114,6 +114,92 @@ def test_where_labels_come_from(tmp_path):
     assert "a.tar/b.png has no label" in opened(some).unlabelled_because
 
 
+def unlabelled(path):
+    return shard(path, [(f"u{i}", {"png": png(60 + i)}) for i in range(3)])
+
+
+def test_shards_for_testing_without_labels_are_not_used(tmp_path):
+    shards(tmp_path)
+    path = unlabelled(tmp_path / "test-000.tar")
+    train, val = opening.open_splits(f"wds:{tmp_path}", val_fraction=0.25)
+    assert train.class_names == val.class_names == ("0", "1", "2")
+    assert (len(train), len(val)) == (8, 4)
+    own = {png(10 * n + i): i % 3 for n in range(3) for i in range(4)}
+    assert dict(read_all(train) + read_all(val)) == own
+    assert train.notes == (
+        f"a share of the training images is for validation, since {path}/u0.png has no label",
+    )
+
+
+def test_validation_without_labels_leaves_those_of_training(tmp_path):
+    shards(tmp_path)
+    path = unlabelled(tmp_path / "val-000.tar")
+    for spec in (f"wds:{tmp_path}", f"wds:{tmp_path}/train-*.tar,val={path}"):
+        train, val = opening.open_splits(spec)
+        assert (len(train), len(val)) == (12, 3)
+        assert train.class_names == ("0", "1", "2") and train.labels().tolist() == [0, 1, 2, 0] * 3
+        assert not val.labelled and val.unlabelled_because == f"{path}/u0.png has no label"
+
+
+def test_json_counts_where_there_is_no_other_label(tmp_path):
+    def opened(members, options=""):
+        samples = [(str(i), {"png": png(i)} | each) for i, each in enumerate(members)]
+        path = shard(tmp_path / "a.tar", samples)
+        return opening.open_source(f"wds:{path}{options}", "train", val_fraction=0.0)
+
+    deep = "[" * 100_000
+    broken_beside_cls = [{"json": text, "cls": "ab"[i]} for i, text in enumerate(["{", deep])]
+    assert opened(broken_beside_cls).class_names == ("a", "b")
+    assert opened([{"json": '{"label": true}'}, {"json": '{"label": "x"}'}]).class_names == (
+        "True",
+        "x",
+    )
+    cases = {
+        deep: "0.json is no JSON of data: it is nested too deeply",
+        '{"label": {"a": 1}}': "0.json has dict for label, not a text or a whole number",
+        '{"label": [1]}': "has list for label",
+        '{"label": 0.5}': "has float for label",
+        '{"label": "%s"}' % ("9" * 5000): "has 5,000 characters for label",
+        '{"label": %s}' % ("9" * 5000): "0.json is no JSON",
+    }
+    for text, words in cases.items():
+        with pytest.raises(InputError, match=words):
+            opened([{"json": text}])
+        assert not opened([{"json": text}], ",label=none").labelled
+    with pytest.raises(InputError, match=r"0\.cls has 5,000 bytes, more than 1,000"):
+        opened([{"cls": "9" * 5000}])
+
+
+def test_brackets_and_braces_in_the_names_of_folders(tmp_path):
+    for name in ("data[1]", "data{1}", "a{b,c}"):
+        folder = shards(tmp_path / name)
+        for place in ("", "/*.tar", "/train-00{0..2}.tar"):
+            if name.startswith("a{") and place:
+                continue  # braces with a comma are a pattern
+            train, _ = opening.open_splits(f"wds:{folder}{place}", val_fraction=0)
+            assert len(train) == 12, (name, place)
+        train, _ = opening.open_splits(f"wds:{folder}/train-000.tar", val_fraction=0)
+        assert len(train) == 4
+
+
+def test_a_pattern_that_names_too_many_files_is_refused_at_once():
+    for pattern in ("/x/{0..999}/{0..999}/{0..999}.tar", "/x/" + "{a,b}" * 64):
+        with pytest.raises(InputError, match="names more than 1,000,000 files"):
+            opening.open_splits(f"wds:{pattern}")
+
+
+def test_one_shard_under_two_names_counts_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(shards(tmp_path))
+    (tmp_path / "link-000.tar").symlink_to("train-000.tar")
+    train, _ = opening.open_splits(
+        "wds:{train-000.tar,./train-000.tar,link-000.tar}", val_fraction=0
+    )
+    assert len(train) == 4
+    for val in ("./train-000.tar", "link-000.tar"):
+        with pytest.raises(InputError, match="is for training and for validation"):
+            opening.open_splits(f"wds:train-000.tar,val={val}")
+
+
 def test_which_member_is_the_image(tmp_path):
     samples = [
         ("a.b", {}),
@@ -202,6 +288,7 @@ def test_bad_shards_are_refused_in_a_line(tmp_path):
         "bad/broken.tar": "none of the 1 images",
         f"good/*.tar,val={bad}/dog.tar": "no training image has the label 'dog'",
         f"good/*.tar,val={good}/train-000.tar": "is for training and for validation",
+        f"good/*.tar,val={bad}/none.tar": "no shard for validation has an image, .*none.tar",
         "good,labl=cls": "unknown option 'labl=cls'",
     }
     for place, words in cases.items():

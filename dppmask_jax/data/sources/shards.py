@@ -15,6 +15,7 @@ from dppmask_jax.errors import InputError
 from dppmask_jax.words import count
 
 _MOST = 1_000_000  # files of a pattern
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d{1,18}\.\.\d{1,18})\}")
 
 
 class Shards(NamedTuple):
@@ -24,6 +25,7 @@ class Shards(NamedTuple):
     paths: tuple[str, ...]
     val: np.ndarray  # (files,) bool, which are for validation; none where a share is held out
     notes: tuple[str, ...]
+    kept_back: str = ""  # "val" or "test", by which word in their names they are for validation
 
     def relative(self) -> tuple[str, ...]:
         """The paths below the root."""
@@ -45,59 +47,90 @@ def found(kind: str, pattern: str, val_pattern: str, extension: str) -> Shards:
     paths = _matching(kind, pattern, extension)
     if val_pattern:
         val = _matching(kind, os.path.expanduser(val_pattern), extension)
-        if both := sorted(set(paths) & set(val)):
-            raise InputError(f"{both[0]} is for training and for validation; name it for one")
-        flags = np.arange(len(paths) + len(val)) >= len(paths)
-        return Shards(_root((*paths, *val)), (*paths, *val), flags, ())
+        return _both(paths, val, ())
     root = _root(paths)
     meant = np.array([_meant(os.path.relpath(path, root)) for path in paths])
     kept_back = next((kind for kind in ("val", "test") if (meant == kind).any()), "")
     if not kept_back or not (meant == "train").any():
-        return Shards(root, tuple(paths), np.zeros(len(paths), bool), ())
+        return _both(paths, [], ())
     used = (meant == "train") | (meant == kept_back)
     notes = []
     if not used.all():
         first = paths[int(np.argmin(used))]
         notes = [f"{count(int((~used).sum()), 'file')} not used, such as {first}"]
-    chosen = [path for path, use in zip(paths, used, strict=True) if use]
-    return Shards(root, tuple(chosen), (meant == kept_back)[used], tuple(notes))
+    train, val = (
+        [path for path, of_it in zip(paths, meant, strict=True) if of_it == word]
+        for word in ("train", kept_back)
+    )
+    return _both(train, val, tuple(notes))._replace(kept_back=kept_back)
+
+
+def _both(train: Sequence[str], val: Sequence[str], notes: tuple[str, ...]) -> Shards:
+    """Each file once, whatever names it has: one image for both splits would tell nothing."""
+    by_file = {os.path.realpath(path): path for path in reversed(train)}
+    others = {os.path.realpath(path): path for path in reversed(val)}
+    if twice := sorted(by_file.keys() & others.keys()):
+        names = " and ".join(dict.fromkeys((by_file[twice[0]], others[twice[0]])))
+        raise InputError(f"{names} is for training and for validation; name it for one")
+    paths = (*reversed(by_file.values()), *reversed(others.values()))
+    return Shards(_root(paths), paths, np.arange(len(paths)) >= len(by_file), notes)
 
 
 def _matching(kind: str, pattern: str, extension: str) -> list[str]:
     if "://" in pattern or pattern.startswith("pipe:"):
         raise InputError(f"{kind}:{pattern}: files are read from disk; copy or mount them")
     if os.path.isdir(pattern):
-        pattern = os.path.join(glob.escape(pattern), f"*{extension}")
-    paths, missing = [], []
-    for one in _expanded(pattern):
-        matched = sorted(glob.glob(one)) if glob.has_magic(one) else [one]
-        paths += matched
-        missing += [one] * (not matched or not os.path.exists(matched[0]))
+        inside = os.path.join(pattern, f"*{extension}")
+        paths = sorted(glob.glob(os.path.join(glob.escape(pattern), f"*{extension}")))
+        missing = [] if paths else [inside]
+    elif os.path.exists(pattern):  # whatever characters are in its name
+        return [pattern]
+    else:
+        paths, missing = [], []
+        for one in _expanded(pattern):
+            matched = _globbed(one)
+            paths += matched
+            missing += [one] * (not matched)
     if missing:
         more = f", the first of {len(missing)}" if len(missing) > 1 else ""
         raise InputError(
             f"{kind}:{pattern}: there is no file {missing[0]}{more}; correct the pattern, or copy "
             "what is missing"
         )
-    return list(dict.fromkeys(paths))
+    return paths
+
+
+def _globbed(pattern: str) -> list[str]:
+    """The files of a pattern with * and ?; what exists by its name is meant as it stands."""
+    there = pattern
+    while there and not os.path.exists(there):
+        there = os.path.dirname(there)
+    return sorted(glob.glob(glob.escape(there) + pattern[len(there) :]))
 
 
 def _expanded(pattern: str) -> list[str]:
-    """{a,b} and {00..12} as a shell expands them."""
-    inside = re.search(r"\{([^{}]*)\}", pattern)
-    if not inside:
-        return [pattern]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside[1])
-    if span:
-        first, last = map(int, span.groups())
-        if not 0 <= last - first < _MOST:
-            raise InputError(f"{{{inside[1]}}} in {pattern} is no range from low to high")
-        width = len(span[1])
-        choices: Sequence[str] = [f"{number:0{width}d}" for number in range(first, last + 1)]
-    else:
-        choices = inside[1].split(",")
-    before, after = pattern[: inside.start()], pattern[inside.end() :]
-    return [path for choice in choices for path in _expanded(f"{before}{choice}{after}")]
+    """{a,b} and {00..12} as a shell expands them; other braces stand for themselves."""
+    paths = [pattern]
+    while inside := _BRACES.search(paths[0]):  # all have the same ones
+        choices = _choices(pattern, inside[1])
+        if len(paths) * len(choices) > _MOST:
+            raise InputError(f"{pattern} names more than {_MOST:,} files; name fewer")
+        parts = [(path[: found.start()], path[found.end() :])
+                 for path in paths if (found := _BRACES.search(path))]  # fmt: skip
+        paths = [f"{before}{choice}{after}" for before, after in parts for choice in choices]
+    return paths
+
+
+def _choices(pattern: str, inside: str) -> Sequence[str]:
+    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
+    if not span:
+        return inside.split(",")
+    first, last = map(int, span.groups())
+    if not 0 <= last - first < _MOST:
+        raise InputError(
+            f"{{{inside}}} in {pattern} is no range from low to high of at most {_MOST:,} numbers"
+        )
+    return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
 
 
 def _root(paths: Sequence[str]) -> str:

@@ -35,6 +35,8 @@ from dppmask_jax.words import count
 
 EXTENSION = ".tar"
 _LABELS = ("cls", "json.label")  # where a label is looked for
+_JSON = "json."
+_MOST_TEXT, _MOST_JSON = 1000, 2**24  # bytes that a label is looked for in
 _THREADS = 8  # that read headers
 
 
@@ -60,27 +62,54 @@ def open_webdataset(
     images = from_names(files.root, files.relative(), members.file_of, names)
     images = images._replace(packed=members)
     check_readable(images, pixels)
-    val = files.val[members.file_of]
-    labels = classes.of_values(cache.texts_of(arrays["labels"]), f"wds:{pattern}", images.path, val)
-    if not files.val.any():
-        keys = [os.fsencode(images.relative(i)) for i in range(images.size)]
-        val = held_out(keys, labels.numbers, val_fraction)
+    val = _flags(f"wds:{pattern}", files, members.file_of)
+    texts = cache.texts_of(arrays["labels"])
+    labels, of_val = classes.of_splits(texts, f"wds:{pattern}", images.path, val)
+    rows, rows_of_val = np.flatnonzero(~val), np.flatnonzero(val)
     left_out = int(arrays["without"].sum())
-    notes = (f"{count(left_out, 'sample')} without an image left out",) * bool(left_out)
+    notes = [
+        *files.notes,
+        *[f"{count(left_out, 'sample')} without an image left out"] * bool(left_out),
+    ]
+    untold = files.kept_back == "test" and labels.names and not of_val.names
+    if untold:
+        notes.append(f"a share of the training images is for validation, since {of_val.because}")
+    if untold or not val.any():
+        keys = [os.fsencode(images.relative(i)) for i in rows.tolist()]
+        out = held_out(keys, labels.numbers, val_fraction)
+        rows, rows_of_val = rows[~out], rows[out]
+        both = labels.numbers
+        labels, of_val = labels._replace(numbers=both[~out]), labels._replace(numbers=both[out])
 
-    def split(rows) -> Source:
+    def split(rows: np.ndarray, labels: classes.Labels) -> Source:
         source = file_source(
             images,
-            np.flatnonzero(rows).astype(np.int32),
-            labels=labels.numbers[rows] if labels.names else None,
+            rows.astype(np.int32),
+            labels=labels.numbers if labels.names else None,
             class_names=labels.names,
             unlabelled_because=labels.because,
         )
-        return dataclasses.replace(source, notes=files.notes + notes)
+        return dataclasses.replace(source, notes=tuple(notes))
 
+    return split(rows, labels), split(rows_of_val, of_val) if len(rows_of_val) else None
+
+
+def _flags(title: str, files: shards.Shards, file_of: np.ndarray) -> np.ndarray:
+    """(n,) bool, which images are for validation.
+
+    Raises:
+      InputError: no image is for training, or none for validation although shards are.
+    """
+    val = files.val[file_of]
     if val.all():
-        raise InputError(f"wds:{pattern}: no shard for training has an image")
-    return split(~val), split(val) if val.any() else None
+        raise InputError(f"{title}: no shard for training has an image")
+    if files.val.any() and not val.any():
+        first = files.paths[int(np.argmax(files.val))]
+        raise InputError(
+            f"{title}: no shard for validation has an image, the first is {first}; name others, "
+            "or leave these out"
+        )
+    return val
 
 
 class _Wanted(NamedTuple):
@@ -108,6 +137,7 @@ def _samples(path: str, wanted: _Wanted) -> tuple[list[tuple[str, packed.Member,
     """([(name, image, label)], the number of samples without an image) of one shard."""
     images: dict[str, dict[str, packed.Member]] = {}
     labels: dict[str, dict[str, str]] = {}
+    faults: dict[str, InputError] = {}  # of JSON, which do not matter where another member counts
     seen = set()
     for info, read in packed.members_of_tar(path):
         above, slash, base = info.name.removeprefix("./").rpartition("/")
@@ -125,12 +155,19 @@ def _samples(path: str, wanted: _Wanted) -> tuple[list[tuple[str, packed.Member,
         if _is_image(extension, wanted):
             of_key[extension] = packed.in_tar(info)
         elif place := _place_of_label(extension, wanted):
-            labels.setdefault(key, {})[place] = _label(path, key, place, read)
-    rows = [
-        (f"{key}.{extension}", of_key[extension], _first(labels.get(key, {})))
-        for key, of_key in images.items()
-        if (extension := _chosen(path, key, of_key))
-    ]
+            try:
+                labels.setdefault(key, {})[place] = _label(path, key, place, info.size, read)
+            except InputError as error:
+                if not place.startswith(_JSON):
+                    raise
+                faults[key] = error
+    rows = []
+    for key, of_key in images.items():
+        if extension := _chosen(path, key, of_key):
+            label = _first(labels.get(key, {}))
+            if not label and key in faults:
+                raise faults[key]
+            rows.append((f"{key}.{extension}", of_key[extension], label))
     return rows, len(images) - len(rows)
 
 
@@ -161,17 +198,38 @@ def _first(labels: dict[str, str]) -> str:
     return next((labels[place] for place in (*_LABELS, *labels) if labels.get(place)), "")
 
 
-def _label(path: str, key: str, place: str, read: Callable[[], bytes]) -> str:
+def _label(path: str, key: str, place: str, size: int, read: Callable[[], bytes]) -> str:
+    """A label by what is in a member of so many bytes; "" where it says none."""
+    name = place.removeprefix(_JSON) if place.startswith(_JSON) else ""
+    most = _MOST_JSON if name else _MOST_TEXT
+    what, fault = "JSON" if name else "text", ""
     try:
-        text = read().decode()
-        if not place.startswith("json."):
-            return text.strip()
-        values = json.loads(text)
-        value = values.get(place.removeprefix("json.")) if isinstance(values, dict) else None
-        return "" if value is None else str(value)
+        if size > most:
+            fault = f"has {size:,} bytes, more than {most:,}"
+        else:
+            text = read().decode()
+            label, fault = _json_label(text, name) if name else (text.strip(), "")
     except ValueError as error:
+        fault = f"is no {what} ({error})"
+    except RecursionError:
+        fault = "is no JSON of data: it is nested too deeply"
+    if fault:
         extension = place.partition(".")[0]
         raise InputError(
-            f"{path}: {key}.{extension} is no {'JSON' if extension == 'json' else 'text'} "
-            f"({error}); write it again, or leave labels out: wds:PATTERN,label=none"
-        ) from error
+            f"{path}: {key}.{extension} {fault}; write it again, or name another label, "
+            "wds:PATTERN,label=json.NAME, or none, label=none"
+        )
+    return label
+
+
+def _json_label(text: str, name: str) -> tuple[str, str]:
+    """(label, "") or ("", what is wrong with it)."""
+    values = json.loads(text)
+    value = values.get(name) if isinstance(values, dict) else None
+    if value is None:
+        return "", ""
+    if not isinstance(value, int | str):
+        return "", f"has {type(value).__name__} for {name}, not a text or a whole number"
+    label = str(value).strip()
+    long = len(label) > _MOST_TEXT
+    return ("", f"has {len(label):,} characters for {name}") if long else (label, "")
