@@ -99,6 +99,34 @@ def test_every_kind_of_bad_file_is_named_with_its_reason(good, capsys):
     assert out.splitlines()[-2] == f"{len(reasons)} images cannot be read"
 
 
+def test_where_nothing_can_be_read_there_is_a_report_all_the_same(tmp_path, capsys):
+    for place in "ab":
+        (tmp_path / "set" / place).mkdir(parents=True)
+        (tmp_path / "set" / place / "1.png").write_text("no image")
+    status, found = checked(f"folder:{tmp_path}/set", f"--sheet={tmp_path}/sheet.png")
+    ((name, split),) = found["splits"].items()
+    assert (status, found["broken"], name, split["images"]) == (1, 2, "refused", 2)
+    told = [(os.path.basename(one["name"]), one["reason"]) for one in split["unreadable"]]
+    assert [name for name, _ in told] == ["1.png"] * 2 and all(reason for _, reason in told)
+    out = capsys.readouterr().out
+    assert "2 images unreadable" in out and "note: training refuses this: none of the 2" in out
+
+
+def test_names_that_hold_anything_are_escaped(good, capsys):
+    odd = good / "train/c\ud800$x_{$".replace("\ud800", os.fsdecode(b"\xff"))
+    odd.mkdir()
+    picture(7).save(odd / "1.png")
+    (good / "train/a/bad\n\x1b[31mall images can be read.png").write_text("no image")
+    (odd / os.fsdecode(b"bad\xfe.png")).write_text("no image")
+    status, found = checked(f"folder:{good}", f"--sheet={good.parent}/sheet.png")
+    out = capsys.readouterr().out
+    assert status == 1 and found["broken"] == 2
+    assert "\x1b" not in out and out.encode().isascii()
+    assert r"bad\n\x1b[31mall images can be read.png" in out and r"bad\udcfe.png" in out
+    assert not any(line.startswith("all images") for line in out.splitlines())
+    assert (good.parent / "sheet.png").stat().st_size > 1000
+
+
 def test_unusual_images_are_told_and_are_not_broken(good):
     frames = [picture(i) for i in (10, 11)]
     for name in ("x.gif", "x.tif"):

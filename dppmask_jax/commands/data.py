@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dppmask_jax import command, pixel_format, whole_files
+from dppmask_jax import command, pixel_format, terminal, whole_files
 from dppmask_jax.data import checking, measuring
 from dppmask_jax.data.sources import opening
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.figures.contact_sheet import write_sheet
 
 _CHECK = (
@@ -49,27 +49,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(args: argparse.Namespace) -> None:
     """Prints the report; ends with status 1 where an image cannot be read."""
     _check_arguments(args)
-    splits = checking.splits_of(
+    splits, looked = checking.looked_at(
         args.source,
+        most=args.images,
         channels=args.channels,
         data_dir=args.data_dir,
         val_fraction=args.val_fraction,
     )
-    looked = {
-        name: checking.look(split, args.images, args.channels) for name, split in splits.items()
-    }
     found = checking.report(args.source, splits, looked)
     for line in checking.lines(found):
-        print(line)
+        terminal.show(line, sys.stdout)
     try:
         if args.json:
             whole_files.write_json(Path(args.json), found)
-            print(args.json)
+            terminal.show(one_line(args.json), sys.stdout)
     except OSError as error:
         raise InputError(f"cannot write {args.json}: {error.strerror}") from error
-    if args.sheet:
+    if args.sheet and "train" in splits:
         readable = [i for i, one in looked["train"].items() if isinstance(one, checking.Seen)]
-        print(write_sheet(Path(args.sheet), splits["train"], readable))
+        sheet = write_sheet(Path(args.sheet), splits["train"], readable)
+        terminal.show(one_line(str(sheet)), sys.stdout)
     if found["broken"]:
         sys.exit(1)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from dppmask_jax import pixel_format
 from dppmask_jax.data.images import decode
 from dppmask_jax.data.sources import kept_pixels, opening
 from dppmask_jax.data.sources.base import Source, notes_of
-from dppmask_jax.data.sources.image_files import why
+from dppmask_jax.data.sources.image_files import NoneReadable, why
 from dppmask_jax.errors import one_line
 from dppmask_jax.words import count
 
@@ -47,6 +47,33 @@ class Seen(NamedTuple):
     pixels: bytes
 
 
+def looked_at(
+    spec: str, *, most: int | None, channels: int | None, **options
+) -> tuple[dict[str, Source], dict[str, dict[int, Seen | str]]]:
+    """(splits as of `splits_of`, {split: what `look` returns of it}).
+
+    Images that are refused, since none of a sample can be read, are one split, called "refused", of
+    which those are told that cannot be read.
+    """
+    try:
+        splits = splits_of(spec, channels=channels, **options)
+    except NoneReadable as error:
+        return _refused(error, most)
+    return splits, {name: look(split, most, channels) for name, split in splits.items()}
+
+
+def _refused(error: NoneReadable, most: int | None):
+    source = Source(
+        size=error.count,
+        read=error.try_one,  # nothing of it is kept
+        name=error.name,
+        unlabelled_because="they were not looked for",
+        notes=(f"training refuses this: {error}",),
+    )
+    tried = _tried(source, most, error.try_one)
+    return {"refused": source}, {"refused": {i: told for i, told in tried.items() if told}}
+
+
 def splits_of(spec: str, *, channels: int | None, **options) -> dict[str, Source]:
     """{"train", and "val" where there is one: the images as their files have them}.
 
@@ -67,17 +94,25 @@ def splits_of(spec: str, *, channels: int | None, **options) -> dict[str, Source
 def look(source: Source, most: int | None, channels: int | None) -> dict[int, Seen | str]:
     """{row: what was seen, or why the image is unreadable} of all images, or of `most`, evenly
     spread."""
+
+    def see(i: int) -> Seen:
+        data = source.read(i)[0]
+        return _of_values(data, channels) if channels else _of_bytes(data)
+
+    return _tried(source, most, see)
+
+
+def _tried(source: Source, most: int | None, see: Callable[[int], Seen | None]) -> dict:
     rows = range(len(source)) if most is None else kept_pixels.sampled(source, most)
 
-    def see(i: int) -> Seen | str:
+    def seen_or_why(i: int) -> Seen | str | None:
         try:
-            data = source.read(i)[0]
-            return _of_values(data, channels) if channels else _of_bytes(data)
+            return see(i)
         except (OSError, decode.DecodeError) as error:
             return one_line(why(error))
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return dict(zip(rows, threads.map(see, rows), strict=True))
+        return dict(zip(rows, threads.map(seen_or_why, rows), strict=True))
 
 
 def _of_bytes(data: bytes) -> Seen:
@@ -190,7 +225,11 @@ def _duplicates(splits: dict[str, Source], looked: dict[str, dict]) -> list[dict
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """The report as text."""
+    """The report as text; names of files and classes may hold anything, see `one_line`."""
+    yield from map(one_line, _lines(found))
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
     for name, split in found["splits"].items():
         yield from _lines_of_split(name, split)
     for across in (True, False):

@@ -9,7 +9,7 @@ import numpy as np
 
 from dppmask_jax.data.images import crops, decode
 from dppmask_jax.data.sources.base import Source
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.figures import colours, panels
 from dppmask_jax.pixel_format import RGB, Pixels
 
@@ -77,4 +77,5 @@ def _shown(source: Source, rows: list[int]) -> np.ndarray:
 
 def _caption(source: Source, labels, i: int) -> str:
     text = source.name(i).rpartition("/")[2] if labels is None else source.class_names[labels[i]]
+    text = one_line(text)
     return text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"

@@ -201,7 +201,9 @@ def compose(
         for y, row in zip(tops, captions, strict=True):
             for x, caption in zip(lefts, row, strict=True):
                 y_text = y + height + 4 * unit
-                write(x + width / 2, y_text, caption, 11, FAINT, ha="center", va="top")
+                # Names of files may have dollars in them.
+                middle = {"ha": "center", "va": "top", "parse_math": False}
+                write(x + width / 2, y_text, caption, 11, FAINT, **middle)
     for number, line in enumerate(lines):
         y = total_height - last - bottom + (11 + 22 * number) * unit
         texts = [write(0, y, text, 12, va="center_baseline") for _, text in line]

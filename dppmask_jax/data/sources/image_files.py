@@ -21,6 +21,20 @@ from dppmask_jax.pixel_format import RGB, Pixels
 _READABLE_SAMPLE = 64  # images tried before a data set counts as unreadable
 
 
+class NoneReadable(InputError):
+    """None of a sample of images can be read.
+
+    Attributes:
+      count: of all these images.
+      name: i -> what image i is called.
+      try_one: i -> nothing; raises OSError or decode.DecodeError where image i cannot be read.
+    """
+
+    def __init__(self, message: str, count: int, name: Callable, try_one: Callable):
+        super().__init__(message)
+        self.count, self.name, self.try_one = count, name, try_one
+
+
 class Files(NamedTuple):
     """File names in a few flat arrays: a million of them is a few dozen MB, also when pickled."""
 
@@ -135,7 +149,7 @@ def why(error: OSError | decode.DecodeError) -> str:
 
 
 def check_readable(files: Files, pixels: Pixels = RGB) -> None:
-    """Raises InputError if none of a sample of the files can be read as an image of such pixels."""
+    """Raises NoneReadable if none of a sample of the files is a readable image of such pixels."""
 
     def try_one(i: int) -> None:
         if pixels.kept and medical.is_name(files.path_alone(i)):
@@ -157,7 +171,7 @@ def try_image(data: bytes, pixels: Pixels) -> None:
 def check_some(
     count: int, try_one: Callable[[int], None], name: Callable[[int], str], where: str
 ) -> None:
-    """Raises InputError if `try_one` raises OSError or decode.DecodeError for all of a sample of
+    """Raises NoneReadable if `try_one` raises OSError or decode.DecodeError for all of a sample of
     `count` images, which lie `where`."""
     reason = ""
     for i in np.linspace(0, count - 1, min(count, _READABLE_SAMPLE)).round().astype(int).tolist():
@@ -166,7 +180,8 @@ def check_some(
         except (OSError, decode.DecodeError) as error:
             reason = reason or f"{name(i)}: {why(error)}"
     tried = "none of the" if count <= _READABLE_SAMPLE else f"none of {_READABLE_SAMPLE} tried of"
-    raise InputError(f"{tried} {count} images {where} can be read; {reason}")
+    message = f"{tried} {count} images {where} can be read; {reason}"
+    raise NoneReadable(message, count, name, try_one)
 
 
 def file_source(
