@@ -1,4 +1,6 @@
+import functools
 import io
+import os
 import pickle
 
 import numpy as np
@@ -9,7 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import crops
-from dppmask_jax.data.sources import cache, identity, opening
+from dppmask_jax.data.sources import array_records, cache, identity, opening
 from dppmask_jax.errors import InputError
 
 
@@ -89,6 +91,61 @@ def test_labels_of_many_records_are_kept(tmp_path, monkeypatch):
     before = kept.stat().st_mtime_ns
     np.testing.assert_array_equal(opening.open_source(spec, "train").labels(), first)
     assert kept.stat().st_mtime_ns == before
+
+
+def test_a_damaged_record_is_one_that_cannot_be_read(tmp_path):
+    noise = np.random.default_rng(0).bytes
+    for label, name in ((True, "labelled"), (False, "unlabelled")):
+        records = [
+            example(image=png(i), other=noise(3000), **{"label": i % 2} if label else {})
+            for i in range(40)
+        ]
+        path = written(tmp_path / name, records)
+        data = bytearray(path.read_bytes())
+        middle = 70_000  # of a record; blocks of 64 KiB begin with headers
+        data[middle : middle + 40] = bytes(40)
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=f"{tmp_path}/labelled: a record cannot be read: Corr"):
+        opening.open_splits(f"arrayrecord:{tmp_path}/labelled")
+    train, _ = opening.open_splits(f"arrayrecord:{tmp_path}/unlabelled", val_fraction=0.0)
+    damaged = []
+    for i in range(40):
+        try:
+            assert train.read(i) == (png(i), -1)
+        except OSError as error:
+            damaged.append(error)
+    assert len(damaged) == 1 and "hash mismatch" in damaged[0].strerror
+    (tmp_path / "unlabelled").unlink()
+    array_records._reader.cache_clear()
+    with pytest.raises(FileNotFoundError):
+        train.read(0)
+
+
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        array_records, "_reader", functools.lru_cache(3)(array_records._reader.__wrapped__)
+    )
+    for i in range(20):
+        written(tmp_path / f"{i:02d}", [example(image=png(i), label=i % 2)])
+    before = len(os.listdir("/proc/self/fd"))
+    train, _ = opening.open_splits(f"arrayrecord:{tmp_path}/*", val_fraction=0.0)
+    assert read_all(train) == [(png(i), i % 2) for i in range(20)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+def test_files_for_testing_that_lack_labels_are_not_used(tmp_path):
+    files(tmp_path)
+    unlabelled = [example(image=png(i)) for i in range(3)]
+    written(tmp_path / "test.array_record", unlabelled)
+    train, val = opening.open_splits(f"arrayrecord:{tmp_path}", val_fraction=0.25)
+    assert train.class_names == val.class_names == ("10", "11", "12")
+    assert sorted(read_all(train) + read_all(val)) == sorted((png(i), i % 3) for i in range(12))
+    (note,) = train.notes
+    assert note.endswith("test.array_record record 0 has no label")
+    (tmp_path / "test.array_record").rename(tmp_path / "val.array_record")
+    train, val = opening.open_splits(f"arrayrecord:{tmp_path}")
+    assert train.labelled and read_all(val) == [(png(i), -1) for i in range(3)]
+    assert val.unlabelled_because == "val.array_record record 0 has no label"
 
 
 def single_view(data, rng):

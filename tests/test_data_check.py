@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dppmask_jax.commands.data import main
+from dppmask_jax.data import checking
 from dppmask_jax.errors import InputError
 
 
@@ -186,3 +188,11 @@ def test_wrong_arguments_are_refused_in_a_line(good, tmp_path):
         with pytest.raises(InputError, match=words) as raised:
             main(["check", *arguments])
         assert "\n" not in str(raised.value)
+
+
+def test_labels_of_minus_one_are_none(good):
+    splits = checking.splits_of(f"folder:{good}", channels=None)
+    some = dataclasses.replace(splits["train"], labels=lambda: np.array([-1, 1, -1], np.int32))
+    found = checking.report("", {"train": some}, {"train": checking.look(some, None, None)})
+    assert found["splits"]["train"]["classes"] == {"a": 0, "b": 1}
+    assert "  2 images without a label" in list(checking.lines(found))

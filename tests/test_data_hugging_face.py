@@ -1,19 +1,18 @@
 import io
 import json
-import os
 import pickle
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from dppmask_jax.data import loader
 from dppmask_jax.data.images import crops
-from dppmask_jax.data.sources import identity, opening
+from dppmask_jax.data.sources import hugging_face, identity, opening
 from dppmask_jax.errors import InputError
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-datasets = pytest.importorskip("datasets")
+datasets.config.HF_HUB_OFFLINE = True
 NAMES = ["cat", "cow", "dog"]
 
 
@@ -61,6 +60,61 @@ def test_splits_columns_and_classes_of_a_data_set_on_disk(both):
     _, test = opening.open_splits(f"{both},val=test")
     assert test.read(0)[0] == png(70)
     assert opening.open_splits(f"{both},label=none")[0].read(1) == (png(1), -1)
+
+
+def typed(count, label, kind, first=0):
+    """A data set of `count` images whose labels are of some type."""
+    images = [{"bytes": png(first + i), "path": None} for i in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    return datasets.Dataset.from_dict({"image": images, "label": label}, features=features)
+
+
+def test_splits_share_classes_by_their_names(tmp_path):
+    def of(*names):
+        return datasets.ClassLabel(names=list(names))
+
+    train = typed(4, [0, 1, 2, 0], of("dog", "cat", "cow"))
+    for name, other in {
+        "order": typed(3, [0, 1, 0], of("cat", "dog")),
+        "text": typed(3, ["cat", "dog", "cat"], datasets.Value("string")),
+        "more": typed(3, [1, 2, 1], of("ant", "cat", "dog")),
+    }.items():
+        first, second = opening.open_splits(saved(tmp_path / name, train=train, validation=other))
+        assert first.class_names == second.class_names == ("dog", "cat", "cow")
+        assert first.labels().tolist() == [0, 1, 2, 0] and second.labels().tolist() == [1, 0, 1]
+        assert [label for _, label in read_all(second)] == [1, 0, 1]
+    for name, other in {
+        "new": typed(3, [0, 1, 2], of("cat", "dog", "ant")),
+        "new_text": typed(3, ["cat", "dog", "ant"], datasets.Value("string")),
+    }.items():
+        with pytest.raises(InputError, match="no training image has the label 'ant'"):
+            opening.open_splits(saved(tmp_path / name, train=train, validation=other))
+
+
+def test_a_test_split_without_labels_is_told(tmp_path):
+    unlabelled = rows(3, 50, labels=[-1] * 3)
+    for name, test in {"a": unlabelled, "b": unlabelled.remove_columns("label")}.items():
+        train, val = opening.open_splits(saved(tmp_path / name, train=rows(30), test=test))
+        assert train.labelled and len(train) + len(val) == 30
+        (note,) = val.notes
+        assert note.endswith("test row 0 has no label") and "a share of the training images" in note
+    train, val = opening.open_splits(saved(tmp_path / "c", train=rows(9), validation=unlabelled))
+    assert train.labelled and not val.labelled and len(val) == 3
+
+
+def test_columns_of_other_types_hold_no_labels(tmp_path):
+    real, several = datasets.Value("float32"), datasets.List(datasets.Value("int64"))
+    for name, values, kind in (
+        ("float", [0.5, 1.5], real),
+        ("list", [[0], [1]], several),
+        ("image", [{"bytes": png(i), "path": None} for i in range(2)], datasets.Image()),
+    ):
+        spec = saved(tmp_path / name, train=typed(2, values, kind))
+        with pytest.raises(InputError, match=r"the column label of train holds .*label=none"):
+            opening.open_splits(spec)
+        assert not opening.open_source(f"{spec},label=none", "train", val_fraction=0).labelled
+    spec = saved(tmp_path / "bool", train=typed(2, [True, False], datasets.Value("bool")))
+    assert opening.open_source(spec, "train", val_fraction=0).class_names == ("False", "True")
 
 
 def test_without_a_split_for_validation_a_share_is_held_out(tmp_path):
@@ -140,6 +194,36 @@ def test_identity_is_that_of_sizes_and_labels_wherever_they_lie(both, tmp_path):
     assert identity.of_splits(*opening.open_splits(both)) == other
     changed = saved(tmp_path / "changed", **splits | {"train": rows(9, 1)})
     assert identity.of_splits(*opening.open_splits(changed)) != other
+
+
+def test_identity_sees_images_that_lie_apart(tmp_path, monkeypatch):
+    """As load_dataset leaves them; save_to_disk takes their bytes along."""
+
+    def identity_of(*names):
+        columns = {"image": [str(tmp_path / name) for name in names], "label": [0, 1]}
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        assert made.data.column("image").to_pylist()[0]["bytes"] is None
+        monkeypatch.setattr(hugging_face, "_loaded", lambda *about: {"train": made})
+        return opening.open_source("hf:made", "train", val_fraction=0.0).identity()
+
+    for name in ("0.png", "1.png", "2.png", "other/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    first = identity_of("0.png", "1.png")
+    assert identity_of("0.png", "other/1.png") == first
+    assert identity_of("0.png", "2.png") != first
+    (tmp_path / "1.png").write_bytes(png(1) + b"more")
+    assert identity_of("0.png", "1.png") != first
+
+
+def test_faults_of_our_own_keep_their_traceback(both, monkeypatch):
+    def broken(*arguments, **more):
+        raise AssertionError("a fault")
+
+    monkeypatch.setattr(datasets, "load_from_disk", broken)
+    with pytest.raises(AssertionError, match="a fault"):
+        opening.open_splits(both)
 
 
 def test_bad_data_sets_are_refused_in_a_line(both, tmp_path):

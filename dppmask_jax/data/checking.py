@@ -178,14 +178,17 @@ def _of_split(source: Source, looked: dict[int, Seen | str]) -> dict[str, Any]:
                for share, at in _SHARES.items()}
         for name in ("height", "width") if seen
     }  # fmt: skip
-    classes = None
+    classes, without = None, 0
     if source.labels is not None:
-        counts = np.bincount(source.labels(), minlength=source.num_classes).tolist()
+        labels = source.labels()
+        counts = np.bincount(labels[labels >= 0], minlength=source.num_classes).tolist()
+        without = int((labels < 0).sum())
         classes = dict(zip(source.class_names, counts, strict=True))
     return {
         "images": len(source),
         "looked_at": len(looked),
         "classes": classes,
+        "without_label": without,
         "unlabelled_because": source.unlabelled_because,
         "kinds": dict(collections.Counter(one.kind for one in seen.values()).most_common()),
         "sides": sides,
@@ -264,6 +267,8 @@ def _lines_of_split(name: str, split: dict[str, Any]) -> Iterator[str]:
         )
         if len(counts) <= _SHOWN:
             yield "  " + ", ".join(f"{label} {n:,}" for label, n in split["classes"].items())
+    if split["without_label"]:
+        yield f"  {count(split['without_label'], 'image')} without a label"
     for side, shares in split["sides"].items():
         numbers = ", ".join(f"{share} {value:g}" for share, value in shares.items())
         yield f"  {side}: {numbers}"

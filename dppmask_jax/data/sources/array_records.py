@@ -5,8 +5,9 @@
 
 An Example has the encoded image as bytes under "image/encoded" or "image", and the label, a whole
 number or a text, under "image/class/label" or "label"; `image` and `label` name other features, and
-label=none leaves labels out. Classes are the different labels in ascending order. Examples are
-parsed by the protocol buffer that TFDS brings, without TensorFlow. Records of another form (pickle,
+label=none leaves labels out. Classes are the different labels in ascending order. Where files are
+for testing by their names and lack labels, a share is held out in their place. Examples are parsed
+by the protocol buffer that TFDS brings, without TensorFlow. Records of another form (pickle,
 msgpack, compressed) are not read. What TFDS has prepared is better opened as tfds:NAME, which knows
 the names of classes.
 
@@ -15,9 +16,10 @@ Labels are known once all records have been read; see cache.of_files for where t
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +27,7 @@ from dppmask_jax.data.images.decode import DecodeError
 from dppmask_jax.data.sources import cache, classes, identity, options, shards
 from dppmask_jax.data.sources.base import Source, known
 from dppmask_jax.data.sources.holdout import held_out
-from dppmask_jax.data.sources.image_files import check_some, try_image
+from dppmask_jax.data.sources.image_files import check_some, try_image, why
 from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.pixel_format import RGB, Pixels
 
@@ -33,6 +35,8 @@ EXTENSION = ".array_record*"
 _IMAGES = ("image/encoded", "image")
 _LABELS = ("image/class/label", "label")
 _AT_ONCE = 256  # records that are read while labels are looked for
+_READERS = 64  # of files, that are open at a time
+_BUFFER = 2**15  # bytes that a reader reads at least, as array_record's own data source
 
 
 def open_array_records(
@@ -50,8 +54,10 @@ def open_array_records(
     counts = np.array([_count(path) for path in files.paths])
     if not counts[~files.val].sum():
         raise InputError(f"{title}: no record is for training")
-    records = _records(files.paths)
-    image, label = _features(title, _example(records[0]), chosen)
+    stamps = tuple(map(_stamp, files.paths))
+    sizes = np.array([size for size, _ in stamps], np.int64)
+    records = _Records(files.paths, np.cumsum(counts), stamps)
+    image, label = _features(title, _example(_first(records)), chosen)
     file_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     name = functools.partial(_name, files.relative(), file_of, np.cumsum(counts) - counts)
     val = files.val[file_of]
@@ -59,17 +65,26 @@ def open_array_records(
     if label:
         make = functools.partial(_labels, records, label)
         values = cache.texts_of(cache.of_files(files.paths, f"labels {label}", make)["labels"])
-    labels = classes.of_values(values, title, name, val)
+    labels, of_val = classes.of_splits(values, title, name, val)
     check_some(
-        len(file_of), lambda i: try_image(_image(records[i], image), pixels), name, f"of {title}"
+        len(file_of),
+        lambda i: try_image(_image(records.read(i), image), pixels),
+        name,
+        f"of {title}",
     )
-    if not val.any():
-        keys = [os.fsencode(name(i)) for i in range(len(file_of))]
-        val = held_out(keys, labels.numbers, val_fraction)
-    sizes = np.array([os.path.getsize(path) for path in files.paths], np.int64)
+    rows, rows_of_val, notes = np.flatnonzero(~val), np.flatnonzero(val), files.notes
+    untold = files.kept_back == "test" and labels.names and not of_val.names
+    if untold:
+        notes += (f"a share of the training images is for validation, since {of_val.because}",)
+    if untold or not val.any():
+        keys = [os.fsencode(name(i)) for i in rows.tolist()]
+        out = held_out(keys, labels.numbers, val_fraction)
+        rows, rows_of_val = rows[~out], rows[out]
+        both = labels.numbers
+        labels, of_val = labels._replace(numbers=both[~out]), labels._replace(numbers=both[out])
 
-    def split(rows) -> Source:
-        numbers = labels.numbers[rows] if labels.names else None
+    def split(rows: np.ndarray, labels: classes.Labels) -> Source:
+        numbers = labels.numbers if labels.names else None
         return Source(
             size=len(rows),
             read=functools.partial(_read, records, image, rows, numbers),
@@ -77,13 +92,13 @@ def open_array_records(
             class_names=labels.names,
             unlabelled_because=labels.because,
             labels=None if numbers is None else known(numbers),
-            notes=files.notes,
+            notes=notes,
             identity=functools.partial(
                 identity.of_parts, files.relative(), counts, sizes, rows, numbers, labels.names
             ),
         )
 
-    return split(np.flatnonzero(~val)), split(np.flatnonzero(val)) if val.any() else None
+    return split(rows, labels), split(rows_of_val, of_val) if len(rows_of_val) else None
 
 
 def _count(path: str) -> int:
@@ -96,7 +111,7 @@ def _count(path: str) -> int:
         number = reader.num_records()
         reader.close()
         return number
-    except Exception as error:  # of the library, on files of another kind
+    except RuntimeError as error:
         raise InputError(
             one_line(
                 f"{path} is damaged, cut short or no file of array_record ({error}); copy or write "
@@ -105,10 +120,61 @@ def _count(path: str) -> int:
         ) from error
 
 
-def _records(paths):
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
+class _Records(NamedTuple):
+    """The records of some files, one file behind the other."""
 
-    return ArrayRecordDataSource(list(paths))
+    paths: tuple[str, ...]
+    ends: np.ndarray  # (files,) int, of each file: the number of records up to its end
+    stamps: tuple[tuple[int, int], ...]  # of each file
+
+    def read(self, i: int) -> bytes:
+        """Record i; raises OSError as `read_of`."""
+        file = int(np.searchsorted(self.ends, i, side="right"))
+        first = int(self.ends[file - 1]) if file else 0
+        return self.read_of(file, [i - first])[0]
+
+    def read_of(self, file: int, positions: list[int]) -> list[bytes]:
+        """Some records of a file.
+
+        Raises:
+          OSError: a record is damaged, or the file is gone or no longer the one that was opened.
+        """
+        path = self.paths[file]
+        try:
+            return _reader(path, self.stamps[file]).read(positions)
+        except RuntimeError as error:  # the only kind that the library raises
+            raise OSError(errno.EIO, one_line(f"a record cannot be read: {error}"), path) from error
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(_READERS)
+def _reader(path: str, stamp: tuple[int, int]):
+    """A reader of a file; each has a descriptor, so that those least recently used are closed."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if _stamp(path) != stamp:
+        raise OSError(errno.ESTALE, "the file was changed after it was opened", path)
+    reader = ArrayRecordReader(
+        path, options="readahead_buffer_size:0", file_reader_buffer_size=_BUFFER
+    )
+    if not reader.ok():
+        reader.close()  # raises what is wrong
+    return reader
+
+
+def _first(records: _Records) -> bytes:
+    try:
+        return records.read(0)
+    except OSError as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: OSError) -> InputError:
+    return InputError(f"{error.filename}: {why(error)}; copy or write the file again")
 
 
 def _example(record: bytes) -> dict[str, Any]:
@@ -143,16 +209,24 @@ def _features(title: str, example: dict[str, Any], chosen: dict[str, str]) -> tu
     return image, "" if label == "none" else label
 
 
-def _labels(records, label: str) -> dict[str, np.ndarray]:
+def _labels(records: _Records, label: str) -> dict[str, np.ndarray]:
     texts = []
-    for start in range(0, len(records), _AT_ONCE):
-        for record in records.__getitems__(range(start, min(start + _AT_ONCE, len(records)))):
-            values = _example(record).get(label, ())
-            value = values[0] if len(values) == 1 else ""
-            text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-            texts.append(text.replace("\0", " ").strip())
+    starts = np.concatenate(([0], records.ends[:-1]))
+    for file, number in enumerate((records.ends - starts).tolist()):
+        for start in range(0, number, _AT_ONCE):
+            try:
+                some = records.read_of(file, list(range(start, min(start + _AT_ONCE, number))))
+            except OSError as error:
+                raise _damaged(error) from error
+            texts += [_text(_example(record).get(label, ())) for record in some]
     # One of each row, so that many of them are kept.
     return {"rows": np.arange(len(texts)), "labels": cache.joined(texts)}
+
+
+def _text(values) -> str:
+    value = values[0] if len(values) == 1 else ""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text.replace("\0", " ").strip()
 
 
 def _image(record: bytes, name: str) -> bytes:
@@ -163,7 +237,7 @@ def _image(record: bytes, name: str) -> bytes:
 
 
 def _read(records, image: str, rows, numbers, i: int) -> tuple[bytes, int]:
-    data = _image(records[int(rows[i])], image)
+    data = _image(records.read(int(rows[i])), image)
     return data, -1 if numbers is None else int(numbers[i])
 
 

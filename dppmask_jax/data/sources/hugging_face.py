@@ -6,7 +6,9 @@
 
 Images are taken as they are encoded. Without `image` and `label`, the image is the only column of
 the type Image, or that called image; the label the only one of the type ClassLabel, or that called
-label. label=none leaves labels out.
+label. label=none leaves labels out. Classes are those of the training split's ClassLabel in its
+order, or the different labels (whole numbers, texts, true and false) in ascending order; -1 and ""
+are no labels. Labels of the other split are matched by the names of their classes.
 
 Splits are train and validation (or val, valid, dev), else test if all of it has labels, or those
 that are named; without one for validation a share is held out.
@@ -14,7 +16,10 @@ that are named; without one for validation a share is held out.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import itertools
 import os
 import re
 from typing import Any
@@ -31,6 +36,7 @@ from dppmask_jax.pixel_format import RGB, Pixels
 
 _OPTIONS = ("config", "train", "val", "image", "label")
 _ON_DISK = ("dataset_dict.json", "state.json")  # of save_to_disk
+_LABELS = re.compile(r"null|bool|u?int\d+|string|large_string")  # types of columns that may be
 _DEV = re.compile(rf"({VALIDATION.pattern})|dev", re.IGNORECASE)
 
 
@@ -54,12 +60,19 @@ def open_hugging_face(
     first = next(iter(parts.values()))
     image = _image_column(title, first.features, chosen["image"])
     label = _label_column(title, first.features, chosen["label"])
-    parts = {name: _only(title, part, image, label) for name, part in parts.items()}
-    if len(parts) == 2 and not chosen["val"]:
-        other = list(parts)[1]
-        if TEST.fullmatch(other) and label and _lacks_labels(parts[other][label]):
-            del parts[other]
-    sources = _sources(title, parts, image, label, val_fraction)
+    testing = [] if chosen["val"] else [name for name in list(parts)[1:] if TEST.fullmatch(name)]
+    texts = [
+        _texts(title, name, part, "" if name in testing and label not in part.features else label)
+        for name, part in parts.items()
+    ]
+    parts = {name: _only(title, part, image) for name, part in parts.items()}
+    names = _names_of(first.features[label]) if label else ()
+    labels, notes = _labels(title, parts, texts, names), ()
+    if testing and labels[0].names and not labels[1].names:
+        notes = (f"a share of the training images is for validation, since {labels[1].because}",)
+        del parts[testing[0]]
+    sources = _sources(title, parts, image, labels, val_fraction)
+    sources = tuple(split and dataclasses.replace(split, notes=notes) for split in sources)
     for source in filter(None, sources):
         read = source.read
         check_some(
@@ -74,15 +87,18 @@ def open_hugging_face(
 def _loaded(place: str, config: str, cache: str | None) -> dict[str, Any]:
     try:
         import datasets
+        from huggingface_hub.utils import httpx
     except ModuleNotFoundError as error:
         raise InputError(f"hf:{place} needs {error.name}: pip install 'dppmask-jax[hf]'") from error
     datasets.disable_progress_bars()
+    of_the_library = (datasets.exceptions.DatasetsError, RuntimeError)
+    of_files = (OSError, ValueError, LookupError)  # the last where a file of JSON lacks something
     try:
         if any(os.path.isfile(os.path.join(place, name)) for name in _ON_DISK):
             found = datasets.load_from_disk(place)
         else:
             found = datasets.load_dataset(place, config or None, cache_dir=cache)
-    except Exception as error:  # of the library, of its network, of the files
+    except (*of_the_library, *of_files, httpx.HTTPError) as error:
         raise InputError(
             one_line(f"cannot open hf:{place}: {type(error).__name__}: {error}")
         ) from error
@@ -149,13 +165,12 @@ def _present(title: str, features, name: str) -> str:
     return name
 
 
-def _only(title: str, part, image: str, label: str):
-    """A split with these columns, whose images stay encoded."""
+def _only(title: str, part, image: str):
+    """The images of a split, as they are encoded."""
     import datasets
 
-    for name in filter(None, (image, label)):
-        _present(title, part.features, name)
-    part = part.select_columns([image, *filter(None, (label,))]).with_format(None)
+    _present(title, part.features, image)
+    part = part.select_columns([image]).with_format(None)
     if isinstance(part.features[image], datasets.Image):
         return part.cast_column(image, datasets.Image(decode=False))
     if getattr(part.features[image], "dtype", "") not in ("binary", "large_binary"):
@@ -163,26 +178,51 @@ def _only(title: str, part, image: str, label: str):
     return part
 
 
-def _lacks_labels(values) -> bool:
-    return any(value is None or value in (-1, "") for value in values)
+def _names_of(kind) -> tuple[str, ...]:
+    """The names of the classes of a ClassLabel; () of other types."""
+    return tuple(getattr(kind, "names", None) or ())
 
 
-def _sources(title: str, parts, image: str, label: str, val_fraction: float):
+def _texts(title: str, split: str, part, label: str) -> list[str]:
+    """The label of each row; "" where it has none."""
     import datasets
 
+    if not label:
+        return [""] * len(part)
+    _present(title, part.features, label)
+    kind, names = part.features[label], _names_of(part.features[label])
+    named = isinstance(kind, datasets.ClassLabel)
+    if not named and not (isinstance(kind, datasets.Value) and _LABELS.fullmatch(kind.dtype)):
+        raise InputError(
+            one_line(
+                f"{title}: the column {label} of {split} holds {kind}, no labels; give "
+                "label=COLUMN of another one, or label=none"
+            )
+        )
+    values = list(part.select_columns([label]).with_format(None)[label])
+    if named and max((value for value in values if value is not None), default=0) >= len(names):
+        raise InputError(
+            f"{title}: a label of {split} is {max(filter(None, values))}, and there are "
+            f"{len(names)} classes; write the data set again"
+        )
+    values = [None if value == -1 else value for value in values]
+    return ["" if one is None else names[one] if named else str(one) for one in values]
+
+
+def _labels(title: str, parts, texts: list[list[str]], names) -> tuple[classes.Labels, ...]:
+    """Those for training, and those for validation."""
+    of = [(split, i) for split, part in parts.items() for i in range(len(part))]
+    return classes.of_splits(
+        list(itertools.chain(*texts)),
+        title,
+        lambda i: f"{title} {of[i][0]} row {of[i][1]}",
+        np.arange(len(of)) >= len(texts[0]),
+        names,
+    )
+
+
+def _sources(title: str, parts, image: str, labels, val_fraction: float):
     (train, of_train), *others = parts.items()
-    values = [list(part[label]) if label else [] for part in parts.values()]
-    kind = of_train.features[label] if label else None
-    if isinstance(kind, datasets.ClassLabel):
-        labels = [
-            _numbers(title, name, part, tuple(kind.names))
-            for name, part in zip(parts, values, strict=True)
-        ]
-        labels = [
-            given._replace(names=() if given.because else tuple(kind.names)) for given in labels
-        ]
-    else:
-        labels = _by_value(title, parts, values)
     if not others:
         keys = [str(i).encode() for i in range(len(of_train))]
         out = held_out(keys, labels[0].numbers, val_fraction)
@@ -197,23 +237,6 @@ def _sources(title: str, parts, image: str, label: str, val_fraction: float):
     if sources[0] is None:
         raise InputError(f"{title}: its split {train} has no rows")
     return tuple(sources)
-
-
-def _numbers(title: str, split: str, values: list, names: tuple[str, ...]) -> classes.Labels:
-    if _lacks_labels(values):
-        because = f"a row of {title} {split} has no label"
-        return classes.Labels(np.zeros(len(values), np.int32), (), because)
-    return classes.Labels(np.array(values, np.int32), names, "")
-
-
-def _by_value(title: str, parts, values: list[list]) -> list[classes.Labels]:
-    sizes = [len(part) for part in parts.values()]
-    texts = ["" if value is None else str(value) for part in values for value in part]
-    texts = texts or [""] * sum(sizes)
-    val = np.arange(sum(sizes)) >= sizes[0]
-    of_all = classes.of_values(texts, title, lambda i: f"row {i} of {title}", val)
-    numbers = np.split(of_all.numbers, [sizes[0]])[: len(sizes)]
-    return [of_all._replace(numbers=part) for part in numbers]
 
 
 def _source(title: str, split: str, part, labels: classes.Labels, rows, image: str) -> Source:
@@ -242,11 +265,20 @@ def _name(prefix: str, rows, i: int) -> str:
 
 
 def _identity(part, image: str, rows, numbers, names) -> str:
-    """By the sizes of the images, which are read without them, and the labels."""
+    """By the sizes of the images, which are read without them, the labels, and the names of the
+    files that hold images."""
     import pyarrow.compute as pc
 
-    column = part.data.column(image)
+    column, paths = part.data.column(image), None
     if column.type.num_fields:  # bytes and path
-        column = pc.struct_field(column, "bytes")
-    sizes = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype(np.int64)
-    return identity.of_parts(sizes[rows], rows, numbers, names)
+        column, paths = pc.struct_field(column, "bytes"), pc.struct_field(column, "path")
+    sizes = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype(np.int64)[rows]
+    lying_apart = np.flatnonzero(sizes < 0)
+    if paths is None or not lying_apart.size:
+        return identity.of_parts(sizes, rows, numbers, names)
+    files = [path or "" for path in paths.take(rows[lying_apart]).to_pylist()]
+    some = np.linspace(0, len(files) - 1, min(len(files), identity.MOST_SIZES)).round()
+    for i in some.astype(int).tolist():
+        with contextlib.suppress(OSError):  # met, named and replaced while training
+            sizes[lying_apart[i]] = os.stat(files[i]).st_size
+    return identity.of_parts(sizes, rows, numbers, names, tuple(map(os.path.basename, files)))
