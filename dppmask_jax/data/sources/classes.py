@@ -50,53 +50,6 @@ def numbered(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.array([label_of[value] for value in values], np.int32), tuple(names)
 
 
-def of_values(
-    values: Sequence[str], title: str, name: Callable[[int], str], val: np.ndarray
-) -> Labels:
-    """Labels by what n images have for one.
-
-    Args:
-      values: "" where an image has none.
-      title: of the data set, for messages.
-      name: i -> what to call image i.
-      val: (n,) bool, which images are for validation.
-
-    Raises:
-      InputError: a class for validation has no training image.
-    """
-    labels = _of_all(values, title, name)
-    if labels.names:
-        untrained = np.setdiff1d(labels.numbers[val], labels.numbers[~val])
-        if untrained.size:
-            raise _untrained(title, labels.names[untrained[0]])
-    return labels
-
-
-def _of_all(
-    values: Sequence[str], title: str, name: Callable[[int], str], names: tuple[str, ...] = ()
-) -> Labels:
-    because = ""
-    if not any(values):
-        because = f"{title} has no labels"
-    elif "" in values:
-        because = f"{name(values.index(''))} has no label"
-    elif len(names or set(values)) < 2:
-        because = f"{title} has one label only"
-    if because:
-        return Labels(np.zeros(len(values), np.int32), (), because)
-    if not names:
-        return Labels(*numbered(values), "")
-    label_of = {one: label for label, one in enumerate(names)}
-    return Labels(np.array([label_of[value] for value in values], np.int32), names, "")
-
-
-def _untrained(title: str, label: str) -> InputError:
-    return InputError(
-        f"{title}: no training image has the label {label!r}, which some for validation have; add "
-        "one, or take these out"
-    )
-
-
 def of_splits(
     values: Sequence[str],
     title: str,
@@ -110,7 +63,10 @@ def of_splits(
     images for training keep theirs.
 
     Args:
-      values, title, name, val: as of `of_values`.
+      values: what n images have for a label; "" where one has none.
+      title: of the data set, for messages.
+      name: i -> what to call image i.
+      val: (n,) bool, which images are for validation.
       names: of all classes in their order, where the labels for training are some of them; () for
         the different labels in ascending order.
 
@@ -130,9 +86,30 @@ def of_splits(
         return train, Labels(np.zeros(len(of_val), np.int32), (), because)
     untrained = sorted(set(of_val) - set(of_train))
     if untrained:
-        raise _untrained(title, untrained[0])
+        raise InputError(
+            f"{title}: no training image has the label {untrained[0]!r}, which some for validation "
+            "have; add one, or take these out"
+        )
     label_of = {one: label for label, one in enumerate(train.names)}
     return train, train._replace(numbers=np.array([label_of[one] for one in of_val], np.int32))
+
+
+def _of_all(
+    values: Sequence[str], title: str, name: Callable[[int], str], names: tuple[str, ...] = ()
+) -> Labels:
+    because = ""
+    if not any(values):
+        because = f"{title} has no labels"
+    elif "" in values:
+        because = f"{name(values.index(''))} has no label"
+    elif len(names or set(values)) < 2:
+        because = f"{title} has one label only"
+    if because:
+        return Labels(np.zeros(len(values), np.int32), (), because)
+    if not names:
+        return Labels(*numbered(values), "")
+    label_of = {one: label for label, one in enumerate(names)}
+    return Labels(np.array([label_of[value] for value in values], np.int32), names, "")
 
 
 def class_list(chosen: str, field: str = "data.classes") -> tuple[str, ...]:
