@@ -118,6 +118,10 @@ def test_masks_for_a_loader_of_pytorch(tmp_path):
 def test_pretrain_and_look_inside(tmp_path):
     outputs, printed = execute(PRETRAIN, tmp_path)
     assert "resuming at step 20" in printed["resume"]
+    kept = [int(step) for step in re.search(r"at \[(.*)\]", printed["resume"])[1].split(", ")]
+    checkpoints = tmp_path / "runs" / "first" / "checkpoints"  # the disconnect is played on a copy
+    assert kept == sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    assert "resuming" not in printed["train"]
     before, after = re.search(r"before (\(.*?\)) after (\(.*?\))\n", printed["resume"]).groups()
     assert before == after
     assert "k-NN" in printed["knn"]
