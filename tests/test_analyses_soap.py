@@ -124,10 +124,10 @@ def test_batches_on_all_devices_give_what_one_fit_gives(planted):
     )
     assert of_real.sizes.tolist() == [30] * components.GROUPS
     found = soap.fitted(basis, of_real, of_blank, 1.0, "soft", 2.0, 0.05)
-    # A few responses next to 0 fall on its other side.
+    # A few responses next to 0 fall on its other side; which ones, depends on the processor.
     assert np.mean(np.abs(found.P - reference.P)) < 1e-3 / WIDTH
     for name in ("scores", "projector"):
-        np.testing.assert_allclose(getattr(found, name), getattr(reference, name), atol=1e-5)
+        np.testing.assert_allclose(getattr(found, name), getattr(reference, name), atol=1e-4)
     centred = (rows - rows.mean(axis=0)) @ basis.eigenvectors
     mean = centred.reshape(real.shape).mean(axis=0)
     np.testing.assert_allclose(of_real.mean(), mean, atol=1e-4)

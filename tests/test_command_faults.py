@@ -177,9 +177,9 @@ def test_commands_say_what_to_install(tmp_path):
         "u.find_spec = lambda n, *a: None if n in ('absl', 'orbax') else find(n, *a)\n"
     )
     variables = os.environ | {"PYTHONPATH": str(tmp_path)}
-    modules = ("data", "figures", "results", "sweep", "weights")
+    modules = ("cli data", "figures", "results", "sweep", "weights")
     for words in (
-        ["train.py"], ["eval.py"], *[["-m", f"dppmask_jax.{name}"] for name in modules],
+        ["train.py"], ["eval.py"], *[["-m", *f"dppmask_jax.{name}".split()] for name in modules],
     ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, *words], cwd=tiny.ROOT, env=variables, capture_output=True, text=True

@@ -161,7 +161,7 @@ def test_wrong_arguments_are_named(argument, words):
         ({"model__dtype": "float16"}, "float32 | bfloat16"),
         ({"optim__warmup_epochs": 1e6}, "too long for config.epochs"),
         ({"data__source": ""}, "--config.data.source=folder:PATH"),
-        ({"data__source": "imagenet"}, "shapes | folder:PATH | coco:ROOT"),
+        ({"data__source": "imagenet"}, "shapes | folder:PATH | archive:FILE"),
         ({"data__crop_scale": (0.9, 0.2)}, "config.data.crop_scale"),
         ({"data__crop_scale": (0.2, 1.2)}, "config.data.crop_scale"),
         ({"data__max_bad_frac": "some"}, "config.data.max_bad_frac='some'"),
