@@ -67,6 +67,7 @@ def test_names_of_buckets():
         ("ftp://host/run", "is not a local folder"),
         ("gs://bucket", "names no folder in a bucket"),
         ("s3://bucket/../run", "names no folder in a bucket"),
+        ("gs://bucket/runs/*", "take for patterns"),
         ("gs://bucket/run", r"needs the package gcsfs.*dppmask-jax\[gs\]"),
         ("s3://bucket/run", r"needs the package s3fs.*dppmask-jax\[s3\]"),
     ],
@@ -223,6 +224,66 @@ def test_who_lost_the_lock_writes_nothing_more(store):
         store.write(".lock/000007", b"{}")
         save(folder, 2)
     assert stopped.value.status == 1 and steps_in(store) == [1]
+
+
+def test_who_loses_the_lock_in_the_middle_of_a_copy_stops_there(store, monkeypatch):
+    upload = bucket.Store.upload
+
+    def lose(self, at, names):
+        names = list(names)
+        if any(name.startswith("checkpoints/2/") for name in names):
+            store.write(".lock/000007", b"{}")
+        upload(self, at, names)
+
+    with pytest.raises(Stopped, match="no sign of life"), bucket_copy.opened(URL) as folder:
+        save(folder, 1)
+        monkeypatch.setattr(bucket.Store, "upload", lose)
+        save(folder, 2)
+    assert steps_in(store) == [1]
+
+
+def test_removing_takes_no_name_for_a_pattern(store):
+    for name in ("a1", "a2", "a*", "[a]1"):
+        store.write(name, b"")
+    store.remove(["a*", "[a]1", "gone"])
+    assert list(store.files()) == ["a1", "a2"]
+
+
+def test_a_copy_that_cannot_be_uploaded_is_kept_and_no_fault_hides_another(store, monkeypatch):
+    def away(*args, **more):
+        raise ConnectionError("the network is away")
+
+    with (
+        pytest.raises(Stopped, match=r"mine-not-copied-1 could not be copied .*network is away"),
+        bucket_copy.opened(URL) as folder,
+    ):
+        save(folder, 1)
+        (folder / "late.txt").write_text("late")
+        monkeypatch.setattr(store.fs, "put", away)
+        monkeypatch.setattr(store.fs, "find", away)
+    kept = folder.with_name("mine-not-copied-1")
+    assert (kept / "late.txt").read_text() == "late" and not folder.exists()
+    monkeypatch.undo()
+
+
+def test_a_holder_that_answers_late_is_no_dead_one(store, monkeypatch):
+    look, slow = bucket_lock._holder, []
+
+    def looks_slowly(*args):
+        found = look(*args)
+        if len(slow) == 1:  # the second look, with what was read before
+            threading.Event().wait(0.6)
+        slow.append(None)
+        return found
+
+    with bucket_lock.held(store, ".lock", "a", lambda line: None):
+        monkeypatch.setattr(bucket_lock, "_holder", looks_slowly)
+        monkeypatch.setattr(bucket_lock, "_POLL_SECONDS", 0.0)
+        with (
+            pytest.raises(InputError, match="is in use by"),
+            bucket_lock.held(store, ".lock", "b", lambda line: None),
+        ):
+            pass
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ whole."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
@@ -70,9 +71,10 @@ class Store(NamedTuple):
             self.fs.put([str(folder / n) for n in names], [self.path(n) for n in names])
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes files."""
-        if paths := [self.path(name) for name in names]:
-            self.fs.rm(paths)
+        """Removes files; those that are gone already are no fault."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm_file(self.path(name))  # `rm` takes names for patterns
 
 
 def is_one(where: str | Path) -> bool:
@@ -90,7 +92,8 @@ def opened(where: str | Path) -> Store:
     """The folder that a URL names; the bucket is not asked yet.
 
     Raises:
-      InputError: another scheme, no bucket or no folder in it, or a package is missing.
+      InputError: another scheme, no bucket or no folder in it, a name that is a pattern, or a
+        package is missing.
     """
     url = url_of(where)
     scheme, _, root = url.partition("://")
@@ -101,6 +104,8 @@ def opened(where: str | Path) -> Store:
         )
     if "/" not in root or {".", "..", ""} & set(root.split("/")):
         raise InputError(f"{url} names no folder in a bucket: {scheme}://BUCKET/RUN")
+    if found := set("*?[]") & set(root):
+        raise InputError(f"{url} holds {min(found)}, which stores take for patterns; rename it")
     for package in ("fsspec", SCHEMES[scheme]):
         if importlib.util.find_spec(package) is None:
             raise InputError(

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
@@ -65,6 +66,13 @@ def opened(where: str | Path, name: str = ".lock") -> Iterator[Path]:
         return
     store = bucket.opened(where)
     folder = _place(store, name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder.parent}, where {store.url} is copied to, cannot be made ({error.strerror}); "
+            "set XDG_CACHE_HOME to a folder that can"
+        ) from error
     with contextlib.ExitStack() as stack:
         found = []
 
@@ -119,19 +127,20 @@ def push(copy: Copy, checkpoints: Path | None = None, keep: int = 0) -> None:
         the bucket are as they were, or there is one more.
       Stopped: another process has taken the lock.
     """
-    bucket_lock.check(copy.store, copy.lock)
     there, here = _known(copy), _files(copy.folder)
     changed = [name for name in here if there.get(name) != here[name]]
     files = [n for n in changed if not _CHECKPOINT.match(n)]
     arrays = [n for n in changed if n not in files and not n.endswith(f"/{integrity.MANIFEST}")]
     manifests = [n for n in changed if n not in files and n not in arrays]
-    for names in (files, arrays, manifests):
+    for names in (arrays, files, manifests):
+        bucket_lock.check(copy.store, copy.lock)
         copy.store.upload(copy.folder, names)
         there |= {name: here[name] for name in names}
         _note(copy, there)
     gone = [name for name in there if name not in here]
     if checkpoints is not None:
         gone += _beyond(copy.store, _inside(copy, checkpoints), here, keep)
+    bucket_lock.check(copy.store, copy.lock)
     _remove(copy.store, gone)
     _note(copy, here)
 
@@ -210,7 +219,8 @@ def _lock(stack, store: Store, folder: Path, name: str) -> bucket_lock.Lock:
     if not ident.exists():
         whole_files.write_text(ident, uuid.uuid4().hex)
     with _asked(store):
-        held = bucket_lock.held(store, name, ident.read_text(), _say)
+        owner = f"{ident.read_text()} on {socket.gethostname()}"  # a disk may have been cloned
+        held = bucket_lock.held(store, name, owner, _say)
         return stack.enter_context(held)
 
 
@@ -243,7 +253,7 @@ def _end(copy: Copy) -> None:
     """Copies what has changed into the bucket, and removes the copy.
 
     Raises:
-      Stopped: it could not be copied, or another process has taken the lock.
+      Stopped: it could not be copied, and is kept beside; or another process has taken the lock.
     """
     if copy.lock:
         try:
@@ -251,10 +261,20 @@ def _end(copy: Copy) -> None:
         except Stopped:
             raise
         except Exception as error:
-            line = f"{copy.folder} could not be copied to {copy.store.url}: {_reason(error)}"
+            kept = _free(copy.folder)
+            copy.folder.rename(kept)  # a new start makes its own copy of what the bucket has
+            line = f"{kept} could not be copied to {copy.store.url}: {_reason(error)}"
             log.warning(line)
-            raise Stopped(f"{line}; the same command goes on", 1) from error
+            raise Stopped(f"{line}; the same command goes on with what is there", 1) from error
     shutil.rmtree(copy.folder, ignore_errors=True)
+
+
+def _free(folder: Path) -> Path:
+    """A name for a copy that is kept."""
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}-not-copied-{number}")).exists():
+        number += 1
+    return kept
 
 
 def _reason(error: Exception) -> str:

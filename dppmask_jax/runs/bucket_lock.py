@@ -65,8 +65,11 @@ def held(store: Store, name: str, owner: str, say: Callable[[str], Any]) -> Iter
     finally:
         stop.set()
         beats.join()
-        if _highest(store, name) == lock.number:
-            store.write(_file(lock), _text(mine | {"released": True}))
+        try:
+            if _highest(store, name) == lock.number:
+                store.write(_file(lock), _text(mine | {"released": True}))
+        except Exception as error:  # what ended the run says more; the next one waits for a sign
+            log.warning("%s: the lock could not be given back: %s", store.url, error)
 
 
 def check(store: Store, lock: Lock) -> None:
@@ -106,8 +109,10 @@ def _wait_for_end(store: Store, lock: Lock, owner: str, say: Callable[[str], Any
         "sign of life"
     )
     ends = time.monotonic() + DEAD_SECONDS
-    while time.monotonic() < ends:
+    over = False
+    while not over:
         time.sleep(_POLL_SECONDS)
+        over = time.monotonic() >= ends  # asked before the last look, however long a look takes
         now = _holder(store, lock)
         if now.get("released"):
             return
