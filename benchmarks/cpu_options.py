@@ -27,20 +27,48 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import hardware
 
 TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-XLA = {
-    "no YNNPACK": "--xla_cpu_experimental_ynn_fusion_type=invalid",
-    "XNNPACK": "--xla_cpu_experimental_xnn_fusion_type=dot",
-    "oneDNN": "--xla_cpu_experimental_onednn_custom_call=true",
-    "512 bits": "--xla_cpu_prefer_vector_width=512",
-}
+XLA = (
+    "--xla_cpu_experimental_ynn_fusion_type=invalid",
+    "--xla_cpu_experimental_xnn_fusion_type=dot",
+    "--xla_cpu_experimental_onednn_custom_call=true",
+    "--xla_cpu_prefer_vector_width=512",
+)
 PLAIN = "glibc"
-# {name: (size, pixels, patch, batch, steps of a turn)}
-MODELS = {"small": ("Pi", 64, 8, 64, 20), "vit_b": ("B", 224, 16, 8, 4)}
+
+
+class Model(NamedTuple):
+    """A model whose steps are timed."""
+
+    title: str
+    config: Callable[[], Any]
+    steps: int  # of a turn
+
+
+def _small():
+    from dppmask_jax.recipes.studies import cpu
+
+    return cpu.method()
+
+
+def _vit_b():
+    from dppmask_jax.recipes import mae
+
+    config = mae.get_config("dataset=imagenet1k")
+    config.batch_size, config.model.dtype = 8, "float32"
+    return config
+
+
+MODELS = {
+    "small": Model("the recipe of the study cpu", _small, 20),
+    "vit_b": Model("ViT-B/16, 224 px, batch 8, float32", _vit_b, 4),
+}
 
 
 def variants() -> dict[str, dict[str, str]]:
@@ -48,22 +76,16 @@ def variants() -> dict[str, dict[str, str]]:
     found = {PLAIN: {}, "huge pages": TUNABLES}
     if library := ctypes.util.find_library("tcmalloc_minimal"):
         found["tcmalloc"] = {"LD_PRELOAD": library, "TCMALLOC_RELEASE_RATE": "0"}
-    return found | {name: {"XLA_FLAGS": flags} for name, flags in XLA.items()}
+    return found | {flag: {"XLA_FLAGS": flag} for flag in XLA}
 
 
 def one_turn(name: str) -> dict:
     """Steps of one model in this process: seconds, page faults, the last loss."""
     import train_step
 
-    from configs import mae
-
-    size, pixels, patch, batch, steps = MODELS[name]
-    config = mae.get_config(f"dataset=small,mask=random,size={size}")
-    config.image_size, config.model.patch_size = (pixels, pixels), patch
-    config.model.dtype, config.batch_size = "float32", batch
-    if name == "small":
-        config.model.decoder_width, config.model.decoder_depth = 64, 2
-        config.model.decoder_heads = 4
+    _, config, steps = MODELS[name]
+    config = config()
+    config.mask.strategy = "random"
     run = train_step.our_step(config, train_step.random_images(config))
     for _ in range(3):
         run()
@@ -146,8 +168,7 @@ def main():
     print(hardware.line(described))
     found = measure(models, args.rounds)
     for model, turns in found.items():
-        size, pixels, patch, batch, _ = MODELS[model]
-        print(f"\nMAE ViT-{size}/{patch}, {pixels} px, batch {batch}, float32\n\n{table(turns)}")
+        print(f"\nMAE, {MODELS[model].title}\n\n{table(turns)}")
     if args.json:
         args.json.write_text(json.dumps({"hardware": described, "turns": found}, indent=1) + "\n")
 

@@ -266,6 +266,19 @@ def test_a_copy_that_cannot_be_uploaded_is_kept_and_no_fault_hides_another(store
     monkeypatch.undo()
 
 
+def test_faults_of_the_program_keep_their_traceback(store, monkeypatch):
+    def wrong(*args, **more):
+        raise KeyError("a fault of ours")
+
+    with monkeypatch.context() as broken, pytest.raises(KeyError, match="a fault of ours"):
+        broken.setattr(bucket.Store, "files", wrong)
+        with bucket_copy.opened(URL):
+            pass
+    with pytest.raises(KeyError, match="a fault of ours"), bucket_copy.opened(URL) as folder:
+        (folder / "new.txt").write_text("new")
+        monkeypatch.setattr(bucket.Store, "upload", wrong)
+
+
 def test_a_holder_that_answers_late_is_no_dead_one(store, monkeypatch):
     look, slow = bucket_lock._holder, []
 

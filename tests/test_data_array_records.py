@@ -1,24 +1,15 @@
 import functools
-import io
 import os
 import pickle
 
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from PIL import Image
+from small_sources import assert_a_position_is_its_step, png, read_all
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dppmask_jax.data import loader
-from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources import array_records, cache, identity, opening
 from dppmask_jax.errors import InputError
-
-
-def png(value):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4 + value % 3, 4), (value % 256, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def example(**features):
@@ -49,10 +40,6 @@ def files(folder, split="train", first=0):
         ]
         written(folder / f"{split}.array_record-{number:05d}-of-00002", records)
     return folder
-
-
-def read_all(source):
-    return [source.read(i) for i in range(len(source))]
 
 
 def test_examples_are_read_without_tensorflow(tmp_path):
@@ -148,26 +135,10 @@ def test_files_for_testing_that_lack_labels_are_not_used(tmp_path):
     assert val.unlabelled_because == "val.array_record record 0 has no label"
 
 
-def single_view(data, rng):
-    return {"image": crops.random_crop(data, rng, image_size=(4, 4), scale=(0.5, 1.0))}
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_position_is_its_step_for_any_start_workers_and_processes(tmp_path, workers):
     train = opening.open_source(f"arrayrecord:{files(tmp_path)}", "train")
-
-    def batches(number, **options):
-        with loader.train_stream(
-            train, example=single_view, batch_size=4, seed=3, **options
-        ) as all_:
-            return [next(all_) for _ in range(number)]
-
-    whole = batches(5)
-    parts = [batches(2, workers=workers, shard=k, num_shards=2, start_step=3) for k in range(2)]
-    for step in range(2):
-        for name in ("image", "label", "row"):
-            joined = np.concatenate([part[step][name] for part in parts])
-            np.testing.assert_array_equal(joined, whole[3 + step][name])
+    assert_a_position_is_its_step(pickle.loads(pickle.dumps(train)), workers)
 
 
 def test_identity_is_that_of_the_files_wherever_they_lie(tmp_path):

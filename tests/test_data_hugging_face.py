@@ -1,25 +1,16 @@
-import io
 import json
 import pickle
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from small_sources import assert_a_position_is_its_step, png, read_all
 
-from dppmask_jax.data import loader
-from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources import hugging_face, identity, opening
 from dppmask_jax.errors import InputError
 
 datasets.config.HF_HUB_OFFLINE = True
 NAMES = ["cat", "cow", "dog"]
-
-
-def png(value):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4 + value % 3, 4), (value % 256, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def rows(count, first=0, image="image", label="label", labels=None, **more):
@@ -38,10 +29,6 @@ def saved(path, **splits):
     datasets.disable_progress_bars()
     datasets.DatasetDict(splits).save_to_disk(path)
     return f"hf:{path}"
-
-
-def read_all(source):
-    return [source.read(i) for i in range(len(source))]
 
 
 @pytest.fixture
@@ -166,26 +153,10 @@ def test_a_folder_that_load_dataset_reads_and_images_that_are_paths(tmp_path):
     assert sorted(read_all(train)) == sorted((png(i), i % 2) for i in range(6))
 
 
-def single_view(data, rng):
-    return {"image": crops.random_crop(data, rng, image_size=(4, 4), scale=(0.5, 1.0))}
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_position_is_its_step_for_any_start_workers_and_processes(both, workers):
     train = opening.open_source(both, "train")
-
-    def batches(number, **options):
-        with loader.train_stream(
-            train, example=single_view, batch_size=4, seed=3, **options
-        ) as all_:
-            return [next(all_) for _ in range(number)]
-
-    whole = batches(5)
-    parts = [batches(2, workers=workers, shard=k, num_shards=2, start_step=3) for k in range(2)]
-    for step in range(2):
-        for name in ("image", "label", "row"):
-            joined = np.concatenate([part[step][name] for part in parts])
-            np.testing.assert_array_equal(joined, whole[3 + step][name])
+    assert_a_position_is_its_step(pickle.loads(pickle.dumps(train)), workers)
 
 
 def test_identity_is_that_of_sizes_and_labels_wherever_they_lie(both, tmp_path):

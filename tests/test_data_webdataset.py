@@ -6,19 +6,11 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from small_sources import assert_a_position_is_its_step, png, read_all
 
-from dppmask_jax.data import loader
-from dppmask_jax.data.images import crops
 from dppmask_jax.data.sources import identity, opening
 from dppmask_jax.errors import InputError
 from dppmask_jax.pixel_format import Pixels
-
-
-def png(value):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4 + value % 3, 4), (value % 256, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def shard(path, samples):
@@ -42,10 +34,6 @@ def shards(folder, name="train", count=3, first=0):
         ]
         shard(folder / f"{name}-{number:03d}.tar", samples)
     return folder
-
-
-def read_all(source):
-    return [source.read(i) for i in range(len(source))]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset's reader closes no shard
@@ -226,27 +214,10 @@ def test_arrays_are_images_where_pixels_are_kept(tmp_path):
         opening.open_splits(f"wds:{path}")
 
 
-def single_view(data, rng):
-    return {"image": crops.random_crop(data, rng, image_size=(4, 4), scale=(0.5, 1.0))}
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_position_is_its_step_for_any_start_workers_and_processes(tmp_path, workers):
     train = opening.open_source(f"wds:{shards(tmp_path)}", "train")
-    train = pickle.loads(pickle.dumps(train))
-
-    def batches(number, **options):
-        with loader.train_stream(
-            train, example=single_view, batch_size=4, seed=3, **options
-        ) as all_:
-            return [next(all_) for _ in range(number)]
-
-    whole = batches(5)
-    parts = [batches(2, workers=workers, shard=k, num_shards=2, start_step=3) for k in range(2)]
-    for step in range(2):
-        for name in ("image", "label", "row", "index"):
-            both = np.concatenate([part[step][name] for part in parts])
-            np.testing.assert_array_equal(both, whole[3 + step][name])
+    assert_a_position_is_its_step(pickle.loads(pickle.dumps(train)), workers)
 
 
 def test_identity_is_that_of_names_sizes_and_labels_wherever_they_lie(tmp_path):

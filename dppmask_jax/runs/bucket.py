@@ -117,8 +117,17 @@ def opened(where: str | Path) -> Store:
     try:
         fs = fsspec.filesystem(scheme, use_listings_cache=False)
     except Exception as error:  # credentials that are no longer valid, say
+        if not is_of_store(error):
+            raise
         raise refused(url, error) from error
     return Store(fs, root, url)
+
+
+def is_of_store(error: Exception) -> bool:
+    """Whether an error is one that the library of a store raises: of the network, of the store, of
+    credentials. Libraries have classes of their own for these, and use OSError and ValueError; any
+    other of Python's is a fault of a program, and keeps its traceback."""
+    return isinstance(error, OSError | ValueError) or type(error).__module__ != "builtins"
 
 
 def refused(url: str, error: Exception) -> InputError:

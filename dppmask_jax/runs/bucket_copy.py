@@ -186,6 +186,8 @@ def _asked(store: Store) -> Iterator[None]:
     except (InputError, Stopped):
         raise
     except Exception as error:
+        if not bucket.is_of_store(error):
+            raise
         raise bucket.refused(store.url, error) from error
 
 
@@ -261,6 +263,8 @@ def _end(copy: Copy) -> None:
         except Stopped:
             raise
         except Exception as error:
+            if not bucket.is_of_store(error):
+                raise
             kept = _free(copy.folder)
             copy.folder.rename(kept)  # a new start makes its own copy of what the bucket has
             line = f"{kept} could not be copied to {copy.store.url}: {_reason(error)}"

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from dppmask_jax.errors import InputError, Stopped
+from dppmask_jax.runs import bucket
 from dppmask_jax.runs.bucket import Store
 
 BEAT_SECONDS = 10.0  # between signs of life
@@ -69,6 +70,8 @@ def held(store: Store, name: str, owner: str, say: Callable[[str], Any]) -> Iter
             if _highest(store, name) == lock.number:
                 store.write(_file(lock), _text(mine | {"released": True}))
         except Exception as error:  # what ended the run says more; the next one waits for a sign
+            if not bucket.is_of_store(error):
+                raise
             log.warning("%s: the lock could not be given back: %s", store.url, error)
 
 
@@ -132,6 +135,8 @@ def _beat(store: Store, lock: Lock, mine: dict, stop: threading.Event) -> None:
                 return  # `check` says so before the next file is written
             store.write(_file(lock), _text(mine | {"beat": count}))
         except Exception as error:  # the network is away; the next beat may come through
+            if not bucket.is_of_store(error):
+                raise
             log.warning("%s: no sign of life could be written: %s", store.url, error)
 
 

@@ -170,6 +170,8 @@ class Checkpoints:
         except Stopped:
             raise
         except Exception as error:  # whatever the library of the store raises
+            if not bucket.is_of_store(error):
+                raise
             words = " ".join(f"{type(error).__name__}: {error}".split()).strip(": ")
             raise SaveFailed(step, errno.EIO, f"{self._copy.store.url}: {words}") from error
 

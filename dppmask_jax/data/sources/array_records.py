@@ -26,7 +26,6 @@ import numpy as np
 from dppmask_jax.data.images.decode import DecodeError
 from dppmask_jax.data.sources import cache, classes, identity, options, shards
 from dppmask_jax.data.sources.base import Source, known
-from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.data.sources.image_files import check_some, try_image, why
 from dppmask_jax.errors import InputError, one_line
 from dppmask_jax.pixel_format import RGB, Pixels
@@ -65,25 +64,17 @@ def open_array_records(
     if label:
         make = functools.partial(_labels, records, label)
         values = cache.texts_of(cache.of_files(files.paths, f"labels {label}", make)["labels"])
-    labels, of_val = classes.of_splits(values, title, name, val)
+    labels = classes.of_splits(values, title, name, val)
     check_some(
         len(file_of),
         lambda i: try_image(_image(records.read(i), image), pixels),
         name,
         f"of {title}",
     )
-    rows, rows_of_val, notes = np.flatnonzero(~val), np.flatnonzero(val), files.notes
-    untold = files.kept_back == "test" and labels.names and not of_val.names
-    if untold:
-        notes += (f"a share of the training images is for validation, since {of_val.because}",)
-    if untold or not val.any():
-        keys = [os.fsencode(name(i)) for i in rows.tolist()]
-        out = held_out(keys, labels.numbers, val_fraction)
-        rows, rows_of_val = rows[~out], rows[out]
-        both = labels.numbers
-        labels, of_val = labels._replace(numbers=both[~out]), labels._replace(numbers=both[out])
+    train, kept_back, notes = shards.parted(files, val, labels, name, val_fraction)
 
-    def split(rows: np.ndarray, labels: classes.Labels) -> Source:
+    def split(part: shards.Part) -> Source:
+        rows, labels = part
         numbers = labels.numbers if labels.names else None
         return Source(
             size=len(rows),
@@ -98,7 +89,7 @@ def open_array_records(
             ),
         )
 
-    return split(rows, labels), split(rows_of_val, of_val) if len(rows_of_val) else None
+    return split(train), split(kept_back) if len(kept_back.rows) else None
 
 
 def _count(path: str) -> int:

@@ -94,6 +94,11 @@ def of_splits(
     return train, train._replace(numbers=np.array([label_of[one] for one in of_val], np.int32))
 
 
+def instead_of_testing(of_val: Labels) -> str:
+    """The note of a data set whose images for testing are not used, since they lack labels."""
+    return f"a share of the training images is for validation, since {of_val.because}"
+
+
 def _of_all(
     values: Sequence[str], title: str, name: Callable[[int], str], names: tuple[str, ...] = ()
 ) -> Labels:

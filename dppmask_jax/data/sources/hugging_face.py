@@ -69,7 +69,7 @@ def open_hugging_face(
     names = _names_of(first.features[label]) if label else ()
     labels, notes = _labels(title, parts, texts, names), ()
     if testing and labels[0].names and not labels[1].names:
-        notes = (f"a share of the training images is for validation, since {labels[1].because}",)
+        notes = (classes.instead_of_testing(labels[1]),)
         del parts[testing[0]]
     sources = _sources(title, parts, image, labels, val_fraction)
     sources = tuple(split and dataclasses.replace(split, notes=notes) for split in sources)

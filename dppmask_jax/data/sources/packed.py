@@ -238,7 +238,7 @@ def _of_zip(path: str) -> dict[str, Member]:
                     )  # fmt: skip
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} is cut short or no zip file ({error}); copy or write it again"
+            f"{path} cannot be read as a zip file ({error}); copy or write it again"
         ) from error
     return members
 

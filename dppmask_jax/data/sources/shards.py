@@ -5,12 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dppmask_jax.data.sources import classes
+from dppmask_jax.data.sources.classes import Labels
 from dppmask_jax.data.sources.folder import TEST, TRAIN, VALIDATION
+from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.errors import InputError
 from dppmask_jax.words import count
 
@@ -30,6 +33,51 @@ class Shards(NamedTuple):
     def relative(self) -> tuple[str, ...]:
         """The paths below the root."""
         return tuple(os.path.relpath(path, self.root) for path in self.paths)
+
+
+class Part(NamedTuple):
+    """The images of one split.
+
+    Attributes:
+      rows: (m,) int, which of the images of all files they are.
+      labels: of these.
+    """
+
+    rows: np.ndarray
+    labels: Labels
+
+
+def parted(
+    files: Shards,
+    val: np.ndarray,
+    labels: tuple[Labels, Labels],
+    name: Callable[[int], str],
+    val_fraction: float,
+) -> tuple[Part, Part, tuple[str, ...]]:
+    """(images for training, images for validation, which may be none, notes of `files` and more).
+
+    A share is held out where no file is for validation, or those that are for testing lack the
+    labels of the others.
+
+    Args:
+      val: (n,) bool, which of n images are in files for validation.
+      labels: of those for training and of those for validation, see classes.of_splits.
+      name: i -> what tells image i from the others; by it a share is held out.
+    """
+    train, of_val = (
+        Part(np.flatnonzero(val == one), of_it)
+        for one, of_it in zip((False, True), labels, strict=True)
+    )
+    untold = files.kept_back == "test" and train.labels.names and not of_val.labels.names
+    notes = files.notes + (classes.instead_of_testing(of_val.labels),) * bool(untold)
+    if untold or not len(of_val.rows):
+        keys = [os.fsencode(name(i)) for i in train.rows.tolist()]
+        out = held_out(keys, train.labels.numbers, val_fraction)
+        train, of_val = (
+            Part(train.rows[some], train.labels._replace(numbers=train.labels.numbers[some]))
+            for some in (~out, out)
+        )
+    return train, of_val, notes
 
 
 def found(kind: str, pattern: str, val_pattern: str, extension: str) -> Shards:

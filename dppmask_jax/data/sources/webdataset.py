@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -27,7 +26,6 @@ import numpy as np
 
 from dppmask_jax.data.sources import cache, classes, folder, options, packed, shards
 from dppmask_jax.data.sources.base import Source
-from dppmask_jax.data.sources.holdout import held_out
 from dppmask_jax.data.sources.image_files import check_readable, file_source, from_names
 from dppmask_jax.errors import InputError
 from dppmask_jax.pixel_format import RGB, Pixels
@@ -64,34 +62,23 @@ def open_webdataset(
     check_readable(images, pixels)
     val = _flags(f"wds:{pattern}", files, members.file_of)
     texts = cache.texts_of(arrays["labels"])
-    labels, of_val = classes.of_splits(texts, f"wds:{pattern}", images.path, val)
-    rows, rows_of_val = np.flatnonzero(~val), np.flatnonzero(val)
-    left_out = int(arrays["without"].sum())
-    notes = [
-        *files.notes,
-        *[f"{count(left_out, 'sample')} without an image left out"] * bool(left_out),
-    ]
-    untold = files.kept_back == "test" and labels.names and not of_val.names
-    if untold:
-        notes.append(f"a share of the training images is for validation, since {of_val.because}")
-    if untold or not val.any():
-        keys = [os.fsencode(images.relative(i)) for i in rows.tolist()]
-        out = held_out(keys, labels.numbers, val_fraction)
-        rows, rows_of_val = rows[~out], rows[out]
-        both = labels.numbers
-        labels, of_val = labels._replace(numbers=both[~out]), labels._replace(numbers=both[out])
+    labels = classes.of_splits(texts, f"wds:{pattern}", images.path, val)
+    train, kept_back, notes = shards.parted(files, val, labels, images.relative, val_fraction)
+    if left_out := int(arrays["without"].sum()):
+        notes += (f"{count(left_out, 'sample')} without an image left out",)
 
-    def split(rows: np.ndarray, labels: classes.Labels) -> Source:
+    def split(part: shards.Part) -> Source:
+        labels = part.labels
         source = file_source(
             images,
-            rows.astype(np.int32),
+            part.rows.astype(np.int32),
             labels=labels.numbers if labels.names else None,
             class_names=labels.names,
             unlabelled_because=labels.because,
         )
-        return dataclasses.replace(source, notes=tuple(notes))
+        return dataclasses.replace(source, notes=notes)
 
-    return split(rows, labels), split(rows_of_val, of_val) if len(rows_of_val) else None
+    return split(train), split(kept_back) if len(kept_back.rows) else None
 
 
 def _flags(title: str, files: shards.Shards, file_of: np.ndarray) -> np.ndarray:
