@@ -13,6 +13,7 @@ import tiny
 from dppmask_jax import evaluate, load_encoder, pretrain
 from dppmask_jax.errors import InputError, Stopped
 from dppmask_jax.figures import __main__ as figures
+from dppmask_jax.results import __main__ as results
 from dppmask_jax.runs import bucket, bucket_copy, bucket_lock, checkpoint, metrics
 
 URL = "gs://bucket/runs/mine"
@@ -80,6 +81,21 @@ def test_what_cannot_be_opened_is_one_line(url, words, monkeypatch):
     with pytest.raises(InputError, match=words) as error:
         bucket.opened(url)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (figures.main, ["--workdir", "runs/x", "--out=gs://b/x"]),
+        (results.main, ["a.json", "--out=s3://b/page.md"]),
+        (results.main, ["a.json", "--out=page.md", "--keep=gs://b/x"]),
+    ],
+)
+def test_what_is_written_locally_takes_no_url(main, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"--(out|keep)=(gs|s3)://b/.* is not a local path"):
+        main(words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_store_refuses_is_one_line_before_any_work(store, monkeypatch, tmp_path):

@@ -26,7 +26,7 @@ from dppmask_jax.figures.images import read_images
 from dppmask_jax.figures.of_run import write_run_figures
 from dppmask_jax.masking import own
 from dppmask_jax.patches import PatchSize, sides, size_name
-from dppmask_jax.runs import bucket_copy, comparable, encoder_files, soft_masks
+from dppmask_jax.runs import bucket, bucket_copy, comparable, encoder_files, soft_masks
 from dppmask_jax.runs.image_sizes import checked_image_size
 from dppmask_jax.runs.run import load_run
 
@@ -34,6 +34,7 @@ from dppmask_jax.runs.run import load_run
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws the figures of a run, or masks alone; see the module's docstring."""
     args = _arguments(argv)
+    bucket.check_local(args.out, "--out")
     paths = _of_run(args) if args.workdir else _of_images(args)
     for path in paths:
         print(path)

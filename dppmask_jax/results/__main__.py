@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before what is missing is imported
 from dppmask_jax import command, whole_files
 from dppmask_jax.results.page import page
 from dppmask_jax.results.records import keep, load
+from dppmask_jax.runs import bucket
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", metavar="FOLDER", help="for copies without paths")
     parser.add_argument("--no_paper", action="store_true", help="without the paper's rows")
     args = parser.parse_args(argv)
+    bucket.check_local(args.out, "--out")
+    bucket.check_local(args.keep, "--keep")
     records = [load(path) for path in args.files]
     text = page(records, not args.no_paper)
     if args.keep:

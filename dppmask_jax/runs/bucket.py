@@ -82,6 +82,13 @@ def is_one(where: str | Path) -> bool:
     return _SCHEME.match(str(where)) is not None
 
 
+def check_local(path: str | Path | None, flag: str) -> None:
+    """Raises InputError where a flag of what is written locally names a URL: as a path it would be
+    a folder called gs:"""
+    if path and is_one(path):
+        raise InputError(f"{flag}={url_of(path)} is not a local path; name one")
+
+
 def url_of(where: str | Path) -> str:
     """The URL, with two slashes and none at its end."""
     scheme, rest = str(where).split(":", 1)
