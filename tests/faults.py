@@ -10,6 +10,7 @@ import subprocess
 import time
 from typing import NamedTuple
 
+import forked
 import jax
 import numpy as np
 import tiny
@@ -66,14 +67,23 @@ def assert_tidy(workdir, *steps):
 
 
 class Life:
-    """One process of a run, from its start to its end; its output goes to a file."""
+    """One process of a run, from its start to its end; its output goes to a file.
 
-    def __init__(self, command, env, output, **options):
+    Args:
+      own_session: its processes are a group of their own.
+    """
+
+    def __init__(self, command, env, output, *, own_session=False):
         self._output = output
-        with output.open("w") as file:
-            self.process = subprocess.Popen(
-                command, cwd=tiny.ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, **options
-            )
+        output.write_text("")
+        if own_session:
+            with output.open("w") as file:
+                self.process = subprocess.Popen(
+                    command, cwd=tiny.ROOT, env=env, stdout=file, stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )  # fmt: skip
+        else:
+            self.process = forked.Process(command, tiny.ROOT, env, output)
 
     def wait_until(self, holds, what, poll=0.02):
         """Asks until `holds()`; fails if the process ends or time runs out before."""
@@ -107,9 +117,9 @@ class Life:
         return found and int(found[1].replace(",", ""))
 
 
-def run(command, env, output, **options):
+def run(command, env, output):
     """Runs a command to its end: (status, output)."""
-    life = Life(command, env, output, **options)
+    life = Life(command, env, output)
     status, _ = life.end()
     return status, life.said()
 

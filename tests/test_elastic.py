@@ -1,7 +1,6 @@
 """The same run on any number of devices, processes and workers, and from one number to another."""
 
 import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -15,11 +14,7 @@ STEPS = 20
 
 def start(workdir, devices, *flags, method="mae"):
     command = [sys.executable, "tests/elastic.py", method, str(workdir), *flags]
-    return subprocess.Popen(
-        command, cwd=tiny.ROOT, text=True,
-        env=tiny.environment(devices) | {"PYTHONPATH": str(tiny.ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return tiny.start(command, devices, PYTHONPATH=str(tiny.ROOT))
 
 
 def end(process, status=0):

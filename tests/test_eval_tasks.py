@@ -4,7 +4,6 @@ import itertools
 import json
 import socket
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -606,13 +605,7 @@ def test_the_command_evaluates_several_runs_and_on_several_processes(tmp_path):
         port = probe.getsockname()[1]
     flags += [f"--checkpoint={runs[0]}", f"--workdir={tmp_path}/two"]
     flags += ["--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
-    processes = [
-        subprocess.Popen(
-            command(*flags, f"--process_id={i}"), cwd=tiny.ROOT, env=tiny.environment(1),
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    processes = [tiny.start(command(*flags, f"--process_id={i}")) for i in range(2)]
     outs = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outs
     together = json.loads((tmp_path / "two" / "eval_knn.json").read_text())

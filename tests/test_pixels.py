@@ -489,12 +489,9 @@ def test_a_run_of_four_channels_goes_on_to_the_bit_and_is_evaluated_and_drawn(tm
     run = tiny.trained_and_gone_on(tiny.config(**FOUR, **changes), tmp_path)
     assert (run / "figures" / "masks.png").stat().st_size > 1000
     tasks = {"knn": (), "linear": ("--config.solver=ridge",), "reconstruct": (), "attention": ()}
-    done = tiny.run_all(
-        [
+    for task, words in tasks.items():
+        ran = tiny.run(
             [sys.executable, "eval.py", f"--config=configs/eval.py:task={task}",
              f"--checkpoint={run}", f"--workdir={tmp_path / task}", *words]
-            for task, words in tasks.items()
-        ]
-    )  # fmt: skip
-    for ran in done:
+        )  # fmt: skip
         assert ran.returncode == 0, ran.stderr

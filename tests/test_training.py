@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import time
 
 import jax
@@ -115,9 +114,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(finished, tmp_path):
 
 def kill_and_resume(command, victim):
     """Runs a command, kills it once it has saved step 8, and runs it again."""
-    process = subprocess.Popen(
-        command, cwd=tiny.ROOT, env=tiny.environment(1), stdout=subprocess.DEVNULL
-    )
+    process = tiny.start(command)
     deadline = time.monotonic() + 240
     while not (victim / checkpoint.FOLDER / "8").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -421,14 +418,7 @@ def two_processes(workdir, **changes):
         port = probe.getsockname()[1]
     flags = ["--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
     processes = [
-        subprocess.Popen(
-            tiny.command(workdir, *flags, f"--process_id={i}", **changes),
-            cwd=tiny.ROOT,
-            env=tiny.environment(2),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        tiny.start(tiny.command(workdir, *flags, f"--process_id={i}", **changes), devices=2)
         for i in range(2)
     ]
     outs = [process.communicate(timeout=900) for process in processes]

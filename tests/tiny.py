@@ -1,15 +1,14 @@
 """A run small enough for tests: 16 px shapes, 16 patches of 4 px, a four-block encoder."""
 
 import functools
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import compiling
+import forked
 import jax
 import numpy as np
 
@@ -143,41 +142,21 @@ def environment(devices):
     }
 
 
-def run(arguments, devices=1):
-    """Runs a command from the project's root; returns the finished process."""
-    return subprocess.run(
-        arguments,
-        cwd=ROOT,
-        env=environment(devices),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def run_all(commands, devices=1, **variables):
-    """As `run` of each command, one after another, but they share the imports; see forked.py.
+def start(arguments, devices=1, output=None, **variables):
+    """Starts a command from the project's root; see forked.py.
 
     Args:
+      output: the file for what it says; None: its `communicate` returns it.
       variables: of the environment.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "tests/forked.py", folder],
-            input=json.dumps([list(map(str, words[1:])) for words in commands]),
-            cwd=ROOT,
-            env=environment(devices) | {"PYTHONPATH": str(ROOT)} | variables,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-        return [
-            subprocess.CompletedProcess(
-                words, status, *(Path(folder, f"{i}.{name}").read_text() for name in ("out", "err"))
-            )
-            for i, (words, status) in enumerate(zip(commands, json.loads(done.stdout), strict=True))
-        ]
+    return forked.Process(arguments, ROOT, environment(devices) | variables, output)
+
+
+def run(arguments, devices=1, **variables):
+    """Runs a command from the project's root; returns the finished process."""
+    process = start(arguments, devices, **variables)
+    out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def assert_refused(cases, devices=1, **variables):
@@ -187,8 +166,8 @@ def assert_refused(cases, devices=1, **variables):
       cases: {name: (arguments, words)}.
       variables: of the environment.
     """
-    ran = run_all([arguments for arguments, _ in cases.values()], devices, **variables)
-    for (name, (_, words)), done in zip(cases.items(), ran, strict=True):
+    for name, (arguments, words) in cases.items():
+        done = run(arguments, devices, **variables)
         out, err = done.stdout, done.stderr
         assert done.returncode == 2 and not out, (name, out, err)
         assert err.startswith("error: ") and len(err.splitlines()) == 1, (name, err)
