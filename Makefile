@@ -10,6 +10,8 @@ NEWEST_PYTHON ?= $(shell for folder in $$(echo "$$PATH" | tr : ' ') ~/.pyenv/ver
 	done; done | sort -n | tail -n 1 | cut -d ' ' -f 2-)
 WORKDIR ?= runs/quickstart
 BENCH ?= runs/bench
+# $(call files_of,MARKER): the files with such tests; collecting all of them takes longer than some.
+files_of = $(shell grep -l "mark\.$(1)" tests/test_*.py)
 ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 # $(call install,ENVIRONMENT,PACKAGES): with uv, in seconds what takes pip minutes; with pip where
 # uv cannot be had or cannot reach an index that pip is configured for.
@@ -17,7 +19,7 @@ install = $(1)/bin/python -m pip install -q --disable-pip-version-check uv \
 	&& $(1)/bin/uv pip install -q --python $(1)/bin/python $(2) \
 	|| $(1)/bin/python -m pip install -q --disable-pip-version-check $(2)
 
-.PHONY: quickstart docs site test test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
+.PHONY: quickstart docs site test test-all test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
@@ -37,6 +39,10 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES) -m 'slow and not long and not faults and not tpu'
 
+# Those of `test`, `test-oracles` and `test-slow` in one go: files share their runs, imports cost once.
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ALL_CORES) -m 'not long and not faults and not tpu and not gpu and not peer'
+
 # DPPMASK_TEST_ORACLES names the folder of what the authors' code computed.
 test-oracles: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ALL_CORES) -m oracle
@@ -48,13 +54,13 @@ test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -s -m faults
 
 test-peer: $(VENV)/.peer
-	$(BIN)/python -m pytest -n auto -m peer
+	$(BIN)/python -m pytest $(ALL_CORES) -m peer $(call files_of,peer)
 
 test-newest: $(NEWEST_VENV)/.newest
 	@test ! -e $< || $(NEWEST_VENV)/bin/python -m pytest $(ALL_CORES)
 
 test-tpu: $(TPU_VENV)/.tpu
-	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -n 2 -m 'tpu and not slow'
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -n 2 -m 'tpu and not slow' $(call files_of,tpu)
 
 speed-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python benchmarks/tpu_table.py
