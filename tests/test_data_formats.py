@@ -1,6 +1,10 @@
 """The data sets of docs/data_formats.md are made as the page has them, and opened."""
 
+import contextlib
+import io
 import re
+import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -9,16 +13,35 @@ from PIL import Image
 
 from dppmask_jax.data.images.decode import decode
 from dppmask_jax.data.sources import open_splits
+from dppmask_jax.errors import InputError
 
 PAGE = (tiny.ROOT / "docs" / "data_formats.md").read_text()
 FENCE = re.compile(r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+REFUSED = re.compile(r"^\$ dppmask data check (\S+)\nerror: (.+)$", re.MULTILINE)
+
+
+def image(number, kind="PNG"):
+    data = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(data, kind)
+    return data.getvalue()
+
+
+def shard(path, text):
+    """A tar of what the page lists: a member a line, behind its name what is in it."""
+    with tarfile.open(path, "w") as file:
+        for number, line in enumerate(text.splitlines()):
+            name, _, inside = line.partition("  ")
+            data = inside.encode() or image(number)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """All files that the page lists: images, masks and what stands in its blocks."""
+    """All files that the page lists, and what its Python writes."""
     folder = tmp_path_factory.mktemp("formats")
-    written = {title: text for _, title, text in FENCE.findall(PAGE) if title}
+    written = {title: (kind, text) for kind, title, text in FENCE.findall(PAGE) if title}
     listed = [
         line for kind, _, text in FENCE.findall(PAGE) if kind == "text" for line in text.split()
     ]
@@ -26,14 +49,24 @@ def root(tmp_path_factory):
     for number, name in enumerate(listed):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name in written:
-            path.write_text(written[name])
+        kind, text = written.get(name, ("", ""))
+        if kind == "tar":
+            shard(path, text)
+        elif text:
+            path.write_text(text)
         elif path.parent.name in ("masks", "maps"):
             pixels = np.zeros((8, 8), np.uint8)
             pixels[:4] = 255 if path.parent.name == "masks" else 1
             Image.fromarray(pixels).save(path)
         else:
-            Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+            path.write_bytes(image(number))
+    (folder / "field").mkdir()
+    for kind in ("tar", "gztar", "zip"):
+        shutil.make_archive(folder / "pets", kind, folder, "pets")
+    with contextlib.chdir(folder):
+        for kind, _, text in FENCE.findall(PAGE):
+            if kind == "python":
+                exec(text, {})
     return folder
 
 
@@ -42,6 +75,19 @@ def root(tmp_path_factory):
     [
         ("folder:holiday", (3, 1), (), 0, set()),
         ("folder:pets", (4, 2), ("cat", "dog"), 0, set()),
+        ("archive:pets.tar", (4, 2), ("cat", "dog"), 0, set()),
+        ("archive:pets.zip", (4, 2), ("cat", "dog"), 0, set()),
+        ("wds:web", (3, 1), ("gull", "heron"), 0, set()),
+        (
+            "wds:web/train-{000000..000001}.tar,val=web/val-*.tar",
+            (3, 1),
+            ("gull", "heron"),
+            0,
+            set(),
+        ),
+        ("hf:waders", (2, 2), ("gull", "heron"), 0, set()),
+        ("arrayrecord:records", (2, 2), ("0", "1"), 0, set()),
+        ("arrayrecord:records/train*,val=records/val*", (2, 2), ("0", "1"), 0, set()),
         ("csv:birds/list.csv", (2, 2), ("gull", "heron"), 2, {"mask"}),
         ("coco:street", (2, 1), (), 2, set()),
         ("clevr:blocks", (2, 1), (), 24, set()),
@@ -61,11 +107,18 @@ def test_the_page_is_right(root, monkeypatch, spec, sizes, classes, labels, extr
     assert extras <= set(splits[0].extras(0))
 
 
-def test_arrays_of_the_page_are_what_it_says(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "field").mkdir()
-    for kind, _, text in FENCE.findall(PAGE):
-        if kind == "python":
-            exec(text, {})
-    assert np.load("masks.npy").sum(axis=1).tolist() == [48] * 4
-    assert np.load("field/1.npy").shape == (128, 128, 4)
+@pytest.mark.parametrize(("spec", "line"), REFUSED.findall(PAGE))
+def test_what_does_not_fit_is_refused_in_the_words_of_the_page(root, monkeypatch, spec, line):
+    monkeypatch.chdir(root)
+    with pytest.raises(InputError) as refused:
+        open_splits(spec)
+    assert str(refused.value) == line
+
+
+def test_errors_are_found_on_the_page():
+    assert len(REFUSED.findall(PAGE)) >= 6
+
+
+def test_arrays_of_the_page_are_what_it_says(root):
+    assert np.load(root / "masks.npy").sum(axis=1).tolist() == [48] * 4
+    assert np.load(root / "field/1.npy").shape == (128, 128, 4)
