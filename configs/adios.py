@@ -21,7 +21,7 @@ is plain SGD. The authors' code wraps it in a clipped LARS, does not decay biase
 warms up from .003; these are left out.
 
 What to expect: shapes, half an hour on two cores, k-NN of the class token from 32.9 % (untrained)
-to 68.7 % (chance 11 %), see docs/contrastive.md. The others were not run here.
+to 68.7 % (chance 11 %), see docs/contrastive_measured.md. The others were not run here.
 """
 
 from ml_collections import config_dict

@@ -30,9 +30,9 @@ What to expect:
 
   shapes       tries everything out on two CPU cores in about five minutes: k-NN of the class token
                from 32 % (untrained) to 43 % with DPP masks, 46 % with blocks, 45.5 % with attention
-               (chance 11 %). docs/ibot.md says how its settings were found.
-  small        the full recipe was not run here. A CPU-sized variant (docs/ibot.md) had a k-NN
-               accuracy of 36 % with DPP masks after 14 epochs (raw pixels 24 %).
+               (chance 11 %). docs/ibot_measured.md says how its settings were found.
+  small        the full recipe was not run here. A CPU-sized variant (docs/ibot_measured.md) had a
+               k-NN accuracy of 36 % with DPP masks after 14 epochs (raw pixels 24 %).
   imagenette   not run here. The recipe follows the benchmark of stable-pretraining, which has
                43.3 % k-NN and 57.9 % with its linear probe.
   imagenet100  not run here.
