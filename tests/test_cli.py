@@ -70,6 +70,14 @@ def test_recipes_are_listed_and_explained(monkeypatch, capsys):
         listing.main(["iboth"])
 
 
+def test_every_command_has_a_heading_and_an_example_on_its_page():
+    page = (tiny.ROOT / "docs" / "commands.md").read_text()
+    _, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    assert [section.split("\n")[0] for section in sections] == [*cli.COMMANDS, "Exit statuses"]
+    for name, section in zip(cli.COMMANDS, sections[:-1], strict=True):
+        assert f"\n    dppmask {name} " in section
+
+
 def test_versions_agree():
     project = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
     version = project["version"]
