@@ -10,7 +10,8 @@ def xla_flags(devices, *, as_users):
     """XLA_FLAGS of a process on the CPU that sees so many devices.
 
     Args:
-      as_users: fusions are compiled as users have them, by MLIR, which takes twice the time.
+      as_users: fusions are compiled as users have them, by MLIR, which takes twice the time. The
+        installed wheel, the notebooks and the newest jax are tested so.
     """
     flags = [
         f"--xla_force_host_platform_device_count={devices}",
@@ -20,4 +21,5 @@ def xla_flags(devices, *, as_users):
         flags.append("--xla_cpu_parallel_codegen_split_count=1")  # a fifth less on few cores
         if not as_users:
             flags.append("--xla_cpu_use_fusion_emitters=false")
+            flags.append("--xla_llvm_disable_expensive_passes=true")
     return " ".join(flags)

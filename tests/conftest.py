@@ -7,7 +7,6 @@ import compiling
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Commands have the fusions that users have; see tiny.py.
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), compiling.xla_flags(4, as_users=False)]
 ).strip()

@@ -269,7 +269,8 @@ def installed(tmp_path_factory):
     away.mkdir()
 
     def run(*words):
-        variables = {k: v for k, v in tiny.environment(1).items() if k != "PYTHONPATH"}
+        variables = tiny.environment(1, as_users=True)
+        variables.pop("PYTHONPATH", None)
         return subprocess.run(
             [folder / "env" / "bin" / "dppmask", *map(str, words)],
             cwd=away, env=variables, capture_output=True, text=True, timeout=600,

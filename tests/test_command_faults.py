@@ -232,7 +232,7 @@ def test_wrong_command_lines_are_one_line_and_status_2(tmp_path):
 
 @pytest.mark.slow
 def test_help_ends_with_status_0():
-    modules = ("data", "figures", "results", "sweep", "weights")
+    modules = ("figures", "results", "sweep", "weights")
     commands = [["train.py"], ["eval.py"], *(["-m", f"dppmask_jax.{name}"] for name in modules)]
     commands = [*([*words, "--help"] for words in commands), ["train.py", "-h"]]
     named = [["-m", "dppmask_jax", name, "--help"] for name in cli.COMMANDS]

@@ -176,7 +176,7 @@ def test_a_killed_ibot_run_goes_on_with_the_same_numbers(finished_ibot, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", [
-    {"mask__strategy": "hard", "mask__hard": 0.5},
+    pytest.param({"mask__strategy": "hard", "mask__hard": 0.5}, marks=pytest.mark.long),
     {"mask__strategy": "amt", "mask__guided_from": 0.0, "mask__refresh_epochs": 0.9},  # 11 steps
 ], ids=["hard", "amt"])  # fmt: skip
 def test_a_killed_run_with_a_teacher_of_masks_goes_on_with_the_same_numbers(mask, tmp_path):

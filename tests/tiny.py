@@ -128,13 +128,16 @@ def command(workdir, *extra, method="mae", **changes):
     ]
 
 
-def environment(devices):
+def environment(devices, *, as_users=False):
     """The environment of a command that is to see so many devices.
 
     What one command compiles, the next one finds.
+
+    Args:
+      as_users: compiled as users have it; see compiling.py.
     """
     return os.environ | {
-        "XLA_FLAGS": compiling.xla_flags(devices, as_users=True),
+        "XLA_FLAGS": compiling.xla_flags(devices, as_users=as_users),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": os.environ["DPPMASK_TESTS_COMPILED"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -232,7 +235,8 @@ def trained_and_gone_on(config, folder):
     shutil.copytree(one, other)
     shutil.rmtree(other / checkpoint.FOLDER / "4")
     pretrain.train(config, other)
-    states = [checkpoint.read_newest(workdir) for workdir in (one, other)]
+    parts = ("params", "opt_state", "extra")
+    states = [checkpoint.read_newest(workdir, parts) for workdir in (one, other)]
     assert [step for *_, step in states] == [4, 4]
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
     return one
