@@ -2,6 +2,7 @@ import collections
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from test_data_loader import stream
 
 from dppmask_jax.data.images import decode
 from dppmask_jax.data.sources import opening, shapes, tfds_records
@@ -406,6 +408,30 @@ def test_interrupted_reading_of_labels_leaves_nothing(cache, monkeypatch, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         train.labels()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_damaged_record_of_tfds_is_an_image_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "kept"))
+    opening.open_splits(f"shapes:{OPTIONS}", data_dir=str(tmp_path))
+    (file,) = tmp_path.rglob("*-train.array_record-*")
+    data = bytearray(file.read_bytes())
+    starts = [found.start() for found in re.finditer(b"\x89PNG", data)]
+    data[starts[5] + 20 : starts[5] + 28] = bytes(8)
+    file.write_bytes(data)
+    train, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=str(tmp_path))
+    lines = []
+    (batch,) = stream(train, 1, batch_size=12, log=lines.append)
+    assert batch["bad"].sum() == 1 and len(lines) == 1
+    name = rf"tfds:{tfds_name()} train record \d+"
+    assert re.match(rf"unreadable image: {name}: the record cannot be read: .*mismatch", lines[0])
+    ours = opening.open_source(f"shapes:{OPTIONS}", "train", data_dir=str(tmp_path))
+    for read in (train.labels, ours.targets):
+        with pytest.raises(InputError, match=r"train record \d+: the record.*; prepare the data"):
+            read()
+    file.unlink()
+    train, _ = opening.open_splits(f"tfds:{tfds_name()}", data_dir=str(tmp_path))
+    with pytest.raises(OSError, match="No such file"):
+        train.read(0)
 
 
 # Views of a source.

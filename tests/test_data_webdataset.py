@@ -1,6 +1,7 @@
 import gc
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from small_sources import assert_a_position_is_its_step, png, read_all
 
-from dppmask_jax.data.sources import identity, opening
+from dppmask_jax.data.sources import cache, identity, opening, packed
 from dppmask_jax.errors import InputError
 from dppmask_jax.pixel_format import Pixels
 
@@ -156,6 +157,35 @@ def test_json_counts_where_there_is_no_other_label(tmp_path):
         assert not opened([{"json": text}], ",label=none").labelled
     with pytest.raises(InputError, match=r"0\.cls has 5,000 bytes, more than 1,000"):
         opened([{"cls": "9" * 5000}])
+
+
+def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_KEPT_FROM", 5)
+    folder, read, members_of = shards(tmp_path / "set"), [], packed.members_of_tar
+
+    def noted(path):
+        read.append(path)
+        return members_of(path)
+
+    def opened():
+        read.clear()
+        train, _ = opening.open_splits(f"wds:{folder}", val_fraction=0)
+        return read_all(train), sorted(os.path.basename(path) for path in read)
+
+    monkeypatch.setattr(packed, "members_of_tar", noted)
+    names = [f"train-{number:03d}.tar" for number in range(3)]
+    first, of_first = opened()
+    assert of_first == names and len(list((tmp_path / "cache/files").iterdir())) == 1
+    assert opened() == (first, [])
+    last = folder / names[-1]
+    stamp = last.stat()
+    os.utime(last, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    assert opened() == (first, names) and opened() == (first, [])
+    shard(last, [(f"new{i:02}", {"png": png(90 + i), "cls": "2"}) for i in range(12)])
+    os.utime(last, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    assert last.stat().st_size != stamp.st_size
+    assert opened() == ([*first[:8], *((png(90 + i), 2) for i in range(12))], names)
 
 
 def test_brackets_and_braces_in_the_names_of_folders(tmp_path):

@@ -125,7 +125,7 @@ def test_the_name_of_a_tfds_data_set_is_no_path(tmp_path, monkeypatch):
     monkeypatch.setenv("DPPMASK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tfds_records, "_column", lambda *_: np.arange(3, dtype=np.int32))
     for name in ("../../evil/train-3", "/abs/evil/train-3", "a\nb/train", ".."):
-        tfds_records._cached_labels(name, range(3), "label", None)
+        tfds_records._cached_labels(name, range(3), "a set", "label", None)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["labels"]
     assert all(p.is_file() for p in (tmp_path / "cache" / "labels").iterdir())

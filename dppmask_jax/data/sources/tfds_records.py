@@ -6,10 +6,14 @@ out. TFDS is imported only where it is used: it takes half a second, and folders
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -18,7 +22,7 @@ from dppmask_jax.data.images import decode
 from dppmask_jax.data.sources import cache, identity
 from dppmask_jax.data.sources.base import Source
 from dppmask_jax.data.sources.holdout import held_out
-from dppmask_jax.errors import InputError
+from dppmask_jax.errors import InputError, one_line
 
 TFDS_VALIDATION = ("validation", "val", "test")
 _RECORDS_AT_ONCE = 256  # while all labels are read
@@ -47,8 +51,8 @@ def open_shapes(options_text: str, data_dir: str | None) -> tuple[Source, Source
             name=functools.partial(_record_name, f"shapes {split}", None),
             class_names=shapes.CLASSES,
             extras=functools.partial(_shapes_extras, records),
-            labels=functools.partial(_column, records, "label", np.int32),
-            targets=functools.partial(_column, records, "attributes", np.uint8),
+            labels=functools.partial(_column, records, f"shapes {split}", "label", np.int32),
+            targets=functools.partial(_column, records, f"shapes {split}", "attributes", np.uint8),
             target_names=shapes.ATTRIBUTES,
             segment_names=shapes.SEGMENTS,
             identity=functools.partial(identity.of_parts, *Path(folder).parts[-2:], split),
@@ -110,7 +114,9 @@ def open_tfds(name: str, data_dir: str | None, val_fraction: float) -> tuple[Sou
             class_names=class_names,
             unlabelled_because=because,
             labels=label
-            and functools.partial(_cached_labels, kept_in(split), records, label, rows),
+            and functools.partial(
+                _cached_labels, kept_in(split), records, f"tfds:{name} {split}", label, rows
+            ),
             # What is held out depends on how many are.
             identity=functools.partial(
                 identity.of_parts, kept_in(split), "all" if rows is None else str(len(rows))
@@ -150,20 +156,57 @@ def _tfds_builder(tfds, name: str, data_dir: str | None):
 
 
 def _read_record(records, image: str, label: str | None, rows, i: int) -> tuple[bytes, int]:
-    example = records[int(i if rows is None else rows[i])]
+    example = _example(records, int(i if rows is None else rows[i]))
     return example[image], int(example[label]) if label else -1
 
 
-def _column(records, name: str, dtype) -> np.ndarray:
-    """(n, …) what all records say under a name."""
+def _example(records, i: int) -> dict[str, Any]:
+    """A record; raises OSError where it, or the file that it is in, is damaged or gone."""
+    with _damage_is_an_oserror():
+        return records[i]
+
+
+@contextlib.contextmanager
+def _damage_is_an_oserror() -> Iterator[None]:
+    from google.protobuf.message import DecodeError as NoMessage
+
+    try:
+        yield
+    except (RuntimeError, NoMessage) as error:  # the only kinds that the libraries raise
+        raise OSError(errno.EIO, one_line(f"the record cannot be read: {error}")) from error
+
+
+def _column(records, title: str, name: str, dtype) -> np.ndarray:
+    """(n, …) what all records say under a name.
+
+    Args:
+      title: of the split, for messages.
+
+    Raises:
+      InputError: a record is damaged.
+    """
     rows = range(len(records))
     chunks = [rows[i : i + _RECORDS_AT_ONCE] for i in rows[::_RECORDS_AT_ONCE]]
-    read = records.__getitems__  # several at a time, in parallel
-    values = [np.stack([record[name] for record in read(chunk)]) for chunk in chunks]
+    values = [np.stack([one[name] for one in _some(records, title, chunk)]) for chunk in chunks]
     return np.concatenate(values).astype(dtype)
 
 
-def _cached_labels(kept_in: str, records, label: str, rows) -> np.ndarray:
+def _some(records, title: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Several records, read in parallel; raises InputError that names the first damaged one."""
+    try:
+        with _damage_is_an_oserror():
+            return records.__getitems__(rows)
+    except OSError:
+        for i in rows:
+            try:
+                _example(records, i)
+            except OSError as error:
+                name = _record_name(title, None, i)
+                raise InputError(f"{name}: {error.strerror}; prepare the data again") from error
+        raise
+
+
+def _cached_labels(kept_in: str, records, title: str, label: str, rows) -> np.ndarray:
     """(n,) int32. All records must be read for them, images too: once, then a file keeps them."""
     # The data set's own files say what it is called: no part of that may be a folder.
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", kept_in)
@@ -171,7 +214,7 @@ def _cached_labels(kept_in: str, records, label: str, rows) -> np.ndarray:
     labels = cache.load(path)
     if not _are_labels(labels, len(records)):
         logging.info("reading all %d records once for their labels", len(records))
-        labels = cache.written(path, lambda: _column(records, label, np.int32), "the labels")
+        labels = cache.written(path, lambda: _column(records, title, label, np.int32), "the labels")
     return labels if rows is None else labels[rows]
 
 
@@ -185,7 +228,7 @@ def _record_name(prefix: str, rows, i: int) -> str:
 
 
 def _shapes_extras(records, i: int) -> dict:
-    example = records[int(i)]
+    example = _example(records, int(i))
     return {
         "mask": decode.decode(example["mask"])[..., 0],
         "segments": decode.indices(example["segments"]),
