@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dppmask_jax.errors import InputError
+from dppmask_jax.evals import seeds
 from dppmask_jax.evaluating import parts, records
 from dppmask_jax.evaluating.subjects import Subject, opened, subjects
-from dppmask_jax.runs import bucket_copy, encoder_files
+from dppmask_jax.runs import bucket_copy, bucket_download, encoder_files
 from dppmask_jax.runs import workdir as workdir_files
 from dppmask_jax.tasks import TASKS, checks
+
+_FOUND = re.compile(r"eval_[^/]+(?:\.json|_images\.npy)|figures/[^/]+")  # by evaluations
 
 
 def evaluate_all(
@@ -91,13 +95,33 @@ def _local(
 ) -> Iterator[tuple[list[Path], str | Path]]:
     """Checkpoints and workdir, with a local copy of each folder in a bucket that is written to."""
     with contextlib.ExitStack() as stack:
-        name = f".lock_eval_{config.task}"
+        how = f".lock_eval_{config.task}", _reads(config)
         if workdir:
-            home = stack.enter_context(bucket_copy.opened(workdir, name))
+            home = stack.enter_context(bucket_copy.opened(workdir, *how))
             yield [Path(checkpoint) for checkpoint in checkpoints], home
         else:
-            opened = [bucket_copy.opened(checkpoint, name) for checkpoint in checkpoints]
+            opened = [bucket_copy.opened(checkpoint, *how) for checkpoint in checkpoints]
             yield [stack.enter_context(copy) for copy in opened], ""
+
+
+def _reads(config) -> Callable[[str], bool]:
+    """Whether a file of a run's folder is read, by its name: those of the run, what evaluations
+    found, and the trainings that this one goes on with or tests."""
+    trainings = []
+    if isinstance(config.get("seeds"), tuple | list):  # else it is a field of another task
+        trainings += [(seeds.task_of(config), seed) for seed in config.seeds]
+    if "classifier_seed" in config and "classifier" in config:
+        trainings.append((config.classifier, config.classifier_seed))
+    folders = [f"{seeds.folder_of(Path(), *training, projected)}/"
+               for training in trainings for projected in (False, True)]  # fmt: skip
+    written = {name for task in TASKS.values() for name in task.files}
+
+    def reads(name: str) -> bool:
+        inside = next((name[len(f) :] for f in folders if name.startswith(f)), name)
+        of_run = bucket_download.of_run(inside)
+        return of_run or name in written or _FOUND.fullmatch(name) is not None
+
+    return reads
 
 
 def _each(chosen: Sequence[Subject], command: str) -> list[Path]:

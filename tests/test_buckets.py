@@ -3,53 +3,37 @@
 import json
 import shutil
 import threading
+import time
 
-import fsspec
 import jax
 import numpy as np
 import pytest
+import small_buckets
 import tiny
+from fsspec.implementations.memory import MemoryFileSystem
+from small_buckets import URL, save, state_of
 
 from dppmask_jax import evaluate, load_encoder, pretrain
 from dppmask_jax.errors import InputError, Stopped
 from dppmask_jax.figures import __main__ as figures
 from dppmask_jax.results import __main__ as results
-from dppmask_jax.runs import bucket, bucket_copy, bucket_lock, checkpoint, metrics
+from dppmask_jax.runs import (
+    bucket,
+    bucket_copy,
+    bucket_lock,
+    checkpoint,
+    metrics,
+)
 
-URL = "gs://bucket/runs/mine"
 TINY = {"data__source": "shapes:size=16,train=32,val=8", "evaluate__every_epochs": 0.0,
         "checkpoint__every": 1}  # fmt: skip
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """The bucket's folder, in memory; what is copied here lies below tmp_path."""
-    fs = fsspec.filesystem("memory", skip_instance_cache=True)
-    fs.store.clear()
-    real = bucket.opened
-
-    def opened(where):
-        url = bucket.url_of(where)
-        return bucket.Store(fs, url.partition("://")[2], url) if ":/" in str(where) else real(where)
-
-    monkeypatch.setattr(bucket, "opened", opened)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(bucket_lock, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(bucket_lock, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(bucket_lock, "DEAD_SECONDS", 0.5)
-    yield opened(URL)
-    fs.store.clear()
-
-
-def state_of(step):
-    return {"params": {"w": np.full(5, step, np.float32)}}
-
-
-def save(folder, *steps, keep=2):
-    checkpoints = checkpoint.Checkpoints(folder / checkpoint.FOLDER, keep=keep)
-    for step in steps:
-        checkpoints.save(step, state_of(step), {"config": {}})
-    checkpoints.close()
+    store = small_buckets.opened(tmp_path, monkeypatch)
+    yield store
+    store.fs.store.clear()
 
 
 def steps_in(store):
@@ -120,7 +104,7 @@ def test_a_folder_goes_there_and_comes_back(store):
     assert not folder.exists()
     assert {n for n in store.files() if not n.startswith(".lock")} == {
         "metrics.jsonl", "figures/a.png"}  # fmt: skip
-    with bucket_copy.opened(URL) as folder:
+    with bucket_copy.opened(URL, reads=lambda name: True) as folder:
         assert (folder / "metrics.jsonl").read_text() == "one\n"
         (folder / "metrics.jsonl").write_text("one\ntwo\n")
         (folder / "figures" / "a.png").unlink()
@@ -208,6 +192,38 @@ def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for_long(store):
         with bucket_lock.held(store, ".lock", owner, said.append) as lock:
             assert len(said) == waits
             assert list(store.files(".lock")) == [f".lock/{lock.number:06}"]
+
+
+class OneConnection(MemoryFileSystem):
+    """A file system of one connection, which an upload keeps for a second."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.free = threading.Lock()
+
+    def put(self, *args, **more):
+        with self.free:
+            time.sleep(1)
+
+    def pipe_file(self, *args, **more):
+        with self.free:
+            super().pipe_file(*args, **more)
+
+
+def test_signs_of_life_go_on_during_a_long_upload(store):
+    own = store._replace(fs=OneConnection(skip_instance_cache=True))
+    with bucket_lock.held(own, ".lock", "a", lambda line: None) as lock:
+        upload = threading.Thread(target=own.fs.put)
+        upload.start()
+        time.sleep(0.1)
+        with (
+            pytest.raises(InputError, match="is in use by"),
+            bucket_lock.held(store, ".lock", "b", lambda line: None),
+        ):
+            pass
+        assert upload.is_alive()
+        bucket_lock.check(own, lock)
+        upload.join()
 
 
 def test_one_of_many_that_start_at_once_holds_the_lock(store):

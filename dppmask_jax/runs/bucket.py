@@ -23,6 +23,12 @@ class Store(NamedTuple):
     root: str
     url: str
 
+    def apart(self) -> Store:
+        """The same folder, through a file system with connections of its own."""
+        kind, options = type(self.fs), self.fs.storage_options
+        fs = kind(*self.fs.storage_args, **options, skip_instance_cache=True)
+        return self._replace(fs=fs)
+
     def path(self, name: str) -> str:
         """The name of a file of the folder in the file system."""
         return f"{self.root}/{name}"

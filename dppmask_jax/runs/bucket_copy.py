@@ -20,22 +20,18 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from etils import epath
-
 from dppmask_jax import parallel, terminal, whole_files
 from dppmask_jax.errors import InputError, Stopped
-from dppmask_jax.runs import bucket, bucket_lock, integrity, lock
+from dppmask_jax.runs import bucket, bucket_download, bucket_lock, integrity, lock
 from dppmask_jax.runs.bucket import Store
 
 _NOTE = ".bucket.json"  # in a copy: whose it is, and which of its files the bucket has
-_CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/(\d+)/")
 _LEFT_OUT = re.compile(r"(?:.*/)?(?:\.lock[^/]*|\.bucket\.json|[^/]*\.part)(?:/|$)")
-_ONLY_SHOWN = re.compile(r"(?:.*/)?(?:tensorboard|profile|checkpoints-damaged-[^/]*)/")
-_TRIES = 5  # to download a checkpoint of a run that replaces them meanwhile
+_SET_ASIDE = re.compile(r"(?:.*/)?checkpoints-damaged-[^/]*/")
 log = logging.getLogger(__name__)
 
 
@@ -49,14 +45,19 @@ class Copy(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(where: str | Path, name: str = ".lock") -> Iterator[Path]:
+def opened(
+    where: str | Path,
+    name: str = ".lock",
+    reads: Callable[[str], bool] = bucket_download.of_run,
+) -> Iterator[Path]:
     """The folder of a run to write in: `where` itself, or the local copy of one in a bucket.
 
-    The main process locks the bucket's folder, all processes copy it, each for itself, and at the
-    end the main one copies what has changed back.
+    The main process locks the bucket's folder, all processes copy what is read of it, each for
+    itself, and at the end the main one copies what has changed back.
 
     Args:
       name: of the lock.
+      reads: whether a file of the folder is read, by its name; the others are not copied here.
 
     Raises:
       InputError: in every process; the bucket cannot be used, or another run holds the lock.
@@ -84,7 +85,7 @@ def opened(where: str | Path, name: str = ".lock") -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         copy = Copy(folder, store, found[0] if found else None)
-        _begin(copy, alone=name == ".lock")
+        _begin(copy, reads, alone=name == ".lock")
         try:
             with _named(copy):
                 yield folder
@@ -129,7 +130,7 @@ def push(copy: Copy, checkpoints: Path | None = None, keep: int = 0) -> None:
     """
     there, here = _known(copy), _files(copy.folder)
     changed = [name for name in here if there.get(name) != here[name]]
-    files = [n for n in changed if not _CHECKPOINT.match(n)]
+    files = [n for n in changed if not bucket_download.CHECKPOINT.match(n)]
     arrays = [n for n in changed if n not in files and not n.endswith(f"/{integrity.MANIFEST}")]
     manifests = [n for n in changed if n not in files and n not in arrays]
     for names in (arrays, files, manifests):
@@ -147,7 +148,7 @@ def push(copy: Copy, checkpoints: Path | None = None, keep: int = 0) -> None:
 
 def newest(copy: Copy, checkpoints: Path) -> int | None:
     """The step of the newest checkpoint that the bucket has, of a folder of the copy."""
-    return max(_steps(_known(copy), _inside(copy, checkpoints)), default=None)
+    return max(bucket_download.steps(_known(copy), _inside(copy, checkpoints)), default=None)
 
 
 @contextlib.contextmanager
@@ -165,7 +166,7 @@ def readable(where: str | Path, step: int | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dppmask-") as name:
         folder = Path(name).resolve()
         with _asked(store):
-            _checkpoints(store, folder, store.files("checkpoints"), step)
+            bucket_download.checkpoints(store, folder, store.files("checkpoints"), step)
         with _named(Copy(folder, store, None)):
             yield folder
 
@@ -175,7 +176,7 @@ def steps(where: str | Path) -> list[int]:
     with their manifests."""
     store = bucket.opened(where)
     with _asked(store):
-        return sorted(_steps(store.files("checkpoints"), "checkpoints/"))
+        return sorted(bucket_download.steps(store.files("checkpoints"), "checkpoints/"))
 
 
 @contextlib.contextmanager
@@ -230,24 +231,23 @@ def _say(line: str) -> None:
     terminal.show(line, sys.stdout)
 
 
-def _begin(copy: Copy, alone: bool) -> None:
-    """Copies the bucket's folder here: files, and of each folder of checkpoints the newest that is
-    whole.
+def _begin(copy: Copy, reads: Callable[[str], bool], alone: bool) -> None:
+    """Copies what is read of the bucket's folder here.
 
     Args:
       alone: whether nobody else writes the run's checkpoints: half copied ones are removed.
     """
     with _asked(copy.store):
         names = copy.store.files()
-        parts = {name: _CHECKPOINT.match(name) for name in names}
-        files = [n for n in names if not (parts[n] or _LEFT_OUT.match(n) or _ONLY_SHOWN.match(n))]
-        copy.store.download(files, copy.folder)
-        for folder in sorted({found[0].rsplit("/", 2)[0] for found in parts.values() if found}):
-            _checkpoints(copy.store, copy.folder, names, None, f"{folder}/")
+        bucket_download.run(copy.store, copy.folder, names, reads)
+        for name in names:
+            if found := _SET_ASIDE.match(name):  # no other is set aside under its name
+                (copy.folder / found[0]).mkdir(parents=True, exist_ok=True)
         if copy.lock and alone:
-            whole = _steps(names, "checkpoints/")
-            half = (f for f in filter(None, parts.values()) if int(f[1]) not in whole)
-            copy.store.remove(f.string for f in half if f.string.startswith("checkpoints/"))
+            whole = bucket_download.steps(names, "checkpoints/")
+            half = (f for f in map(bucket_download.CHECKPOINT.match, names) if f)
+            half = (f.string for f in half if int(f[1]) not in whole)
+            copy.store.remove(name for name in half if name.startswith("checkpoints/"))
     _note(copy, _files(copy.folder))
 
 
@@ -285,40 +285,6 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip(": ")
 
 
-def _checkpoints(
-    store: Store, folder: Path, names, step: int | None, below: str = "checkpoints/"
-) -> None:
-    """Downloads checkpoints, the newest first, until one is whole; or that of a step."""
-    for _ in range(_TRIES):
-        found = _steps(names, below)
-        wanted = sorted(found, reverse=True) if step is None else [step] * (step in found)
-        try:
-            for number in wanted:
-                at = f"{below}{number}/"
-                store.download([name for name in names if name.startswith(at)], folder)
-                if _is_whole(folder / at):
-                    return
-            return
-        except FileNotFoundError:  # the run that writes there has replaced it
-            shutil.rmtree(folder / at, ignore_errors=True)
-            names = store.files(below.rstrip("/"))
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        integrity.check(epath.Path(folder))
-    except integrity.Damaged:
-        return False
-    return True
-
-
-def _steps(names, below: str) -> set[int]:
-    """The steps of the checkpoints below a folder that have a manifest."""
-    ends = f"/{integrity.MANIFEST}"
-    inner = [n[len(below) : -len(ends)] for n in names if n.startswith(below) and n.endswith(ends)]
-    return {int(name) for name in inner if name.isdecimal()}
-
-
 def _inside(copy: Copy, checkpoints: Path) -> str:
     """How the names of checkpoints begin."""
     return f"{Path(checkpoints).relative_to(copy.folder).as_posix()}/"
@@ -327,7 +293,7 @@ def _inside(copy: Copy, checkpoints: Path) -> str:
 def _beyond(store: Store, below: str, here, keep: int) -> list[str]:
     """Files in the bucket of checkpoints that are older than those that are kept."""
     names = store.files(below.rstrip("/"))
-    old = sorted(_steps(names, below), reverse=True)[keep:]
+    old = sorted(bucket_download.steps(names, below), reverse=True)[keep:]
     return [n for n in names if n not in here and any(n.startswith(f"{below}{o}/") for o in old)]
 
 

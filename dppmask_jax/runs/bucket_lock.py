@@ -57,9 +57,10 @@ def held(store: Store, name: str, owner: str, say: Callable[[str], Any]) -> Iter
         "owner": owner,
         "token": uuid.uuid4().hex,
     }
+    apart = store.apart()  # else a sign of life waits until a long upload lets a connection go
     lock = _take(store, name, mine, say)
     stop = threading.Event()
-    beats = threading.Thread(target=_beat, args=(store, lock, mine, stop), daemon=True)
+    beats = threading.Thread(target=_beat, args=(apart, lock, mine, stop), daemon=True)
     beats.start()
     try:
         yield lock

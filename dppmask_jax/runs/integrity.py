@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 MANIFEST = "manifest.json"
 
@@ -36,22 +37,34 @@ def check(folder) -> None:
     Raises:
       Damaged: a file is missing, or is not what was written; or the manifest itself.
     """
+    for _, fault in faults(folder):
+        raise Damaged(fault)
+
+
+def faults(folder) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong with it) of the files of `folder` that are missing or not what was
+    written; where the manifest is one of these, of it alone."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError as error:
-        raise Damaged(f"{MANIFEST} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST} is garbled") from error
+    except FileNotFoundError:
+        yield MANIFEST, f"{MANIFEST} is missing"
+        return
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield MANIFEST, f"{MANIFEST} is garbled"
+        return
     for name, (size, digest) in wanted.items():
-        file = folder / name
-        try:
-            if file.stat().length != size:
-                raise Damaged(f"{name} has {file.stat().length} bytes instead of {size}")
-            if _sha256(file) != digest:
-                raise Damaged(f"{name} is not what was written: its SHA-256 differs")
-        except FileNotFoundError as error:
-            raise Damaged(f"{name} is missing") from error
+        if fault := _fault(folder / name, size, digest):
+            yield name, f"{name} {fault}"
+
+
+def _fault(file, size: int, digest: str) -> str:
+    try:
+        if (found := file.stat().length) != size:
+            return f"has {found} bytes instead of {size}"
+        return "" if _sha256(file) == digest else "is not what was written: its SHA-256 differs"
+    except FileNotFoundError:
+        return "is missing"
 
 
 def _files(folder):
