@@ -82,6 +82,28 @@ def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path, monkeypatch):
     assert bucket_copy.steps(URL) == [STEPS - 4, STEPS]
 
 
+def test_two_processes_are_killed_and_go_on_elsewhere(server, tmp_path):
+    env, url = tiny.environment(1) | server, "s3://bucket/runs/two"
+    for life in faults.two_processes(tmp_path / "alone", env, tmp_path / "undisturbed", **FIELDS):
+        assert life.end()[0] == 0, life.said()
+    one, two = (env | {"XDG_CACHE_HOME": str(tmp_path / name)} for name in ("one", "two"))
+    lives = faults.two_processes(url, one, tmp_path / "first", **FIELDS)
+    lives[0].wait_until(lambda: bucket_copy.steps(url)[-1:] >= [12], "checkpoint 12", poll=0.2)
+    for life in lives:
+        life.send(signal.SIGKILL)
+        life.end()
+    assert len(list((tmp_path / "one").rglob("checkpoints"))) == 2, "each has its own copy"
+    shutil.rmtree(tmp_path / "one")
+
+    lives = faults.two_processes(url, two, tmp_path / "second", **FIELDS)
+    for life in lives:
+        assert life.end()[0] == 0, life.said()
+    assert 12 <= lives[0].started_at() < STEPS
+    states = [checkpoint.read_newest(run, TrainState._fields) for run in (tmp_path / "alone", url)]
+    assert states[0][2] == states[1][2] == STEPS
+    jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
+
+
 def test_what_is_missing_is_one_line(server, tmp_path):
     env = tiny.environment(1) | server | {"XDG_CACHE_HOME": str(tmp_path)}
     without = {name: env[name] for name in env if not name.startswith("AWS_") or "URL" in name}

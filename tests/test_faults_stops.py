@@ -188,7 +188,7 @@ def test_loader_processes_leave_signals_alone_and_end_with_the_run(alone, tmp_pa
     workdir = tmp_path / "run"
     command = tiny.command(workdir, **CHANGES, data__workers=2)
     env = tiny.environment(1)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         life = faults.Life(command, env, tmp_path / f"{number}.txt", own_session=True)
         life.wait_for_step(workdir, faults.last_step(workdir) + 10)
         if number == signal.SIGKILL:
