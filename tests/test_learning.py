@@ -1,11 +1,11 @@
 """Recipes of generated images as they are, ended early: what is learned shows in k-NN accuracy."""
 
-import os
 import signal
 import sys
 
 import faults
 import pytest
+import tiny
 from test_training import curve
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def test_a_part_of_a_recipe_raises_knn(recipe, epochs, least_gain, tmp_path):
             sys.executable, "train.py", f"--config={recipe}", f"--workdir={run}",
             f"--config.evaluate.every_epochs={epochs}", "--config.evaluate.loss_images=0",
         ],
-        os.environ | {"XLA_FLAGS": ""},  # the tests' own flags make the code slow
+        tiny.environment(1) | {"XLA_FLAGS": ""},  # the tests' own flags make the code slow
         tmp_path / "said.txt",
     )  # fmt: skip
 
