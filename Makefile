@@ -57,7 +57,7 @@ test-peer: $(VENV)/.peer
 	$(BIN)/python -m pytest $(ALL_CORES) -m peer $(call files_of,peer)
 
 test-newest: $(NEWEST_VENV)/.newest
-	@test ! -e $< || $(NEWEST_VENV)/bin/python -m pytest $(ALL_CORES)
+	@test ! -e $< || $(NEWEST_VENV)/bin/python -m pytest $(ALL_CORES) --first-cases
 
 test-tpu: $(TPU_VENV)/.tpu
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -n 2 -m 'tpu and not slow' $(call files_of,tpu)

@@ -20,7 +20,21 @@ if "DPPMASK_TESTS_COMPILED" not in os.environ:
 LONGEST = ["training", "faults_stops", "ibot_method", "classifier_run", "elastic", "eval_tasks"]
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--first-cases", action="store_true", help="Of each parametrised test the first case alone."
+    )
+
+
+# After the markers have taken out theirs.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if config.option.first_cases:
+        first = {}
+        for item in items:
+            first.setdefault((item.path, item.parent.name, item.originalname), item)
+        items[:] = first.values()
+
     def place(item):
         name = item.path.stem.removeprefix("test_")
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)

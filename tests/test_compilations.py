@@ -29,7 +29,7 @@ def compilations():
     "method,changes",
     [
         ("mae", {"mask__tau_end": 0.5, "optim__accum_steps": 2}),
-        ("ibot", {"mask__start_epoch": 0.3}),
+        pytest.param("ibot", {"mask__start_epoch": 0.3}, marks=pytest.mark.long),
     ],
 )
 def test_nothing_compiles_after_the_first_step(

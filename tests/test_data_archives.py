@@ -87,7 +87,7 @@ def test_what_is_held_out_is_that_of_the_folder(folder, tmp_path):
     assert identity.of_splits(*ours) == identity.of_splits(*theirs)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_batches_are_those_of_the_folder(folder, tmp_path, workers):
     path = zipped(tmp_path / "a.zip", folder)
 

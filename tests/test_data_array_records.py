@@ -135,7 +135,7 @@ def test_files_for_testing_that_lack_labels_are_not_used(tmp_path):
     assert val.unlabelled_because == "val.array_record record 0 has no label"
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_position_is_its_step_for_any_start_workers_and_processes(tmp_path, workers):
     train = opening.open_source(f"arrayrecord:{files(tmp_path)}", "train")
     assert_a_position_is_its_step(pickle.loads(pickle.dumps(train)), workers)

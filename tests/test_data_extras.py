@@ -118,7 +118,7 @@ def test_a_step_has_the_maps_of_its_images_mirrored_with_them():
         np.testing.assert_array_equal(views.maps["mask"], views.raw[..., 0])
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_extras_row_and_image_stay_together(masks, workers):
     """Also where another image stands in, and whatever the number of shards and workers."""
     lines = []

@@ -88,7 +88,7 @@ def test_a_few_wide_files_among_others_are_found(tmp_path):
     assert data == (tmp_path / "048.jpg").read_bytes()  # what has 8 bits stays as it is
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_training_and_evaluation_see_the_same_greys(workers, tmp_path):
     source, _ = opening.open_splits(written(tmp_path, "16", (4095, 1024)), val_fraction=0.0)
     (batch,) = loader.eval_batches(source, image_size=(32, 32), batch_size=2, workers=workers)

@@ -244,7 +244,7 @@ def test_arrays_are_images_where_pixels_are_kept(tmp_path):
         opening.open_splits(f"wds:{path}")
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_position_is_its_step_for_any_start_workers_and_processes(tmp_path, workers):
     train = opening.open_source(f"wds:{shards(tmp_path)}", "train")
     assert_a_position_is_its_step(pickle.loads(pickle.dumps(train)), workers)
