@@ -54,7 +54,7 @@ test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -s -m faults
 
 test-peer: $(VENV)/.peer
-	$(BIN)/python -m pytest $(ALL_CORES) -m peer $(call files_of,peer)
+	$(BIN)/python -m pytest $(ALL_CORES) -m 'peer and not long' $(call files_of,peer)
 
 test-newest: $(NEWEST_VENV)/.newest
 	@test ! -e $< || $(NEWEST_VENV)/bin/python -m pytest $(ALL_CORES) --first-cases

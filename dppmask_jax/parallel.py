@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -17,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from dppmask_jax.errors import InputError
 from dppmask_jax.words import count
 
 AXIS = "batch"
+_DECISIONS = itertools.count()  # a barrier's name is used once
 LOST_AFTER_SECONDS = 60  # without a word from a process, the others end
 
 
@@ -118,6 +121,14 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def _wait_for_main() -> None:
+    """Returns once every process got here, an hour after the first at the latest: process 0 may
+    have a lock to watch. In a computation CPUs wait for each other 40 s, and abort."""
+    multihost.sync_global_processes(
+        f"decided {next(_DECISIONS)}", timeout=3600, processes=set(range(jax.process_count()))
+    )
+
+
 def is_alone() -> bool:
     """True where the run has no other process."""
     return jax.process_count() == 1
@@ -139,6 +150,7 @@ def decided_by_main(decide: Callable[[], int]) -> int:
         except InputError as error:
             refusal = error
     if jax.process_count() > 1:
+        _wait_for_main()
         result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
     if result < 0:
         raise refusal or InputError("process 0 refuses to start; it says why")

@@ -82,6 +82,7 @@ def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path, monkeypatch):
     assert bucket_copy.steps(URL) == [STEPS - 4, STEPS]
 
 
+@pytest.mark.long  # a dead process's lock is watched for a minute
 def test_two_processes_are_killed_and_go_on_elsewhere(server, tmp_path):
     env, url = tiny.environment(1) | server, "s3://bucket/runs/two"
     for life in faults.two_processes(tmp_path / "alone", env, tmp_path / "undisturbed", **FIELDS):
@@ -92,7 +93,7 @@ def test_two_processes_are_killed_and_go_on_elsewhere(server, tmp_path):
     for life in lives:
         life.send(signal.SIGKILL)
         life.end()
-    assert len(list((tmp_path / "one").rglob("checkpoints"))) == 2, "each has its own copy"
+    assert len(list((tmp_path / "one").rglob(".bucket.json"))) == 2, "each has its own copy"
     shutil.rmtree(tmp_path / "one")
 
     lives = faults.two_processes(url, two, tmp_path / "second", **FIELDS)

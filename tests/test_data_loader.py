@@ -264,18 +264,19 @@ def test_nothing_readable_at_all(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_closing_ends_threads_and_processes(workers):
-    before = threading.active_count()
+    before = set(threading.enumerate())  # some of them may end meanwhile
     batches = loader.train_stream(
         make_source(), example=single(), batch_size=6, seed=0, workers=workers
     )
     next(batches)
-    assert threading.active_count() > before
+    started = set(threading.enumerate()) - before
+    assert started
     batches.close()
     batches.close()
     deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while any(thread.is_alive() for thread in started) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert threading.active_count() <= before
+    assert not any(thread.is_alive() for thread in started)
 
 
 SCRIPT = """
