@@ -7,6 +7,9 @@ import compiling
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads that XLA computes with. It takes as many as there are cores or devices; all of them may be
+# in eigendecompositions then, each of which waits for a thread that does a part of it, for ever.
+os.environ["NPROC"] = "16"
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), compiling.xla_flags(4, as_users=False)]
 ).strip()
