@@ -11,7 +11,7 @@ from test_training import curve
 pytestmark = pytest.mark.slow
 
 
-# iBOT and DINO take minutes; the hybrid is MoCo and MAE, which have runs of their own.
+# iBOT, DINO and ADIOS take minutes; the hybrid is MoCo and MAE, which have runs of their own.
 @pytest.mark.parametrize(
     ("recipe", "epochs", "least_gain"),
     [
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
             "configs/hybrid.py:dataset=shapes,mask=dpp", 2.0, 0.08, marks=pytest.mark.long
         ),
         pytest.param("configs/dino.py:dataset=shapes", 4.0, 0.03, marks=pytest.mark.long),
-        ("configs/adios.py:dataset=shapes", 1.0, 0.08),
+        pytest.param("configs/adios.py:dataset=shapes", 1.0, 0.08, marks=pytest.mark.long),
     ],
     ids=lambda value: value.split("/")[1].split(".")[0] if isinstance(value, str) else "",
 )

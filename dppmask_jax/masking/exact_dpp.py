@@ -37,8 +37,8 @@ def exact(
     """Visible patches drawn by `dpp.sample_exact`.
 
     Of a batch that is sharded over devices, take it under pmap or shard_map: a jit that partitions
-    by itself gathers the batch for the eigendecompositions, and on a CPU with fewer cores than
-    devices it was seen to wait for ever.
+    by itself gathers the batch for the eigendecompositions. On a CPU with fewer cores than devices
+    these can wait for each other for ever; `NPROC=16` in the environment gives XLA more threads.
 
     Args:
       key: a JAX key of this image alone.
