@@ -71,18 +71,31 @@ def fewer_blocks():
         yield
 
 
-@pytest.fixture(scope="module")
-def timm():
+@pytest.fixture(scope="session")
+def torchvision():
+    """Can be imported, or is not there: its wheel is built with CUDA, and beside a PyTorch without
+    its operators do not load, so that importing it fails where it describes them."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[peer]'")
-    # torchvision's wheel is built with CUDA; beside a PyTorch without, its operators do not load,
-    # and importing it fails where it describes them.
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
         operators = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    yield  # they are there as long as `operators` is
+
+
+@pytest.fixture(scope="module")
+def timm(torchvision):
     return pytest.importorskip("timm", reason="timm is not installed: pip install '.[peer]'")
+
+
+@pytest.fixture(scope="module")
+def transformers(torchvision):
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install '.[peer]'"
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")

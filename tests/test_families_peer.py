@@ -4,7 +4,6 @@ every tensor.
 Needs PyTorch, timm and transformers: `pip install '.[peer]'`, then `pytest -m peer`.
 """
 
-import os
 import re
 
 import numpy as np
@@ -27,14 +26,6 @@ pytestmark = [
 ]
 TOLERANCE = 1e-4
 HEADS = 4
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    return pytest.importorskip(
-        "transformers", reason="transformers is not installed: pip install '.[peer]'"
-    )
 
 
 def filled(model, seed=0):

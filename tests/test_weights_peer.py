@@ -42,14 +42,6 @@ pytestmark = [
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    return pytest.importorskip(
-        "transformers", reason="transformers is not installed: pip install '.[peer]'"
-    )
-
-
 def close(ours, theirs, what=""):
     """Relative to the largest value."""
     ours = np.asarray(ours, np.float64)
