@@ -1,7 +1,8 @@
 """Commands that start as copies of a process that has imported everything.
 
 Importing is most of what a short command does. The process is multiprocessing's fork server; a
-command has its own environment, output and signals, and ends as if Python had started for it alone.
+command has its own environment, output and signals. What is left to `atexit` is not done at its
+end. Python itself starts, as for users, in the tests of the wheel and the notebooks.
 """
 
 import multiprocessing

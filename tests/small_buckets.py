@@ -2,13 +2,15 @@
 
 import fsspec
 import numpy as np
+import pytest
 
 from dppmask_jax.runs import bucket, bucket_lock, checkpoint
 
 URL = "gs://bucket/runs/mine"
 
 
-def opened(tmp_path, monkeypatch):
+@pytest.fixture
+def store(tmp_path, monkeypatch):
     """The bucket's folder, in memory and empty; what is copied here lies below tmp_path."""
     fs = fsspec.filesystem("memory", skip_instance_cache=True)
     fs.store.clear()
@@ -23,7 +25,8 @@ def opened(tmp_path, monkeypatch):
     monkeypatch.setattr(bucket_lock, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(bucket_lock, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(bucket_lock, "DEAD_SECONDS", 0.5)
-    return opened(URL)
+    yield opened(URL)
+    fs.store.clear()
 
 
 def state_of(step):

@@ -29,11 +29,7 @@ TINY = {"data__source": "shapes:size=16,train=32,val=8", "evaluate__every_epochs
         "checkpoint__every": 1}  # fmt: skip
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    store = small_buckets.opened(tmp_path, monkeypatch)
-    yield store
-    store.fs.store.clear()
+store = small_buckets.store  # a fixture
 
 
 def steps_in(store):

@@ -11,12 +11,7 @@ from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
 from dppmask_jax.runs import bucket, bucket_copy, bucket_download, checkpoint
 
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    store = small_buckets.opened(tmp_path, monkeypatch)
-    yield store
-    store.fs.store.clear()
+store = small_buckets.store  # a fixture
 
 
 def copied(folder):

@@ -183,12 +183,19 @@ def test_a_second_sigint_stops_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_loader_processes_leave_signals_alone_and_end_with_the_run(alone, tmp_path):
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGTERM, signal.SIGKILL),
+        pytest.param((signal.SIGHUP,), marks=pytest.mark.long),
+    ],
+)
+def test_loader_processes_leave_signals_alone_and_end_with_the_run(signals, alone, tmp_path):
     """Schedulers and terminals signal all processes of a job; a kill may hit the main one only."""
     workdir = tmp_path / "run"
     command = tiny.command(workdir, **CHANGES, data__workers=2)
     env = tiny.environment(1)
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in signals:
         life = faults.Life(command, env, tmp_path / f"{number}.txt", own_session=True)
         life.wait_for_step(workdir, faults.last_step(workdir) + 10)
         if number == signal.SIGKILL:

@@ -145,14 +145,13 @@ def environment(devices, *, as_users=False):
     }
 
 
-def start(arguments, devices=1, output=None, **variables):
+def start(arguments, devices=1, **variables):
     """Starts a command from the project's root; see forked.py.
 
     Args:
-      output: the file for what it says; None: its `communicate` returns it.
       variables: of the environment.
     """
-    return forked.Process(arguments, ROOT, environment(devices) | variables, output)
+    return forked.Process(arguments, ROOT, environment(devices) | variables)
 
 
 def run(arguments, devices=1, **variables):
