@@ -159,14 +159,33 @@ def test_cosine_and_bandwidth_reach_the_loop():
                 reference.check_order(kernel, noise_of(key, 24), 10, tau, *got)
 
 
-def test_select_equals_kernel_then_greedy_order():
-    keys, features = make_batch(7, num_patches=60, width=30)
+# 300: more rows than one integer sorts, and at 0.72 more picks than are made row by row.
+@pytest.mark.parametrize(("num_patches", "width"), [(60, 30), (300, 100)])
+def test_select_equals_kernel_then_greedy_order(num_patches, width):
+    keys, features = make_batch(7, num_patches=num_patches, width=width)
+    counts = []
     for tau in (0.0, 0.5, 0.72, 0.9):
         got = jax.vmap(lambda key, image, tau=tau: select(key, image, 20, tau))(keys, features)
         kernels = jax.vmap(dpp.gaussian_kernel)(features)
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (60,)))(keys)
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)
         want = jax.vmap(lambda k, u, tau=tau: greedy_order(k, u, 20, tau))(kernels, noise)
         assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[1])
+        counts.append(int(got[1].max()))
+    if num_patches == 300:
+        assert counts[2] > picks._MAX_ROWS > counts[3]
+
+
+@pytest.mark.parametrize("num_patches", [257, 1024, 2**13])
+def test_sorting_of_integers_is_that_by_place_then_noise_then_index(num_patches):
+    rng = np.random.default_rng(num_patches)
+    place = np.full(num_patches, num_patches // 4, np.int32)
+    made = rng.permutation(num_patches)[: num_patches // 4]
+    place[made] = np.arange(len(made))
+    drawn = noise_of(jax.random.key(num_patches), num_patches)
+    with_ties = np.float32(rng.integers(0, 2**23, num_patches) // 2**18 * 2.0**-5)
+    for noise in (drawn, with_ties, with_ties - 0.5):  # the last are no draws of [0, 1)
+        got = picks._ordered_on_cpu(jnp.asarray(place), jnp.asarray(noise))
+        assert np.array_equal(got, np.lexsort((np.arange(num_patches), noise, place)))
 
 
 def test_factor_is_the_cholesky_factor_and_gains_add_up_to_log_det():

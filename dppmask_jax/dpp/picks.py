@@ -23,26 +23,29 @@ from dppmask_jax.dpp.kernels import PRECISION, kernel_entries, norms
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-# With a threshold on d^2 above _ROWS_ABOVE, up to _MAX_ROWS kernel rows are computed one by one
-# before the whole Gram matrix is (a row costs about a twentieth of it on a CPU). That saves time
-# where tau stops the loop after a few picks, and loses some where it does not.
+# With a threshold on d^2 above _ROWS_ABOVE, kernel rows are computed one by one on a CPU, up to
+# _MAX_ROWS of them or one in _ROWS_OF, before the whole Gram matrix is (of 196 patches, a row costs
+# about a twentieth of it). That saves time where tau stops the loop after a few picks, and loses
+# some where it does not.
 _ROWS_ABOVE = 0.7
 _MAX_ROWS = 16
+_ROWS_OF = 32
 
 
 class _State(NamedTuple):
     best: Float[Array, " *B"]  # largest entry of gains
     gains: Float[Array, " N *B"]  # d^2 of each patch, quality aside; -inf where it cannot be picked
-    factor: Float[Array, "k N *B"]  # row m holds the Cholesky row written by pick m, 0 before
+    factor: Float[Array, "m N *B"]  # row m holds the Cholesky row written by pick m, 0 before
     place: Int[Array, " N *B"]  # m for pick m, k for patches not picked
 
 
-def _start(diagonal, num_keep, weights=None):
+def _start(diagonal, num_keep, weights=None, rows=None):
+    """Nothing picked yet; `rows` of the factor, for as many picks, None for all `num_keep`."""
     gains = jnp.where(jnp.isnan(diagonal), -jnp.inf, diagonal)
     if weights is not None:
         gains = jnp.where(jnp.isnan(weights), -jnp.inf, gains)
     # `_like`, because under shard_map a carry must start as varying as it ends.
-    factor = jnp.zeros_like(gains, shape=(num_keep, *gains.shape))
+    factor = jnp.zeros_like(gains, shape=(rows or num_keep, *gains.shape))
     place = jnp.full_like(gains, num_keep, jnp.int32)
     return _State(jnp.max(gains, axis=0), gains, factor, place)
 
@@ -100,9 +103,8 @@ def _loop(first, last, state, noise, limit, row_of, weights=None):
     return lax.fori_loop(first, last, body, state)
 
 
-def _finish(state, noise, num_keep, ordered):
-    num_greedy = jnp.sum(state.place < num_keep, dtype=jnp.int32)
-    return ordered(state.place, noise), num_greedy
+def _finish(place, noise, num_keep, ordered):
+    return ordered(place, noise), jnp.sum(place < num_keep, dtype=jnp.int32)
 
 
 def _ordered(place, noise):
@@ -112,25 +114,35 @@ def _ordered(place, noise):
 
 
 def _ordered_on_cpu(place, noise):
-    """`_ordered`, several times faster where the three keys of a patch fit into one integer.
+    """`_ordered`, several times faster for noise of multiples of 2^-23, as `jax.random.uniform`
+    draws it; other noise takes the slow way.
 
     XLA sorts a single array of integers with native comparisons, and several arrays with a call
-    for each one. `jax.random.uniform` draws multiples of 2^-23; other noise takes the slow way.
+    for each one. So place or noise, 24 bits, and the index are one integer. Where they do not fit,
+    they are sorted by the lower 12 bits first and then, with those ranks for index, by the upper.
     """
     num_patches = noise.shape[0]
-    if num_patches > 256:
+    bits = (num_patches - 1).bit_length()
+    if bits > 32 - 12:
         return _ordered(place, noise)
     steps = noise * 2.0**23
     whole = steps.astype(jnp.uint32)
     fits = jnp.all((steps >= 0) & (steps < 2**23) & (whole.astype(jnp.float32) == steps))
 
-    def in_one_integer(place, noise):
+    def sorted_by(digits):
+        """Indices by ascending digits, then index."""
+        index = lax.iota(jnp.uint32, num_patches)
+        return (lax.sort(digits << bits | index) & (2**bits - 1)).astype(jnp.int32)
+
+    def in_integers(place, noise):
         unplaced = jnp.max(place)
         first = jnp.where(place < unplaced, place.astype(jnp.uint32), whole + 2**23)
-        index = lax.iota(jnp.uint32, num_patches)
-        return (lax.sort(first << 8 | index) & 255).astype(jnp.int32)
+        if bits <= 32 - 24:
+            return sorted_by(first)
+        by_lower = sorted_by(first & (2**12 - 1))
+        return by_lower[sorted_by(first[by_lower] >> 12)]
 
-    return lax.cond(fits, in_one_integer, _ordered, place, noise)
+    return lax.cond(fits, in_integers, _ordered, place, noise)
 
 
 def serial_from_kernels(num_keep, kernels, noise, limits, *weights):
@@ -138,7 +150,7 @@ def serial_from_kernels(num_keep, kernels, noise, limits, *weights):
         kernel, noise, limit, *weights = args
         state = _start(jnp.diagonal(kernel), num_keep, *weights)
         state = _loop(0, num_keep, state, noise, limit, lambda pick, _: kernel[pick], *weights)
-        return _finish(state, noise, num_keep, _ordered_on_cpu)
+        return _finish(state.place, noise, num_keep, _ordered_on_cpu)
 
     return lax.map(one, (kernels, noise, limits, *weights))
 
@@ -167,7 +179,7 @@ def _batched_loop(num_keep, diagonals, noise, limits, row_of, weights=None):
     first = jnp.zeros_like(state.place[0, 0])
     _, state = lax.while_loop(goes_on, pick_next, (first, state))
     finish = functools.partial(_finish, num_keep=num_keep, ordered=_ordered)
-    return jax.vmap(finish, in_axes=-1)(state, noise)
+    return jax.vmap(finish, in_axes=-1)(state.place, noise)
 
 
 def _rows(matrices, pick):
@@ -197,6 +209,7 @@ def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *we
     other form XLA copies the features of every image before it multiplies them.
     """
     num_patches, width = batch.shape[1:]
+    rows = min(max(_MAX_ROWS, num_patches // _ROWS_OF), num_keep)
 
     def one(args):
         image, noise, limit, bandwidth, *weights = args
@@ -214,17 +227,22 @@ def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *we
 
         ones = jnp.ones_like(batch, shape=width)
         inverse, square = norms(jnp.matmul(ones, jnp.square(features()).T, precision=PRECISION))
-        few = jnp.where(limit > _ROWS_ABOVE, np.int32(min(_MAX_ROWS, num_keep)), np.int32(0))
-        state = _start(jnp.where(jnp.isnan(inverse), inverse, 1.0), num_keep, *weights)
+        few = jnp.where(limit > _ROWS_ABOVE, np.int32(rows), np.int32(0))
+        diagonal = jnp.where(jnp.isnan(inverse), inverse, 1.0)
+        # A short factor: a pick reads all of it, and many patches' would not fit a cache.
+        state = _start(diagonal, num_keep, weights[0] if weights else None, rows)
         state = _loop(0, few, state, noise, limit, row_of, *weights)
-        dots = lax.cond(
-            (state.best >= limit) & (few < num_keep),
-            lambda: jnp.matmul(features(), features().T, precision=PRECISION),
-            lambda: jnp.zeros_like(batch, shape=(num_patches, num_patches)),
-        )
-        row_of_all = lambda pick, _: similarity(dots[pick], pick)  # noqa: E731
-        state = _loop(few, num_keep, state, noise, limit, row_of_all, *weights)
-        return _finish(state, noise, num_keep, _ordered_on_cpu)
+
+        def with_gram_matrix(state):
+            dots = jnp.matmul(features(), features().T, precision=PRECISION)
+            row_of_all = lambda pick, _: similarity(dots[pick], pick)  # noqa: E731
+            more = jnp.zeros_like(state.factor, shape=(num_keep - rows, num_patches))
+            state = state._replace(factor=jnp.concatenate([state.factor, more]))
+            return _loop(few, num_keep, state, noise, limit, row_of_all, *weights).place
+
+        goes_on = (state.best >= limit) & (few < num_keep)
+        place = lax.cond(goes_on, with_gram_matrix, lambda state: state.place, state)
+        return _finish(place, noise, num_keep, _ordered_on_cpu)
 
     return lax.map(one, (lax.iota(jnp.int32, len(batch)), noise, limits, bandwidths, *weights))
 
