@@ -27,6 +27,7 @@ KERNELS = {
 # tests of transformations call them under jit.
 select, greedy_order = dpp.select, dpp.greedy_order
 orders_from_kernels = jax.jit(picks.batched_from_kernels, static_argnums=0)
+orders_from_features = jax.jit(picks.batched_from_features, static_argnums=(0, 1))
 
 
 def noise_of(key, num_patches):
@@ -170,6 +171,12 @@ def test_select_equals_kernel_then_greedy_order(num_patches, width):
         noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)
         want = jax.vmap(lambda k, u, tau=tau: greedy_order(k, u, 20, tau))(kernels, noise)
         assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[1])
+        limits, ones = jnp.full(len(keys), tau), jnp.ones(len(keys))
+        for form in (
+            orders_from_kernels(20, kernels, noise, limits),
+            orders_from_features(20, "gaussian", noise, limits, jnp.asarray(features), ones),
+        ):
+            assert np.array_equal(form[0], want[0]) and np.array_equal(form[1], want[1])
         counts.append(int(got[1].max()))
     if num_patches == 300:
         assert counts[2] > picks._MAX_ROWS > counts[3]
@@ -614,9 +621,7 @@ def test_jit_vmap_equals_the_reference_and_the_form_for_accelerators(known):
     for order, num_greedy in [
         jax.jit(jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6)))(keys, features),
         jax.vmap(lambda k, x: dpp.select(k, x, 10, 0.6))(keys, features),
-        jax.jit(picks.batched_from_features, static_argnums=(0, 1))(
-            10, "gaussian", noise, limit, features, ones
-        ),
+        orders_from_features(10, "gaussian", noise, limit, features, ones),
         orders_from_kernels(10, jax.vmap(dpp.gaussian_kernel)(features), noise, limit),
     ]:
         assert np.array_equal(order, want_order) and np.array_equal(num_greedy, want_greedy)
@@ -736,7 +741,7 @@ def test_export(known, platforms):
 
 
 @pytest.mark.parametrize("images", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_shard_map(known, images):
+def test_shard_map(known, images, monkeypatch):
     keys, features, (want_order, want_greedy) = known
     mesh = Mesh(np.array(several_devices()), ("batch",))
     noise = jax.vmap(lambda key: jax.random.uniform(key, (24,), jnp.float32))(keys)
@@ -757,7 +762,11 @@ def test_shard_map(known, images):
     forms = [(many, keys), (for_accelerators, noise)]
     if images == 1:
         forms.append((one_at_a_time, keys))
-    for form, random in forms:
+    forms.append((for_accelerators, noise))  # again: see below
+    for i, (form, random) in enumerate(forms, 1):
+        if i == len(forms):  # as of many patches, with a factor that has to grow
+            monkeypatch.setattr(picks, "_FEW_PATCHES", 16)
+            monkeypatch.setattr(picks, "_MAX_ROWS", 4)
         sharded = jax.shard_map(
             form, mesh=mesh, in_specs=(P("batch"), P("batch"), P()), out_specs=P("batch")
         )

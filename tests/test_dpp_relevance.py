@@ -54,11 +54,15 @@ def chooser(form):
         order, count = picks.batched_from_features(NUM_KEEP, "gaussian", *given)
         return order[0], count[0]
 
-    return jax.jit({"serial": serial, "kernels": kernels, "batched": batched}[form])
+    forms = {"serial": serial, "kernels": kernels, "batched": batched}
+    return jax.jit(forms[form.partition(",")[0]])
 
 
-@pytest.mark.parametrize("form", ["serial", "kernels", "batched"])
-def test_picks_are_those_of_the_weighted_kernel_written_out(form):
+@pytest.mark.parametrize("form", ["serial", "kernels", "batched", "batched, many patches"])
+def test_picks_are_those_of_the_weighted_kernel_written_out(form, monkeypatch):
+    if form == "batched, many patches":
+        monkeypatch.setattr(picks, "_FEW_PATCHES", 16)
+        monkeypatch.setattr(picks, "_MAX_ROWS", 4)
     stopped = passed_over = 0
     for seed, tau in enumerate((0.0, 0.3, 0.5, 0.7, 0.75, 0.8, 0.9, 1.0)):
         key, (features, quality) = jax.random.key(seed), make(seed)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _ROWS_ABOVE = 0.7
 _MAX_ROWS = 16
 _ROWS_OF = 32
+# Of more patches, other devices compute no Gram matrix either, and have patches in their lanes:
+# images of many patches are few, and their lanes would stay idle.
+_FEW_PATCHES = 256
 
 
 class _State(NamedTuple):
@@ -83,6 +86,11 @@ def _pick(m, state: _State, noise, limit, row_of, known_of, weights=None) -> _St
     gains = jnp.where(gone, -jnp.inf, jnp.maximum(lower, 0.0))
     factor = lax.dynamic_update_index_in_dim(factor, jnp.where(gone, 0.0, update), m, 0)
     return _State(jnp.max(gains, axis=0), gains, factor, jnp.where(picked, m, place))
+
+
+def _rows_first(num_keep, num_patches) -> int:
+    """For how many picks the factor has rows at first."""
+    return min(max(_MAX_ROWS, num_patches // _ROWS_OF), num_keep)
 
 
 def _loop(first, last, state, noise, limit, row_of, weights=None):
@@ -182,6 +190,43 @@ def _batched_loop(num_keep, diagonals, noise, limits, row_of, weights=None):
     return jax.vmap(finish, in_axes=-1)(state.place, noise)
 
 
+def _patches_in_lanes(num_keep, diagonals, noise, limits, row_of, sources, weights=None):
+    """As `_batched_loop`, of images (B, N); `row_of(source, pick)` is a row of one image's kernel.
+
+    The factor has few rows until more are wanted: a pick reads all of it.
+    """
+    rows = _rows_first(num_keep, noise.shape[1])
+
+    def pick_of_one(m, state, noise, limit, source, *weights):
+        def known_of(factor, _, is_pick):
+            column = jnp.sum(jnp.where(is_pick[None], factor, 0.0), axis=1)
+            return jnp.sum(column[:, None] * factor, axis=0)
+
+        row = lambda pick, _: row_of(source, pick)  # noqa: E731
+        return _pick(m, state, noise, limit, row, known_of, *weights)
+
+    each = (noise, limits, sources, *(() if weights is None else (weights,)))
+    picks = jax.vmap(pick_of_one, (None, *[0] * (1 + len(each))))
+
+    def until(last, m, state):
+        return lax.while_loop(
+            lambda carry: (carry[0] < last) & jnp.any(carry[1].best >= limits),
+            lambda carry: (carry[0] + 1, picks(*carry, *each)),
+            (m, state),
+        )
+
+    def with_whole_factor(m, state):
+        more = [(0, 0), (0, num_keep - rows), (0, 0)]
+        return until(num_keep, m, state._replace(factor=jnp.pad(state.factor, more)))[1].place
+
+    start = functools.partial(_start, num_keep=num_keep, rows=rows)
+    state = jax.vmap(start)(diagonals, weights=weights)
+    m, state = until(rows, jnp.zeros_like(state.place[0, 0]), state)
+    goes_on = (rows < num_keep) & jnp.any(state.best >= limits)
+    place = lax.cond(goes_on, with_whole_factor, lambda _, state: state.place, m, state)
+    return jax.vmap(functools.partial(_finish, num_keep=num_keep, ordered=_ordered))(place, noise)
+
+
 def _rows(matrices, pick):
     """Row pick[b] of each matrix: (B, N, N) and (B,) -> (N, B)."""
     images = lax.iota(jnp.int32, len(matrices))
@@ -196,10 +241,13 @@ def _images_in_lanes(rows):
 
 
 def batched_from_kernels(num_keep, kernels, noise, limits, *weights):
-    diagonals = jnp.diagonal(kernels, axis1=1, axis2=2).T
+    diagonals = jnp.diagonal(kernels, axis1=1, axis2=2)
+    if noise.shape[1] > _FEW_PATCHES:
+        row_of = lambda kernel, pick: kernel[pick]  # noqa: E731
+        return _patches_in_lanes(num_keep, diagonals, noise, limits, row_of, kernels, *weights)
     weights = [one.T for one in weights]
     row_of = lambda pick, _: _rows(kernels, pick)  # noqa: E731
-    return _batched_loop(num_keep, diagonals, noise.T, limits, row_of, *weights)
+    return _batched_loop(num_keep, diagonals.T, noise.T, limits, row_of, *weights)
 
 
 def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *weights):
@@ -209,7 +257,7 @@ def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *we
     other form XLA copies the features of every image before it multiplies them.
     """
     num_patches, width = batch.shape[1:]
-    rows = min(max(_MAX_ROWS, num_patches // _ROWS_OF), num_keep)
+    rows = _rows_first(num_keep, num_patches)
 
     def one(args):
         image, noise, limit, bandwidth, *weights = args
@@ -248,7 +296,10 @@ def serial_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *we
 
 
 def batched_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *weights):
-    """The Gram matrices are computed at once, a kernel row when it is picked."""
+    """The Gram matrices are computed at once, a kernel row when it is picked; of many patches, its
+    dot products then too."""
+    if noise.shape[1] > _FEW_PATCHES:
+        return _batched_row_by_row(num_keep, kernel, noise, limits, batch, bandwidths, *weights)
     dots = jnp.matmul(batch, batch.mT, precision=PRECISION)
     diagonal = jnp.eye(batch.shape[1], dtype=bool)
     inverse, square = norms(jnp.sum(jnp.where(diagonal[None], dots, 0.0), axis=2).T)
@@ -263,3 +314,17 @@ def batched_from_features(num_keep, kernel, noise, limits, batch, bandwidths, *w
     diagonals = jnp.where(jnp.isnan(inverse), inverse, 1.0)
     weights = [one.T for one in weights]
     return _batched_loop(num_keep, diagonals, noise.T, limits, row_of, *weights)
+
+
+def _batched_row_by_row(num_keep, kernel, noise, limits, batch, bandwidths, *weights):
+    inverse, square = norms(jnp.sum(jnp.square(batch), axis=2))
+
+    def row_of(source, pick):
+        features, inverse, square, bandwidth = source
+        dots = jnp.matmul(features, features[pick], precision=PRECISION)
+        scale, squares = inverse[pick] * inverse, square[pick] + square
+        return kernel_entries(dots, scale, squares, bandwidth, kernel)
+
+    diagonals = jnp.where(jnp.isnan(inverse), inverse, 1.0)
+    sources = (batch, inverse, square, bandwidths)
+    return _patches_in_lanes(num_keep, diagonals, noise, limits, row_of, sources, *weights)
