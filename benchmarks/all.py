@@ -21,12 +21,14 @@ HERE = Path(__file__).parent
 # {name: (script, arguments)}
 ON_CPU = {
     "selector": ("selector.py", []),
+    "selector_sizes": ("selector_sizes.py", []),
     "train_step": ("train_step.py", []),
     "train_step_dpp": ("train_step.py", ["--mask=dpp", "--alone"]),
     "ibot_step": ("ibot_step.py", []),
 }
 ON_ACCELERATOR = {
     "selector": ("selector.py", ["--batch=1024"]),
+    "selector_sizes": ("selector_sizes.py", ["--batch=32"]),
     "train_step": ("train_step.py", ["--batch=256", "--dtype=bfloat16"]),
     "train_step_dpp": ("train_step.py", ["--batch=256", "--dtype=bfloat16", "--mask=dpp"]),
     "ibot_step": ("ibot_step.py", ["--preset=dataset=imagenet1k", "--batch=32"]),
@@ -40,7 +42,8 @@ def commands(backend, images, tf_python):
         name: [sys.executable, str(HERE / script), *arguments]
         for name, (script, arguments) in (ON_CPU if backend == "cpu" else ON_ACCELERATOR).items()
     }
-    table["selector"] += folder
+    for name in ("selector", "selector_sizes"):
+        table[name] += folder
     table["input"] = [sys.executable, str(HERE / "input.py"), *folder]
     if tf_python:
         table["input"].append(f"--tf_python={tf_python}")

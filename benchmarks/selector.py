@@ -45,8 +45,8 @@ def find_images(folder):
     return sorted(path for path in paths if path.lower().endswith(SUFFIXES))
 
 
-def load_photographs(folder, batch):
-    """((batch, 224, 224, 3) uint8 centre crops, number of files); mirrored where files run out."""
+def load_photographs(folder, batch, size=SIZE):
+    """((batch, size, size, 3) uint8 crops, number of files); mirrored where files run out."""
     from PIL import Image
 
     paths = find_images(folder)
@@ -56,21 +56,22 @@ def load_photographs(folder, batch):
     for path in paths[:batch]:
         with Image.open(path) as file:
             image = file.convert("RGB")
-        scale = 256 / min(image.size)
-        width, height = (max(256, round(side * scale)) for side in image.size)
+        short = size * 8 // 7
+        scale = short / min(image.size)
+        width, height = (max(short, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - SIZE) // 2, (height - SIZE) // 2
-        crops.append(np.asarray(image.crop((left, top, left + SIZE, top + SIZE))))
+        left, top = (width - size) // 2, (height - size) // 2
+        crops.append(np.asarray(image.crop((left, top, left + size, top + size))))
     crops += [crop[:, ::-1] for crop in crops]
     return np.stack([crops[i % len(crops)] for i in range(batch)]), len(paths[:batch])
 
 
-def generate_images(batch, seed=0):
-    """(batch, 224, 224, 3) uint8 with a 1/f spectrum, as photographs have."""
+def generate_images(batch, size=SIZE, seed=0):
+    """(batch, size, size, 3) uint8 with a 1/f spectrum, as photographs have."""
     rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None])
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
-    noise = np.fft.rfft2(rng.normal(size=(batch, 3, SIZE, SIZE))) / frequency
+    noise = np.fft.rfft2(rng.normal(size=(batch, 3, size, size))) / frequency
     images = np.fft.irfft2(noise, s=(SIZE, SIZE)).transpose(0, 2, 3, 1)
     images = images / images.std(axis=(1, 2, 3), keepdims=True)
     return np.uint8(np.clip(118 + 60 * images, 0, 255))
@@ -207,14 +208,14 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def chosen_images(folder: str | None, batch: int) -> tuple[str, np.ndarray]:
+def chosen_images(folder: str | None, batch: int, size: int = SIZE) -> tuple[str, np.ndarray]:
     """(what they are, images): photographs of a folder, or of the test data, or generated ones."""
     if folder is None and os.environ.get("DPPMASK_TEST_DATA"):
         folder = os.path.join(os.environ["DPPMASK_TEST_DATA"], "photos")
     if folder is None:
         words = "generated 1/f textures (no --images, no DPPMASK_TEST_DATA)"
-        return words, generate_images(batch)
-    images, files = load_photographs(folder, batch)
+        return words, generate_images(batch, size)
+    images, files = load_photographs(folder, batch, size)
     return f"{files} photographs" + (" and mirror images" if files < batch else ""), images
 
 
