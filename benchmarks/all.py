@@ -5,6 +5,7 @@
 Writes OUT/NAME.json and OUT/NAME.txt, what each benchmark printed, and OUT/hardware.json. On a GPU
 install `jax[cuda13]`, PyTorch with CUDA and transformers first. Stops at nothing: what failed is
 named at the end, with status 1. Takes some ten minutes on two CPU cores; run it on an idle machine.
+--tiny tries all of it in a minute or two, with sizes that say nothing about speed.
 """
 
 from __future__ import annotations
@@ -33,9 +34,19 @@ ON_ACCELERATOR = {
     "train_step_dpp": ("train_step.py", ["--batch=256", "--dtype=bfloat16", "--mask=dpp"]),
     "ibot_step": ("ibot_step.py", ["--preset=dataset=imagenet1k", "--batch=32"]),
 }
+# What --tiny adds to each, the input's included.
+_STEP = ["--batch=2", "--repetitions=1", "--steps=1"]
+TINY = {
+    "selector": ["--batch=2", "--repetitions=1"],
+    "selector_sizes": ["--batch=1", "--rounds=1"],
+    "train_step": ["--size=Ti", *_STEP],
+    "train_step_dpp": ["--size=Ti", *_STEP],
+    "ibot_step": ["--preset=dataset=shapes", "--batch=4", "--repetitions=1"],
+    "input": ["--repetitions=1", "--timed=32", "--views=one crop"],
+}
 
 
-def commands(backend, images, tf_python):
+def commands(backend, images, tf_python, tiny: bool):
     """{name: command}, without --json."""
     folder = [f"--images={images}"] if images else []
     table = {
@@ -47,6 +58,8 @@ def commands(backend, images, tf_python):
     table["input"] = [sys.executable, str(HERE / "input.py"), *folder]
     if tf_python:
         table["input"].append(f"--tf_python={tf_python}")
+    if tiny:
+        table = {name: command + TINY[name] for name, command in table.items()}
     return table
 
 
@@ -55,6 +68,7 @@ def main():
     parser.add_argument("out", type=Path, help="folder for the results; made if missing")
     parser.add_argument("--images", help="folder of JPEG files; default $DPPMASK_TEST_DATA/photos")
     parser.add_argument("--tf_python", help="interpreter with TensorFlow, for input.py")
+    parser.add_argument("--tiny", action="store_true", help="try the command, with tiny sizes")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     # In a process of its own: one that holds an accelerator would keep it from the benchmarks.
@@ -68,7 +82,7 @@ def main():
     print(f"{count} x {kind} ({backend}); {hardware.line(described)}", flush=True)
 
     failed = []
-    for name, command in commands(backend, args.images, args.tf_python).items():
+    for name, command in commands(backend, args.images, args.tf_python, args.tiny).items():
         command = [*command, f"--json={args.out / name}.json"]
         print(f"\n{' '.join(command)}", flush=True)
         with open(args.out / f"{name}.txt", "w") as file:

@@ -5,8 +5,9 @@
 
 Compiles `dpp.select` for one chip and adds up the estimated cycles after some trips of its loop and
 after as many as there are picks; and what the estimate leaves out, bounded by hand as in
-benchmarks/tpu.py, with --row cycles for each row of the Gram matrix that is gathered. Needs libtpu
-(`make .venv-tpu/.tpu`); takes seconds.
+benchmarks/tpu.py, with --row cycles for each row of the Gram matrix that is gathered. Of more than
+256 patches there are two loops, the second of which starts where the first has ended; so many trips
+are counted of each. Needs libtpu (`make .venv-tpu/.tpu`); takes seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from dppmask_jax import command, dpp
 from dppmask_jax.errors import InputError
 
 
-def compiled(args) -> hlo.Module:
+def compiled(args):
+    """The selection, compiled for one chip."""
     place = SingleDeviceSharding(tpu.devices_of(args.topology)[0])
 
     def shaped(shape, dtype):
@@ -37,13 +39,16 @@ def compiled(args) -> hlo.Module:
         return jax.vmap(lambda key, image: dpp.select(key, image, args.keep, 0.9))(keys, features)
 
     features = shaped((args.images, args.patches, args.width), jnp.float32)
-    text = jax.jit(choose).lower(shaped((2,), jnp.uint32), features).compile().as_text()
-    return hlo.parse(text)
+    return jax.jit(choose).lower(shaped((2,), jnp.uint32), features).compile()
 
 
 def main(args):
-    module, chip = compiled(args), tpu.CHIPS[args.topology.partition(":")[0]]
-    print(f"{args.images} images, {args.keep} of {args.patches} patches, on one {args.topology}")
+    program, chip = compiled(args), tpu.CHIPS[args.topology.partition(":")[0]]
+    module, memory = hlo.parse(program.as_text()), program.memory_analysis()
+    print(
+        f"{args.images} images, {args.keep} of {args.patches} patches, on one {args.topology}; "
+        f"temporaries {memory.temp_size_in_bytes / 1e6:.0f} MB"
+    )
     print("trips  estimate  sorts  moved  rows  in all, M cycles")
     for trips in args.trips or sorted({args.keep, min(5, args.keep)}):
         ran = list(hlo.executions(module, lambda op, trips=trips: trips))
