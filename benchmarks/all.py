@@ -5,7 +5,7 @@
 Writes OUT/NAME.json and OUT/NAME.txt, what each benchmark printed, and OUT/hardware.json. On a GPU
 install `jax[cuda13]`, PyTorch with CUDA and transformers first. Stops at nothing: what failed is
 named at the end, with status 1. Takes some ten minutes on two CPU cores; run it on an idle machine.
---tiny tries all of it in a minute or two, with sizes that say nothing about speed.
+--tiny tries all of it in some minutes, with sizes that say nothing about speed.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from PIL import Image
 COMMAND = Path(__file__).parent.parent / "benchmarks" / "all.py"
 
 
-@pytest.mark.long  # two minutes of a core
+@pytest.mark.long  # five minutes of a core
 def test_every_benchmark_runs_and_leaves_its_figures(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -33,7 +33,7 @@ def test_every_benchmark_runs_and_leaves_its_figures(tmp_path):
         assert (out / f"{name}.txt").read_text().strip()
         return json.loads((out / f"{name}.json").read_text())
 
-    assert figures("hardware")["backend"] == "cpu"
+    assert json.loads((out / "hardware.json").read_text())["backend"] == "cpu"
     assert figures("selector")["ms_per_image"]["select, tau 0.9"]["median"] > 0
     assert {one["patches"] for one in figures("selector_sizes")} == {196, 784, 1024, 3136}
     for name in ("train_step", "train_step_dpp", "ibot_step", "input"):
