@@ -72,7 +72,7 @@ def generate_images(batch, size=SIZE, seed=0):
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
     noise = np.fft.rfft2(rng.normal(size=(batch, 3, size, size))) / frequency
-    images = np.fft.irfft2(noise, s=(SIZE, SIZE)).transpose(0, 2, 3, 1)
+    images = np.fft.irfft2(noise, s=(size, size)).transpose(0, 2, 3, 1)
     images = images / images.std(axis=(1, 2, 3), keepdims=True)
     return np.uint8(np.clip(118 + 60 * images, 0, 255))
 

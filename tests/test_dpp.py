@@ -160,7 +160,7 @@ def test_cosine_and_bandwidth_reach_the_loop():
                 reference.check_order(kernel, noise_of(key, 24), 10, tau, *got)
 
 
-# 300: more rows than one integer sorts, and at 0.72 more picks than are made row by row.
+# 300: more patches than one integer sorts, and at 0.72 more picks than are made row by row.
 @pytest.mark.parametrize(("num_patches", "width"), [(60, 30), (300, 100)])
 def test_select_equals_kernel_then_greedy_order(num_patches, width):
     keys, features = make_batch(7, num_patches=num_patches, width=width)

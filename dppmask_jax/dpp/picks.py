@@ -23,10 +23,10 @@ from dppmask_jax.dpp.kernels import PRECISION, kernel_entries, norms
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-# With a threshold on d^2 above _ROWS_ABOVE, kernel rows are computed one by one on a CPU, up to
-# _MAX_ROWS of them or one in _ROWS_OF, before the whole Gram matrix is (of 196 patches, a row costs
-# about a twentieth of it). That saves time where tau stops the loop after a few picks, and loses
-# some where it does not.
+# With a threshold on d^2 above _ROWS_ABOVE, kernel rows are computed one by one on a CPU before the
+# whole Gram matrix is: _MAX_ROWS of them, or one for _ROWS_OF patches where that is more (of 196
+# patches, a row costs about a twentieth of the matrix). That saves time where tau stops the loop
+# after a few picks, and loses some where it does not.
 _ROWS_ABOVE = 0.7
 _MAX_ROWS = 16
 _ROWS_OF = 32
