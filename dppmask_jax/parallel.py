@@ -1,17 +1,20 @@
 """Devices and processes. No other file knows how many there are.
 
-The state is one replicated array a leaf, without a device axis; batches gain a leading axis of
-this process's devices. `jax.pmap` with `in_axes=(None, 0, None)` takes both as they are.
+The state is one array a leaf, without a device axis; batches gain a leading axis of this process's
+devices. `jax.pmap` with `in_axes=(None, 0, None)` takes both as they are, where every device holds
+the whole state. Where each holds a share of it (`parallel.mode=shard_map`), `sharded` has the step.
 """
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib.util
 import itertools
 import os
 import socket
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +24,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from dppmask_jax.errors import InputError
+from dppmask_jax.fields import Field, one_of
 from dppmask_jax.words import count
 
 AXIS = "batch"
+FIELDS = {
+    "parallel.mode": Field(
+        "pmap",
+        one_of("pmap", "shard_map"),
+        "pmap: every device holds the state and updates all of it; shard_map: each holds and "
+        "updates a share (ZeRO)",
+        free="regrouped",
+    ),
+}
 _DECISIONS = itertools.count()  # a barrier's name is used once
 LOST_AFTER_SECONDS = 60  # without a word from a process, the others end
 
@@ -206,10 +219,13 @@ def round_up(batch_size: int) -> int:
     return -(-batch_size // jax.device_count()) * jax.device_count()
 
 
-def replicate(tree):
-    """Puts a tree on every device of every process, once, without a device axis."""
-    mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
-    sharding = NamedSharding(mesh, PartitionSpec())
+def replicate(tree, devices=None):
+    """Puts a tree on every device of every process, once, without a device axis.
+
+    Args:
+      devices: those of all processes that get it; None is all there are.
+    """
+    sharding = NamedSharding(_mesh(devices), PartitionSpec())
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -222,28 +238,187 @@ def replicate(tree):
     return jax.tree.map(put, tree)
 
 
+def place(tree, mode: str, devices=None):
+    """Puts a state of `init_state` where the step of a mode wants it, see `data_parallel_update`.
+
+    Args:
+      devices: as for `replicate`.
+    """
+    whole = replicate(tree, devices)
+    if mode == "pmap":
+        return whole
+    mesh = _mesh(devices)
+    # Of what every device has, each keeps its share: nothing travels.
+    return jax.jit(lambda tree: tree, out_shardings=_share_shardings(tree, mesh))(whole)
+
+
+def gather(tree):
+    """Puts all of a state on every device, whatever the mode; all processes call it together."""
+    shared = [leaf for leaf in jax.tree.leaves(tree) if not _is_whole(leaf)]
+    return _gatherer(shared[0].sharding.mesh)(tree) if shared else tree
+
+
+def _is_whole(x) -> bool:
+    return not isinstance(x, jax.Array) or x.is_fully_replicated
+
+
+@functools.cache
+def _gatherer(mesh: Mesh):
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _mesh(devices=None) -> Mesh:
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def _share_axis(shape: tuple[int, ...], devices: int) -> int | None:
+    """The axis along which an array is shared out: the first that splits evenly; None: no such."""
+    if devices == 1:
+        return None
+    return next((i for i, size in enumerate(shape) if size and size % devices == 0), None)
+
+
+def _share_specs(tree, devices: int):
+    def spec(x):
+        axis = _share_axis(jnp.shape(x), devices)
+        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+
+    return jax.tree.map(spec, tree)
+
+
+def _share_shardings(tree, mesh: Mesh):
+    specs = _share_specs(tree, mesh.size)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
 def split_batch(batch):
     """(b, ...) host arrays of this process -> (local devices, b / local devices, ...)."""
     local = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape((local, -1, *x.shape[1:])), batch)
 
 
-def data_parallel_update(step, devices=None):
-    """Compiles `step(state, batch, shared) -> (state, metrics)` for all devices.
+class Over(NamedTuple):
+    """How a step has work done on each device; what it does itself counts for all devices.
 
-    Inside, use `mean` on everything that has to agree. The old state is donated.
+    Attributes:
+      each: `fn(batch, *shared) -> (batch, agreed)` -> a function of the same arguments. `fn` sees
+        the rows of its device, "agreed" is the same on all devices.
+      mean: `fn(batch, *shared) -> (tree, others)`, and `like` of the tree's structure and shapes ->
+        a function of the same arguments, which returns the means over devices.
+    """
+
+    each: Callable
+    mean: Callable
+
+
+def data_parallel_update(step, devices=None, mode: str = "pmap"):
+    """Compiles `step(state, batch, shared, over: Over) -> (state, metrics)` for all devices.
+
+    "pmap": each device holds the state whole, and makes the whole step. "shard_map": each holds and
+    updates a share of every array that an axis of splits evenly, and has it whole while it works on
+    its rows (ZeRO, arXiv 1910.02054); the mean of gradients is exchanged as shares.
+
+    The old state is donated.
 
     Args:
       devices: what to compile for, such as a topology that is not there; None is all there are.
+
+    Returns:
+      `update(state, batch, shared) -> (state, metrics)`, the state from `place`, the batch from
+      `split_batch`; `update.lower` takes shapes as well.
     """
+    if mode == "shard_map":
+        return _Sharded(step, _mesh(devices))
+    over = Over(
+        each=lambda fn: fn, mean=lambda fn, like: lambda batch, *shared: mean(fn(batch, *shared))
+    )
     return jax.pmap(
-        step,
+        functools.partial(step, over=over),
         axis_name=AXIS,
         in_axes=(None, 0, None),
         out_axes=None,
         devices=devices,
         donate_argnums=(0,),
     )
+
+
+class _Sharded:
+    """`data_parallel_update` of "shard_map"."""
+
+    def __init__(self, step, mesh: Mesh):
+        self._mesh = mesh
+        over = Over(self._each, self._mean)
+
+        def update(state, batch, shared):
+            state, metrics = step(state, batch, shared, over)
+            held = jax.lax.with_sharding_constraint(state, _share_shardings(state, mesh))
+            whole = NamedSharding(mesh, PartitionSpec())
+            return held, jax.lax.with_sharding_constraint(metrics, whole)
+
+        self._update = jax.jit(update, donate_argnums=(0,))
+
+    def __call__(self, state, batch, shared):
+        rows = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+        return self._update(state, batch, replicate(shared, self._mesh.devices))
+
+    def lower(self, state, batch, shared):
+        """The step for abstract arguments."""
+
+        def shaped(tree, shardings):
+            def shape(x, sharding):
+                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+            return jax.tree.map(shape, tree, shardings)
+
+        def alike(tree, spec):
+            return shaped(tree, jax.tree.map(lambda _: NamedSharding(self._mesh, spec), tree))
+
+        return self._update.lower(
+            shaped(state, _share_shardings(state, self._mesh)),
+            alike(batch, PartitionSpec(AXIS)),
+            alike(shared, PartitionSpec()),
+        )
+
+    def _each(self, fn):
+        def on_rows(batch, *shared):
+            batch, agreed = fn(_without_devices(batch), *shared)
+            return jax.tree.map(lambda x: x[None], batch), agreed
+
+        return self._mapped(on_rows, (PartitionSpec(AXIS), PartitionSpec()))
+
+    def _mean(self, fn, like):
+        def on_rows(batch, *shared):
+            first, others = fn(_without_devices(batch), *shared)
+            return jax.tree.map(_mean_share, first), mean(others)
+
+        return self._mapped(on_rows, (_share_specs(like, self._mesh.size), PartitionSpec()))
+
+    def _mapped(self, on_rows, out_specs):
+        def call(batch, *shared):
+            mapped = jax.shard_map(
+                on_rows,
+                mesh=self._mesh,
+                in_specs=(PartitionSpec(AXIS), *[PartitionSpec()] * len(shared)),
+                out_specs=out_specs,
+                check_vma=False,
+            )
+            return mapped(batch, *shared)
+
+        return call
+
+
+def _without_devices(batch):
+    return jax.tree.map(lambda x: x[0], batch)
+
+
+def _mean_share(x):
+    """This device's share of the mean of `x` over all devices."""
+    devices = jax.lax.axis_size(AXIS)
+    axis = _share_axis(x.shape, devices)
+    if axis is None:
+        return mean(x)
+    return jax.lax.psum_scatter(x, AXIS, scatter_dimension=axis, tiled=True) / devices
 
 
 def data_parallel_mean(fn):
@@ -328,10 +503,11 @@ def roll(tree, places):
 
 
 def to_host(tree):
-    """Replicated arrays as NumPy ones.
+    """Arrays as NumPy ones, whole; one after the other where devices hold shares, and all processes
+    call it together then.
 
     On a CPU they are views: as long as one lives, its buffer cannot be donated.
     """
     return jax.tree.map(
-        lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree
+        lambda x: np.asarray(gather(x).addressable_data(0)) if isinstance(x, jax.Array) else x, tree
     )

@@ -31,6 +31,7 @@ FIELDS = {
     "optim.max_bad_steps": Field(
         20, whole(0), "steps in a row, not finite, that end the run", free="carried out"
     ),
+    **parallel.FIELDS,
 }
 
 
@@ -104,9 +105,10 @@ def fit(
         saves = stack.enter_context(contextlib.closing(_saves(training, writer, progress)))
         batches = stack.enter_context(_stream(training, progress.say))
         hooks = () if probe is None else (loop.Hook(plan.evaluate_every, probe(progress.say)),)
+        accum_steps, mode = config.optim.accum_steps, config.parallel.mode
         outcome = loop.run(
-            make_step(training.method, accum_steps=config.optim.accum_steps),
-            state,
+            make_step(training.method, accum_steps=accum_steps, mode=mode),
+            parallel.place(state, mode),
             batches,
             loop.Span(start.step, plan.total_steps, config.batch_size, training.seed_key),
             limits=_limits(training),
@@ -118,8 +120,9 @@ def fit(
         if status := outcome.status or unsaved:
             raise Stopped(_why(status, outcome.step, plan, saves, folder), status)
         progress.close()
-        writer.finish(outcome.step, draw(outcome.state) if main and draw else ())
-        return outcome.state
+        state = parallel.gather(outcome.state)
+        writer.finish(outcome.step, draw(state) if main and draw else ())
+        return state
 
 
 def _restored(folder: Path, start: Start, state):

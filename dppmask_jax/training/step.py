@@ -26,11 +26,13 @@ def init_state(method: Method, key) -> TrainState:
     return jax.jit(build)(key)
 
 
-def make_step(method: Method, *, accum_steps: int = 1, devices=None) -> Callable:
+def make_step(
+    method: Method, *, accum_steps: int = 1, devices=None, mode: str = "pmap"
+) -> Callable:
     """The training step, compiled for all devices.
 
     Args:
-      devices: see `parallel.data_parallel_update`.
+      devices, mode: see `parallel.data_parallel_update`.
 
     Returns:
       `step(state, batch, seed_key) -> (state, metrics)`; `batch` from `parallel.split_batch`,
@@ -42,15 +44,21 @@ def make_step(method: Method, *, accum_steps: int = 1, devices=None) -> Callable
       is not finite, the step is skipped: only the counts change.
     """
 
-    def step(state: TrainState, batch, seed_key):
+    def prepared(batch, key):
         batch = dict(batch)
         wish = parallel.largest(jnp.max(batch.pop("wish", 0)))
-        key = jax.random.fold_in(seed_key, state.step)
         batch = method.before_step(batch, key)
+        bad = parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
+        return batch, (wish, bad)
+
+    def step(state: TrainState, batch, seed_key, over: parallel.Over):
+        key = jax.random.fold_in(seed_key, state.step)
+        batch, (wish, bad) = over.each(prepared)(batch, key)
         params, opt_states, metrics, aux, checks = state.params, (), {}, {}, []
         for turn, opt_state in zip(method.turns, state.opt_state, strict=True):
-            found = parallel.mean(_gradients(turn, params, state, batch, key, accum_steps))
-            grads, loss, of_turn, aux_of_turn = found
+            gradients = functools.partial(_gradients, turn, accum_steps)
+            find = over.mean(gradients, _trained(turn, params))
+            grads, (loss, of_turn, aux_of_turn) = find(batch, params, state.extra, key, state.step)
             params, opt_state, of_update, is_finite = _updated(
                 turn, opt_state, params, grads, loss, state.step
             )
@@ -66,12 +74,11 @@ def make_step(method: Method, *, accum_steps: int = 1, devices=None) -> Callable
         with jax.named_scope("optimizer"):
             kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-        bad_images = state.bad_images + parallel.total(jnp.sum(batch["bad"], dtype=jnp.int32))
-        counts = {"bad_steps": bad_steps, "bad_images": bad_images}
+        counts = {"bad_steps": bad_steps, "bad_images": state.bad_images + bad}
         metrics = {**metrics, **counts, "wish": wish}
         return TrainState(state.step + 1, *kept, **counts), metrics
 
-    return parallel.data_parallel_update(step, devices)
+    return parallel.data_parallel_update(step, devices, mode)
 
 
 def _trained(turn: Turn, params):
@@ -86,19 +93,19 @@ def _with_trained(turn: Turn, params, trained):
     return trained if turn.trains is None else {**params, **trained}
 
 
-def _gradients(turn: Turn, params, state: TrainState, batch, key, accum_steps: int):
-    """(gradient of what the turn trains, loss, metrics, aux), means over the micro-batches."""
+def _gradients(turn: Turn, accum_steps: int, batch, params, extra, key, step):
+    """(gradient of what the turn trains, (loss, metrics, aux)), means over the micro-batches."""
 
     def loss_of(trained, micro):
         trained = optim.stopped(trained, turn.optimizer.frozen)
         every = _with_trained(turn, params, trained)
-        return turn.loss(every, state.extra, micro, key, state.step)
+        return turn.loss(every, extra, micro, key, step)
 
     grad_fn = jax.value_and_grad(loss_of, has_aux=True)
 
     def of_micro_batch(micro):
         (loss, (metrics, aux)), grads = grad_fn(_trained(turn, params), micro)
-        return grads, loss, metrics, aux
+        return grads, (loss, metrics, aux)
 
     if accum_steps == 1:
         return of_micro_batch(batch)

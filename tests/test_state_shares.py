@@ -1,0 +1,139 @@
+"""`parallel.mode=shard_map`: every device holds a share of the state, and the steps are the same."""
+
+import functools
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from PIL import Image
+
+from dppmask_jax import optim, parallel
+from dppmask_jax.methods import METHODS
+from dppmask_jax.methods.base import Plan
+from dppmask_jax.training.step import init_state, make_step
+
+KEY = jax.random.key(5)
+SIZE = 8  # images of a batch
+PLAN = Plan(4, 8, 1, 4, 1e-3)
+STEPS = 3
+ROUNDING = 1e-5
+
+
+def adamw():
+    # Adam makes whole steps of the rounding errors that are the gradient of the keys' biases.
+    return optim.adamw(
+        learning_rate=lambda step: 1e-2, weight_decay=lambda step: 0.05, b1=0.9, b2=0.95,
+        epsilon=1e-3, clip=optax.clip_by_global_norm(0.5),
+    )  # fmt: skip
+
+
+def lars():
+    return optim.lars(learning_rate=lambda step: 1.0, weight_decay=lambda step: 0.05)
+
+
+def built(name, optimizer=adamw, **changes):
+    method = METHODS[name].build(tiny.config(name, model__depth=1, **changes), PLAN)
+    turns = [turn._replace(optimizer=optimizer()) for turn in method.turns]
+    return method._replace(turns=tuple(turns))
+
+
+def batch_of(method, number):
+    rng = np.random.default_rng(number)
+
+    def example(index):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file, "PNG")
+        rest = {"label": np.int32(0), "index": np.int32(index), "row": np.int32(index)}
+        return method.example(file.getvalue(), rng) | rest | {"bad": np.bool_(index == 3)}
+
+    examples = [example(number * SIZE + i) for i in range(SIZE)]
+    return {name: np.stack([one[name] for one in examples]) for name in examples[0]}
+
+
+def steps_of(method, mode, devices, **options):
+    """(losses and all other metrics of some steps, the state after them)."""
+    devices = jax.devices()[:devices]
+    step = make_step(method, devices=devices, mode=mode, **options)
+    state = parallel.place(init_state(method, jax.random.key(0)), mode, devices)
+    logged = []
+    for i in range(STEPS):
+        split = lambda x: x.reshape(len(devices), -1, *x.shape[1:])  # noqa: E731
+        state, metrics = step(state, jax.tree.map(split, batch_of(method, i)), KEY)
+        logged.append({name: np.asarray(value) for name, value in metrics.items()})
+    return logged, state
+
+
+def leaves_of(state):
+    return jax.tree_util.tree_leaves_with_path(parallel.to_host(state))
+
+
+CASES = {
+    "mae": ("mae", {}),
+    "mae with LARS": ("mae", {"optimizer": lars}),
+    "ibot": ("ibot", {}),  # a teacher, and centres
+    "adios": ("adios", {}),  # two turns
+    "moco": ("moco", {}),  # negatives of all devices, batch norms over them
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_step_of_shares_is_that_of_whole_states(case, devices):
+    name, options = CASES[case]
+    method = built(name, **options)
+    (logged, state), (expected, whole) = (
+        steps_of(method, mode, devices) for mode in ("shard_map", "pmap")
+    )
+    error = ROUNDING if devices > 1 else 0
+    for found, right in zip(logged, expected, strict=True):
+        assert found.keys() == right.keys()
+        assert right["bad_steps"] == 0
+        for metric, value in right.items():
+            np.testing.assert_allclose(
+                found[metric], value, rtol=error, atol=error / 10, err_msg=metric
+            )
+    assert expected[-1]["bad_images"] == 1
+    for (path, x), (_, y) in zip(leaves_of(state), leaves_of(whole), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            continue
+        np.testing.assert_allclose(x, y, rtol=10 * error, atol=error, err_msg=str(path))
+
+
+@pytest.mark.slow
+def test_micro_batches_of_shares_are_those_of_whole_states():
+    method = built("mae")
+    found, right = (steps_of(method, mode, 2, accum_steps=2)[0] for mode in ("shard_map", "pmap"))
+    for one, other in zip(found, right, strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_every_device_holds_its_share(devices):
+    state = init_state(built("mae"), jax.random.key(0))
+    placed = parallel.place(state, "shard_map", jax.devices()[:devices])
+    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(placed))
+    assert held <= 1.02 * sum(leaf.size for leaf in jax.tree.leaves(state)) / devices
+    jax.tree.map(np.testing.assert_array_equal, parallel.to_host(placed), jax.device_get(state))
+    gathered = parallel.gather(placed)
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(gathered))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(gathered), jax.device_get(state))
+
+
+@pytest.mark.slow
+def test_the_gradient_is_exchanged_as_shares_and_the_old_state_donated():
+    method, devices = built("mae"), jax.devices()[:4]
+    step = make_step(method, devices=devices, mode="shard_map")
+    shapes = jax.eval_shape(functools.partial(init_state, method), jax.random.key(0))
+    batch = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch_of(method, 0))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    compiled = step.lower(shapes, abstract, jax.eval_shape(lambda: KEY)).compile()
+    bytes_of_state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == pytest.approx(bytes_of_state / 4, rel=0.05)
+    text = compiled.as_text()
+    assert "reduce-scatter" in text and "all-gather" in text
