@@ -105,7 +105,7 @@ def define_process_flags():
     """Defines the flags that make several processes one run.
 
     Returns:
-      () -> (coordinator, number of processes, this one's), as parsed, for `parallel.initialize`.
+      () -> (coordinator, number of processes, this one's), as parsed, for `joining.initialize`.
     """
     coordinator = flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0 (not on TPU pods)."

@@ -34,7 +34,7 @@ if __name__ == "__main__":  # before what is missing is imported
 from absl import flags
 
 from dppmask_jax import command as command_line
-from dppmask_jax import parallel, paths
+from dppmask_jax import joining, parallel, paths
 from dppmask_jax.comparing import finished, published, side_by_side, writing
 from dppmask_jax.comparing import study as studies
 from dppmask_jax.comparing.finished import Where
@@ -236,7 +236,7 @@ def main() -> None:
             return _write_page(Path(results.value), Path(page.value))
         if not folder.value:
             raise InputError("--workdir is missing: name a folder, such as runs/compare")
-        parallel.initialize(*processes())
+        joining.initialize(*processes())
         study = studies.read(config.value)
         how = How(jobs.value, *_part(part.value), Path(results.value) if results.value else None)
         target = Path(folder.value)

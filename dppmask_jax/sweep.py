@@ -38,7 +38,7 @@ if __name__ == "__main__":  # before what is missing is imported
 from absl import flags
 
 from dppmask_jax import command as command_line
-from dppmask_jax import parallel, whole_files
+from dppmask_jax import joining, parallel, whole_files
 from dppmask_jax.errors import InputError
 from dppmask_jax.sweeps import points, records, summary
 from dppmask_jax.sweeps.grid import Point, grid_points, words
@@ -178,7 +178,7 @@ def main() -> None:
         if not folder.value:
             raise InputError("--workdir is missing: name a folder, such as runs/sweep")
         further = _without_gap([flag.value for flag in beside])
-        parallel.initialize(*processes())
+        joining.initialize(*processes())
         typed = shlex.join(command_line.words(_USUAL))
         sweep(config.value, evaluation.value, grid.value, folder.value, typed, further)
 

@@ -1,7 +1,7 @@
 """A tiny run that logs what identifies its batches and masks, and may be cut off after a save.
 
 python tests/elastic.py METHOD WORKDIR [--stop_at=STEP] [--processes=N --process=I --port=P]
-    [--workers=N]
+    [--workers=N] [--mode=MODE]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from dppmask_jax import parallel, pretrain
+from dppmask_jax import joining, pretrain
 from dppmask_jax.masking import MASKERS
 from dppmask_jax.methods import METHODS
 from dppmask_jax.runs import checkpoint
@@ -21,12 +21,13 @@ STEPS = 20
 BATCH = 16
 
 
-def config(method, workers=0):
+def config(method, workers=0, mode="pmap"):
     return tiny.config(
         method,
         batch_size=BATCH,
         epochs=STEPS / (96 // BATCH),
         data__workers=workers,
+        parallel__mode=mode,
         checkpoint__every=4,
         evaluate__every_epochs=99.0,
         evaluate__knn_images=0,
@@ -93,9 +94,10 @@ def main():
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--mode", default="pmap")
     args = parser.parse_args()
     if args.processes > 1:
-        parallel.initialize(f"127.0.0.1:{args.port}", args.processes, args.process)
+        joining.initialize(f"127.0.0.1:{args.port}", args.processes, args.process)
 
     METHODS[args.method] = watched(METHODS[args.method])
     for name, kind in MASKERS.items():
@@ -113,7 +115,7 @@ def main():
     if args.stop_at:
         checkpoint.Checkpoints.save = save_and_end
     print(jax.device_count(), "devices")
-    pretrain.train(config(args.method, args.workers), args.workdir)
+    pretrain.train(config(args.method, args.workers, args.mode), args.workdir)
 
 
 if __name__ == "__main__":

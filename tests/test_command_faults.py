@@ -12,7 +12,7 @@ import pytest
 import tiny
 from absl import flags
 
-from dppmask_jax import cli, command, config_faults, extras, parallel, paths
+from dppmask_jax import cli, command, config_faults, extras, joining, paths
 from dppmask_jax.errors import InputError
 
 # ml_collections reads config files so.
@@ -152,21 +152,21 @@ def test_files_of_configs_may_stand_after_their_fields():
     ],
 )
 def test_a_wrong_coordinator_is_said_before_anything_connects(flags, words, monkeypatch):
-    monkeypatch.setattr(parallel, "_join", lambda *who: pytest.fail("connects"))
+    monkeypatch.setattr(joining, "_join", lambda *who: pytest.fail("connects"))
     with pytest.raises(InputError, match=re.escape(words)) as error:
-        parallel.initialize(*flags)
+        joining.initialize(*flags)
     assert "\n" not in str(error.value)
 
 
 def test_process_0_needs_a_port_that_no_other_program_has(monkeypatch):
     joined = []
-    monkeypatch.setattr(parallel, "_join", lambda *who: joined.append(who))
+    monkeypatch.setattr(joining, "_join", lambda *who: joined.append(who))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(InputError, match=r"process 0 cannot listen on port \d+ \(Address"):
-            parallel.initialize(where, 2, 0)
-        parallel.initialize(where, 2, 1)
-    parallel.initialize(where, 2, 0)
+            joining.initialize(where, 2, 0)
+        joining.initialize(where, 2, 1)
+    joining.initialize(where, 2, 0)
     assert joined == [(where, 2, 1), (where, 2, 0)]
 
 
@@ -249,7 +249,7 @@ def test_settings_of_jax_that_change_a_run_are_put_back_and_named(capsys):
     try:
         for name, value in changed.items():
             jax.config.update(name, value)
-        parallel.initialize(None, None, None)
+        joining.initialize(None, None, None)
         assert {name: getattr(jax.config, name) for name in changed} == before
     finally:
         for name, value in before.items():

@@ -30,11 +30,11 @@ def run(workdir, devices, *flags, method="mae", status=0):
     return records(workdir)
 
 
-def run_two_processes(workdir, devices, method):
+def run_two_processes(workdir, devices, method, *flags):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = ["--processes=2", f"--port={port}"]
+    flags = [*flags, "--processes=2", f"--port={port}"]
     processes = [start(workdir, devices, *flags, f"--process={i}", method=method) for i in range(2)]
     try:
         for process in processes:
@@ -104,6 +104,12 @@ def test_two_processes_give_the_same_run(method, devices, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_state(alone, tmp_path):
+    found = run_two_processes(tmp_path / "run", 2, "mae", "--mode=shard_map")
+    assert_same(found, alone("mae"))
+
+
+@pytest.mark.slow
 def test_workers_give_the_same_run(alone, tmp_path):
     found, expected = run(tmp_path / "run", 1, "--workers=2"), alone("mae")
     assert_same(found, expected)
@@ -111,8 +117,18 @@ def test_workers_give_the_same_run(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mae", pytest.param("ibot", marks=pytest.mark.long)])
-def test_a_run_saved_on_eight_devices_goes_on_on_two(method, alone, tmp_path):
-    saved = run(tmp_path / "run", 8, "--stop_at=12", method=method, status=77)
-    assert [record["step"] for record in saved] == list(range(1, 13))
-    assert_same(run(tmp_path / "run", 2, method=method), alone(method))
+@pytest.mark.parametrize(
+    ("method", "saved", "gone_on"),
+    [
+        ("mae", "shard_map", "pmap"),
+        pytest.param("mae", "pmap", "shard_map", marks=pytest.mark.long),
+        pytest.param("mae", "pmap", "pmap", marks=pytest.mark.long),
+        pytest.param("ibot", "pmap", "pmap", marks=pytest.mark.long),
+        pytest.param("ibot", "shard_map", "shard_map", marks=pytest.mark.long),
+    ],
+)
+def test_a_run_saved_on_eight_devices_goes_on_on_two(method, saved, gone_on, alone, tmp_path):
+    flags = ["--stop_at=12", f"--mode={saved}"]
+    begun = run(tmp_path / "run", 8, *flags, method=method, status=77)
+    assert [record["step"] for record in begun] == list(range(1, 13))
+    assert_same(run(tmp_path / "run", 2, f"--mode={gone_on}", method=method), alone(method))

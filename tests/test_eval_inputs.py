@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from test_eval_tasks import FINETUNE, QUICK, files, found, painted, painted_squares
 
-from dppmask_jax import evaluate, parallel
+from dppmask_jax import evaluate, joining
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.seeds import folder_of
@@ -263,7 +263,7 @@ def evaluate_every_task(mae, ibot, source, out, port, process):
     """Runs in a process of its own; `process` is its number of two, or "" where it is alone."""
     SIZES["Pi"] = Size(24, 2, 2)
     if process:
-        parallel.initialize(f"127.0.0.1:{port}", 2, int(process))
+        joining.initialize(f"127.0.0.1:{port}", 2, int(process))
     for name, argument, changes in EVERY_TASK:
         if "reconstruct" not in argument:
             changes = changes | {"data__source": source}

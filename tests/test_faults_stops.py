@@ -28,7 +28,7 @@ CHANGES = {
 STEPS = 96
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_STOP = 60  # generous, for machines that do much else
-SECONDS_TO_NOTICE = 120  # of a lost process: twice parallel.LOST_AFTER_SECONDS
+SECONDS_TO_NOTICE = 120  # of a lost process: twice joining.LOST_AFTER_SECONDS
 
 
 @pytest.fixture(autouse=True)

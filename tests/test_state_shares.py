@@ -1,4 +1,4 @@
-"""`parallel.mode=shard_map`: every device holds a share of the state, and the steps are the same."""
+"""`parallel.mode=shard_map`: devices hold shares of the state, and the steps are the same."""
 
 import functools
 import io

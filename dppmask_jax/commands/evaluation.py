@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def _evaluate(config, checkpoints: list[str], workdir: str, masker: str, processes) -> None:
-    from dppmask_jax import evaluate, parallel
+    from dppmask_jax import evaluate, joining
     from dppmask_jax.masking import own
 
-    parallel.initialize(*processes)
+    joining.initialize(*processes)
     if masker:
         own.load(masker)
     command_line = shlex.join(command.words(USUAL))

@@ -43,9 +43,9 @@ def main() -> None:
         if not workdir.value:
             raise InputError("--workdir is missing: name a folder for the run, such as runs/mine")
 
-        from dppmask_jax import parallel, pretrain
+        from dppmask_jax import joining, pretrain
 
-        parallel.initialize(*processes())
+        joining.initialize(*processes())
         pretrain.train(
             config.value,
             workdir.value,
