@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dppmask_jax import masking, optim, patches
 from dppmask_jax.errors import InputError
 from dppmask_jax.fields import Field, whole
-from dppmask_jax.methods import hardness, mask_teacher, single_view
+from dppmask_jax.methods import chunks, hardness, mask_teacher, single_view
 from dppmask_jax.methods.base import Method, MethodKind, Plan, Turn
 from dppmask_jax.models import encoders, vit_module
 from dppmask_jax.models.base import Encoder
@@ -82,13 +82,23 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         )
         mask, metrics = single_view.drawn(masker, num_keep, views, seen, batch, key)
         kept = mask.order[:, : shares.kept]
-        found = model.apply(
-            {"params": params}, tokens, kept, num_keep, views.drop_keys, ranks, method="predict"
+        latent = model.apply(
+            {"params": params}, tokens, kept, num_keep, views.drop_keys, method="latent"
         )
         if not ranks:
-            return single_view.loss_of(target, found, views.raw, mask, kept), (metrics, {})
-        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask, kept)
+            decoder = {"decoder": params["decoder"]}
+            size = chunks.size_for(len(latent), _bytes_of_logits(config, shares.kept))
+            total = chunks.mean(decoded, size, decoder, latent, (views.raw, mask.mask, kept))
+            return total, (metrics, {})
+        found = model.apply({"params": params}, latent, kept, ranks, method="decode")
+        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask.mask, kept)
         return total, (metrics | losses, {})
+
+    def decoded(params, latent, others):
+        """The loss of some images, from the decoder's parameters alone."""
+        images, is_masked, kept = others
+        pred = model.apply({"params": params}, latent, kept, method="decode")
+        return single_view.loss_of(target, pred, images, is_masked, kept)
 
     def features(params, extra, images):
         images = encoder.pixels.normalize(images)
@@ -111,6 +121,12 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         with_positions=functools.partial(with_positions, encoder, config.model.decoder_width),
         reconstruct=reconstruct if target.pixels else None,
     )
+
+
+def _bytes_of_logits(config, kept: int) -> int:
+    """What the logits of an image take in a block of the decoder."""
+    model = config.model
+    return model.decoder_heads * (1 + kept) ** 2 * jnp.dtype(model.dtype).itemsize
 
 
 def with_positions(encoder: Encoder, decoder_width: int, params, extra):

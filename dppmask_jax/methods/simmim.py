@@ -168,9 +168,9 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         tokens = net.encode(params, views.images, mask.hidden, kept, views.drop_keys)
         pred = net.predict(params, tokens)
         if not ranks:
-            return single_view.loss_of(target, pred, views.raw, mask, kept), (metrics, {})
+            return single_view.loss_of(target, pred, views.raw, mask.mask, kept), (metrics, {})
         found = pred, net.scores(params, tokens)
-        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask, kept)
+        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask.mask, kept)
         return total, (metrics | losses, {})
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):

@@ -83,7 +83,15 @@ class MAE(nn.Module):
         Returns:
           What the decoder does.
         """
-        latent, _ = self.encoder.encode(patches.gather(tokens, order[:, :num_keep]), keys)
+        return self.decode(self.latent(tokens, order, num_keep, keys), order, hardness)
+
+    def latent(self, tokens, order, num_keep: int, keys=None):
+        """(B, 1 + K, D): the encoded visible tokens, as the decoder takes them; arguments as for
+        `predict`."""
+        return self.encoder.encode(patches.gather(tokens, order[:, :num_keep]), keys)[0]
+
+    def decode(self, latent, order, hardness: bool = False):
+        """What the decoder does."""
         return self.decoder(latent, order, hardness)
 
     def hardness(self, images):

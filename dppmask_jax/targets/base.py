@@ -24,6 +24,8 @@ class Target(NamedTuple):
       width: P, the number of values predicted for a patch.
       of: images -> (B, N, P) float32.
       loss: (pred (B, N, P), target (B, N, P), mask (B, N) bool) -> scalar float32; True is masked.
+        A mean over the images, where as many patches are masked in each: it is taken of a few
+        images at a time.
       pixels: (pred (B, N, P), images, known=None) -> (B, N, p * p * C) float32, the pixels from 0
         to 1, not clipped, that a prediction stands for. Only patches `known` (B, K) int32 of the
         images may enter, all of them where it is None. None: a prediction shows no pixels.

@@ -1,0 +1,82 @@
+"""Losses of a batch, computed a few images at a time, forward and backward.
+
+What a decoder keeps of a whole batch for its backward pass goes through the main memory of a chip
+many times; that of a few images stays in the fast one. As nothing follows the loss, its gradient is
+computed with it: each image is decoded once, and nothing is kept but gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+FAST_BYTES = 20 * 2**20  # what one array may take of a fast memory of 128 MiB, as v5e and v6e have
+
+
+def size_for(images: int, bytes_of_one: int) -> int:
+    """How many of the images are one chunk: a divisor of them.
+
+    Args:
+      images: of a batch.
+      bytes_of_one: what the largest array holds of an image.
+
+    Returns:
+      The largest divisor whose array takes `FAST_BYTES` at most. All images, where that is less
+      than half of what would fit: small chunks keep no device busy.
+    """
+    most = max(1, FAST_BYTES // bytes_of_one)
+    size = max(n for n in range(1, min(images, most) + 1) if images % n == 0)
+    return size if 2 * size > min(images, most) else images
+
+
+def mean(loss: Callable, size: int, params, latent, others):
+    """The mean of a loss over chunks of a batch.
+
+    Args:
+      loss: (params, latent, others) of a chunk -> () float32, a mean over its images. It closes
+        over no array that depends on the parameters.
+      size: images of a chunk, a divisor of theirs.
+      params: a tree of floating-point arrays.
+      latent: (B, ...), floating point.
+      others: a tree of (B, ...) arrays that have no gradient.
+
+    Returns:
+      () float32, with gradients in `params` and `latent`.
+    """
+    images = len(latent)
+    if size == images:
+        return loss(params, latent, others)
+    chunks = jax.tree.map(
+        lambda x: x.reshape(images // size, size, *x.shape[1:]), (latent, others)
+    )
+    return _mean(loss, params, *chunks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mean(loss, params, latent, others):
+    return jnp.mean(jax.lax.map(lambda chunk: loss(params, *chunk), (latent, others)))
+
+
+def _mean_forward(loss, params, latent, others):
+    find = jax.value_and_grad(loss, argnums=(0, 1))
+
+    def add(total, chunk):
+        value, (of_params, of_latent) = find(params, *chunk)
+        return jax.tree.map(jnp.add, total, (value, of_params)), of_latent
+
+    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    (value, of_params), of_latent = jax.lax.scan(add, start, (latent, others))
+    return value / len(latent), (of_params, of_latent)
+
+
+def _mean_backward(loss, gradients, of_mean):
+    of_params, of_latent = jax.tree.map(
+        lambda x: (x * (of_mean / len(gradients[1]))).astype(x.dtype), gradients
+    )
+    return of_params, of_latent, None
+
+
+_mean.defvjp(_mean_forward, _mean_backward)
