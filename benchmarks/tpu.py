@@ -152,7 +152,8 @@ def lower(case: Case):
         )
     plan = plan_from(config, IMAGES_OF_EPOCH)
     method = method_from(config, plan)
-    step = make_step(method, accum_steps=config.optim.accum_steps, devices=devices)
+    accum_steps, mode = config.optim.accum_steps, config.parallel.mode
+    step = make_step(method, accum_steps=accum_steps, devices=devices, mode=mode)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: init_state(method, key), key)
     batch = _abstract_batch(method, config, len(devices))
