@@ -102,6 +102,11 @@ def on_cpu() -> bool:
     return jax.devices()[0].platform == "cpu"
 
 
+def on_tpu(devices=None) -> bool:
+    """Whether these devices are TPUs; None: all there are."""
+    return (devices or jax.devices())[0].platform == "tpu"
+
+
 def idle_dtype(dtype: str) -> str:
     """Why a dtype only costs precision on these devices, in words; "" where it saves time."""
     if dtype != "bfloat16" or not on_cpu():

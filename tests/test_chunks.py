@@ -52,8 +52,8 @@ def gradients_by_hand(params, latent, targets, counts):
     return value, of_params, of_error @ np.float64(params["kernel"]).T
 
 
-@pytest.mark.parametrize("size", [1, 3, 6, 12])
-def test_the_gradient_of_chunks_is_that_of_the_batch(size):
+@pytest.fixture(scope="module")
+def batch():
     rng = np.random.default_rng(0)
     latent = rng.normal(size=(12, 4, 5)).astype(np.float32)
     targets = rng.normal(size=(12, 4, 3)).astype(np.float32)
@@ -62,13 +62,29 @@ def test_the_gradient_of_chunks_is_that_of_the_batch(size):
         "kernel": rng.normal(size=(5, 3)).astype(np.float32),
         "bias": rng.normal(size=3).astype(np.float32),
     }
+    return params, latent, targets, counts
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_the_gradient_of_chunks_is_that_of_the_batch(size, batch):
+    params, latent, *others = batch
+    find = jax.value_and_grad(squares, argnums=(0, 1))
+    found = jax.jit(chunks.in_chunks, static_argnums=(0, 1))(find, size, params, latent, others)
+    value, *gradients = gradients_by_hand(*batch)
+    np.testing.assert_allclose(found[0], value, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(found[1]), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 12])
+def test_what_follows_the_mean_multiplies_its_gradient(size, batch):
+    params, latent, *others = batch
 
     def loss(params, latent):
-        # What follows the mean multiplies its gradient.
-        return 3.0 * chunks.mean(squares, size, params, latent, (targets, counts))
+        return 3.0 * chunks.mean(squares, size, params, latent, others)
 
     found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, latent)
-    value, *gradients = gradients_by_hand(params, latent, targets, counts)
+    value, *gradients = gradients_by_hand(*batch)
     np.testing.assert_allclose(found[0], 3 * value, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(loss)(params, latent), 3 * value, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(found[1]), jax.tree.leaves(gradients), strict=True):
@@ -90,18 +106,28 @@ def test_a_decoder_in_chunks_is_the_decoder(masks, monkeypatch):
     batch = {name: np.stack([one[name] for one in examples]) for name in examples[0]}
     params, extra = tiny.filled(jax.eval_shape(method.init, KEY), 2)
     (turn,) = method.turns
-    found = []
-    # All images, and two at a time.
-    for fast_bytes, loops in ((chunks.FAST_BYTES, False), (2 * 2 * 17**2 * 4, True)):
 
-        def loss(params):
-            return turn.loss(params, extra, batch, KEY, jnp.int32(0))[0]
+    def loss(params):
+        return turn.loss(params, extra, batch, KEY, jnp.int32(0))[0]
 
-        monkeypatch.setattr(chunks, "FAST_BYTES", fast_bytes)
-        traced = str(jax.make_jaxpr(jax.grad(loss))(params))
-        assert ("length=4" in traced) == loops
-        found.append(jax.jit(jax.value_and_grad(loss))(params))
-    (one, gradient), (other, in_chunks) = found
-    np.testing.assert_allclose(other, one, rtol=1e-6)
+    def traced():  # a function of its own each time: what was traced is not found again
+        return jax.jit(jax.value_and_grad(lambda params: loss(params))).trace(params)
+
+    def loops(traced, platform):
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+
+    at_once = traced()
+    value, gradient = at_once.lower().compile()(params)
+    monkeypatch.setattr(chunks, "FAST_BYTES", 2 * 2 * 17**2 * 4)  # two images at a time
+    both = traced()
+    assert loops(both, "tpu") == loops(at_once, "tpu") + 1
+    assert loops(both, "cpu") == loops(at_once, "cpu")
+    # As on a TPU.
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent",
+        lambda *args, tpu=None, cpu=None, default: (tpu or default)(*args),
+    )  # fmt: skip
+    other, in_chunks = traced().lower().compile()(params)
+    np.testing.assert_allclose(other, value, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(in_chunks), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from dppmask_jax import dpp, masking, optim, parallel, patches
 from dppmask_jax.data.images import views
 from dppmask_jax.data.images.augment import denormalize, normalize
 from dppmask_jax.losses import distillation
-from dppmask_jax.methods import ibot, ibot_masks
+from dppmask_jax.methods import chunks, ibot, ibot_masks
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.models.heads import ProjectionHead
 from dppmask_jax.models.sizes import SIZES, Size
@@ -651,23 +651,28 @@ def one_step(method, state, batch):
 
 
 @pytest.mark.slow
-def test_accumulated_micro_batches_equal_one_batch():
+def test_micro_batches_and_chunks_equal_one_batch(monkeypatch):
+    """Accumulated, or as many images at a time as the fast memory of a TPU holds."""
     _, method, *_ = built("dpp")
     optimizer = adamw(epsilon=1e-3, learning_rate=lambda step: 1e-2)
     method = tiny.with_optimizer(method, optimizer)
     results = []
-    for accum_steps in (1, 2):
+    (turn,) = method.turns
+    for accum_steps, images_that_fit in ((1, 8), (2, 8), (1, 1)):  # of two on each device
+        monkeypatch.setattr(parallel, "on_tpu", lambda devices: True)
+        monkeypatch.setattr(chunks, "FAST_BYTES", images_that_fit * turn.image_bytes)
         step = make_step(method, accum_steps=accum_steps)
         state = parallel.replicate(init_state(method, jax.random.key(0)))
         for i in range(2):
             state, metrics = step(state, parallel.split_batch(batch_of(8, 8 * i)), KEY)
         results.append((state, metrics))
-    (one, metrics), (several, accumulated) = results
-    for name, value in metrics.items():
-        np.testing.assert_allclose(accumulated[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    np.testing.assert_array_equal(one.extra["last_use"], several.extra["last_use"])
-    for x, y in zip(floats(one.extra), floats(several.extra), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    one, metrics = results[0]
+    for several, accumulated in results[1:]:
+        for name, value in metrics.items():
+            np.testing.assert_allclose(accumulated[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(one.extra["last_use"], several.extra["last_use"])
+        for x, y in zip(floats(one.extra), floats(several.extra), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Losses of a batch, computed a few images at a time, forward and backward.
+"""Losses of a batch, on TPUs computed a few images at a time, forward and backward.
 
 What a decoder keeps of a whole batch for its backward pass goes through the main memory of a chip
 many times; that of a few images stays in the fast one. As nothing follows the loss, its gradient is
@@ -33,11 +33,12 @@ def size_for(images: int, bytes_of_one: int) -> int:
 
 
 def mean(loss: Callable, size: int, params, latent, others):
-    """The mean of a loss over chunks of a batch.
+    """The mean of a loss over a batch: on TPUs chunk by chunk, elsewhere, where a small batch keeps
+    a device less busy, at once.
 
     Args:
-      loss: (params, latent, others) of a chunk -> () float32, a mean over its images. It closes
-        over no array that depends on the parameters.
+      loss: (params, latent, others) of some images -> () float32, a mean over them. It closes over
+        no array that depends on the parameters.
       size: images of a chunk, a divisor of theirs.
       params: a tree of floating-point arrays.
       latent: (B, ...), floating point.
@@ -46,36 +47,49 @@ def mean(loss: Callable, size: int, params, latent, others):
     Returns:
       () float32, with gradients in `params` and `latent`.
     """
-    images = len(latent)
-    if size == images:
+    if size == len(latent):
         return loss(params, latent, others)
-    chunks = jax.tree.map(
-        lambda x: x.reshape(images // size, size, *x.shape[1:]), (latent, others)
-    )
-    return _mean(loss, params, *chunks)
+    return _mean(loss, size, params, latent, others)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean(loss, params, latent, others):
-    return jnp.mean(jax.lax.map(lambda chunk: loss(params, *chunk), (latent, others)))
+def in_chunks(find: Callable, size: int, params, latent, others):
+    """What `find` gives of chunks of a batch, as of all of it.
 
+    Args:
+      find: `jax.value_and_grad(loss, argnums=(0, 1))`, see `mean`, as are the others.
 
-def _mean_forward(loss, params, latent, others):
-    find = jax.value_and_grad(loss, argnums=(0, 1))
+    Returns:
+      (mean, (gradient in params, gradient in latent)).
+    """
+    number = len(latent) // size
+    chunks = jax.tree.map(lambda x: x.reshape(number, size, *x.shape[1:]), (latent, others))
 
     def add(total, chunk):
         value, (of_params, of_latent) = find(params, *chunk)
         return jax.tree.map(jnp.add, total, (value, of_params)), of_latent
 
     start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    (value, of_params), of_latent = jax.lax.scan(add, start, (latent, others))
-    return value / len(latent), (of_params, of_latent)
-
-
-def _mean_backward(loss, gradients, of_mean):
-    of_params, of_latent = jax.tree.map(
-        lambda x: (x * (of_mean / len(gradients[1]))).astype(x.dtype), gradients
+    (value, of_params), of_latent = jax.lax.scan(add, start, chunks)
+    value, of_params, of_latent = jax.tree.map(
+        lambda x: (x / number).astype(x.dtype), (value, of_params, of_latent)
     )
+    return value, (of_params, of_latent.reshape(latent.shape))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mean(loss, size, params, latent, others):
+    return loss(params, latent, others)
+
+
+def _mean_forward(loss, size, params, latent, others):
+    find = jax.value_and_grad(loss, argnums=(0, 1))
+    return jax.lax.platform_dependent(
+        params, latent, others, tpu=functools.partial(in_chunks, find, size), default=find
+    )
+
+
+def _mean_backward(loss, size, gradients, of_mean):
+    of_params, of_latent = jax.tree.map(lambda x: (x * of_mean).astype(x.dtype), gradients)
     return of_params, of_latent, None
 
 

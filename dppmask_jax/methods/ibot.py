@@ -34,6 +34,8 @@ from dppmask_jax.methods.ibot_network import (
 )
 from dppmask_jax.methods.image_features import parts_in
 from dppmask_jax.methods.momentum import averaged, followed
+from dppmask_jax.models.base import Encoder
+from dppmask_jax.models.sizes import size_of
 
 _RECENT_STEPS = 100  # a prototype that was an image's best in one of them counts as used
 
@@ -81,7 +83,13 @@ def build(config, plan: Plan) -> Method:
             flip=data.flip,
         ),
         init=functools.partial(_init, parts),
-        turns=(Turn(loss, optim.from_settings(config.optim, plan, optim.linspace_cosine)),),
+        turns=(
+            Turn(
+                loss,
+                optim.from_settings(config.optim, plan, optim.linspace_cosine),
+                image_bytes=GLOBAL_VIEWS * _bytes_of_logits(config, net.encoder),
+            ),
+        ),
         after_step=functools.partial(_after_step, config.loss.center_decay, decay_at),
         encoder=net.encoder,
         features=functools.partial(_features, parts),
@@ -109,6 +117,13 @@ def build(config, plan: Plan) -> Method:
         masker=None, masks=None, num_hidden=None, describe=(),
         schedules={"decay of the teacher": decay_at},
     )  # fmt: skip
+
+
+def _bytes_of_logits(config, encoder: Encoder) -> int:
+    """What the logits of a view take in a block of the encoder."""
+    rows, columns = encoder.grid
+    tokens = 1 + rows * columns
+    return size_of(config.model).heads * tokens**2 * jnp.dtype(config.model.dtype).itemsize
 
 
 def _init(parts: _Parts, key):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dppmask_jax import optim, parallel
+from dppmask_jax.methods import chunks
 from dppmask_jax.methods.base import Method, TrainState, Turn
 
 
@@ -44,6 +45,8 @@ def make_step(
       is not finite, the step is skipped: only the counts change.
     """
 
+    in_chunks = parallel.on_tpu(devices)
+
     def prepared(batch, key):
         batch = dict(batch)
         wish = parallel.largest(jnp.max(batch.pop("wish", 0)))
@@ -56,7 +59,7 @@ def make_step(
         batch, (wish, bad) = over.each(prepared)(batch, key)
         params, opt_states, metrics, aux, checks = state.params, (), {}, {}, []
         for turn, opt_state in zip(method.turns, state.opt_state, strict=True):
-            gradients = functools.partial(_gradients, turn, accum_steps)
+            gradients = functools.partial(_gradients, turn, accum_steps, in_chunks)
             find = over.mean(gradients, _trained(turn, params))
             grads, (loss, of_turn, aux_of_turn) = find(batch, params, state.extra, key, state.step)
             params, opt_state, of_update, is_finite = _updated(
@@ -93,8 +96,12 @@ def _with_trained(turn: Turn, params, trained):
     return trained if turn.trains is None else {**params, **trained}
 
 
-def _gradients(turn: Turn, accum_steps: int, batch, params, extra, key, step):
+def _gradients(turn: Turn, accum_steps: int, in_chunks: bool, batch, params, extra, key, step):
     """(gradient of what the turn trains, (loss, metrics, aux)), means over the micro-batches."""
+    parts = accum_steps
+    if in_chunks and turn.image_bytes:
+        images = len(batch["index"]) // accum_steps
+        parts *= images // chunks.size_for(images, turn.image_bytes)
 
     def loss_of(trained, micro):
         trained = optim.stopped(trained, turn.optimizer.frozen)
@@ -107,9 +114,9 @@ def _gradients(turn: Turn, accum_steps: int, batch, params, extra, key, step):
         (loss, (metrics, aux)), grads = grad_fn(_trained(turn, params), micro)
         return grads, (loss, metrics, aux)
 
-    if accum_steps == 1:
+    if parts == 1:
         return of_micro_batch(batch)
-    micros = jax.tree.map(lambda x: x.reshape((accum_steps, -1, *x.shape[1:])), batch)
+    micros = jax.tree.map(lambda x: x.reshape((parts, -1, *x.shape[1:])), batch)
     first = jax.tree.map(lambda x: x[0], micros)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_micro_batch, first)
@@ -119,7 +126,7 @@ def _gradients(turn: Turn, accum_steps: int, batch, params, extra, key, step):
         return jax.tree.map(jnp.add, total, of_micro_batch(micro)), None
 
     total, _ = jax.lax.scan(add, zeros, micros)
-    return jax.tree.map(lambda x: x / accum_steps, total)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def _updated(turn: Turn, opt_state, params, grads, loss, step):
