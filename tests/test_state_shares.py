@@ -137,3 +137,16 @@ def test_the_gradient_is_exchanged_as_shares_and_the_old_state_donated():
     assert memory.alias_size_in_bytes == pytest.approx(bytes_of_state / 4, rel=0.05)
     text = compiled.as_text()
     assert "reduce-scatter" in text and "all-gather" in text
+
+
+@pytest.mark.slow
+def test_shares_are_exchanged_in_groups_on_a_tpu(monkeypatch):
+    monkeypatch.setattr(parallel, "on_tpu", lambda devices=None: True)
+    assert parallel._exchange_stages(jax.devices()) == [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]
+    (found, state), (right, whole) = (
+        steps_of(built("mae"), mode, 4) for mode in ("shard_map", "pmap")
+    )
+    for one, other in zip(found, right, strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=ROUNDING)
+    for (path, x), (_, y) in zip(leaves_of(state), leaves_of(whole), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5, err_msg=str(path))
