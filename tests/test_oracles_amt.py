@@ -71,6 +71,6 @@ def test_loss():
     )
     mask = masking.Mask(kept, jnp.asarray(is_masked), None, jnp.asarray(thrown))
     pred = jnp.asarray(oracle["loss_pred_unthrown"])
-    found = single_view.loss_of(target, pred, images, mask, jnp.asarray(kept))
+    found = target.loss(pred, *single_view.wanted_of(target, images, mask, jnp.asarray(kept)))
     error = abs(float(found) / float(oracle["loss"]) - 1)
     oracles.below("amt, loss (relative)", error, 1e-6)

@@ -85,20 +85,21 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         latent = model.apply(
             {"params": params}, tokens, kept, num_keep, views.drop_keys, method="latent"
         )
+        wanted, is_masked = single_view.wanted_of(target, views.raw, mask, kept)
         if not ranks:
             decoder = {"decoder": params["decoder"]}
             size = chunks.size_for(len(latent), _bytes_of_logits(config, shares.kept))
-            total = chunks.mean(decoded, size, decoder, latent, (views.raw, mask.mask, kept))
+            total = chunks.mean(decoded, size, decoder, latent, (kept, wanted, is_masked))
             return total, (metrics, {})
         found = model.apply({"params": params}, latent, kept, ranks, method="decode")
-        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask.mask, kept)
+        total, losses = single_view.ranked_loss(config, target, found, wanted, is_masked)
         return total, (metrics | losses, {})
 
     def decoded(params, latent, others):
         """The loss of some images, from the decoder's parameters alone."""
-        images, is_masked, kept = others
+        kept, wanted, is_masked = others
         pred = model.apply({"params": params}, latent, kept, method="decode")
-        return single_view.loss_of(target, pred, images, is_masked, kept)
+        return target.loss(pred, wanted, is_masked)
 
     def features(params, extra, images):
         images = encoder.pixels.normalize(images)

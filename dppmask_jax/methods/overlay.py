@@ -146,7 +146,8 @@ def _vit(config, plan: Plan, corruption: corruptions.Corruption) -> Method:
         mask, metrics = mask_of(params, extra, views, batch, key, step)
         kept = mask.order[:, : shares.kept]
         pred = predict(params, images, kept, views.drop_keys)
-        return single_view.loss_of(target, pred, views.raw, mask.mask, kept), (metrics, {})
+        wanted, is_masked = single_view.wanted_of(target, views.raw, mask, kept)
+        return target.loss(pred, wanted, is_masked), (metrics, {})
 
     def restore(params, extra, images, order):
         pred = predict(params, kind.normalize(images), order)

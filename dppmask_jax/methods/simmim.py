@@ -167,10 +167,11 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         kept = mask.order[:, :num_kept]
         tokens = net.encode(params, views.images, mask.hidden, kept, views.drop_keys)
         pred = net.predict(params, tokens)
+        wanted, is_masked = single_view.wanted_of(target, views.raw, mask, kept)
         if not ranks:
-            return single_view.loss_of(target, pred, views.raw, mask.mask, kept), (metrics, {})
+            return target.loss(pred, wanted, is_masked), (metrics, {})
         found = pred, net.scores(params, tokens)
-        total, losses = single_view.ranked_loss(config, target, found, views.raw, mask.mask, kept)
+        total, losses = single_view.ranked_loss(config, target, found, wanted, is_masked)
         return total, (metrics | losses, {})
 
     def reconstruct(params, extra, images, order, borrow_statistics=False):

@@ -87,41 +87,36 @@ def visible_count(config) -> int:
     return masking.num_visible(rows * columns, config.mask.ratio)
 
 
-def loss_of(target: Target, pred, images, is_masked, kept):
-    """The loss of a prediction of all patches, or of those alone that were not thrown away.
+def wanted_of(target: Target, images, mask: masking.Mask, kept):
+    """What is to be predicted of the patches that were not thrown away.
 
     Args:
-      pred: (B, M, P), in the order of the image.
       images: flipped, as they are loaded.
-      is_masked: (B, N) bool, True where a patch is to be predicted.
       kept: (B, M) int32, the numbers of the patches, in any order.
+
+    Returns:
+      ((B, M, P) targets, (B, M) bool, True where a patch is masked), in the order of the image.
     """
-    return target.loss(pred, *_of_kept(target, images, is_masked, kept))
-
-
-def ranked_loss(config, target: Target, found, images, is_masked, kept):
-    """(loss, {metric: ()}) of a method that predicts losses as well.
-
-    Args:
-      found: (pred (B, M, P), scores (B, M)), in the order of the image.
-      images, is_masked, kept: see `loss_of`.
-    """
-    pred, scores = found
-    wanted, is_masked = _of_kept(target, images, is_masked, kept)
-    of_target = target.loss(pred, wanted, is_masked)
-    of_ranks = hardness.ranked(target, pred, wanted, scores, is_masked)
-    metrics = {"loss_target": of_target, "loss_rank": of_ranks}
-    return of_target + config.mask.rank_weight * of_ranks, metrics
-
-
-def _of_kept(target: Target, images, is_masked, kept):
-    """((B, M, P) targets, (B, M) bool mask) of the patches `kept`, in the order of the image."""
-    wanted = target.of(images)
+    wanted, is_masked = target.of(images), mask.mask
     if kept.shape[1] < is_masked.shape[1]:
         place = jnp.sort(kept, axis=1)
         wanted = patches.gather(wanted, place)
         is_masked = jnp.take_along_axis(is_masked, place, axis=1)
     return wanted, is_masked
+
+
+def ranked_loss(config, target: Target, found, wanted, is_masked):
+    """(loss, {metric: ()}) of a method that predicts losses as well.
+
+    Args:
+      found: (pred (B, M, P), scores (B, M)), in the order of the image.
+      wanted, is_masked: of `wanted_of`.
+    """
+    pred, scores = found
+    of_target = target.loss(pred, wanted, is_masked)
+    of_ranks = hardness.ranked(target, pred, wanted, scores, is_masked)
+    metrics = {"loss_target": of_target, "loss_rank": of_ranks}
+    return of_target + config.mask.rank_weight * of_ranks, metrics
 
 
 def method_parts(
