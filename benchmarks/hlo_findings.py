@@ -35,11 +35,24 @@ FREE = (
 
 
 class Collective(NamedTuple):
-    """An exchange between devices: how often, and bytes of a device's result in all its runs."""
+    """An exchange between devices: how often, bytes of a device's result in all its runs, and how
+    many devices exchange with each other; 1 where the program does not say."""
 
     kind: str
     times: float
     bytes: float
+    devices: int = 1
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends to the next one of a ring, which takes the fewest."""
+        others = self.devices - 1
+        shares = {
+            "all-reduce": 2 * others / self.devices,
+            "all-gather": others / self.devices,
+            "reduce-scatter": others,  # the result is a share
+        }
+        return self.bytes * shares.get(self.kind, 1)
 
 
 def collectives(module: Module, ran: list[Execution]) -> list[Collective]:
@@ -48,9 +61,23 @@ def collectives(module: Module, ran: list[Execution]) -> list[Collective]:
     for op, times in ran:
         for one in (op, *inside(module, op)):
             kind = one.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                found.append(Collective(kind, times, times * num_bytes(_result(one))))
+            if kind not in COLLECTIVES:
+                continue
+            size = num_bytes(_result(one))
+            # A fusion of a sum with the choice of a share of it, which the TPU compiler names so.
+            if any(name.startswith("all-reduce-scatter") for name in op.called("calls")):
+                kind, size = "reduce-scatter", num_bytes(op.shape)
+            found.append(Collective(kind, times, times * size, _group(one)))
     return found
+
+
+def _group(op: Op) -> int:
+    """How many devices exchange with each other, as in {{0,1},{2,3}} or [2,2]<=[4]."""
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", op.attributes)
+    if listed:
+        return len(listed[1].split(","))
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", op.attributes)
+    return int(counted[1]) if counted else 1
 
 
 def _result(op: Op) -> str:

@@ -133,7 +133,7 @@ def memory_table(cases: list[dict[str, Any]]) -> str:
     """Memory, exchange and cycles of each case, as Markdown."""
     heads = (
         "step", "chips", "images a chip", "GiB at its peak", "of", "arguments", "temporaries",
-        "exchange, of the parameters", "M cycles", "at worst", "ms", "images/s a chip",
+        "sent, of a sum of the gradients", "M cycles", "at worst", "ms", "images/s a chip",
     )  # fmt: skip
     rows = []
     for each in cases:
@@ -143,7 +143,7 @@ def memory_table(cases: list[dict[str, Any]]) -> str:
             rows[-1] += [""] * (len(heads) - len(rows[-1]))
             continue
         gib = {name: f"{size / tpu.GIB:.2f}" for name, size in each["memory"].items()}
-        exchanged = sum(one["bytes"] for one in each["collectives"])
+        exchanged, share = tpu.sent(each)
         rows.append(
             [
                 label(each),
@@ -153,7 +153,7 @@ def memory_table(cases: list[dict[str, Any]]) -> str:
                 gib["room"],
                 gib["arguments"],
                 gib["temporaries"],
-                f"{exchanged / 1e6:.1f} MB, {exchanged / each['parameter_bytes']:.1%}",
+                f"{exchanged / 1e6:.1f} MB, {share:.1%}",
                 f"{each['cycles'] / 1e6:.1f}",
                 f"{each['cycles_at_worst'] / 1e6:.1f}",
                 f"{each['milliseconds']:.1f}",
@@ -204,16 +204,14 @@ def scaling_table(cases: list[dict[str, Any]]) -> str:
 def scaled(each: dict[str, Any], part: Slice) -> list[str]:
     """A row of `scaling_table`.
 
-    Nothing overlaps: a step is its cycles, then the sum of the gradients. For that a chip sends
-    2 (n - 1) / n of their bytes.
+    Nothing overlaps: a step is its cycles, then the exchange.
     """
     chips = each["chips"]
     chip = tpu.CHIPS[part.topology.partition(":")[0]]
-    gradient = sum(one["bytes"] for one in each["collectives"])
-    exchange = 1e3 * 2 * gradient * (chips - 1) / chips / (part.links * chip.links)
+    exchange = 1e3 * tpu.sent(each)[0] / (part.links * chip.links)
     compute = each["milliseconds"]
     rate = 1e3 * each["batch"] / (compute + exchange)
-    limit = "cycles of the step" if compute >= exchange else "exchange of gradients"
+    limit = "cycles of the step" if compute >= exchange else "exchange"
     per_core = IMAGES_PER_CORE["ibot" if "ibot" in each["title"] else "mae"]
     cores = rate / per_core
     if part.host_cores and cores > part.host_cores:

@@ -264,6 +264,12 @@ EXCHANGES = """
   %x = f32[8] parameter(0)
   ROOT %moved = f32[8] collective-permute(%x), source_target_pairs={{0,1},{1,0}}
 }
+%all-reduce-scatter.3 (x: f32[4]) -> f32[1] {
+  %x = f32[4] parameter(0)
+  %zero = s32[] constant(0)
+  %whole = f32[4] all-reduce(%x), replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  ROOT %chosen = f32[1] dynamic-slice(%whole, %zero), dynamic_slice_sizes={1}
+}
 ENTRY %main (x: f32[8], y: bf16[4]) -> f32[8] {
   %x = f32[8]{0:T(256)} parameter(0)
   %y = bf16[4]{0} parameter(1)
@@ -274,7 +280,8 @@ ENTRY %main (x: f32[8], y: bf16[4]) -> f32[8] {
   %gathered = f32[16]{0} all-gather-done(%gather)
   %send = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%x)
   %sent = f32[8]{0} collective-permute-done(%send)
-  %scattered = f32[4]{0} reduce-scatter(%x), dimensions={0}, to_apply=%add
+  %scattered = f32[4]{0} reduce-scatter(%x), replica_groups=[1,2]<=[2], to_apply=%add
+  %share = f32[1]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
   ROOT %last = f32[8]{0} fusion(%ended), kind=kLoop, calls=%hidden
 }
 """
@@ -284,13 +291,28 @@ def test_exchanges_are_counted_once_with_the_bytes_that_they_give():
     program = module(EXCHANGES)
     found = hlo_findings.collectives(program, list(hlo.executions(program)))
     assert sorted(found) == [
-        ("all-gather", 1, 64),
-        ("all-reduce", 1, 32),
-        ("all-reduce", 1, 32 + 8),
-        ("collective-permute", 1, 32),
-        ("collective-permute", 1, 32),
-        ("reduce-scatter", 1, 16),
+        ("all-gather", 1, 64, 1),
+        ("all-reduce", 1, 32, 1),
+        ("all-reduce", 1, 32 + 8, 2),
+        ("collective-permute", 1, 32, 1),
+        ("collective-permute", 1, 32, 1),
+        ("reduce-scatter", 1, 4, 4),
+        ("reduce-scatter", 1, 16, 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "sent"),
+    [
+        # Of 4 devices and 400 bytes: a ring of shares of 100, once around, or twice for a sum.
+        ("all-reduce", 400, 600),
+        ("all-gather", 400, 300),
+        ("reduce-scatter", 100, 300),
+        ("collective-permute", 400, 400),
+    ],
+)
+def test_what_a_device_sends(kind, size, sent):
+    assert hlo_findings.Collective(kind, 1, size, 4).sent == sent
 
 
 def test_an_exchange_in_a_loop_counts_as_often_as_it_runs():
@@ -301,7 +323,7 @@ def test_an_exchange_in_a_loop_counts_as_often_as_it_runs():
         entry(while_op("a")),
     )
     found = hlo_findings.collectives(program, list(hlo.executions(program)))
-    assert found == [("all-reduce", 6, 6 * 32)]
+    assert found == [("all-reduce", 6, 6 * 32, 1)]
 
 
 @pytest.mark.parametrize(
