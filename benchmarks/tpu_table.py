@@ -31,6 +31,7 @@ from benchmarks import tpu  # noqa: E402
 DOC, RESULTS = ROOT / "docs" / "speed.md", ROOT / "docs" / "speed_tpu.json"
 
 MAE, IBOT = "configs/mae.py:dataset=imagenet1k", "configs/ibot.py:dataset=imagenet1k"
+SHARED = " --config.parallel.mode=shard_map"
 CASES = [
     # Every mask, at the documented batch.
     *[(f"{MAE},mask={mask}", "v5e:4x4") for mask in ("dpp", "random", "block")],
@@ -47,6 +48,10 @@ CASES = [
     (f"{IBOT},mask=dpp", "v6e:2x4"),
     (f"{IBOT},mask=dpp", "v5e:16x16"),
     (f"{IBOT},mask=dpp --config.optim.accum_steps=2", "v5e:2x4"),
+    # The state shared out.
+    (f"{MAE},mask=dpp{SHARED}", "v5e:4x4"),
+    (f"{MAE},mask=dpp{SHARED}", "v5e:16x16"),
+    (f"{IBOT},mask=dpp{SHARED}", "v5e:16x16"),
     # Memory against time.
     (f"{MAE},mask=dpp --config.model.remat=True", "v5e:4x4"),
     (f"{MAE},mask=dpp --config.optim.accum_steps=4", "v5e:4x4"),
@@ -78,9 +83,11 @@ class Slice(NamedTuple):
 SLICES = [
     Slice("v5e-8", f"{MAE},mask=dpp --config.optim.accum_steps=2", "v5e:2x4", 0.5, 224),
     Slice("v5e-256", f"{MAE},mask=dpp", "v5e:16x16", 1.0, 32 * 224),
+    Slice("v5e-256", f"{MAE},mask=dpp{SHARED}", "v5e:16x16", 1.0, 32 * 224),
     Slice("v4-512", f"{MAE},mask=dpp", "v4:4x8x8", 1.0, None),
     Slice("v5e-8", f"{IBOT},mask=dpp --config.optim.accum_steps=2", "v5e:2x4", 0.5, 224),
     Slice("v5e-256", f"{IBOT},mask=dpp", "v5e:16x16", 1.0, 32 * 224),
+    Slice("v5e-256", f"{IBOT},mask=dpp{SHARED}", "v5e:16x16", 1.0, 32 * 224),
 ]
 FILE_BYTES = 108e3  # of a photograph, mean of 160 of 500 x 375 pixels
 # Through the loader in a second, one core of an AMD EPYC (benchmarks/input.py): one crop, 2 + 10.

@@ -264,6 +264,19 @@ EXCHANGES = """
   %x = f32[8] parameter(0)
   ROOT %moved = f32[8] collective-permute(%x), source_target_pairs={{0,1},{1,0}}
 }
+%fused_computation.1 (x: f32[4]) -> (f32[4], u32[]) {
+  %x = f32[4] parameter(0)
+  %begins = f32[8] all-gather(%x), replica_groups={{0,1}}, dimensions={0}
+  ROOT %kept = (f32[4], u32[]) custom-call(%begins), custom_call_target="AsyncStart"
+}
+%async_collective_fusion.1 (x: f32[4]) -> f32[8] {
+  %x = f32[4] parameter(0)
+  ROOT %goes_on = f32[8] all-gather(%x), replica_groups={{0,1}}, dimensions={0}
+}
+%fused_computation.2 (x: f32[4]) -> f32[8] {
+  %x = f32[4] parameter(0)
+  ROOT %ends = f32[8] all-gather(%x), replica_groups={{0,1}}, dimensions={0}
+}
 %all-reduce-scatter.3 (x: f32[4]) -> f32[1] {
   %x = f32[4] parameter(0)
   %zero = s32[] constant(0)
@@ -282,6 +295,9 @@ ENTRY %main (x: f32[8], y: bf16[4]) -> f32[8] {
   %sent = f32[8]{0} collective-permute-done(%send)
   %scattered = f32[4]{0} reduce-scatter(%x), replica_groups=[1,2]<=[2], to_apply=%add
   %share = f32[1]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+  %async-collective-start.1 = (f32[4], u32[]) fusion(%x), kind=kCustom, calls=%fused_computation.1
+  %beside = f32[8]{0} fusion(%x), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done.1 = f32[8]{0} fusion(%x), kind=kCustom, calls=%fused_computation.2
   ROOT %last = f32[8]{0} fusion(%ended), kind=kLoop, calls=%hidden
 }
 """
@@ -291,6 +307,7 @@ def test_exchanges_are_counted_once_with_the_bytes_that_they_give():
     program = module(EXCHANGES)
     found = hlo_findings.collectives(program, list(hlo.executions(program)))
     assert sorted(found) == [
+        ("all-gather", 1, 32, 2),
         ("all-gather", 1, 64, 1),
         ("all-reduce", 1, 32, 1),
         ("all-reduce", 1, 32 + 8, 2),
