@@ -62,18 +62,22 @@ def in_chunks(find: Callable, size: int, params, latent, others):
       (mean, (gradient in params, gradient in latent)).
     """
     number = len(latent) // size
-    chunks = jax.tree.map(lambda x: x.reshape(number, size, *x.shape[1:]), (latent, others))
 
-    def add(total, chunk):
-        value, (of_params, of_latent) = find(params, *chunk)
-        return jax.tree.map(jnp.add, total, (value, of_params)), of_latent
+    # Slices of arrays that stay as they are: a scan would have them copied into its own order.
+    def add(i, total):
+        sums, of_latent = total
+        first = i * size
+        chunk = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), (latent, others)
+        )
+        value, (of_params, of_chunk) = find(params, *chunk)
+        sums = jax.tree.map(jnp.add, sums, (value, of_params))
+        return sums, jax.lax.dynamic_update_slice_in_dim(of_latent, of_chunk, first, 0)
 
     start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    (value, of_params), of_latent = jax.lax.scan(add, start, chunks)
-    value, of_params, of_latent = jax.tree.map(
-        lambda x: (x / number).astype(x.dtype), (value, of_params, of_latent)
-    )
-    return value, (of_params, of_latent.reshape(latent.shape))
+    found = jax.lax.fori_loop(0, number, add, (start, jnp.zeros_like(latent)))
+    (value, of_params), of_latent = jax.tree.map(lambda x: (x / number).astype(x.dtype), found)
+    return value, (of_params, of_latent)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
