@@ -152,18 +152,18 @@ def replicate(tree, devices=None):
     return jax.tree.map(put, tree)
 
 
-def place(tree, mode: str, devices=None):
-    """Puts a state of `init_state` where the step of a mode wants it, see `data_parallel_update`.
+def place(whole, mode: str):
+    """Puts a state that every device has where the step of a mode wants it.
 
     Args:
-      devices: as for `replicate`.
+      whole: from `replicate`.
+      mode: see `data_parallel_update`.
     """
-    whole = replicate(tree, devices)
     if mode == "pmap":
         return whole
-    mesh = _mesh(devices)
+    shardings = _share_shardings(whole, jax.tree.leaves(whole)[0].sharding.mesh)
     # Of what every device has, each keeps its share: nothing travels.
-    return jax.jit(lambda tree: tree, out_shardings=_share_shardings(tree, mesh))(whole)
+    return jax.jit(_same, out_shardings=shardings)(whole)
 
 
 def gather(tree):
@@ -178,7 +178,11 @@ def _is_whole(x) -> bool:
 
 @functools.cache
 def _gatherer(mesh: Mesh):
-    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _same(tree):
+    return tree
 
 
 def _mesh(devices=None) -> Mesh:

@@ -245,6 +245,7 @@ BOUNDS = {
     "optim.clip_per_tensor": _FLAG,
     "optim.accum_steps": _WHOLE_FROM_1,
     "optim.max_bad_steps": _WHOLE_FROM_0,
+    "parallel.mode": (["pmap", "shard_map"], ["jit", None]),
     "optim.freeze_last_layer_epochs": _FROM_0,
     "optim.layer_decay": ([TINY, 1], [0, 1.0000001]),
     "checkpoint.every": _WHOLE_FROM_1,

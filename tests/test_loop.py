@@ -488,7 +488,7 @@ def test_waiting_for_data_is_seen():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_gradients_are_exchanged_where_there_is_somebody_to_exchange_them_with(devices):
     update = parallel.data_parallel_update(
-        lambda state, batch, shared: (state, parallel.mean(batch)), jax.devices()[:devices]
+        lambda state, batch, shared, over: (state, parallel.mean(batch)), jax.devices()[:devices]
     )
     lowered = update.lower(jnp.zeros(3), jnp.zeros((devices, 5)), jnp.zeros(()))
     assert ("all_reduce" in lowered.as_text()) == (devices > 1)

@@ -58,7 +58,8 @@ def steps_of(method, mode, devices, **options):
     """(losses and all other metrics of some steps, the state after them)."""
     devices = jax.devices()[:devices]
     step = make_step(method, devices=devices, mode=mode, **options)
-    state = parallel.place(init_state(method, jax.random.key(0)), mode, devices)
+    whole = parallel.replicate(init_state(method, jax.random.key(0)), devices)
+    state = parallel.place(whole, mode)
     logged = []
     for i in range(STEPS):
         split = lambda x: x.reshape(len(devices), -1, *x.shape[1:])  # noqa: E731
@@ -115,7 +116,8 @@ def test_micro_batches_of_shares_are_those_of_whole_states():
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_device_holds_its_share(devices):
     state = init_state(built("mae"), jax.random.key(0))
-    placed = parallel.place(state, "shard_map", jax.devices()[:devices])
+    whole = parallel.replicate(state, jax.devices()[:devices])
+    placed = parallel.place(whole, "shard_map")
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(placed))
     assert held <= 1.02 * sum(leaf.size for leaf in jax.tree.leaves(state)) / devices
     jax.tree.map(np.testing.assert_array_equal, parallel.to_host(placed), jax.device_get(state))

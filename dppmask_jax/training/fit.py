@@ -106,9 +106,10 @@ def fit(
         batches = stack.enter_context(_stream(training, progress.say))
         hooks = () if probe is None else (loop.Hook(plan.evaluate_every, probe(progress.say)),)
         accum_steps, mode = config.optim.accum_steps, config.parallel.mode
+        state = parallel.place(state, mode)  # what was whole is freed
         outcome = loop.run(
             make_step(training.method, accum_steps=accum_steps, mode=mode),
-            parallel.place(state, mode),
+            state,
             batches,
             loop.Span(start.step, plan.total_steps, config.batch_size, training.seed_key),
             limits=_limits(training),
