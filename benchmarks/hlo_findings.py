@@ -36,23 +36,28 @@ FREE = (
 
 class Collective(NamedTuple):
     """An exchange between devices: how often, bytes of a device's result in all its runs, and how
-    many devices exchange with each other; 1 where the program does not say."""
+    many devices exchange with each other; 0 where the program does not say."""
 
     kind: str
     times: float
     bytes: float
-    devices: int = 1
+    devices: int = 0
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends to the next one of a ring, which takes the fewest."""
+        """Bytes that a device sends to the next one of a ring, which takes the fewest.
+
+        Raises:
+          ValueError: the program does not say how many exchange with each other.
+        """
+        if self.kind not in ("all-reduce", "all-gather", "reduce-scatter"):
+            return self.bytes
+        if not self.devices:
+            raise ValueError(f"an {self.kind} does not say who exchanges with whom")
         others = self.devices - 1
-        shares = {
-            "all-reduce": 2 * others / self.devices,
-            "all-gather": others / self.devices,
-            "reduce-scatter": others,  # the result is a share
-        }
-        return self.bytes * shares.get(self.kind, 1)
+        if self.kind == "reduce-scatter":  # the result is a share
+            return self.bytes * others
+        return self.bytes * others / self.devices * (2 if self.kind == "all-reduce" else 1)
 
 
 def collectives(module: Module, ran: list[Execution]) -> list[Collective]:
@@ -86,7 +91,7 @@ def _group(op: Op) -> int:
     if listed:
         return len(listed[1].split(","))
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", op.attributes)
-    return int(counted[1]) if counted else 1
+    return int(counted[1]) if counted else 0
 
 
 def _result(op: Op) -> str:

@@ -325,11 +325,17 @@ def problems(found: dict[str, Any]) -> list[str]:
         wrong.append(f"{memory['peak']:.3g} bytes of memory, and there are {memory['room']:.3g}")
     kinds = {each["kind"] for each in found["collectives"] if each["sent"] >= LARGE}
     share = sent(found)[1]
-    shared_out = found["mode"] == "shard_map"
     if found["chips"] > 1 and (not kinds or kinds - _ALLOWED[found["mode"]]):
         wrong.append(f"large exchanges are {', '.join(sorted(kinds)) or 'missing'}")
-    # Shares of parameters may travel in fewer bits than gradients.
-    if share > 1.05 or (share < 0.95 and found["chips"] > 1 and not shared_out):
+    least = 0.95 * (found["chips"] > 1)
+    if found["mode"] == "shard_map":  # parameters may travel in fewer bits than gradients
+        scattered = sum(
+            each["sent"] for each in found["collectives"] if each["kind"] == "reduce-scatter"
+        )
+        least = 0.45 * (found["chips"] > 1)
+        if scattered < least * sent(found)[0] / max(share, 1e-9):
+            wrong.append("gradients are not exchanged as shares")
+    if share > 1.05 or share < least:
         wrong.append(f"sends {share:.1%} of what a sum of the gradients takes")
     if found["host_transfers"]:
         wrong.append(f"talks to the host: {', '.join(found['host_transfers'])}")

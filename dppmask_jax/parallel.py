@@ -186,7 +186,13 @@ def _same(tree):
 
 
 def _mesh(devices=None) -> Mesh:
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+    return Mesh(np.asarray(_in_order(jax.devices() if devices is None else devices)), (AXIS,))
+
+
+def _in_order(devices) -> list:
+    """Those of a process one after the other, as `jax.pmap` has them and batches are put together;
+    on TPUs their numbers are not."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def _share_axis(shape: tuple[int, ...], devices: int) -> int | None:

@@ -86,10 +86,14 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
     init_key, seed_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
     begins = config.init_from and not start.restored
     encoder = _encoder_of(config, method) if begins else None
-    state = init_state(method, init_key)
-    if begins:
-        params, extra = method.with_encoder(state.params, state.extra, encoder)
-        state = state._replace(params=params, extra=extra)
+
+    def first():
+        state = init_state(method, init_key)
+        if begins:
+            params, extra = method.with_encoder(state.params, state.extra, encoder)
+            state = state._replace(params=params, extra=extra)
+        return state
+
     untrained = not start.restored and not config.init_from
     probed = probe.Probed(config, plan, train_source, val_source, untrained)
     training = Training(config, folder, start, plan, method, train_source, seed_key)
@@ -101,7 +105,7 @@ def _train(config, folder: Path, profile_steps: int, allow_change: bool) -> None
 
     state = fit(
         training,
-        state,
+        first,
         announce=lambda state: announcement.announce(training, state, val_source),
         probe=functools.partial(probe.of_run, probed, probe_key)
         if config.evaluate.every_epochs

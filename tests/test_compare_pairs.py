@@ -34,7 +34,7 @@ def begun(tmp_path_factory):
     np.save(folder / "masks.npy", np.broadcast_to(np.arange(16) < 12, (96, 16)))
     found = {}
 
-    def fit(training, state, **_):
+    def fit(training, first, **_):
         stream = loader.train_stream(
             training.source,
             example=training.method.example,
@@ -42,7 +42,7 @@ def begun(tmp_path_factory):
             batch_size=training.config.batch_size,
             seed=training.config.seed,
         )
-        batches = list(itertools.islice(stream, BATCHES))
+        state, batches = first(), list(itertools.islice(stream, BATCHES))
         (turn,) = training.method.turns
         step_key = jax.random.fold_in(training.seed_key, 0)
         with pytest.raises(Begun) as begun:

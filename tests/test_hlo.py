@@ -308,11 +308,11 @@ def test_exchanges_are_counted_once_with_the_bytes_that_they_give():
     found = hlo_findings.collectives(program, list(hlo.executions(program)))
     assert sorted(found) == [
         ("all-gather", 1, 32, 2),
-        ("all-gather", 1, 64, 1),
-        ("all-reduce", 1, 32, 1),
+        ("all-gather", 1, 64, 0),
+        ("all-reduce", 1, 32, 0),
         ("all-reduce", 1, 32 + 8, 2),
-        ("collective-permute", 1, 32, 1),
-        ("collective-permute", 1, 32, 1),
+        ("collective-permute", 1, 32, 0),
+        ("collective-permute", 1, 32, 0),
         ("reduce-scatter", 1, 4, 4),
         ("reduce-scatter", 1, 16, 2),
     ]
@@ -332,6 +332,11 @@ def test_what_a_device_sends(kind, size, sent):
     assert hlo_findings.Collective(kind, 1, size, 4).sent == sent
 
 
+def test_what_is_sent_is_not_guessed():
+    with pytest.raises(ValueError, match="who exchanges with whom"):
+        hlo_findings.Collective("all-reduce", 1, 400).sent  # noqa: B018
+
+
 def test_an_exchange_in_a_loop_counts_as_often_as_it_runs():
     reduce = "  %sum = f32[8] all-reduce(%y), to_apply=%add\n"
     program = module(
@@ -340,7 +345,7 @@ def test_an_exchange_in_a_loop_counts_as_often_as_it_runs():
         entry(while_op("a")),
     )
     found = hlo_findings.collectives(program, list(hlo.executions(program)))
-    assert found == [("all-reduce", 6, 6 * 32, 1)]
+    assert found == [("all-reduce", 6, 6 * 32, 0)]
 
 
 @pytest.mark.parametrize(

@@ -660,7 +660,7 @@ def test_micro_batches_and_chunks_equal_one_batch(monkeypatch):
     (turn,) = method.turns
     for accum_steps, images_that_fit in ((1, 8), (2, 8), (1, 1)):  # of two on each device
         monkeypatch.setattr(parallel, "on_tpu", lambda devices: True)
-        monkeypatch.setattr(chunks, "FAST_BYTES", images_that_fit * turn.image_bytes)
+        monkeypatch.setattr(chunks, "FAST_BYTES", images_that_fit * turn.logits_bytes)
         step = make_step(method, accum_steps=accum_steps)
         state = parallel.replicate(init_state(method, jax.random.key(0)))
         for i in range(2):

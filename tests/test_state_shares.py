@@ -1,7 +1,9 @@
 """`parallel.mode=shard_map`: devices hold shares of the state, and the steps are the same."""
 
 import functools
+import gc
 import io
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ import pytest
 import tiny
 from PIL import Image
 
-from dppmask_jax import optim, parallel
+from dppmask_jax import optim, parallel, pretrain
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
+from dppmask_jax.training import loop
 from dppmask_jax.training.step import init_state, make_step
 
 KEY = jax.random.key(5)
@@ -61,9 +64,12 @@ def steps_of(method, mode, devices, **options):
     whole = parallel.replicate(init_state(method, jax.random.key(0)), devices)
     state = parallel.place(whole, mode)
     logged = []
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
     for i in range(STEPS):
         split = lambda x: x.reshape(len(devices), -1, *x.shape[1:])  # noqa: E731
         state, metrics = step(state, jax.tree.map(split, batch_of(method, i)), KEY)
+        for leaf, sharding in zip(jax.tree.leaves(state), shardings, strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         logged.append({name: np.asarray(value) for name, value in metrics.items()})
     return logged, state
 
@@ -124,6 +130,69 @@ def test_every_device_holds_its_share(devices):
     gathered = parallel.gather(placed)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(gathered))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(gathered), jax.device_get(state))
+
+
+def test_no_device_holds_more_than_its_share_while_it_trains(tmp_path, monkeypatch):
+    """Neither what the state was made of nor what every device had at the start is left."""
+    held = {}
+
+    def run(step_fn, state, *args, **options):
+        gc.collect()
+        for array in jax.live_arrays():
+            for shard in array.addressable_shards:
+                held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+        held["state"] = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        raise KeyboardInterrupt
+
+    before = jax.live_arrays()  # of other tests; referenced, so that they stay
+    others = {}
+    for array in before:
+        for shard in array.addressable_shards:
+            others[shard.device] = others.get(shard.device, 0) + shard.data.nbytes
+    monkeypatch.setattr(loop, "run", run)
+    config = tiny.config(
+        "mae", model__depth=1, parallel__mode="shard_map", evaluate__every_epochs=0.0
+    )
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(config, tmp_path / "run")
+    whole = held.pop("state")
+    assert len(held) == 4
+    for device, size in held.items():
+        assert size - others.get(device, 0) < 1.1 * whole / 4
+
+
+def test_processes_have_their_rows_one_after_the_other():
+    class Device(NamedTuple):
+        id: int
+        process_index: int
+
+    # As on a slice of v5e whose hosts have 2 x 2 chips each.
+    devices = [Device(id, int(id in (2, 3, 6, 7))) for id in range(8)]
+    order = [device.id for device in parallel._in_order(devices)]
+    assert order == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
+def test_rows_of_all_devices_roll_in_any_mode(mode):
+    def step(state, batch, places, over):
+        def rolled(batch, places):
+            return parallel.roll(batch, places), ()
+
+        def mean(batch, weights):
+            return {"sum": jnp.sum(batch["rows"] * weights)}, ()
+
+        batch, _ = over.each(rolled)(batch, places)
+        found, _ = over.mean(mean, {"sum": jnp.float32(0)})(batch, jnp.arange(2.0))
+        return state, {"mean": found["sum"]}
+
+    devices = jax.devices()[:4]
+    update = parallel.data_parallel_update(step, devices, mode)
+    rows = np.random.default_rng(0).normal(size=8).astype(np.float32)
+    for places in range(8):
+        state = parallel.place(parallel.replicate({"x": jnp.zeros(4)}, devices), mode)
+        _, metrics = update(state, {"rows": rows.reshape(4, 2)}, jnp.int32(places))
+        expected = np.roll(rows, places).reshape(4, 2) @ np.arange(2.0) / 4
+        np.testing.assert_allclose(metrics["mean"], expected.sum(), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ def test_what_a_step_must_not_do_is_noticed(tpu, monkeypatch):
         ({"collectives": [{"kind": "all-reduce", "sent": 0.94 * 175}]}, "94.0%"),
         ({"collectives": [{"kind": "all-gather", "sent": 175.0}]}, "all-gather"),
         ({"mode": "shard_map", **rings(87.5, 100)}, "107.1%"),
+        ({"mode": "shard_map", **rings(43.75, 120)}, "not exchanged as shares"),
         ({"mode": "shard_map", "collectives": [{"kind": "all-to-all", "sent": 9}]}, "all-to-all"),
         ({"collectives": []}, "missing"),
         ({"host_transfers": ["outfeed.1"]}, "outfeed.1"),

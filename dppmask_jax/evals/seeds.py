@@ -211,10 +211,13 @@ def train_seeds(
 def _train(evaluation, config, folder, start, method, train, scores_of, score):
     plan = plan_from(config, len(train))
     init_key, seed_key = jax.random.split(jax.random.key(config.seed))
-    state = init_state(method, init_key)
-    if not config.get("scratch"):
+
+    def first():
+        state = init_state(method, init_key)
+        if config.get("scratch"):
+            return state
         params, extra = method.with_encoder(state.params, state.extra, evaluation.run.encoder)
-        state = state._replace(params=params, extra=extra)
+        return state._replace(params=params, extra=extra)
 
     def probe(say):
         said = ""
@@ -246,7 +249,7 @@ def _train(evaluation, config, folder, start, method, train, scores_of, score):
         )
 
     training = Training(config, folder, start, plan, method, train, seed_key)
-    return fit.fit(training, state, announce=announce, probe=probe)
+    return fit.fit(training, first, announce=announce, probe=probe)
 
 
 def best_and_last(trained: dict[int, Trained], names: tuple[str, ...]) -> dict:

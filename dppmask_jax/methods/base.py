@@ -39,9 +39,10 @@ class Turn(NamedTuple):
     """Empty for the first turn. Another's stands in the log, in "loss_NAME", "grad_norm_NAME" and
     "lr_NAME"."""
 
-    image_bytes: int | None = None
-    """Of a loss, metrics and aux that are means over the images: what the largest array holds of
-    an image. A TPU works on as many images at a time as its fast memory holds. None: on all."""
+    logits_bytes: int | None = None
+    """Of a loss, metrics and aux that are means over the images: what the attention logits of a
+    block take of an image. A TPU works on as many images at a time as `chunks.size_for` says. None:
+    on all."""
 
 
 class Method(NamedTuple):

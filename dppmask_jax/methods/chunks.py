@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-FAST_BYTES = 20 * 2**20  # what one array may take of a fast memory of 128 MiB, as v5e and v6e have
+FAST_BYTES = 20 * 2**20  # of logits, in a fast memory of 128 MiB, as v5e and v6e have
 
 
 def size_for(images: int, bytes_of_one: int) -> int:
@@ -21,11 +21,12 @@ def size_for(images: int, bytes_of_one: int) -> int:
 
     Args:
       images: of a batch.
-      bytes_of_one: what the largest array holds of an image.
+      bytes_of_one: what the attention logits of a block take of an image. Chunks are measured by
+        them, as they are read and written most often; they need not be the largest array.
 
     Returns:
-      The largest divisor whose array takes `FAST_BYTES` at most. All images, where that is less
-      than half of what would fit: small chunks keep no device busy.
+      The largest divisor whose array takes `FAST_BYTES` at most. All images, where that is half of
+      what would fit, or less: small chunks keep no device busy.
     """
     most = max(1, FAST_BYTES // bytes_of_one)
     size = max(n for n in range(1, min(images, most) + 1) if images % n == 0)

@@ -87,7 +87,7 @@ def build(config, plan: Plan) -> Method:
             Turn(
                 loss,
                 optim.from_settings(config.optim, plan, optim.linspace_cosine),
-                image_bytes=GLOBAL_VIEWS * _bytes_of_logits(config, net.encoder),
+                logits_bytes=GLOBAL_VIEWS * _attention_bytes(config, net.encoder),
             ),
         ),
         after_step=functools.partial(_after_step, config.loss.center_decay, decay_at),
@@ -119,8 +119,8 @@ def build(config, plan: Plan) -> Method:
     )  # fmt: skip
 
 
-def _bytes_of_logits(config, encoder: Encoder) -> int:
-    """What the logits of a view take in a block of the encoder."""
+def _attention_bytes(config, encoder: Encoder) -> int:
+    """What the attention logits of a view take in a block of the encoder."""
     rows, columns = encoder.grid
     tokens = 1 + rows * columns
     return size_of(config.model).heads * tokens**2 * jnp.dtype(config.model.dtype).itemsize

@@ -88,7 +88,7 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
         wanted, is_masked = single_view.wanted_of(target, views.raw, mask, kept)
         if not ranks:
             decoder = {"decoder": params["decoder"]}
-            size = chunks.size_for(len(latent), _bytes_of_logits(config, shares.kept))
+            size = chunks.size_for(len(latent), _attention_bytes(config, shares.kept))
             total = chunks.mean(decoded, size, decoder, latent, (kept, wanted, is_masked))
             return total, (metrics, {})
         found = model.apply({"params": params}, latent, kept, ranks, method="decode")
@@ -124,8 +124,8 @@ def build(config, plan: Plan, encoder: Encoder | None = None) -> Method:
     )
 
 
-def _bytes_of_logits(config, kept: int) -> int:
-    """What the logits of an image take in a block of the decoder."""
+def _attention_bytes(config, kept: int) -> int:
+    """What the attention logits of an image take in a block of the decoder."""
     model = config.model
     return model.decoder_heads * (1 + kept) ** 2 * jnp.dtype(model.dtype).itemsize
 

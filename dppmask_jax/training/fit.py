@@ -12,7 +12,7 @@ from dppmask_jax import parallel
 from dppmask_jax.data import loader
 from dppmask_jax.errors import Stopped
 from dppmask_jax.fields import Field, number, whole
-from dppmask_jax.methods.base import Method, Plan
+from dppmask_jax.methods.base import Method, Plan, TrainState
 from dppmask_jax.runs import checkpoint, metrics, workdir
 from dppmask_jax.training import loop, signals
 from dppmask_jax.training.resuming import Start
@@ -58,7 +58,7 @@ class Training(NamedTuple):
 
 def fit(
     training: Training,
-    state,
+    first: Callable[[], TrainState],
     *,
     announce: Callable,
     probe: Callable | None = None,
@@ -68,7 +68,8 @@ def fit(
     """Trains to the end of the plan. Where no step is left to make, nothing is written.
 
     Args:
-      state: the state before the first step; its arrays may be donated.
+      first: () -> the state before the first step. Nobody else holds it: it is freed where devices
+        hold shares of it.
       announce: called with the state that training starts with.
       probe: `probe(say)` gives the function of state and step that the evaluation hook runs; `say`
         prints a line above the progress bar. None: there is no such hook.
@@ -77,19 +78,19 @@ def fit(
       profile_steps: number of steps to trace into the folder's profile/; 0 traces none.
 
     Returns:
-      The state after the last step.
+      The state after the last step, on every device, without that of the optimisers.
 
     Raises:
       loop.TrainingDiverged, InputError: see `loop.run`.
       Stopped: SIGTERM, SIGINT or SIGHUP came, and the state is saved; or too many saves failed.
     """
     config, folder, start, plan = training[:4]
-    state = _restored(folder, start, parallel.replicate(state))
+    state = _restored(folder, start, parallel.replicate(first()))
     main = parallel.is_main()
     if start.step >= plan.total_steps:
         if main:
             announce(state)
-        return state
+        return state._replace(opt_state=())
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(signals.noted())
         if main:
@@ -121,7 +122,7 @@ def fit(
         if status := outcome.status or unsaved:
             raise Stopped(_why(status, outcome.step, plan, saves, folder), status)
         progress.close()
-        state = parallel.gather(outcome.state)
+        state = parallel.gather(outcome.state._replace(opt_state=()))
         writer.finish(outcome.step, draw(state) if main and draw else ())
         return state
 

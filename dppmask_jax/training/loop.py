@@ -183,7 +183,7 @@ def _with_wish(batch, status: int, save: bool):
 
 def _probe(state, step: int, reporting: Reporting, hooks: Iterable[Hook]) -> None:
     for hook in hooks:
-        reporting.log(step, hook.run(parallel.gather(state), step))
+        reporting.log(step, hook.run(parallel.gather(state._replace(opt_state=())), step))
 
 
 def _report(step: int, metrics, span: Span, limits: Limits, reporting: Reporting, clock) -> None:

@@ -99,9 +99,9 @@ def _with_trained(turn: Turn, params, trained):
 def _gradients(turn: Turn, accum_steps: int, in_chunks: bool, batch, params, extra, key, step):
     """(gradient of what the turn trains, (loss, metrics, aux)), means over the micro-batches."""
     parts = accum_steps
-    if in_chunks and turn.image_bytes:
+    if in_chunks and turn.logits_bytes:
         images = len(batch["index"]) // accum_steps
-        parts *= images // chunks.size_for(images, turn.image_bytes)
+        parts *= images // chunks.size_for(images, turn.logits_bytes)
 
     def loss_of(trained, micro):
         trained = optim.stopped(trained, turn.optimizer.frozen)
