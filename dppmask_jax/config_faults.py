@@ -141,11 +141,13 @@ def _unknown(flag: str, field: str, known: list[str]) -> str | None:
     for outer in above:
         if outer in known:
             return f"{flag}.{outer} is no group of fields; set it with --{flag}.{outer}=VALUE"
-    near = _nearest(field, known)
-    if near:
-        return f"unknown {flag} field {field!r}; did you mean {near}?"
     groups = sorted({name.partition(".")[0] for name in known if "." in name})
     group = next(iter(difflib.get_close_matches(parts[0], groups, n=1)), "")
+    # A word alone may be a group: `modle` is `model` rather than `parallel.mode`.
+    is_group = group and not above and field not in {name.rpartition(".")[2] for name in known}
+    near = "" if is_group else _nearest(field, known)
+    if near:
+        return f"unknown {flag} field {field!r}; did you mean {near}?"
     if not group:
         alone = sorted(name for name in known if "." not in name)
         known_words = ", ".join(alone + [f"{name}.…" for name in groups])

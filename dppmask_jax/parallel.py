@@ -167,9 +167,14 @@ def place(whole, mode: str):
 
 
 def gather(tree):
-    """Puts all of a state on every device, whatever the mode; all processes call it together."""
+    """Puts all of a state on every device, whatever the mode; all processes call it together.
+
+    Returns once it is there: a process that ended before would take its shares with it.
+    """
     shared = [leaf for leaf in jax.tree.leaves(tree) if not _is_whole(leaf)]
-    return _gatherer(shared[0].sharding.mesh)(tree) if shared else tree
+    if not shared:
+        return tree
+    return jax.block_until_ready(_gatherer(shared[0].sharding.mesh)(tree))
 
 
 def _is_whole(x) -> bool:
