@@ -49,7 +49,7 @@ def test_from_scratch_a_training_begins_without_the_encoder_in_files_of_its_own(
 ):
     run, began = load_run(tiny.save_run(tmp_path / "run")), {}
     monkeypatch.setattr(seeds, "init_state", filled)
-    monkeypatch.setattr(seeds.fit, "fit", lambda training, state, **more: state)
+    monkeypatch.setattr(seeds.fit, "fit", lambda training, first, **more: first())
     for scratch in (False, True):
         given = tiny.evaluation("task=finetune", scratch=scratch, batch_size=8)
         given = subjects.completed(given, run.config)
