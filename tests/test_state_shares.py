@@ -88,8 +88,9 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(
+    ("case", "devices"), [("mae", 1), ("ibot", 1), *[(case, 4) for case in CASES]]
+)
 def test_a_step_of_shares_is_that_of_whole_states(case, devices):
     name, options = CASES[case]
     method = built(name, **options)
