@@ -3,6 +3,7 @@ what the compiler's estimate of cycles leaves out."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -86,10 +87,15 @@ def _goes_on(op: Op) -> bool:
 
 
 def _group(op: Op) -> int:
-    """How many devices exchange with each other, as in {{0,1},{2,3}} or [2,2]<=[4]."""
+    """How many devices exchange with each other, as in {{0,1},{2,3}}, [2,2]<=[4] or
+    mesh['a'=2,'b'=2] {'b'}."""
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", op.attributes)
     if listed:
         return len(listed[1].split(","))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", op.attributes)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", op.attributes)
     return int(counted[1]) if counted else 0
 

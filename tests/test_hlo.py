@@ -287,7 +287,7 @@ ENTRY %main (x: f32[8], y: bf16[4]) -> f32[8] {
   %x = f32[8]{0:T(256)} parameter(0)
   %y = bf16[4]{0} parameter(1)
   %both = (f32[8]{0}, bf16[4]{0}) all-reduce(%x, %y), replica_groups={{0,1}}, to_apply=%add
-  %begun = f32[8]{0} all-reduce-start(%x), to_apply=%add
+  %begun = f32[8]{0} all-reduce-start(%x), replica_groups=mesh['a'=2,'b'=3] {'b'}, to_apply=%add
   %ended = f32[8]{0} all-reduce-done(%begun)
   %gather = (f32[8]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
   %gathered = f32[16]{0} all-gather-done(%gather)
@@ -309,7 +309,7 @@ def test_exchanges_are_counted_once_with_the_bytes_that_they_give():
     assert sorted(found) == [
         ("all-gather", 1, 32, 2),
         ("all-gather", 1, 64, 0),
-        ("all-reduce", 1, 32, 0),
+        ("all-reduce", 1, 32, 3),
         ("all-reduce", 1, 32 + 8, 2),
         ("collective-permute", 1, 32, 0),
         ("collective-permute", 1, 32, 0),
