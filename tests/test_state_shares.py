@@ -89,7 +89,17 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("case", "devices"), [("mae", 1), ("ibot", 1), *[(case, 4) for case in CASES]]
+    ("case", "devices"),
+    [
+        ("mae", 1),
+        ("mae", 4),
+        ("ibot", 4),
+        ("moco", 4),
+        # Others prove little that these do not.
+        pytest.param("ibot", 1, marks=pytest.mark.long),
+        pytest.param("mae with LARS", 4, marks=pytest.mark.long),
+        pytest.param("adios", 4, marks=pytest.mark.long),
+    ],
 )
 def test_a_step_of_shares_is_that_of_whole_states(case, devices):
     name, options = CASES[case]
@@ -112,7 +122,7 @@ def test_a_step_of_shares_is_that_of_whole_states(case, devices):
         np.testing.assert_allclose(x, y, rtol=10 * error, atol=error, err_msg=str(path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_micro_batches_of_shares_are_those_of_whole_states():
     method = built("mae")
     found, right = (steps_of(method, mode, 2, accum_steps=2)[0] for mode in ("shard_map", "pmap"))
