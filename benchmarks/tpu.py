@@ -52,7 +52,8 @@ IMAGES_OF_EPOCH = 1_281_167  # only schedules depend on it
 LARGE = 1 << 20  # bytes sent; smaller exchanges are means of metrics, counts and centres
 _ALLOWED = {
     "pmap": {"all-reduce"},
-    "shard_map": {"all-reduce", "reduce-scatter", "all-gather"},
+    # Permutes bring shares that the compiler cuts otherwise to where they belong.
+    "shard_map": {"all-reduce", "reduce-scatter", "all-gather", "collective-permute"},
 }
 
 # After how many trips the loops of the selection have done their work for a batch: greedy picks at
