@@ -51,7 +51,6 @@ CASES = [
     # The state shared out.
     (f"{MAE},mask=dpp{SHARED}", "v5e:4x4"),
     (f"{MAE},mask=dpp{SHARED}", "v5e:16x16"),
-    (f"{IBOT},mask=dpp{SHARED}", "v5e:16x16"),
     # Memory against time.
     (f"{MAE},mask=dpp --config.model.remat=True", "v5e:4x4"),
     (f"{MAE},mask=dpp --config.optim.accum_steps=4", "v5e:4x4"),
@@ -87,7 +86,6 @@ SLICES = [
     Slice("v4-512", f"{MAE},mask=dpp", "v4:4x8x8", 1.0, None),
     Slice("v5e-8", f"{IBOT},mask=dpp --config.optim.accum_steps=2", "v5e:2x4", 0.5, 224),
     Slice("v5e-256", f"{IBOT},mask=dpp", "v5e:16x16", 1.0, 32 * 224),
-    Slice("v5e-256", f"{IBOT},mask=dpp{SHARED}", "v5e:16x16", 1.0, 32 * 224),
 ]
 FILE_BYTES = 108e3  # of a photograph, mean of 160 of 500 x 375 pixels
 # Through the loader in a second, one core of an AMD EPYC (benchmarks/input.py): one crop, 2 + 10.
