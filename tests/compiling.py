@@ -11,7 +11,7 @@ def xla_flags(devices, *, as_users):
 
     Args:
       as_users: fusions are compiled as users have them, by MLIR, which takes twice the time. The
-        installed wheel, the notebooks and the newest jax are tested so.
+        installed wheel and the newest jax are tested so.
     """
     flags = [
         f"--xla_force_host_platform_device_count={devices}",

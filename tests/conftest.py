@@ -20,7 +20,11 @@ if "DPPMASK_TESTS_COMPILED" not in os.environ:
     os.environ["DPPMASK_TESTS_COMPILED"] = _compiled.name
 
 # Started first, in this order, so that no core is left alone with one of them at the end.
-LONGEST = ["training", "faults_stops", "ibot_method", "classifier_run", "elastic", "eval_tasks"]
+LONGEST = [
+    "training", "faults_stops", "weights", "learning", "notebooks", "state_shares", "hybrid",
+    "own_masks", "overlay", "ibot_method", "classifier_run", "elastic", "eval_tasks", "studies",
+    "sweep", "zoo",
+]  # fmt: skip
 
 
 def pytest_addoption(parser):

@@ -171,21 +171,20 @@ def kill_at_random(command, workdir, env, outputs, *, kills, seed, stride):
     return Kills(kills, saving, starting, redone)
 
 
-def two_processes(workdir, env, outputs, *flags, **changes):
+def two_processes(workdir, env, outputs, *flags, script="train.py", **changes):
     """Starts a run in two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     outputs.mkdir(exist_ok=True)
     together = ["--num_processes=2", f"--coordinator=127.0.0.1:{port}", *flags]
-    return [
-        Life(
-            tiny.command(workdir, *together, f"--process_id={number}", **changes),
-            env,
-            outputs / f"process-{number}-{port}.txt",
-        )
-        for number in range(2)
-    ]
+
+    def start(number):
+        python, _, *words = tiny.command(workdir, *together, f"--process_id={number}", **changes)
+        output = outputs / f"process-{number}-{port}.txt"
+        return Life([python, script, *words], env, output)
+
+    return [start(number) for number in range(2)]
 
 
 def is_root_with_mounts():

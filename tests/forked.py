@@ -5,6 +5,7 @@ command has its own environment, output and signals. What is left to `atexit` is
 end. Python itself starts, as for users, in the tests of the wheel and the notebooks.
 """
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -20,8 +21,13 @@ import jax
 import pytest
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
-_OUTPUTS = tempfile.TemporaryDirectory(prefix="dppmask_jax_outputs")
 _CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@functools.cache
+def _outputs():
+    """A folder; commands, which import this too, make none."""
+    return tempfile.TemporaryDirectory(prefix="dppmask_jax_outputs")
 
 
 def _status_of(words):
@@ -95,7 +101,7 @@ class Process:
     def __init__(self, arguments, folder, environment, output=None):
         assert arguments[0] == sys.executable, arguments
         _ensure_server(environment)
-        stem = os.path.join(_OUTPUTS.name, uuid.uuid4().hex)
+        stem = os.path.join(_outputs().name, uuid.uuid4().hex)
         self._outputs = [str(output)] * 2 if output else [f"{stem}.out", f"{stem}.err"]
         words = [str(word) for word in arguments[1:]]
         self._process = _CONTEXT.Process(

@@ -26,7 +26,7 @@ from dppmask_jax.runs import (
 )
 
 TINY = {"data__source": "shapes:size=16,train=32,val=8", "evaluate__every_epochs": 0.0,
-        "checkpoint__every": 1}  # fmt: skip
+        "checkpoint__every": 1, "model__depth": 1}  # fmt: skip
 
 
 store = small_buckets.store  # a fixture

@@ -81,6 +81,7 @@ def there(folder):
     }
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_nothing_is_written_or_lost(folder):
     before = there(folder)
     new = f"--workdir={folder / 'new'}"

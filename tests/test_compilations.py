@@ -55,7 +55,8 @@ def test_nothing_compiles_after_the_first_step(
     monkeypatch.setattr(fit, "make_step", counting_step)
     monkeypatch.setattr(loop, "run", counting_run)
     # Probes, checkpoints and logged steps before, between and after; schedules that change.
-    config = tiny.config(method, epochs=1.0, evaluate__every_epochs=0.34, **changes)
+    lengths = {"epochs": 1.0, "evaluate__every_epochs": 0.34, "model__depth": 1}
+    config = tiny.config(method, **lengths, **changes)
     pretrain.train(config, tmp_path)
 
     assert len(before_step) == 12

@@ -109,7 +109,7 @@ def test_two_processes_share_a_state(alone, tmp_path):
     assert_same(found, alone("mae"))
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_faults_stops compares such a run with one of none, to the bit
 def test_workers_give_the_same_run(alone, tmp_path):
     found, expected = run(tmp_path / "run", 1, "--workers=2"), alone("mae")
     assert_same(found, expected)

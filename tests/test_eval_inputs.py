@@ -2,10 +2,8 @@
 several processes."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,16 +11,16 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
+from every_task import EVERY_TASK
 from matplotlib.figure import Figure
 from PIL import Image
-from test_eval_tasks import FINETUNE, QUICK, files, found, painted, painted_squares
+from test_eval_tasks import FINETUNE, files, found, painted, painted_squares
 
-from dppmask_jax import evaluate, joining
+from dppmask_jax import evaluate
 from dppmask_jax.errors import InputError
 from dppmask_jax.evals import base
 from dppmask_jax.evals.seeds import folder_of
 from dppmask_jax.evaluating import records, subjects
-from dppmask_jax.models.sizes import SIZES, Size
 from dppmask_jax.runs import checkpoint, integrity
 from dppmask_jax.runs.run import load_run, open_data
 
@@ -245,49 +243,17 @@ def test_a_training_does_not_go_on_with_other_classes(finetuned, mae_run, square
     assert files(tmp_path / "copy") == before
 
 
-EVERY_TASK = (
-    ("mae", "task=finetune", QUICK | {"epochs": 2.0, "checkpoint__every": 2, "seeds": (0, 1)}),
-    ("mae", "task=linear", QUICK | {"epochs": 2.0}),
-    ("mae", "task=linear", {"solver": "ridge"}),
-    ("mae", "task=knn", {"k": (1, 5), "memory_gb": 1e-9}),
-    ("ibot", "task=cluster", {"batch_size": 20}),
-    ("mae", "task=multilabel,train=linear", QUICK | {"epochs": 2.0}),
-    ("mae", "task=backgrounds", {"classifier": "finetune", "classifier_seed": 1}),
-    ("mae", "task=reconstruct", {"num": 2}),
-    ("mae", "task=soap", {"batch_size": 20}),
-    ("mae", "task=frequencies", {"batch_size": 20}),
-)
-
-
-def evaluate_every_task(mae, ibot, source, out, port, process):
-    """Runs in a process of its own; `process` is its number of two, or "" where it is alone."""
-    SIZES["Pi"] = Size(24, 2, 2)
-    if process:
-        joining.initialize(f"127.0.0.1:{port}", 2, int(process))
-    for name, argument, changes in EVERY_TASK:
-        if "reconstruct" not in argument:
-            changes = changes | {"data__source": source}
-        evaluate.evaluate(
-            tiny.evaluation(argument, **changes), {"mae": mae, "ibot": ibot}[name], out
-        )
-
-
 @pytest.mark.slow
 def test_every_task_on_two_processes_is_that_on_one(mae_run, squares, tmp_path):
     ibot_run = tiny.save_run(tmp_path / "ibot", method="ibot")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    code = "import sys, test_eval_inputs; test_eval_inputs.evaluate_every_task(*sys.argv[1:])"
-    path = os.pathsep.join([str(tiny.ROOT / "tests"), str(tiny.ROOT)])
 
     def start(out, process, devices):
         arguments = map(str, (mae_run, ibot_run, squares, out, port, process))
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], text=True,
-            env=tiny.environment(devices) | {"PYTHONPATH": path},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        command = [sys.executable, "tests/every_task.py", *arguments]
+        return tiny.start(command, devices, PYTHONPATH=str(tiny.ROOT))
 
     one, two = tmp_path / "one", tmp_path / "two"
     processes = [start(one, "", 2), start(two, "0", 1), start(two, "1", 1)]

@@ -240,13 +240,13 @@ def test_records_wait_for_room_and_stand_once(tmp_path, monkeypatch):
 # Whole runs.
 
 CHANGES = {
-    "epochs": 12.0,
+    "epochs": 8.0,
     "checkpoint__every": 8,
     "evaluate__knn_images": 0,
     "evaluate__loss_images": 24,
     "evaluate__every_epochs": 4.0,
 }
-STEPS = 144
+STEPS = 96
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ CHANGES = {
 STEPS = 96
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS_TO_STOP = 60  # generous, for machines that do much else
-SECONDS_TO_NOTICE = 120  # of a lost process: twice joining.LOST_AFTER_SECONDS
+SECONDS_TO_NOTICE = 60  # of a lost process, by tests/impatient.py
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +313,8 @@ def test_two_processes_stop_after_the_same_step(tmp_path, signalled):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_the_other_of_two_processes_ends_and_both_go_on(tmp_path, killed):
-    env, changes = tiny.environment(1), CHANGES | {"checkpoint__every": 4}
+    env = tiny.environment(1) | {"PYTHONPATH": str(tiny.ROOT)}
+    changes = CHANGES | {"checkpoint__every": 4, "script": "tests/impatient.py"}
     alone, workdir = tmp_path / "alone", tmp_path / "run"
     lives = faults.two_processes(workdir, env, tmp_path / "first", **changes)
     lives[0].wait_for_step(workdir, 22)
@@ -321,7 +322,7 @@ def test_the_other_of_two_processes_ends_and_both_go_on(tmp_path, killed):
     lives[killed].end()
     with ThreadPoolExecutor() as pool:
         ended = pool.submit(lives[1 - killed].end)
-        # It waits for a minute: time for a run that nobody disturbs.
+        # It waits for a while: time for a run that nobody disturbs.
         for life in faults.two_processes(alone, env, tmp_path / "undisturbed", **changes):
             status, _ = life.end()
             assert status == 0, life.said()

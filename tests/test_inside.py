@@ -12,6 +12,7 @@ import pytest
 import tiny
 from matplotlib.figure import Figure
 from PIL import Image
+from test_metrics_page import keys_of, unnamed
 from test_projection import fitted, half_space
 
 from dppmask_jax import evaluate
@@ -422,3 +423,7 @@ def test_all_parts_of_a_run(trained, tmp_path):
     assert {name.removeprefix("figures/") for name in pictures(page)} == drawn
     assert "nan" not in text and "None" not in text
     assert (tmp_path / "out" / "soap.safetensors").is_file()
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("eval_*.json")]
+    assert len(kept) == len(inside.PARTS) - 1
+    for record in kept:
+        assert not unnamed(set(record) | keys_of(record["metrics"], set()))

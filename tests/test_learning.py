@@ -31,6 +31,7 @@ def test_a_part_of_a_recipe_raises_knn(recipe, epochs, least_gain, tmp_path):
         [
             sys.executable, "train.py", f"--config={recipe}", f"--workdir={run}",
             f"--config.evaluate.every_epochs={epochs}", "--config.evaluate.loss_images=0",
+            "--config.evaluate.knn_images=1000",
         ],
         tiny.environment(1) | {"XLA_FLAGS": ""},  # the tests' own flags make the code slow
         tmp_path / "said.txt",

@@ -231,7 +231,7 @@ def test_encode_sees_every_patch_and_its_shapes():
 
 @pytest.mark.slow
 def test_a_few_steps_lower_the_loss():
-    _, method, *_ = built()
+    _, method, *_ = built(model__depth=1)
     optimizer = optim.adamw(
         learning_rate=optim.warmup_cosine(2e-3, 0.0, 3, 30), weight_decay=lambda step: 0.05,
         b1=0.9, b2=0.95, epsilon=1e-8, clip=optax.identity(),

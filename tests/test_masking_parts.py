@@ -215,7 +215,8 @@ def test_runs_train_on_masks_by_parts(tmp_path):
     maps = np.random.default_rng(0).integers(0, 5, (96, 4, 4)).astype(np.uint8)
     np.save(tmp_path / "parts.npy", maps)
     file = f"--config.mask.parts={tmp_path / 'parts.npy'}"
-    short = {"batch_size": 48, "mask__strategy": "parts"}
+    short = {"batch_size": 48, "mask__strategy": "parts", "model__depth": 1,
+             "evaluate__knn_images": 0}  # fmt: skip
     commands = [
         tiny.command(tmp_path / name, *words, method=method, **short)
         for name, method, words in (("file", "mae", [file]), ("source", "ibot", []))

@@ -86,7 +86,7 @@ def execute(name, folder):
         cell = nbformat.v4.new_code_cell(lines)
         notebook.cells.insert(tagged(notebook, "parameters") + 1, cell)
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=tiny.environment(1, as_users=True) | {"PYTHONPATH": str(tiny.ROOT)})
+    client.execute(env=tiny.environment(1) | {"PYTHONPATH": str(tiny.ROOT)})
     outputs = {cell.id: cell.get("outputs", []) for cell in notebook.cells}
     printed = {name: "".join(each.get("text", "") for each in of) for name, of in outputs.items()}
     shown = [each for of in outputs.values() for each in of if "image/png" in each.get("data", {})]

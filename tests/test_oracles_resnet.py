@@ -34,15 +34,17 @@ def computed(layers, training, dtype):
     np.testing.assert_allclose(images[0], np.moveaxis(oracle["input_image0"], 0, -1), atol=1e-6)
     images = jnp.asarray((images - MEAN) / STD, dtype)
 
-    def run(images, mutable):
+    # What is closed over would stand in the compiled program.
+    def run(variables, images, mutable):
         found = module.apply(variables, images, method=_both, mutable=mutable)
         return found[0] if mutable else found
 
     if not training:
-        return oracle, variables, *jax.jit(functools.partial(run, mutable=False))(images)
+        return oracle, variables, *jax.jit(functools.partial(run, mutable=False))(variables, images)
     halves = images.reshape(2, 2, *images.shape[1:])
-    split = jax.vmap(functools.partial(run, mutable=[STATISTICS]), axis_name=parallel.AXIS)
-    final, pixels = jax.jit(split)(halves)
+    of_halves = functools.partial(run, mutable=[STATISTICS])
+    split = jax.vmap(of_halves, axis_name=parallel.AXIS, in_axes=(None, 0))
+    final, pixels = jax.jit(split)(variables, halves)
     return oracle, variables, final.reshape(4, *final.shape[2:]), pixels.reshape(images.shape)
 
 

@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,10 @@ import tiny
 from ml_collections import config_dict
 from PIL import Image
 
+from configs import eval as evaluations
 from configs import overlay
 from dppmask_jax import config as configs
-from dppmask_jax import load_encoder, parallel, patches, pixel_format
+from dppmask_jax import evaluate, load_encoder, parallel, patches, pixel_format
 from dppmask_jax.commands.data import main
 from dppmask_jax.data import loader, measuring
 from dppmask_jax.data.images import crops, decode, kept
@@ -488,10 +488,8 @@ def test_a_run_of_four_channels_goes_on_to_the_bit_and_is_evaluated_and_drawn(tm
     changes |= {"evaluate__figure_images": 2, "optim__warmup_epochs": 0.0}
     run = tiny.trained_and_gone_on(tiny.config(**FOUR, **changes), tmp_path)
     assert (run / "figures" / "masks.png").stat().st_size > 1000
-    tasks = {"knn": (), "linear": ("--config.solver=ridge",), "reconstruct": (), "attention": ()}
-    for task, words in tasks.items():
-        ran = tiny.run(
-            [sys.executable, "eval.py", f"--config=configs/eval.py:task={task}",
-             f"--checkpoint={run}", f"--workdir={tmp_path / task}", *words]
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
+    tasks = {"knn": {}, "linear": {"solver": "ridge"}, "reconstruct": {}, "attention": {}}
+    for task, changes in tasks.items():
+        evaluation = evaluations.get_config(f"task={task}")
+        evaluation.update(changes)
+        assert evaluate.evaluate(evaluation, run, tmp_path / task).exists()

@@ -128,9 +128,12 @@ def test_three_steps_of_imagenette_on_generated_images(method, tmp_path):
     for recipe in (config.methods.mae, config.methods.ibot):
         recipe.batch_size, recipe.log_every, recipe.epochs = 4, 1, 1.0
         recipe.model.dtype = "float32"  # bfloat16 is slow on a CPU
-        recipe.model.depth = 2  # a step of twelve blocks takes minutes to compile and to run
+        # A step of twelve blocks takes minutes to compile and to run.
+        recipe.model.update(depth=1, width=48, heads=6)
         recipe.optim.warmup_epochs = 0.0
         recipe.data.val_fraction = 0.0
+    config.methods.mae.model.update(decoder_depth=1, decoder_width=48, decoder_heads=6)
+    config.methods.ibot.model.update(head_hidden=64, head_bottleneck=32, prototypes=64)
     config.methods.ibot.optim.freeze_last_layer_epochs = 0.0
     for temperature in ("class_temp", "patch_temp"):
         config.methods.ibot.loss[temperature].warmup_epochs = 0

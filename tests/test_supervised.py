@@ -237,7 +237,7 @@ def linear_loss_on(devices, method, params, extra, batch):
         return jax.lax.pmean((loss, aux), parallel.AXIS)
 
     split = jax.tree.map(lambda x: x.reshape((devices, -1, *x.shape[1:])), batch)
-    out = jax.vmap(of_one, axis_name=parallel.AXIS)(split)
+    out = jax.jit(jax.vmap(of_one, axis_name=parallel.AXIS))(split)
     return jax.tree.map(lambda x: np.asarray(x[0]), out)
 
 

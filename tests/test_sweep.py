@@ -511,7 +511,7 @@ def test_the_axis_is_of_numbers_or_of_words():
 
 
 def _command(folder, *extra):
-    _, _, config, _, *overrides = tiny.command(folder)
+    _, _, config, _, *overrides = tiny.command(folder, model__depth=1, evaluate__knn_images=0)
     return [
         sys.executable,
         "-m",

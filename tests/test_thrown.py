@@ -69,7 +69,7 @@ def test_a_mask_shows_hides_and_throws_what_its_order_says():
     ("simmim", {}),
 ])  # fmt: skip
 def test_thrown_patches_receive_no_gradient_and_no_loss(method, changes):
-    found, params, extra = built(method, **changes)
+    found, params, extra = built(method, model__depth=1, **changes)
     batch = batch_of()
     count = 16 - found.num_hidden[0]
     mask = masks_of(batch, count)
@@ -77,8 +77,11 @@ def test_thrown_patches_receive_no_gradient_and_no_loss(method, changes):
 
     @jax.jit
     @jax.value_and_grad
-    def of_pixels(image):
+    def of_image(image, params, extra):
         return found.turns[0].loss(params, extra, {**batch, "image": image}, KEY, 0)[0]
+
+    def of_pixels(image):
+        return of_image(image, params, extra)
 
     loss, gradient = of_pixels(batch["image"])
     gradient = np.asarray(patches.patchify(np.asarray(gradient), 4))

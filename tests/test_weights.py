@@ -869,19 +869,19 @@ def weights_command(*arguments):
     [("mae", "mae"), pytest.param("ibot", "ibot-student", marks=pytest.mark.long)],
 )
 def test_an_imported_run_can_be_evaluated_and_trained_on(method, format_name, tmp_path):
-    before = exported.run(tmp_path / "before", method)
+    before = exported.run(tmp_path / "before", method, model__depth=2)
     path, run = tmp_path / "weights.safetensors", tmp_path / "run"
     done = weights_command("export", before, path, f"--format={format_name}")
     assert done.returncode == 0, done.stderr
 
-    train = tiny.command(run, image_size=(16, 24), model__depth=None, method=method)
+    train = tiny.command(run, image_size=(16, 24), method=method)
     config = [word for word in train if word.startswith("--config")]
     done = weights_command(
         "import", path, f"--format={format_name}", f"--workdir={run}", "--image_size=16,24",
         *(["--allow_missing=decoder"] if method == "mae" else []), *config,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"{method} Pi/4, 16x24 px, step 0" in done.stdout and "go on" in done.stdout
+    assert f"{method} 96x2x3/4, 16x24 px, step 0" in done.stdout and "go on" in done.stdout
 
     # As it is printed.
     evaluation = done.stdout.partition("evaluate")[2].split("\n")[0].split()
@@ -907,7 +907,9 @@ def test_an_imported_run_can_be_evaluated_and_trained_on(method, format_name, tm
 def test_the_printed_commands_say_where_images_are_wanted(mae, tmp_path):
     """An import without a config reads no images, and its commands run once they have some."""
     path, run = export_weights(mae, tmp_path / "a.safetensors", "mae"), tmp_path / "run"
-    done = weights_command("import", path, "--format=mae", f"--workdir={run}", "--image_size=16,24")
+    done = weights_command("import", path, "--format=mae", f"--workdir={run}", "--image_size=16,24",
+                          "--config.model.decoder_depth=1", "--config.model.decoder_width=32",
+                          "--config.model.decoder_heads=2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "fresh       optimiser, decoder" in done.stdout and "tfds:" not in done.stdout
     assert "PATH stands for a folder of your images" in done.stdout

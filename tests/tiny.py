@@ -233,7 +233,9 @@ def trained_and_gone_on(config, folder):
     pretrain.train(config, one)
     shutil.copytree(one, other)
     shutil.rmtree(other / checkpoint.FOLDER / "4")
-    pretrain.train(config, other)
+    undrawn = config.copy_and_resolve_references()
+    undrawn.evaluate.figure_images = 0
+    pretrain.train(undrawn, other)
     parts = ("params", "opt_state", "extra")
     states = [checkpoint.read_newest(workdir, parts) for workdir in (one, other)]
     assert [step for *_, step in states] == [4, 4]
