@@ -21,8 +21,9 @@ install = $(1)/bin/python -m pip install -q --disable-pip-version-check uv \
 
 .PHONY: quickstart docs site test test-all test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
 
+# Huge pages, where the C library is glibc: without them a small model waits for its memory.
 quickstart: $(VENV)/.train
-	$(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python train.py --config=configs/mae.py:dataset=shapes,mask=dpp --workdir=$(WORKDIR)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m dppmask_jax.config_table > docs/configuration.md
