@@ -3,7 +3,9 @@
 import importlib.metadata
 
 # A later XLA may end the process over a flag that it no longer has.
-KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")
+VERSION = importlib.metadata.version("jaxlib")
+KNOWN = VERSION.startswith("0.10.")
+KNOWN_TO_SPLIT = VERSION.startswith(("0.10.", "0.12."))
 
 
 def xla_flags(devices, *, as_users):
@@ -17,9 +19,9 @@ def xla_flags(devices, *, as_users):
         f"--xla_force_host_platform_device_count={devices}",
         "--xla_backend_optimization_level=0",  # half the time
     ]
-    if KNOWN:
+    if KNOWN_TO_SPLIT:
         flags.append("--xla_cpu_parallel_codegen_split_count=1")  # a fifth less on few cores
-        if not as_users:
-            flags.append("--xla_cpu_use_fusion_emitters=false")
-            flags.append("--xla_llvm_disable_expensive_passes=true")
+    if KNOWN and not as_users:
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+        flags.append("--xla_llvm_disable_expensive_passes=true")
     return " ".join(flags)
