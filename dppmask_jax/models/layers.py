@@ -5,6 +5,7 @@ Parameters are float32; matrix products run in `dtype`; softmax and layer norms 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dppmask_jax import patches
+from dppmask_jax.models import packed_attention
 from dppmask_jax.models.attention import attend, attention_weights
 from dppmask_jax.models.fences import fence
 from dppmask_jax.models.relative import RelativeBias
@@ -166,8 +168,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, bias=None):
         """(B, L, D) -> (B, L, D); `bias` (heads, L, L) is added to the logits."""
-        batch, length, width = x.shape
-        head_width = width // self.heads
+        width = x.shape[-1]
         if self.options.relative:
             bias = RelativeBias(self.options.relative, self.heads, name="relative")()
         kernel_init = _apart(self.kernel_init) if self.options.apart else self.kernel_init
@@ -181,21 +182,40 @@ class Attention(nn.Module):
             qkv = qkv + biases.astype(qkv.dtype)
         else:
             qkv = dense(3 * width, self.dtype, "qkv", kernel_init)(x)
-        qkv = jnp.swapaxes(qkv, 1, 2)
-        query, key, value = (
-            part.reshape(batch, self.heads, head_width, length)
-            for part in jnp.split(qkv, 3, axis=1)
-        )
-        query = query * jnp.asarray(head_width**-0.5, query.dtype)
+
+        def by_heads(qkv):
+            query, key, value = _heads_of(qkv, self.heads)
+            mixed = attend(query, key, value, bias)
+            return jnp.swapaxes(mixed.reshape(len(qkv), width, -1), 1, 2)
+
+        self._sow(qkv, bias)
+        if bias is None and packed_attention.pays(qkv, self.heads):
+            in_groups = functools.partial(packed_attention.attend, self.heads)
+            mixed = jax.lax.platform_dependent(qkv, tpu=in_groups, default=by_heads)
+        else:
+            mixed = by_heads(qkv)
+        return dense(width, self.dtype, "proj", self.out_init)(mixed)
+
+    def _sow(self, qkv, bias):
+        """What is asked for of what the class sows."""
         if self.is_mutable_collection("intermediates"):
+            query, key, _ = _heads_of(qkv, self.heads)
             self.sow("intermediates", "weights", attention_weights(query, key, bias))
-        mixed = attend(query, key, value, bias)
         if self.is_mutable_collection("trace"):
+            query, key, value = _heads_of(qkv, self.heads)
             self.sow("trace", "attention", attention_weights(query, key, bias))
             self.sow("trace", "keys", key.mT)
-            self.sow("trace", "mixed", mixed.mT)
-        mixed = jnp.swapaxes(mixed.reshape(batch, width, length), 1, 2)
-        return dense(width, self.dtype, "proj", self.out_init)(mixed)
+            self.sow("trace", "mixed", attend(query, key, value, bias).mT)
+
+
+def _heads_of(qkv, heads: int):
+    """(B, L, 3 D) -> queries, scaled, keys and values, (B, H, C, L) each."""
+    batch, length, _ = qkv.shape
+    query, key, value = (
+        part.reshape(batch, heads, -1, length)
+        for part in jnp.split(jnp.swapaxes(qkv, 1, 2), 3, axis=1)
+    )
+    return query * jnp.asarray(query.shape[2] ** -0.5, query.dtype), key, value
 
 
 def _apart(init):
