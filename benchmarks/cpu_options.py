@@ -124,21 +124,28 @@ def one_turn(name: str, contestant: str) -> dict:
     }
 
 
-def torch_rate(side: int = 2048) -> float:
-    """FLOP a second of a square product in PyTorch, by the median."""
+def torch_rate() -> float:
+    """As `train_step.matmul_rate`, in PyTorch."""
     import torch
 
-    left, times = torch.rand(side, side), []
-    for _ in range(12):
-        start = time.perf_counter()
-        torch.mm(left, left)
-        times.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(times[3:])
+    rates = []
+    for side in (1024, 2048):
+        left, times = torch.rand(side, side), []
+        for _ in range(10):
+            start = time.perf_counter()
+            torch.mm(left, left)
+            times.append(time.perf_counter() - start)
+        rates.append(2 * side**3 / statistics.median(times[1:]))
+    return max(rates)
 
 
 def turn_of(model: str, option: Option, compiled: str) -> dict | None:
     """`one_turn` in a process with these variables; None if it failed."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": compiled}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+    }
     done = subprocess.run(
         [sys.executable, __file__, f"--turn={model}", f"--contestant={option.contestant}"],
         env=environment | option.variables,
@@ -192,7 +199,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="turns of each option (default 3)")
     parser.add_argument("--json", type=Path, help="also write the results there")
     parser.add_argument("--turn", choices=MODELS, help=argparse.SUPPRESS)
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", default=train_step.OURS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.turn:
         print(json.dumps(one_turn(args.turn, args.contestant)))

@@ -28,7 +28,7 @@ EVERY_TASK = (
 
 
 def main(mae, ibot, source, out, port, process):
-    SIZES["Pi"] = Size(24, 2, 2)
+    SIZES["Pi"] = Size(24, 2, 2)  # as fixture fewer_blocks has it, with which the runs were made
     if process:
         joining.initialize(f"127.0.0.1:{port}", 2, int(process))
     for name, argument, changes in EVERY_TASK:

@@ -314,9 +314,10 @@ def test_two_processes_stop_after_the_same_step(tmp_path, signalled):
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_the_other_of_two_processes_ends_and_both_go_on(tmp_path, killed):
     env = tiny.environment(1) | {"PYTHONPATH": str(tiny.ROOT)}
-    changes = CHANGES | {"checkpoint__every": 4, "script": "tests/impatient.py"}
+    changes = CHANGES | {"checkpoint__every": 4}
     alone, workdir = tmp_path / "alone", tmp_path / "run"
-    lives = faults.two_processes(workdir, env, tmp_path / "first", **changes)
+    script = "tests/impatient.py"
+    lives = faults.two_processes(workdir, env, tmp_path / "first", script=script, **changes)
     lives[0].wait_for_step(workdir, 22)
     lives[killed].send(signal.SIGKILL)
     lives[killed].end()

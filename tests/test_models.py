@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from reference_mae import predict
 from scipy.special import ndtr
-from tiny import filled
+from tiny import config, filled
 
 from dppmask_jax.models.decoders import MAE, Decoder
 from dppmask_jax.models.layers import branch_scales, gelu
 from dppmask_jax.models.relative import relative_index
-from dppmask_jax.models.sizes import SIZES, Size
+from dppmask_jax.models.sizes import SIZES, Size, name_of, set_size
 from dppmask_jax.models.vit import encoder
 from dppmask_jax.models.vit_module import MAE_START, MOCO_START, ViT, cut_start
 
@@ -344,3 +344,12 @@ def test_relative_biases_of_each_block_and_of_all():
     assert index[1, 1] == index[6, 6] == 7  # (2 - 1) * 5 + 3 - 1: no difference
     assert index[1, 6] == 0 and index[6, 1] == 14  # the farthest both ways
     assert (index[0, 1:] == 15).all() and (index[1:, 0] == 16).all() and index[0, 0] == 17
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_usual_size_has_its_name_and_another_its_numbers(name):
+    model, size = config().model, SIZES[name]
+    set_size(model, size)
+    assert name_of(model) == name
+    set_size(model, size._replace(depth=3))
+    assert name_of(model) == f"{size.width}x3x{size.heads}"

@@ -489,7 +489,7 @@ def test_a_run_of_four_channels_goes_on_to_the_bit_and_is_evaluated_and_drawn(tm
     run = tiny.trained_and_gone_on(tiny.config(**FOUR, **changes), tmp_path)
     assert (run / "figures" / "masks.png").stat().st_size > 1000
     tasks = {"knn": {}, "linear": {"solver": "ridge"}, "reconstruct": {}, "attention": {}}
-    for task, changes in tasks.items():
+    for task, fields in tasks.items():
         evaluation = evaluations.get_config(f"task={task}")
-        evaluation.update(changes)
+        evaluation.update(fields)
         assert evaluate.evaluate(evaluation, run, tmp_path / task).exists()

@@ -78,7 +78,7 @@ def leaves_of(state):
     return jax.tree_util.tree_leaves_with_path(parallel.to_host(state))
 
 
-# Colours of views take long to compile.
+# Colours of views take long to compile: one long case has them.
 AS_THEY_ARE = {
     "data__jitter_prob": 0.0,
     "data__grey_prob": 0.0,
@@ -89,6 +89,7 @@ CASES = {
     "mae": ("mae", {}),
     "mae with LARS": ("mae", {"optimizer": lars}),
     "ibot": ("ibot", AS_THEY_ARE),  # a teacher, and centres
+    "ibot with colours": ("ibot", {}),
     "adios": ("adios", {}),  # two turns
     "moco": ("moco", AS_THEY_ARE),  # negatives of all devices, batch norms over them
 }
@@ -103,7 +104,7 @@ CASES = {
         ("ibot", 4),
         ("moco", 4),
         # Others prove little that these do not.
-        pytest.param("ibot", 1, marks=pytest.mark.long),
+        pytest.param("ibot with colours", 1, marks=pytest.mark.long),
         pytest.param("mae with LARS", 4, marks=pytest.mark.long),
         pytest.param("adios", 4, marks=pytest.mark.long),
     ],

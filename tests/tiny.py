@@ -228,7 +228,7 @@ def batch_of_pairs(size=8, first=0, side=16):
 
 def trained_and_gone_on(config, folder):
     """The workdir of a run of four steps, which is, to the bit, the one that made the last two of
-    them anew from the checkpoint before."""
+    them anew from the checkpoint before, and draws nothing: figures are the same code again."""
     one, other = folder / "one", folder / "other"
     pretrain.train(config, one)
     shutil.copytree(one, other)

@@ -186,9 +186,10 @@ class Attention(nn.Module):
         def by_heads(qkv):
             query, key, value = _heads_of(qkv, self.heads)
             mixed = attend(query, key, value, bias)
-            return jnp.swapaxes(mixed.reshape(len(qkv), width, -1), 1, 2)
+            return jnp.swapaxes(mixed.reshape(mixed.shape[0], width, -1), 1, 2)
 
         self._sow(qkv, bias)
+        # As a TPU likes it; CPUs and GPUs attend head by head.
         if bias is None and packed_attention.pays(qkv, self.heads):
             in_groups = functools.partial(packed_attention.attend, self.heads)
             mixed = jax.lax.platform_dependent(qkv, tpu=in_groups, default=by_heads)
@@ -197,7 +198,7 @@ class Attention(nn.Module):
         return dense(width, self.dtype, "proj", self.out_init)(mixed)
 
     def _sow(self, qkv, bias):
-        """What is asked for of what the class sows."""
+        """Sows the weights and the trace, each where the caller asks for it."""
         if self.is_mutable_collection("intermediates"):
             query, key, _ = _heads_of(qkv, self.heads)
             self.sow("intermediates", "weights", attention_weights(query, key, bias))
