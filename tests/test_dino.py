@@ -96,8 +96,8 @@ def test_patches_go_through_no_head(masked):
         return {math.prod(shape[:-1]) for shape in shapes} - set(sizes.values())
 
     assert rows(built, **({} if masked else UNMASKED)) == {10, 20}
-    if masked:  # 12 patches of 10 views, and the mean of all of the teacher's
-        assert rows(test_ibot_method.built) == {10, 20, 1, 10 * 12, 10 * 17}
+    if masked:  # 12 patches of 10 views, alone and with the class; the mean of all of the teacher's
+        assert rows(test_ibot_method.built) == {10, 20, 1, 10 * 12, 20 + 10 * 12, 10 * 17}
 
 
 def test_nothing_is_drawn_where_nothing_is_masked(monkeypatch):

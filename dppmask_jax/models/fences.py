@@ -1,8 +1,11 @@
-"""Fences keep XLA's CPU compiler from computing the same sum several times.
+"""Fences keep XLA's compilers from fusing what should stay apart.
 
-The compiler fuses sums into everything that uses them. The gradient of a residual stream is a sum
-over all the blocks behind, and without a fence each block adds it up anew, several times.
-`lax.optimization_barrier` does not help: the compiler removes it before it fuses.
+The one for CPUs fuses sums into everything that uses them. The gradient of a residual stream is a
+sum over all the blocks behind, and without a fence each block adds it up anew, several times.
+`lax.optimization_barrier` does not help there: the compiler removes it before it fuses.
+
+The one for TPUs compiles equal blocks once. With what stands in front of them or behind fused into
+it, a block is like no other.
 """
 
 from __future__ import annotations
@@ -18,6 +21,15 @@ def fence(x):
       x: floating-point array.
     """
     return jax.lax.platform_dependent(x, cpu=_behind_a_branch, default=_same)
+
+
+def seam(x):
+    """x as it is; on a TPU, nothing is fused across it, nor across its gradient.
+
+    Args:
+      x: floating-point array.
+    """
+    return jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=_same)
 
 
 def _behind_a_branch(x):

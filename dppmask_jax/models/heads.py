@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dppmask_jax.models.fences import seam
 from dppmask_jax.models.layers import dense, gelu, normal, uniform
 
 
@@ -67,7 +68,8 @@ class ProjectionHead(nn.Module):
         x = tokens
         for layer in self.mlp[:-1]:
             x = gelu(layer(x))
-        x = self.mlp[-1](x).astype(jnp.float32)
+        # With the norm in it, the TPU compiler tries the last product three times.
+        x = seam(self.mlp[-1](x)).astype(jnp.float32)
         norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
         return x / jnp.maximum(norm, 1e-12)
 

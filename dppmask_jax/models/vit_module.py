@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dppmask_jax import patches
+from dppmask_jax.models.fences import seam
 from dppmask_jax.models.layers import XAVIER, BlockOptions, Blocks, PatchEmbed, layer_norm, normal
 from dppmask_jax.models.relative import RelativeBias
 from dppmask_jax.models.sizes import Size
@@ -179,11 +180,12 @@ class ViT(nn.Module):
     def prenorm(self, images, keys=None, *, mask=None, mask_token=None):
         """As `__call__`, but without the final layer norm, whose parameters it does not make."""
         x = self._placed(self._masked(self.patch_embed(images), mask, mask_token), images)
-        if not self.relative:
-            return self.blocks(self._with_registers(x), keys)
-        self._check_grid(images)
-        bias = self.relative_bias() if self.relative == "shared" else None
-        return self.blocks(x, keys, bias)
+        bias = None
+        if self.relative:
+            self._check_grid(images)
+            bias = self.relative_bias() if self.relative == "shared" else None
+        # Without the seams the step of iBOT takes the TPU compiler a twelfth longer.
+        return seam(self.blocks(seam(self._with_registers(x)), keys, bias))
 
     def _masked(self, tokens, mask, mask_token):
         if mask is None:
