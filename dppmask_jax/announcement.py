@@ -27,6 +27,7 @@ def announce(training: Training, state, val_source) -> None:
         ("devices", parallel.describe()),
         *_data(training, val_source),
         ("model", _model(config, state)),
+        *_shares(config, state),
         *training.method.describe,
         (
             "steps",
@@ -64,6 +65,13 @@ def _model(config, state) -> str:
     if "model" not in config:
         return f"{config.method}, {words}"
     return f"{config.method} {name_of(config.model)}, {words}, {config.model.dtype}"
+
+
+def _shares(config, state) -> list[tuple[str, str]]:
+    """What a device holds of the state; [] where that is all of it."""
+    if config.parallel.mode == "pmap":
+        return []
+    return [("state", parallel.describe_shares(state))]
 
 
 def _rate(config, plan: Plan) -> list[tuple[str, str]]:

@@ -33,11 +33,6 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores: many tests wait for a process, or for time to pass."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 # After the markers have taken out theirs.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):

@@ -16,6 +16,8 @@ from PIL import Image
 from dppmask_jax import optim, parallel, pretrain
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
+from dppmask_jax.parallel import shares
+from dppmask_jax.parallel.devices import in_order
 from dppmask_jax.training import loop
 from dppmask_jax.training.step import init_state, make_step
 
@@ -178,6 +180,12 @@ def test_no_device_holds_more_than_its_share_while_it_trains(tmp_path, monkeypat
         assert size - others.get(device, 0) < 1.1 * whole / 4
 
 
+def test_the_start_says_what_each_device_holds(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    state = {"split": jnp.zeros((1000, 1000)), "whole": jnp.zeros(250_001)}
+    assert parallel.describe_shares(state) == "2.0 of 5.0 MB on each device"
+
+
 def test_processes_have_their_rows_one_after_the_other():
     class Device(NamedTuple):
         id: int
@@ -185,7 +193,7 @@ def test_processes_have_their_rows_one_after_the_other():
 
     # As on a slice of v5e whose hosts have 2 x 2 chips each.
     devices = [Device(id, int(id in (2, 3, 6, 7))) for id in range(8)]
-    order = [device.id for device in parallel._in_order(devices)]
+    order = [device.id for device in in_order(devices)]
     assert order == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
@@ -229,8 +237,8 @@ def test_the_gradient_is_exchanged_as_shares_and_the_old_state_donated():
 
 @pytest.mark.slow
 def test_shares_are_exchanged_in_groups_on_a_tpu(monkeypatch):
-    monkeypatch.setattr(parallel, "on_tpu", lambda devices=None: True)
-    assert parallel._exchange_stages(jax.devices()) == [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]
+    monkeypatch.setattr(shares, "on_tpu", lambda devices: True)
+    assert shares.exchange_stages(jax.devices()) == [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]
     (found, state), (right, whole) = (
         steps_of(built("mae"), mode, 4) for mode in ("shard_map", "pmap")
     )
