@@ -21,13 +21,14 @@ from dppmask_jax.words import count
 
 
 def announce(training: Training, state, val_source) -> None:
-    """Prints the devices, the data, the model, what the method says of itself and the plan."""
+    """Prints the devices, the data, the model, what a device holds of a state that is shared out,
+    what the method says of itself and the plan."""
     config, start, plan = training.config, training.start, training.plan
     lines = [
         ("devices", parallel.describe()),
         *_data(training, val_source),
         ("model", _model(config, state)),
-        *_shares(config, state),
+        *_shares(training, state),
         *training.method.describe,
         (
             "steps",
@@ -67,9 +68,10 @@ def _model(config, state) -> str:
     return f"{config.method} {name_of(config.model)}, {words}, {config.model.dtype}"
 
 
-def _shares(config, state) -> list[tuple[str, str]]:
+def _shares(training: Training, state) -> list[tuple[str, str]]:
     """What a device holds of the state; [] where that is all of it."""
-    if config.parallel.mode == "pmap":
+    nothing_left = training.start.step >= training.plan.total_steps
+    if nothing_left or training.config.parallel.mode == "pmap":
         return []
     return [("state", parallel.describe_shares(state))]
 

@@ -3,6 +3,7 @@
 import functools
 import gc
 import io
+import re
 from typing import NamedTuple
 
 import jax
@@ -11,13 +12,14 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from jax.sharding import PartitionSpec
 from PIL import Image
 
 from dppmask_jax import optim, parallel, pretrain
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
 from dppmask_jax.parallel import shares
-from dppmask_jax.parallel.devices import in_order
+from dppmask_jax.parallel.devices import in_order, mesh_of
 from dppmask_jax.training import loop
 from dppmask_jax.training.step import init_state, make_step
 
@@ -151,7 +153,7 @@ def test_every_device_holds_its_share(devices):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(gathered), jax.device_get(state))
 
 
-def test_no_device_holds_more_than_its_share_while_it_trains(tmp_path, monkeypatch):
+def test_no_device_holds_more_than_its_share_while_it_trains(tmp_path, monkeypatch, capsys):
     """Neither what the state was made of nor what every device had at the start is left."""
     held = {}
 
@@ -176,14 +178,14 @@ def test_no_device_holds_more_than_its_share_while_it_trains(tmp_path, monkeypat
         pretrain.train(config, tmp_path / "run")
     whole = held.pop("state")
     assert len(held) == 4
+    (line,) = re.findall(
+        r"^state +([\d.]+) of ([\d.]+) MB on each device$", capsys.readouterr().out, re.M
+    )
+    said, said_whole = (1e6 * float(number) for number in line)
+    assert said_whole == pytest.approx(whole, abs=1e5)
     for device, size in held.items():
         assert size - others.get(device, 0) < 1.1 * whole / 4
-
-
-def test_the_start_says_what_each_device_holds(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 4)
-    state = {"split": jnp.zeros((1000, 1000)), "whole": jnp.zeros(250_001)}
-    assert parallel.describe_shares(state) == "2.0 of 5.0 MB on each device"
+        assert size - others.get(device, 0) == pytest.approx(said, abs=1e5)
 
 
 def test_processes_have_their_rows_one_after_the_other():
@@ -233,6 +235,26 @@ def test_the_gradient_is_exchanged_as_shares_and_the_old_state_donated():
     assert memory.alias_size_in_bytes == pytest.approx(bytes_of_state / 4, rel=0.05)
     text = compiled.as_text()
     assert "reduce-scatter" in text and "all-gather" in text
+
+
+@pytest.mark.parametrize("stages", [[None], [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]])
+def test_each_device_gets_its_shares_of_the_means(stages):
+    rng = np.random.default_rng(0)
+    shapes = [(8, 3), (3, 4), (3, 5, 12), (), (6,)]  # along the first axis, others, or none
+    of_devices = [rng.normal(size=(4, *shape)).astype(np.float32) for shape in shapes]
+
+    def on_one(arrays):
+        return [shares.mean_share(stages, x[0]) for x in arrays]
+
+    means = jax.shard_map(
+        on_one,
+        mesh=mesh_of(jax.devices()[:4]),
+        in_specs=PartitionSpec(parallel.AXIS),
+        out_specs=shares.share_specs([x[0] for x in of_devices], 4),
+        check_vma=False,
+    )
+    for found, given in zip(jax.jit(means)(of_devices), of_devices, strict=True):
+        np.testing.assert_allclose(found, given.astype(np.float64).mean(axis=0), atol=1e-6)
 
 
 @pytest.mark.slow

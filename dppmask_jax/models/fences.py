@@ -4,8 +4,8 @@ The one for CPUs fuses sums into everything that uses them. The gradient of a re
 sum over all the blocks behind, and without a fence each block adds it up anew, several times.
 `lax.optimization_barrier` does not help there: the compiler removes it before it fuses.
 
-The one for TPUs compiles equal blocks once. With what stands in front of them or behind fused into
-it, a block is like no other.
+The one for TPUs compiles equal blocks once; with what stands in front of them or behind fused into
+it, a block is like no other. And a fusion that is too large it compiles again and again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the devices of a step exchange; only inside functions that `steps` compiles."""
+"""What the devices of a step exchange."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ AXIS = "batch"
 
 
 def mean(tree):
-    """Mean of floats over all devices."""
+    """Mean of floats over all devices; only inside a function compiled by `steps`."""
     # pmean over a single device copies everything on a CPU.
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
 def total(tree):
-    """Sum over all devices."""
+    """Sum over all devices; only inside a function compiled by `steps`."""
     return jax.lax.psum(tree, AXIS)
 
 
 def largest(tree):
-    """Maximum over all devices."""
+    """Maximum over all devices; only inside a function compiled by `steps`."""
     return jax.lax.pmax(tree, AXIS)
 
 
 def rows_of_all(rows: int) -> int:
-    """How many rows all devices hold, of which this one holds some."""
+    """How many rows all devices hold, of which this one holds some; only inside a function compiled
+    by `steps`."""
     return rows * jax.lax.axis_size(AXIS)
 
 
 def roll(tree, places):
-    """Rolls the rows of all devices together, as `jnp.roll` would on one.
+    """Rolls the rows of all devices together, as `jnp.roll` would on one; only inside a function
+    compiled by `steps`.
 
     Args:
       tree: arrays (b, ...), b rows of each device, in the order of the devices.

@@ -54,43 +54,18 @@ def exchange_stages(devices) -> list[list[list[int]] | None]:
     return [places.T.tolist(), places.tolist()]
 
 
-def mean_shares(stages, tree):
-    """This device's shares of the means of arrays over all devices; the whole mean of those that
-    do not split. Only inside a step."""
+def mean_share(stages, x):
+    """This device's share of the mean of an array over all devices; all of the mean where it does
+    not split. Only inside a step."""
     devices = jax.lax.axis_size(AXIS)
-    leaves, structure = jax.tree.flatten(tree)
-    axis_of = {i: share_axis(x.shape, devices) for i, x in enumerate(leaves)}
-    split = {i: axis for i, axis in axis_of.items() if axis is not None}
-    shares, axes = [leaves[i] for i in split], list(split.values())
-    for stage, groups in enumerate(stages):
-        shares = (_scattered_as_one if stage else _scattered)(groups, shares, axes)
-    found = dict(zip(split, shares, strict=True))
-    means = [found[i] / devices if i in found else mean(x) for i, x in enumerate(leaves)]
-    return jax.tree.unflatten(structure, means)
-
-
-def _scattered(groups, arrays, axes):
-    """Of the sums over each group, every device's part along the axes."""
-    return [
-        jax.lax.psum_scatter(x, AXIS, scatter_dimension=axis, axis_index_groups=groups, tiled=True)
-        for x, axis in zip(arrays, axes, strict=True)
-    ]
-
-
-def _scattered_as_one(groups, arrays, axes):
-    """As `_scattered`, in one exchange. One by one they are too small: the TPU compiler sums them
-    for everybody (libtpu 0.0.42). They are copied for it, so for large ones it costs more."""
-    size = len(groups[0])
-    parts = [jnp.moveaxis(x, axis, 0) for x, axis in zip(arrays, axes, strict=True)]
-    rows = [x.reshape(size, -1) for x in parts]
-    sums = jax.lax.psum_scatter(
-        jnp.concatenate(rows, axis=1), AXIS, scatter_dimension=0, axis_index_groups=groups
-    )
-    ends = np.cumsum([row.shape[1] for row in rows])[:-1]
-    return [
-        jnp.moveaxis(one.reshape(-1, *part.shape[1:]), 0, axis)
-        for one, part, axis in zip(jnp.split(sums, ends), parts, axes, strict=True)
-    ]
+    axis = share_axis(x.shape, devices)
+    if axis is None:
+        return mean(x)
+    for groups in stages:
+        x = jax.lax.psum_scatter(
+            x, AXIS, scatter_dimension=axis, axis_index_groups=groups, tiled=True
+        )
+    return x / devices
 
 
 def whole_of_share(stages, share, axis: int | None):

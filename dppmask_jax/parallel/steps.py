@@ -124,7 +124,8 @@ class _Sharded:
     def _mean(self, fn, like):
         def on_rows(batch, *shared):
             first, others = fn(batch, *shared)
-            return shares.mean_shares(self._stages, first), mean(others)
+            means = jax.tree.map(functools.partial(shares.mean_share, self._stages), first)
+            return means, mean(others)
 
         return self._mapped(on_rows, (shares.share_specs(like, self._mesh.size), PartitionSpec()))
 
