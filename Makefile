@@ -19,7 +19,7 @@ install = $(1)/bin/python -m pip install -q --disable-pip-version-check uv \
 	&& $(1)/bin/uv pip install -q --python $(1)/bin/python $(2) \
 	|| $(1)/bin/python -m pip install -q --disable-pip-version-check $(2)
 
-.PHONY: quickstart docs site test test-all test-oracles test-slow test-long test-faults test-peer test-newest test-tpu speed-tpu bench lint clean
+.PHONY: quickstart docs site test test-all test-oracles test-slow test-long test-faults test-peer test-newest test-tpu test-tpu-slow speed-tpu bench lint clean
 
 # Huge pages, where the C library is glibc: without them a small model waits for its memory.
 quickstart: $(VENV)/.train
@@ -62,6 +62,10 @@ test-newest: $(NEWEST_VENV)/.newest
 
 test-tpu: $(TPU_VENV)/.tpu
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -n 2 -m 'tpu and not slow' $(call files_of,tpu)
+
+# With all of the compiler's effort, as a run has it.
+test-tpu-slow: $(TPU_VENV)/.tpu
+	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -n 2 -m 'tpu and slow' $(call files_of,tpu)
 
 speed-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python benchmarks/tpu_table.py

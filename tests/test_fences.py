@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from dppmask_jax.models.fences import fence, seam
 from dppmask_jax.models.heads import ProjectionHead
@@ -16,12 +17,18 @@ def values_and_gradients(x):
     return jax.jit(jax.value_and_grad(lambda x: jnp.vdot(jnp.sin(fence(x)), x)))(x)
 
 
+def on_a_tpu(*inputs, tpu=None, default=None, **others):
+    return (tpu or default)(*inputs)
+
+
 @pytest.mark.parametrize("apart", [fence, seam])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("first", [0.0, -3.5, np.inf, -np.inf, np.nan, 3e38])
-def test_nothing_is_changed(first, dtype, apart):
+def test_nothing_is_changed(first, dtype, apart, monkeypatch):
+    if apart is seam:
+        monkeypatch.setattr(jax.lax, "platform_dependent", on_a_tpu)
     x, gradient = (jnp.asarray(X, dtype).at[0, 0, 0].set(first) for _ in range(2))
-    value, pull_back = jax.vjp(jax.jit(apart), x)
+    value, pull_back = jax.vjp(jax.jit(lambda x: apart(x)), x)
     for after, before in ((value, x), (*pull_back(gradient), gradient)):
         assert np.asarray(after).tobytes() == np.asarray(before).tobytes()
 
@@ -52,28 +59,45 @@ def test_a_block_is_fenced_on_a_cpu_and_nothing_is_elsewhere():
         assert ("stablehlo.negate" in lowered) == fenced
 
 
-def barriers(function, *inputs):
-    """How often the function's program keeps apart what it computes, by platform."""
+def in_order(jaxpr):
+    """The names of all that a jaxpr does, inner ones in their places."""
+    for equation in jaxpr.eqns:
+        inner = list(jaxprs_in_params(equation.params))
+        if not inner:
+            yield equation.primitive.name
+        for each in inner:
+            yield from in_order(each)
 
-    def count(platform):
-        lowered = jax.jit(function).trace(*inputs).lower(lowering_platforms=(platform,))
-        return lowered.as_text().count("optimization_barrier")
 
-    return {platform: count(platform) for platform in ("cpu", "tpu", "cuda")}
+def products_between_seams(function, *inputs):
+    """How many matrix products stand before the first seam, between seams, and after the last."""
+    counts = [0]
+    for name in in_order(jax.make_jaxpr(function)(*inputs).jaxpr):
+        if name == "optimization_barrier":
+            counts.append(0)
+        counts[-1] += name in ("dot_general", "conv_general_dilated")
+    return counts
 
 
-def test_seams_are_around_all_blocks_and_in_the_head_on_a_tpu_alone():
-    encoder = ViT(SIZES["Pi"], (16, 16), 8)
+def test_a_seam_is_on_either_side_of_all_blocks_and_in_the_head(monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_a_tpu)
+    encoder = ViT(SIZES["Pi"]._replace(depth=3), (16, 16), 8)
     images = jnp.zeros((2, 16, 16, 3))
     params = encoder.init(jax.random.key(0), images)
+    # Patches; six products of each block.
+    assert products_between_seams(encoder.apply, params, images) == [1, 3 * 6, 0]
     head = ProjectionHead(hidden=6, bottleneck=4, prototypes=5, trainable_scale=False, shared=True)
     of_head = head.init(jax.random.key(0), X)
-    for model, given, x, seams in ((encoder, params, images, 2), (head, of_head, X, 1)):
 
-        def forward(params, model=model, x=x):
-            return sum(jnp.sum(part) for part in model.apply(params, x))
+    def class_logits(params):
+        return head.apply(params, X)[0].sum()
 
-        assert barriers(forward, given) == {"cpu": 0, "tpu": seams, "cuda": 0}
-        # And as many behind, for the gradients.
-        both = {"cpu": 0, "tpu": 2 * seams, "cuda": 0}
-        assert barriers(jax.grad(forward), given) == both
+    # Three layers; the logits of class and of patches.
+    assert products_between_seams(class_logits, of_head) == [3, 2]
+    assert len(products_between_seams(jax.grad(class_logits), of_head)) == 3
+
+
+def test_seams_are_of_tpus_alone():
+    for platform, count in (("cpu", 0), ("tpu", 1), ("cuda", 0)):
+        lowered = jax.jit(seam).trace(X).lower(lowering_platforms=(platform,)).as_text()
+        assert lowered.count("optimization_barrier") == count

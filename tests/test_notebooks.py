@@ -143,9 +143,14 @@ def test_add_your_own_masker(tmp_path):
 
 @pytest.mark.tpu
 @pytest.mark.parametrize(
-    ("topology", "chips"), [("v5e:1x1", 1), pytest.param("v5e:2x4", 8, marks=pytest.mark.slow)]
+    ("topology", "chips", "effort"),
+    [
+        ("v5e:1x1", 1, "-1"),
+        pytest.param("v5e:1x1", 1, "0", marks=pytest.mark.slow),
+        pytest.param("v5e:2x4", 8, "0", marks=pytest.mark.slow),
+    ],
 )
-def test_the_step_of_the_notebook_compiles(topology, chips, tmp_path):
+def test_the_step_of_the_notebook_compiles(topology, chips, effort, tmp_path):
     file = tmp_path / "notebook.py"
     file.write_text(
         f"CELLS = {cells_of_config()!r}\n\n\n"
@@ -154,7 +159,7 @@ def test_the_step_of_the_notebook_compiles(topology, chips, tmp_path):
         "    exec(CELLS, names)\n"
         "    return names['config']\n"
     )
-    found = compiled(tmp_path, f"--config={file}", f"--topology={topology}")
+    found = compiled(tmp_path, f"--config={file}", f"--topology={topology}", effort=effort)
     assert (found["chips"], found["images_per_chip"]) == (chips, 256 // chips)
     assert found["memory"]["peak"] < found["memory"]["room"]
     assert found["parts"]["selection"] > 0 and found["parts"]["decoder"] > 0
