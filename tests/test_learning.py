@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
     ("recipe", "epochs", "least_gain"),
     [
         pytest.param("configs/ibot.py:dataset=shapes", 4.0, 0.03, marks=pytest.mark.long),
-        ("configs/moco.py:dataset=shapes", 2.0, 0.08),
+        ("configs/moco.py:dataset=shapes", 1.5, 0.05),
         pytest.param(
             "configs/hybrid.py:dataset=shapes,mask=dpp", 2.0, 0.08, marks=pytest.mark.long
         ),

@@ -69,7 +69,7 @@ class ProjectionHead(nn.Module):
         for layer in self.mlp[:-1]:
             x = gelu(layer(x))
         # With the norm in it, the TPU compiler tries the last product three times.
-        x = seam(self.mlp[-1](x).astype(jnp.float32))
+        x = seam(self.mlp[-1](x)).astype(jnp.float32)
         norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
         return x / jnp.maximum(norm, 1e-12)
 
