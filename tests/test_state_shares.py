@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from PIL import Image
 
 from dppmask_jax import optim, parallel, pretrain
@@ -65,7 +65,7 @@ def steps_of(method, mode, devices, **options):
     """(losses and all other metrics of some steps, the state after them)."""
     devices = jax.devices()[:devices]
     step = make_step(method, devices=devices, mode=mode, **options)
-    whole = parallel.replicate(init_state(method, jax.random.key(0)), devices)
+    whole = parallel.replicate(init_state(method, jax.random.key(0)), mesh_of(devices))
     state = parallel.place(whole, mode)
     logged = []
     shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
@@ -143,7 +143,7 @@ def test_micro_batches_of_shares_are_those_of_whole_states():
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_device_holds_its_share(devices):
     state = init_state(built("mae"), jax.random.key(0))
-    whole = parallel.replicate(state, jax.devices()[:devices])
+    whole = parallel.replicate(state, mesh_of(jax.devices()[:devices]))
     placed = parallel.place(whole, "shard_map")
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(placed))
     assert held <= 1.02 * sum(leaf.size for leaf in jax.tree.leaves(state)) / devices
@@ -216,7 +216,7 @@ def test_rows_of_all_devices_roll_in_any_mode(mode):
     update = parallel.data_parallel_update(step, devices, mode)
     rows = np.random.default_rng(0).normal(size=8).astype(np.float32)
     for places in range(8):
-        state = parallel.place(parallel.replicate({"x": jnp.zeros(4)}, devices), mode)
+        state = parallel.place(parallel.replicate({"x": jnp.zeros(4)}, mesh_of(devices)), mode)
         _, metrics = update(state, {"rows": rows.reshape(4, 2)}, jnp.int32(places))
         expected = np.roll(rows, places).reshape(4, 2) @ np.arange(2.0) / 4
         np.testing.assert_allclose(metrics["mean"], expected.sum(), rtol=1e-5)
@@ -237,32 +237,84 @@ def test_the_gradient_is_exchanged_as_shares_and_the_old_state_donated():
     assert "reduce-scatter" in text and "all-gather" in text
 
 
-@pytest.mark.parametrize("stages", [[None], [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]])
-def test_each_device_gets_its_shares_of_the_means(stages):
+def mesh_of_four(rows):
+    return Mesh(np.asarray(jax.devices()[:4]).reshape(rows, -1), shares.NAMES)
+
+
+# Along the first axis that splits over four, another, two axes that split over two, or none.
+SHAPES = [(8, 3), (3, 4), (3, 5, 12), (6, 5, 10), (10, 2), (), (6,), (2, 200, 129)]
+
+
+def test_arrays_are_cut_along_one_axis_or_two():
+    one_row, two_rows = (
+        [shares.cut_of(shape, *rows) for shape in SHAPES] for rows in ((1, 4), (2, 2))
+    )
+    assert one_row == [(0, 0), (1, 1), (2, 2), None, None, None, None, (1, 1)]
+    assert two_rows == [(0, 0), (1, 1), (2, 2), (0, 2), (0, 1), None, None, (1, 1)]
+    assert shares.cut_of((384, 1152), 16, 16) == (0, 1)
+    assert shares.cut_of((8, 8), 1, 1) is None
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_each_device_gets_its_shares_of_the_means(rows):
     rng = np.random.default_rng(0)
-    shapes = [(8, 3), (3, 4), (3, 5, 12), (), (6,)]  # along the first axis, others, or none
-    of_devices = [rng.normal(size=(4, *shape)).astype(np.float32) for shape in shapes]
+    of_devices = [rng.normal(size=(4, *shape)).astype(np.float32) for shape in SHAPES]
+    of_one, mesh = [x[0] for x in of_devices], mesh_of_four(rows)
+    shared = shares.Shared(of_one, mesh)
 
     def on_one(arrays):
-        return [shares.mean_share(stages, x[0]) for x in arrays]
+        return shared.means([x[0] for x in arrays])
 
     means = jax.shard_map(
         on_one,
         mesh=mesh_of(jax.devices()[:4]),
         in_specs=PartitionSpec(parallel.AXIS),
-        out_specs=shares.share_specs([x[0] for x in of_devices], 4),
+        out_specs=shared.specs,
         check_vma=False,
     )
-    for found, given in zip(jax.jit(means)(of_devices), of_devices, strict=True):
-        np.testing.assert_allclose(found, given.astype(np.float64).mean(axis=0), atol=1e-6)
+    found = jax.jit(
+        lambda x: shared.arrays(means(x)), out_shardings=shares.shardings_of(of_one, mesh)
+    )(of_devices)
+    for one, given in zip(found, of_devices, strict=True):
+        np.testing.assert_allclose(one, given.astype(np.float64).mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_each_device_has_the_whole_of_what_is_shared(rows):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+    mesh = mesh_of_four(rows)
+    shared = shares.Shared(arrays, mesh)
+    wholes = jax.shard_map(
+        lambda rows: [x[None] for x in shared.whole(rows)],
+        mesh=mesh_of(jax.devices()[:4]),
+        in_specs=(shared.specs,),
+        out_specs=PartitionSpec(parallel.AXIS),
+        check_vma=False,
+    )
+    held = jax.device_put(arrays, shares.shardings_of(arrays, mesh))
+    for one, right in zip(jax.jit(lambda x: wholes(shared.rows(x)))(held), arrays, strict=True):
+        for device in range(4):
+            np.testing.assert_array_equal(one[device], right)
 
 
 @pytest.mark.slow
-def test_shares_are_exchanged_in_groups_on_a_tpu(monkeypatch):
+def test_a_step_over_rows_and_columns_is_that_of_whole_states(monkeypatch):
+    """As on TPUs, all that can be cut along two axes."""
     monkeypatch.setattr(shares, "on_tpu", lambda devices: True)
-    assert shares.exchange_stages(jax.devices()) == [[[0, 2], [1, 3]], [[0, 1], [2, 3]]]
+    assert shares.mesh_of_shares(np.asarray(jax.devices()[:4])).devices.shape == (2, 2)
+    cut_of = shares.cut_of
+
+    def along_two(shape, rows, columns):
+        even = [axis for axis, size in enumerate(shape) if size % 2 == 0]
+        return shares.Cut(*even[:2]) if len(even) > 1 else cut_of(shape, rows, columns)
+
+    monkeypatch.setattr(shares, "cut_of", along_two)
     (found, state), (right, whole) = (
         steps_of(built("mae"), mode, 4) for mode in ("shard_map", "pmap")
+    )
+    assert any(
+        leaf.sharding.spec == PartitionSpec(*shares.NAMES) for leaf in jax.tree.leaves(state.params)
     )
     for one, other in zip(found, right, strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=ROUNDING)

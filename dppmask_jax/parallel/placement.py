@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dppmask_jax.parallel.devices import mesh_of
-from dppmask_jax.parallel.shares import share_axis, share_shardings
+from dppmask_jax.parallel.shares import mesh_of_shares, shardings_of
 
 
-def replicate(tree, devices=None):
+def replicate(tree, mesh: Mesh | None = None):
     """Puts a tree on every device of every process, once, without a device axis.
 
     Args:
-      devices: those of all processes that get it; None is all there are.
+      mesh: has the devices of all processes that get it; None: all there are.
     """
-    sharding = NamedSharding(mesh_of(devices), PartitionSpec())
+    sharding = NamedSharding(mesh or mesh_of(), PartitionSpec())
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -40,20 +41,21 @@ def place(whole, mode: str):
     """
     if mode == "pmap":
         return whole
-    shardings = share_shardings(whole, jax.tree.leaves(whole)[0].sharding.mesh)
+    devices = jax.tree.leaves(whole)[0].sharding.mesh.devices
+    shardings = shardings_of(whole, mesh_of_shares(devices))
     # Of what every device has, each keeps its share: nothing travels.
     return jax.jit(_same, out_shardings=shardings)(whole)
 
 
 def describe_shares(state) -> str:
-    """One line on what each device holds of a state that all of them share."""
-    devices = jax.device_count()
+    """One line on what each device holds of a state once all of them share it."""
+    shardings = shardings_of(state, mesh_of_shares(mesh_of().devices))
 
-    def held(x) -> int:
-        return x.nbytes if share_axis(x.shape, devices) is None else x.nbytes // devices
+    def held(x, sharding) -> int:
+        return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
-    leaves = jax.tree.leaves(state)
-    of_one, of_all = (sum(map(size, leaves)) / 1e6 for size in (held, lambda x: x.nbytes))
+    of_one = sum(jax.tree.leaves(jax.tree.map(held, state, shardings))) / 1e6
+    of_all = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
     return f"{of_one:,.1f} of {of_all:,.1f} MB on each device"
 
 

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dppmask_jax.fields import Field, one_of
-from dppmask_jax.parallel import shares
 from dppmask_jax.parallel.collectives import AXIS, mean
 from dppmask_jax.parallel.devices import mesh_of
 from dppmask_jax.parallel.placement import replicate, split_batch
+from dppmask_jax.parallel.shares import Shared, mesh_of_shares, shardings_of
 
 FIELDS = {
     "parallel.mode": Field(
@@ -49,7 +48,7 @@ def data_parallel_update(step, devices=None, mode: str = "pmap"):
     """Compiles `step(state, batch, shared, over: Over) -> (state, metrics)` for all devices.
 
     "pmap": each device holds the state whole, and makes the whole step. "shard_map": each holds and
-    updates a share of every array that an axis of splits evenly, and has it whole while it works on
+    updates a share of every array that splits evenly, and has it whole while it works on
     its rows (ZeRO, arXiv 1910.02054); the mean of gradients is exchanged as shares.
 
     The old state is donated.
@@ -62,7 +61,7 @@ def data_parallel_update(step, devices=None, mode: str = "pmap"):
       `split_batch`; `update.lower` takes shapes as well.
     """
     if mode == "shard_map":
-        return _Sharded(step, mesh_of(devices))
+        return _Sharded(step, devices)
     over = Over(
         each=lambda fn: fn, mean=lambda fn, like: lambda batch, *shared: mean(fn(batch, *shared))
     )
@@ -79,14 +78,15 @@ def data_parallel_update(step, devices=None, mode: str = "pmap"):
 class _Sharded:
     """`data_parallel_update` of "shard_map"."""
 
-    def __init__(self, step, mesh: Mesh):
-        self._mesh, self._stages = mesh, shares.exchange_stages(list(mesh.devices))
+    def __init__(self, step, devices):
+        self._mesh = mesh_of(devices)
+        self._mesh_of_shares = mesh_of_shares(self._mesh.devices)
         over = Over(self._each, self._mean)
 
         def update(state, batch, shared):
             state, metrics = step(state, batch, shared, over)
-            held = jax.lax.with_sharding_constraint(state, shares.share_shardings(state, mesh))
-            whole = NamedSharding(mesh, PartitionSpec())
+            held = jax.lax.with_sharding_constraint(state, self._shardings(state))
+            whole = NamedSharding(self._mesh_of_shares, PartitionSpec())
             return held, jax.lax.with_sharding_constraint(metrics, whole)
 
         self._update = jax.jit(update, donate_argnums=(0,))
@@ -94,59 +94,74 @@ class _Sharded:
     def __call__(self, state, batch, shared):
         rows = NamedSharding(self._mesh, PartitionSpec(AXIS))
         batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
-        return self._update(state, batch, replicate(shared, self._mesh.devices))
+        return self._update(state, batch, replicate(shared, self._mesh_of_shares))
 
     def lower(self, state, batch, shared):
         """The step for abstract arguments."""
 
-        def shaped(tree, shardings):
-            def shape(x, sharding):
-                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        def shape(x, sharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-            return jax.tree.map(shape, tree, shardings)
-
-        def alike(tree, spec):
-            return shaped(tree, jax.tree.map(lambda _: NamedSharding(self._mesh, spec), tree))
+        def alike(tree, sharding):
+            return jax.tree.map(lambda x: shape(x, sharding), tree)
 
         return self._update.lower(
-            shaped(state, shares.share_shardings(state, self._mesh)),
-            alike(batch, PartitionSpec(AXIS)),
-            alike(shared, PartitionSpec()),
+            jax.tree.map(shape, state, self._shardings(state)),
+            alike(batch, NamedSharding(self._mesh, PartitionSpec(AXIS))),
+            alike(shared, NamedSharding(self._mesh_of_shares, PartitionSpec())),
         )
+
+    def _shardings(self, state):
+        return shardings_of(state, self._mesh_of_shares)
 
     def _each(self, fn):
         def on_rows(batch, *shared):
             batch, agreed = fn(batch, *shared)
             return jax.tree.map(lambda x: x[None], batch), agreed
 
-        return self._mapped(on_rows, (PartitionSpec(AXIS), PartitionSpec()))
+        def call(batch, *shared):
+            specs = (PartitionSpec(AXIS), PartitionSpec())
+            batch, agreed = self._mapped(on_rows, specs)(batch, *shared)
+            return batch, self._beside_shares(agreed)
+
+        return call
 
     def _mean(self, fn, like):
+        means = Shared(like, self._mesh_of_shares)
+
         def on_rows(batch, *shared):
             first, others = fn(batch, *shared)
-            means = jax.tree.map(functools.partial(shares.mean_share, self._stages), first)
-            return means, mean(others)
+            return means.means(first), mean(others)
 
-        return self._mapped(on_rows, (shares.share_specs(like, self._mesh.size), PartitionSpec()))
+        def call(batch, *shared):
+            found, others = self._mapped(on_rows, (means.specs, PartitionSpec()))(batch, *shared)
+            return means.arrays(found), self._beside_shares(others)
+
+        return call
+
+    def _beside_shares(self, whole):
+        """What every device has whole, where operations on shares can use it: they want the same
+        mesh of all they work on."""
+        spec = PartitionSpec()
+        return jax.shard_map(
+            lambda x: x, mesh=self._mesh_of_shares, in_specs=spec, out_specs=spec, check_vma=False
+        )(whole)
 
     def _mapped(self, on_rows, out_specs):
         def call(batch, *shared):
-            def whole_of(share, like):
-                axis = shares.share_axis(jnp.shape(like), self._mesh.size)
-                return shares.whole_of_share(self._stages, share, axis)
+            held = Shared(shared, self._mesh_of_shares)
 
-            def on_shares(batch, *held):
-                whole = jax.tree.map(whole_of, held, shared)
-                return on_rows(jax.tree.map(lambda x: x[0], batch), *whole)
+            def on_shares(batch, rows):
+                return on_rows(jax.tree.map(lambda x: x[0], batch), *held.whole(rows))
 
             mapped = jax.shard_map(
                 on_shares,
                 mesh=self._mesh,
-                in_specs=(PartitionSpec(AXIS), *shares.share_specs(shared, self._mesh.size)),
+                in_specs=(PartitionSpec(AXIS), held.specs),
                 out_specs=out_specs,
                 check_vma=False,
             )
-            return mapped(batch, *shared)
+            return mapped(batch, held.rows(shared))
 
         return call
 
