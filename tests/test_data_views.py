@@ -226,7 +226,8 @@ def test_nothing_at_probability_zero():
     images = jnp.asarray(synthetic())
     keys = jax.random.split(jax.random.key(0), len(images))
     np.testing.assert_allclose(augmented(images, keys), augment.normalize(images), atol=1e-6)
-    nothing = functools.partial(views.augment_view, **OFF)
+    never = {"blur_prob": np.zeros(len(images)), "solarize_prob": np.zeros(len(images))}
+    nothing = functools.partial(views.augment_view, **OFF | never)
     work = ("scan", "sort", "random_bits")
     assert not any(name in str(jax.make_jaxpr(nothing)(images, keys)) for name in work)
     everything = functools.partial(views.augment_view, **ALL)
@@ -245,6 +246,21 @@ def test_image_depends_on_its_own_key_alone():
     # The same image under other keys.
     changed_pairs = np.abs(out[1:] - out[:-1]).max((1, 2, 3)) > 0.01
     assert changed_pairs.mean() > 0.9
+
+
+def test_each_image_may_have_probabilities_of_its_own():
+    images = jnp.asarray(np.repeat(synthetic(), 4, axis=0))
+    keys = jax.random.split(jax.random.key(7), len(images))
+    half = len(images) // 2
+    first, second = ALL | {"blur_prob": 1.0, "solarize_prob": 0.0}, ALL
+    of_each = {
+        name: np.repeat([first[name], second[name]], [half, len(images) - half])
+        for name in ("blur_prob", "solarize_prob")
+    }
+    together = views.augment_view(images, keys, **ALL | of_each)
+    apart = [augmented(images[:half], keys[:half], **first)]
+    apart += [augmented(images[half:], keys[half:], **second)]
+    np.testing.assert_allclose(together, np.concatenate(apart), atol=1e-5)
 
 
 def test_same_keys_same_views():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dppmask_jax import pixel_format
 from dppmask_jax.data.images import views
@@ -57,13 +58,23 @@ def global_maps(batch, name: str):
 
 
 def augmented_globals(data, batch, keys):
-    """The two global views, each (B, H, W, C)."""
+    """The two global views, each (B, H, W, C). They are one batch of images: what is compiled for
+    them is compiled once."""
+    num, both = len(batch["index"]), batch["global_views"]
+    blur, sun = (np.repeat(probs, num) for probs in zip(*_chances(data), strict=True))
+    images = jnp.concatenate([both[:, 0], both[:, 1]])
+    return tuple(jnp.split(_augment(data, images, keys[: 2 * num], blur, sun), 2))
+
+
+def augmented_second(data, batch, keys):
+    """The second global view alone, (B, H, W, C)."""
     num = len(batch["index"])
-    first, second = batch["global_views"][:, 0], batch["global_views"][:, 1]
-    return (
-        _augment(data, first, keys[:num], data.blur_prob[0], 0.0),
-        _augment(data, second, keys[num : 2 * num], data.blur_prob[1], data.solarize_prob),
-    )
+    return _augment(data, batch["global_views"][:, 1], keys[num : 2 * num], *_chances(data)[1])
+
+
+def _chances(data):
+    """Probabilities of a blur and of solarising, of either global view."""
+    return (data.blur_prob[0], 0.0), (data.blur_prob[1], data.solarize_prob)
 
 
 def _augment(data, images, keys, blur_prob, solarize_prob):

@@ -147,7 +147,7 @@ def _masked_alone(config, plan: Plan) -> Method:
 
     def loss(params, extra, batch, key, step):
         keys = augmented_views.keys_of_views(config.data, key, batch["index"])
-        _, image = augmented_views.augmented_globals(config.data, batch, keys[:, 0])
+        image = augmented_views.augmented_second(config.data, batch, keys[:, 0])
         return turn.loss(params, extra, _as_single(kind, batch, image), _of_masked(key), step)
 
     return method._replace(

@@ -16,6 +16,7 @@ import chex
 import dm_pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dppmask_jax.fields import Field, Rule, above_to, is_number, number, pair
@@ -92,9 +93,9 @@ def augment_view(
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
     jitter_prob: float = 0.8,
     grey_prob: float = 0.2,
-    blur_prob: float,
+    blur_prob: float | np.ndarray,
     blur_sigma: tuple[float, float] = (0.1, 2.0),
-    solarize_prob: float,
+    solarize_prob: float | np.ndarray,
     pixels: Pixels = RGB,
 ) -> jax.Array:
     """Changes colours, blurs, solarises and normalises one view of each image, at random.
@@ -112,8 +113,8 @@ def augment_view(
       jitter: the factors of brightness, contrast and saturation are uniform in 1 - s to 1 + s (not
         below 0) for the first three numbers s; the hue moves by up to the fourth, in turns.
       blur_sigma: smallest and largest sigma of the Gaussian in pixels, at most 2.4.
-      jitter_prob, grey_prob, blur_prob, solarize_prob: Python floats from 0 to 1. A piece of
-        probability 0 is not compiled.
+      jitter_prob, grey_prob, blur_prob, solarize_prob: from 0 to 1, Python floats; the last two may
+        be NumPy arrays (B,), with one for each image. A piece of probability 0 is not compiled.
       pixels: of the images.
 
     Returns:
@@ -126,13 +127,15 @@ def augment_view(
         jitter=jitter,
         jitter_prob=jitter_prob,
         grey_prob=grey_prob,
-        blur_prob=blur_prob,
         blur_sigma=blur_sigma,
-        solarize_prob=solarize_prob,
     )
+    probs = {"blur_prob": blur_prob, "solarize_prob": solarize_prob}
+    each = {name: np.float32(prob) for name, prob in probs.items() if np.ndim(prob) and any(prob)}
+    same = {name: float(np.max(prob)) for name, prob in probs.items() if name not in each}
+    changes = jax.vmap(lambda key, each: draw(key, **same, **each))(keys, each)
     # Channels first: three channels as the innermost axis would leave vector units mostly idle.
     planes = pixels.unit(jnp.moveaxis(images, -1, 1))
-    planes = jax.vmap(change)(planes, jax.vmap(draw)(keys))
+    planes = jax.vmap(change)(planes, changes)
     return pixels.normalize(jnp.moveaxis(planes, 1, -1))
 
 
@@ -142,14 +145,15 @@ def draw_changes(
     jitter: tuple[float, float, float, float],
     jitter_prob: float,
     grey_prob: float,
-    blur_prob: float,
+    blur_prob: float | jax.Array,
     blur_sigma: tuple[float, float],
-    solarize_prob: float,
+    solarize_prob: float | jax.Array,
 ) -> Changes:
-    """Draws what `augment_view`, which explains the arguments, does to the image of one key."""
+    """Draws what `augment_view`, which explains the arguments, does to the image of one key. Of
+    a traced probability the piece is there, even where it is 0."""
     order_key, factor_key, hue_key, sigma_key, *which = jax.random.split(key, 8)
     jittered, grey, blurred, solarize = (
-        jax.random.bernoulli(key, prob) if prob > 0 else None
+        jax.random.bernoulli(key, prob) if isinstance(prob, jax.Array) or prob > 0 else None
         for key, prob in zip(which, (jitter_prob, grey_prob, blur_prob, solarize_prob), strict=True)
     )
     order = factors = hue = sigma = None
