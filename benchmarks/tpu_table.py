@@ -51,6 +51,7 @@ CASES = [
     # The state shared out.
     (f"{MAE},mask=dpp{SHARED}", "v5e:4x4"),
     (f"{MAE},mask=dpp{SHARED}", "v5e:16x16"),
+    (f"{IBOT},mask=dpp{SHARED}", "v5e:16x16"),
     # Memory against time.
     (f"{MAE},mask=dpp --config.model.remat=True", "v5e:4x4"),
     (f"{MAE},mask=dpp --config.optim.accum_steps=4", "v5e:4x4"),

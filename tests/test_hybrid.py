@@ -253,8 +253,23 @@ def test_masks_are_of_the_view_that_is_masked():
     assert not any(name.startswith("global_") for name in seen)
 
 
+def test_each_view_has_its_own_changes():
+    given = config(
+        data__blur_prob=(1.0, 0.0, 0.0), data__solarize_prob=1.0, data__grey_prob=0.0
+    ).data  # fmt: skip
+    batch = batch_of()
+    keys = augmented_views.keys_of_views(given, KEY, batch["index"])[:, 0]
+    first, second = augmented_views.augmented_globals(given, batch, keys)
+    alone = augmented_views.augmented_second(given, batch, keys)
+    raw = batch["global_views"].astype(np.float32)
+    assert np.abs(augment.denormalize(first) - raw[:, 0] / 255).mean() > 0.1  # noise, blurred
+    solarized = np.where(raw[:, 1] < 128, raw[:, 1], 255 - raw[:, 1]) / 255
+    for view in (second, alone):
+        np.testing.assert_allclose(augment.denormalize(view), solarized, atol=1e-5)
+
+
 def test_the_shared_view_is_the_second_and_its_masks_have_keys_of_their_own(monkeypatch):
-    """The first is blurred by MoCo's recipe. Keys of the two views stay out of the masks' draws."""
+    """Keys of the two views stay out of the masks' draws."""
     given = config("weight=0,mask=random")
     single = hybrid._masked(given, PLAN)
     spy = single.turns[0]._replace(loss=lambda params, extra, batch, key, step: (batch, key))

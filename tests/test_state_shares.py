@@ -242,20 +242,22 @@ def mesh_of_four(rows):
 
 
 # Along the first axis that splits over four, another, two axes that split over two, or none.
-SHAPES = [(8, 3), (3, 4), (3, 5, 12), (6, 5, 10), (10, 2), (), (6,), (2, 200, 129)]
+SHAPES = [(8, 3), (3, 4), (3, 5, 12), (6, 5, 10), (10, 2), (), (6,), (2, 400, 129), (16, 0)]
 
 
 def test_arrays_are_cut_along_one_axis_or_two():
     one_row, two_rows = (
         [shares.cut_of(shape, *rows) for shape in SHAPES] for rows in ((1, 4), (2, 2))
     )
-    assert one_row == [(0, 0), (1, 1), (2, 2), None, None, None, None, (1, 1)]
-    assert two_rows == [(0, 0), (1, 1), (2, 2), (0, 2), (0, 1), None, None, (1, 1)]
+    assert one_row == [(0, 0), (1, 1), (2, 2), None, None, None, None, (1, 1), None]
+    assert two_rows == [(0, 0), (1, 1), (2, 2), (0, 2), (0, 1), None, None, (1, 1), None]
     assert shares.cut_of((384, 1152), 16, 16) == (0, 1)
+    assert shares.cut_of((3, 2), 2, 3) == (1, 0)
+    assert shares.cut_of((2, 3), 2, 3) == (0, 1)
     assert shares.cut_of((8, 8), 1, 1) is None
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 4])
 def test_each_device_gets_its_shares_of_the_means(rows):
     rng = np.random.default_rng(0)
     of_devices = [rng.normal(size=(4, *shape)).astype(np.float32) for shape in SHAPES]
@@ -263,7 +265,7 @@ def test_each_device_gets_its_shares_of_the_means(rows):
     shared = shares.Shared(of_one, mesh)
 
     def on_one(arrays):
-        return shared.means([x[0] for x in arrays])
+        return shared.mean([x[0] for x in arrays])
 
     means = jax.shard_map(
         on_one,
@@ -279,21 +281,21 @@ def test_each_device_gets_its_shares_of_the_means(rows):
         np.testing.assert_allclose(one, given.astype(np.float64).mean(axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 4])
 def test_each_device_has_the_whole_of_what_is_shared(rows):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
     mesh = mesh_of_four(rows)
     shared = shares.Shared(arrays, mesh)
     wholes = jax.shard_map(
-        lambda rows: [x[None] for x in shared.whole(rows)],
+        lambda pieces: [x[None] for x in shared.whole(pieces)],
         mesh=mesh_of(jax.devices()[:4]),
         in_specs=(shared.specs,),
         out_specs=PartitionSpec(parallel.AXIS),
         check_vma=False,
     )
     held = jax.device_put(arrays, shares.shardings_of(arrays, mesh))
-    for one, right in zip(jax.jit(lambda x: wholes(shared.rows(x)))(held), arrays, strict=True):
+    for one, right in zip(jax.jit(lambda x: wholes(shared.pieces(x)))(held), arrays, strict=True):
         for device in range(4):
             np.testing.assert_array_equal(one[device], right)
 

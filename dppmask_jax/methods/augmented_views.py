@@ -58,12 +58,12 @@ def global_maps(batch, name: str):
 
 
 def augmented_globals(data, batch, keys):
-    """The two global views, each (B, H, W, C). They are one batch of images: what is compiled for
-    them is compiled once."""
+    """The two global views, each (B, H, W, C). They are one batch of images, for which a program
+    is compiled once, and each is computed as far as the other needs it."""
     num, both = len(batch["index"]), batch["global_views"]
-    blur, sun = (np.repeat(probs, num) for probs in zip(*_chances(data), strict=True))
+    blur, solarize = (np.repeat(probs, num) for probs in zip(*_chances(data), strict=True))
     images = jnp.concatenate([both[:, 0], both[:, 1]])
-    return tuple(jnp.split(_augment(data, images, keys[: 2 * num], blur, sun), 2))
+    return tuple(jnp.split(_augment(data, images, keys[: 2 * num], blur, solarize), 2))
 
 
 def augmented_second(data, batch, keys):

@@ -41,7 +41,7 @@ def place(whole, mode: str):
     """
     if mode == "pmap":
         return whole
-    devices = jax.tree.leaves(whole)[0].sharding.mesh.devices
+    devices = jax.tree.leaves(whole)[0].sharding.mesh.devices.ravel()
     shardings = shardings_of(whole, mesh_of_shares(devices))
     # Of what every device has, each keeps its share: nothing travels.
     return jax.jit(_same, out_shardings=shardings)(whole)

@@ -19,8 +19,8 @@ from dppmask_jax.parallel.collectives import AXIS, mean
 from dppmask_jax.parallel.devices import on_tpu
 
 ROWS, COLUMNS = NAMES = ("rows", "columns")
-# Of the float32 numbers that the TPU compiler exchanges as shares (libtpu 0.0.42): with less at the
-# end, it sums everything for everybody.
+# Shares of whole multiples of so many float32 numbers, (n, 128, 128), the TPU compiler exchanges as
+# shares. Of others it sums everything for everybody, more often than not (libtpu 0.0.42).
 TILE = (128, 128)
 
 
@@ -39,7 +39,8 @@ class Cut(NamedTuple):
 
 
 def mesh_of_shares(devices: np.ndarray) -> Mesh:
-    """These devices in rows and columns: one row, or on TPUs numbers of both as close as can be.
+    """These devices (n,) in rows and columns: one row, or on TPUs numbers of both as close as can
+    be.
 
     The TPU compiler makes a sum of everything for everybody out of a sum in shares over all chips,
     which sends twice the bytes; not where groups of them do it (libtpu 0.0.42).
@@ -55,9 +56,9 @@ def cut_of(shape: tuple[int, ...], rows: int, columns: int) -> Cut | None:
     """How an array is cut into rows x columns shares; None: every device has all of it."""
 
     def split_by(number: int) -> list[int]:
-        return [axis for axis, size in enumerate(shape) if size and size % number == 0]
+        return [axis for axis, size in enumerate(shape) if size % number == 0]
 
-    if rows * columns == 1:
+    if rows * columns == 1 or 0 in shape:
         return None
     along_one = [Cut(axis, axis) for axis in split_by(rows * columns)]
     along_two = [Cut(i, j) for i in split_by(rows) for j in split_by(columns) if i != j]
@@ -76,7 +77,11 @@ def shardings_of(tree, mesh: Mesh):
 
 class Shared:
     """A tree of arrays that the devices of a mesh share, seen from a function that is mapped over
-    `AXIS`: there, shares are the rows of arrays with one row for each device.
+    `AXIS`, where every array that is cut is one of pieces (devices, *share).
+
+    Methods exchange over that one axis; an array that is cut along two needs two names for the
+    devices, so states lie on a mesh of rows and columns. Both meshes have the devices in the same
+    order, and nothing travels between them.
 
     Args:
       like: has the shapes of the whole arrays.
@@ -89,38 +94,42 @@ class Shared:
         self._cuts = [cut_of(jnp.shape(x), *mesh.devices.shape) for x in leaves]
         places = np.arange(mesh.size).reshape(mesh.devices.shape)
         # Which of the axes of a cut, and who exchanges with whom; None: all with all.
-        self._stages = [(0, places.T.tolist()), (1, places.tolist())]
         if len(places) == 1:
             self._stages = [(1, None)]
+        else:
+            self._stages = [(0, places.T.tolist()), (1, places.tolist())]
 
     @property
     def specs(self):
-        """How the rows lie."""
+        """How pieces lie where `AXIS` is mapped over."""
         return self._each(lambda cut: PartitionSpec(AXIS), PartitionSpec())
 
-    def rows(self, tree):
-        """The rows of arrays."""
-        return self._relabelled(lambda x: x[None], tree, self._cut_specs, self._row_specs)
+    def pieces(self, arrays):
+        """The pieces (devices, *share) of arrays that devices share."""
+        return self._relabelled(lambda x: x[None], arrays, self._cut_specs, self._piece_specs)
 
-    def arrays(self, rows):
-        """The arrays of rows."""
-        return self._relabelled(lambda x: x[0], rows, self._row_specs, self._cut_specs)
+    def arrays(self, pieces):
+        """The arrays of pieces, shared."""
+        return self._relabelled(lambda x: x[0], pieces, self._piece_specs, self._cut_specs)
 
-    def whole(self, rows):
-        """Inside: the whole arrays, of this device's rows."""
-        return self._where_cut(lambda row, cut: self._gathered(row[0], cut), rows)
+    def whole(self, pieces):
+        """Inside: the whole arrays, of this device's pieces (1, *share)."""
+        return self._where_cut(lambda x, cut: self._gathered(x[0], cut), pieces)
 
-    def means(self, tree):
-        """Inside: this device's rows of the means of arrays over all devices."""
+    def mean(self, tree):
+        """Inside: this device's pieces (1, *share) of the means over all devices of whole arrays,
+        all of one type."""
         leaves = self._structure.flatten_up_to(tree)
         found = [mean(x) if cut is None else x for x, cut in zip(leaves, self._cuts, strict=True)]
         cuts = {i: cut for i, cut in enumerate(self._cuts) if cut is not None}
-        for number, (over, groups) in enumerate(self._stages):
-            # What is left after a first stage is little, and so is what is cut along two axes.
+        for number, (which, groups) in enumerate(self._stages):
+            # Joined are all in the second stage, where little is left, and in the first those whose
+            # shares fill no tiles. To join the others would copy nearly all gradients.
             joined = [i for i, cut in cuts.items() if number or cut.by_rows != cut.by_columns]
-            for i in (i for i in cuts if i not in joined):
-                found[i] = _scattered(groups, found[i], cuts[i][over])
-            sums = _scattered_as_one(groups, [(found[i], cuts[i][over]) for i in joined])
+            alone = [i for i in cuts if i not in joined]
+            for i in alone:
+                found[i] = _scattered(groups, found[i], cuts[i][which])
+            sums = _scattered_as_one(groups, [(found[i], cuts[i][which]) for i in joined])
             for i, share in zip(joined, sums, strict=True):
                 found[i] = share
         for i in cuts:
@@ -132,7 +141,7 @@ class Shared:
         return self._each(lambda cut: cut.spec, PartitionSpec())
 
     @property
-    def _row_specs(self):
+    def _piece_specs(self):
         return self._each(lambda cut: PartitionSpec(NAMES), PartitionSpec())
 
     def _each(self, of_cut, of_none):
@@ -140,7 +149,6 @@ class Shared:
         return self._structure.unflatten(specs)
 
     def _relabelled(self, of_share, tree, in_specs, out_specs):
-        """What a device holds stays where it is."""
         mapped = jax.shard_map(
             lambda tree: self._where_cut(lambda x, cut: of_share(x), tree),
             mesh=self._mesh, in_specs=(in_specs,), out_specs=out_specs, check_vma=False,
@@ -154,9 +162,9 @@ class Shared:
         return self._structure.unflatten([x if cut is None else fn(x, cut) for x, cut in pairs])
 
     def _gathered(self, share, cut: Cut):
-        for over, groups in reversed(self._stages):
+        for which, groups in reversed(self._stages):
             share = jax.lax.all_gather(
-                share, AXIS, axis=cut[over], axis_index_groups=groups, tiled=True
+                share, AXIS, axis=cut[which], axis_index_groups=groups, tiled=True
             )
         return share
 
@@ -169,8 +177,8 @@ def _scattered(groups, x, axis: int):
 
 
 def _scattered_as_one(groups, arrays: list):
-    """`_scattered` of each (array, axis), in one exchange of whole tiles. They are copied for it,
-    but by themselves the TPU compiler sums for everybody what does not fill its tiles."""
+    """`_scattered` of each (array, axis), in one exchange of whole tiles, for which the arrays are
+    copied."""
     if not arrays:
         return []
     size = len(groups[0])

@@ -48,8 +48,8 @@ def data_parallel_update(step, devices=None, mode: str = "pmap"):
     """Compiles `step(state, batch, shared, over: Over) -> (state, metrics)` for all devices.
 
     "pmap": each device holds the state whole, and makes the whole step. "shard_map": each holds and
-    updates a share of every array that splits evenly, and has it whole while it works on
-    its rows (ZeRO, arXiv 1910.02054); the mean of gradients is exchanged as shares.
+    updates a share of every array that splits evenly over them, and has it whole while it works
+    on its rows (ZeRO, arXiv 1910.02054); the mean of gradients is exchanged as shares.
 
     The old state is donated.
 
@@ -127,21 +127,20 @@ class _Sharded:
         return call
 
     def _mean(self, fn, like):
-        means = Shared(like, self._mesh_of_shares)
+        held = Shared(like, self._mesh_of_shares)
 
         def on_rows(batch, *shared):
             first, others = fn(batch, *shared)
-            return means.means(first), mean(others)
+            return held.mean(first), mean(others)
 
         def call(batch, *shared):
-            found, others = self._mapped(on_rows, (means.specs, PartitionSpec()))(batch, *shared)
-            return means.arrays(found), self._beside_shares(others)
+            pieces, others = self._mapped(on_rows, (held.specs, PartitionSpec()))(batch, *shared)
+            return held.arrays(pieces), self._beside_shares(others)
 
         return call
 
     def _beside_shares(self, whole):
-        """What every device has whole, where operations on shares can use it: they want the same
-        mesh of all they work on."""
+        """Relabels what every device has whole: operations want one mesh for all they work on."""
         spec = PartitionSpec()
         return jax.shard_map(
             lambda x: x, mesh=self._mesh_of_shares, in_specs=spec, out_specs=spec, check_vma=False
@@ -151,17 +150,17 @@ class _Sharded:
         def call(batch, *shared):
             held = Shared(shared, self._mesh_of_shares)
 
-            def on_shares(batch, rows):
-                return on_rows(jax.tree.map(lambda x: x[0], batch), *held.whole(rows))
+            def on_pieces(batch, pieces):
+                return on_rows(jax.tree.map(lambda x: x[0], batch), *held.whole(pieces))
 
             mapped = jax.shard_map(
-                on_shares,
+                on_pieces,
                 mesh=self._mesh,
                 in_specs=(PartitionSpec(AXIS), held.specs),
                 out_specs=out_specs,
                 check_vma=False,
             )
-            return mapped(batch, held.rows(shared))
+            return mapped(batch, held.pieces(shared))
 
         return call
 

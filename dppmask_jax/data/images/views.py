@@ -114,7 +114,8 @@ def augment_view(
         below 0) for the first three numbers s; the hue moves by up to the fourth, in turns.
       blur_sigma: smallest and largest sigma of the Gaussian in pixels, at most 2.4.
       jitter_prob, grey_prob, blur_prob, solarize_prob: from 0 to 1, Python floats; the last two may
-        be NumPy arrays (B,), with one for each image. A piece of probability 0 is not compiled.
+        be NumPy arrays (B,), with one for each image. A piece that no image can have is not
+        compiled; others are computed for all images.
       pixels: of the images.
 
     Returns:
