@@ -1,16 +1,20 @@
 """The training step through the TPU compiler; libtpu stands in an environment of its own."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 from ml_collections import config_dict
 
+from benchmarks import hlo, hlo_findings
 from configs import ibot, mae
+from dppmask_jax import parallel
 
 SELECTION = """HloModule jit_step, is_scheduled=true
 
@@ -213,3 +217,37 @@ def test_a_small_step_compiles_with_all_effort(tpu, tmp_path, recipe):
     config = f"--config=configs/{recipe}.py:dataset=shapes,mask=dpp"
     flags = (config, "--topology=v5e:2x4", "--images_per_chip=16")
     check_step(tpu, compiled(tmp_path, *flags, effort="0"))
+
+
+# ViT-S and iBOT's head: 256 parts are cut along one axis of some, along two of others.
+SHAPES = [(384, 384), (384, 1152), (384, 1536), (1536, 384), (2048, 2048), (256, 8192), (384,)]
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5e:16x16"])
+def test_gradients_are_exchanged_as_shares(tpu, topology):
+    """What the compiler makes a sum for everybody of would be sent twice."""
+    devices = tpu.devices_of(topology)
+
+    def step(state, batch, shared, over):
+        def gradients(batch, state):
+            return jax.tree.map(lambda x: x * batch.sum(), state), ()
+
+        found, _ = over.mean(gradients, state)(batch, state)
+        return jax.tree.map(jnp.subtract, state, found), {}
+
+    update = parallel.data_parallel_update(step, devices, "shard_map")
+    state = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in SHAPES]
+    batch = jax.ShapeDtypeStruct((len(devices), 4), jnp.float32)
+    compiled = update.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    whole = 4 * sum(math.prod(shape) for shape in SHAPES)
+    assert compiled.memory_analysis().argument_size_in_bytes < 1.1 * whole / len(devices) + 1e5
+    module = hlo.parse(compiled.as_text())
+    exchanged = hlo_findings.collectives(module, list(hlo.executions(module)))
+    sent = {kind: 0.0 for kind in ("reduce-scatter", "all-gather", "all-reduce")}
+    for each in exchanged:
+        sent[each.kind] += each.sent
+    one_way = (len(devices) - 1) / len(devices) * whole
+    assert sent["reduce-scatter"] == pytest.approx(one_way, rel=0.04)  # whole tiles
+    assert sent["all-gather"] == pytest.approx(one_way, rel=0.02)
+    assert sent["all-reduce"] < 0.01 * one_way
