@@ -127,17 +127,17 @@ class Unpriced(NamedTuple):
     bytes: float
 
 
-def without_estimate(ran: list[Execution]) -> list[Unpriced]:
+def without_estimate(module: Module, ran: list[Execution]) -> list[Unpriced]:
     """What the estimate leaves out, by kind, the most bytes first.
 
     An asynchronous operation counts where it starts. Results of at most 4 KiB that no sort or
-    custom call made are one kind, "small".
+    custom call made are one kind, "small". An update of a part counts as that part.
     """
     kinds: dict[str, tuple[float, float]] = {}
     for op, times in ran:
         if op.cycles is not None or op.opcode in FREE or op.opcode.endswith("-done"):
             continue
-        kind, size = op.opcode, num_bytes(_moved(op))
+        kind, size = op.opcode, num_bytes(_moved(module, op))
         if kind == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
             kind = f"custom-call {target[1] if target else '?'}"
@@ -149,13 +149,18 @@ def without_estimate(ran: list[Execution]) -> list[Unpriced]:
     return sorted(found, key=lambda each: -each.bytes)
 
 
-def _moved(op: Op) -> str:
-    """The shape of what an operation makes; a copy that starts lists that with its source."""
+def _moved(module: Module, op: Op) -> str:
+    """The shape of what an operation makes; a copy that starts lists that with its source. Of an
+    update in place, by itself or as the end of a fusion: of the part that is new."""
     if op.opcode == "copy-start":
         return split(op.shape[1:-1])[0]
     if op.opcode == "slice-start":
         return split(op.shape[1:-1])[1]
-    return op.shape
+    end = module.roots[op.called("calls")[0]] if op.opcode == "fusion" else op
+    if end.opcode != "dynamic-update-slice":
+        return op.shape
+    beside = next(ops for ops in module.computations.values() if ops.get(end.name) == end)
+    return beside[end.operands[1]].shape
 
 
 class Priced(NamedTuple):
@@ -167,11 +172,12 @@ class Priced(NamedTuple):
 
 
 def gathers(module: Module, ran: list[Execution]) -> Priced:
-    """What gathers, scatters or slices at places that depend on the data; estimated low."""
+    """What gathers, scatters or slices at places that may depend on the data; estimated low. An
+    update of a part counts as that part."""
     found = Priced(0.0, 0.0, 0.0)
     for op, times in ran:
         if any(one.opcode in GATHERS for one in (op, *inside(module, op))):
-            size = num_bytes(op.shape)
+            size = num_bytes(_moved(module, op))
             found = Priced(
                 found.times + times,
                 found.cycles + times * (op.cycles or 0),

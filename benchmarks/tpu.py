@@ -249,7 +249,7 @@ def read(text: str, case: Case, trips: int | None = None) -> dict[str, Any]:
         "milliseconds": 1e3 * cycles / chip.clock,
         "collectives": _by_kind(exchanged),
         "host_transfers": hlo_findings.host_transfers(module),
-        "without_estimate": [each._asdict() for each in hlo_findings.without_estimate(ran)],
+        "without_estimate": [each._asdict() for each in hlo_findings.without_estimate(module, ran)],
         "bounds": bounds_by_hand(module, ran, chip),
     }
 
@@ -294,7 +294,7 @@ def bounds_by_hand(module, ran, chip: Chip) -> dict[str, float]:
     bytes_a_cycle = chip.memory_rate / chip.clock
     moved = sum(
         each.bytes
-        for each in hlo_findings.without_estimate(ran)
+        for each in hlo_findings.without_estimate(module, ran)
         if not each.kind.endswith("-start")
         and not each.kind.startswith(("custom-call", "sort", *hlo_findings.COLLECTIVES))
     )

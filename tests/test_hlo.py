@@ -395,7 +395,7 @@ def test_what_has_no_estimate_is_named():
         f"  ROOT %turned = {big} reverse(%kernel), dimensions={{0}}, {COST % (2**63 - 1)}",
         "}",
     )
-    assert hlo_findings.without_estimate(list(hlo.executions(program))) == [
+    assert hlo_findings.without_estimate(program, list(hlo.executions(program))) == [
         ("sort", 1, 32768),
         ("custom-call tpu_custom_call", 1, 32768),
         ("copy-start", 1, 32768),
@@ -403,6 +403,30 @@ def test_what_has_no_estimate_is_named():
         ("slice-start", 1, 16384),
         ("small", 1, 4),
     ]
+
+
+def test_an_update_in_place_counts_as_what_is_new():
+    program = module(
+        "%put (all: f32[4096,8], x: f32[512,8], i: s32[]) -> f32[4096,8] {",
+        "  %all = f32[4096,8] parameter(0)",
+        "  %x = f32[512,8] parameter(1)",
+        "  %i = s32[] parameter(2)",
+        "  ROOT %in = f32[4096,8] dynamic-update-slice(%all, %x, %i, %i)",
+        "}",
+        "ENTRY %main (all: f32[4096,8], x: f32[1024,8], i: s32[]) -> f32[4096,8] {",
+        "  %all = f32[4096,8] parameter(0)",
+        "  %x = f32[1024,8] parameter(1)",
+        "  %part = f32[512,8] parameter(2)",
+        "  %i = s32[] parameter(3)",
+        "  %first = f32[4096,8] dynamic-update-slice(%all, %x, %i, %i)",
+        "  ROOT %second = f32[4096,8] fusion(%first, %part, %i), kind=kLoop, calls=%put",
+        "}",
+    )
+    ran = list(hlo.executions(program))
+    assert hlo_findings.without_estimate(program, ran) == [
+        ("dynamic-update-slice", 1, 32768), ("fusion", 1, 16384)
+    ]  # fmt: skip
+    assert hlo_findings.gathers(program, ran) == (2, 0, 32768 + 16384)
 
 
 def test_gathers_are_found_inside_fusions():
