@@ -123,8 +123,8 @@ class Shared:
         found = [mean(x) if cut is None else x for x, cut in zip(leaves, self._cuts, strict=True)]
         cuts = {i: cut for i, cut in enumerate(self._cuts) if cut is not None}
         for number, (which, groups) in enumerate(self._stages):
-            # Joined are all in the second stage, where little is left, and in the first those whose
-            # shares fill no tiles. To join the others would copy nearly all gradients.
+            # Joined are all in the second stage, where the first has left one part of each, and in
+            # the first those whose shares fill no tiles. To join the others would copy everything.
             joined = [i for i, cut in cuts.items() if number or cut.by_rows != cut.by_columns]
             alone = [i for i in cuts if i not in joined]
             for i in alone:
