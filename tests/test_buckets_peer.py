@@ -20,8 +20,8 @@ from dppmask_jax.runs import bucket, bucket_copy, checkpoint
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 URL = "s3://bucket/runs/mine"
-FIELDS = {"epochs": 4.0, "evaluate__every_epochs": 0.0}
-STEPS = 48
+FIELDS = {"epochs": 8.0, "evaluate__every_epochs": 0.0}
+STEPS = 96
 
 
 @pytest.fixture(scope="module")
