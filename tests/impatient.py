@@ -1,4 +1,5 @@
-"""train.py that notices the loss of a process after 20 seconds instead of a minute.
+"""train.py that notices the loss of a process after 20 seconds instead of a minute, and gives a bucket
+a sign of life every second instead of every ten.
 
 python tests/impatient.py FLAGS_OF_TRAIN
 """
@@ -8,6 +9,8 @@ import runpy
 import tiny
 
 from dppmask_jax import joining
+from dppmask_jax.runs import bucket_lock
 
 joining.LOST_AFTER_SECONDS = 20
+bucket_lock.BEAT_SECONDS = 1.0
 runpy.run_path(str(tiny.ROOT / "train.py"), run_name="__main__")

@@ -65,7 +65,8 @@ def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path, monkeypatch):
     life.end()
     shutil.rmtree(tmp_path / "one")
 
-    life = faults.Life(command, one, tmp_path / "second.txt")
+    lively = [command[0], "tests/impatient.py", *command[2:]]  # a sign of life before it has ended
+    life = faults.Life(lively, one | {"PYTHONPATH": str(tiny.ROOT)}, tmp_path / "second.txt")
     life.wait_until(lambda: "resuming at step" in life.said(), "a resume")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     with pytest.raises(InputError, match=f"{URL} is in use by process"):
