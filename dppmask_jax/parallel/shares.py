@@ -20,7 +20,7 @@ from dppmask_jax.parallel.devices import on_tpu
 
 ROWS, COLUMNS = NAMES = ("rows", "columns")
 # Shares of whole multiples of so many float32 numbers, (n, 128, 128), the TPU compiler exchanges as
-# shares. Of others it sums everything for everybody, more often than not (libtpu 0.0.42).
+# shares. Of many others it sums everything for everybody (libtpu 0.0.42; docs/speed_tried.md).
 TILE = (128, 128)
 
 
