@@ -87,6 +87,21 @@ def test_accumulated_micro_batches_equal_one_batch():
         np.testing.assert_allclose(one, several, rtol=1e-5)
 
 
+def test_a_loss_is_traced_once_however_many_micro_batches_there_are():
+    method = toy_method()
+    (turn,) = method.turns
+    traces = []
+
+    def loss(*args):
+        traces.append(args)
+        return turn.loss(*args)
+
+    method = method._replace(turns=(turn._replace(loss=loss),))
+    step = make_step(method, accum_steps=2)
+    step(start(method), parallel.split_batch(toy_batch(0, 16)), KEY)
+    assert len(traces) == 1
+
+
 def test_a_step_takes_no_gradient_of_what_is_frozen():
     def loss(params, extra, batch, key, step):
         hidden = batch["image"] * params["encoder"]["patch_embed"]["kernel"]

@@ -110,6 +110,8 @@ def _gradients(turn: Turn, accum_steps: int, in_chunks: bool, batch, params, ext
 
     grad_fn = jax.value_and_grad(loss_of, has_aux=True)
 
+    # Traced once for its shapes and for the loop; inline, it is the same program as without `jit`.
+    @functools.partial(jax.jit, inline=True)
     def of_micro_batch(micro):
         (loss, (metrics, aux)), grads = grad_fn(_trained(turn, params), micro)
         return grads, (loss, metrics, aux)
