@@ -1,6 +1,7 @@
 import functools
 import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -633,6 +634,28 @@ def test_each_platform_gets_its_form():
     for platform, batched in [("cpu", False), ("cuda", True), ("tpu", True)]:
         text = choose.trace(keys, features).lower(lowering_platforms=(platform,)).as_text()
         assert ("tensor<10x24x3xf32>" in text) == batched, platform
+
+
+def test_of_many_patches_no_matrix_is_made_where_rows_suffice():
+    keys, features = make_batch(34, batch=2, num_patches=300)
+    choose = jax.jit(jax.vmap(lambda k, x: dpp.select(k, x, 60, 0.9)))
+    for platform in ("cuda", "tpu"):
+        text = choose.trace(keys, features).lower(lowering_platforms=(platform,)).as_text()
+        assert "x300xf32" in text and "300x300" not in text, platform
+    # On a CPU there is one in a branch alone, which is taken after so many picks.
+    text = choose.lower(keys, features).compile().as_text()
+    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
+    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", text, re.M)
+    always, left = set(), [entry]
+    while left:
+        name = left.pop()
+        if name not in always:
+            always.add(name)
+            called = r"(?:body|condition|calls|to_apply)=%?([\w.-]+)"
+            left += re.findall(called, computations[name])
+    whole = {name for name, body in computations.items() if "f32[300,300]" in body}
+    assert whole and not whole & always
+    assert int(np.max(choose(keys, features)[1])) <= picks._MAX_ROWS
 
 
 @pytest.mark.slow  # one level of it is the test below

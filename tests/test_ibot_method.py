@@ -671,8 +671,9 @@ def test_micro_batches_and_chunks_equal_one_batch(monkeypatch):
         for name, value in metrics.items():
             np.testing.assert_allclose(accumulated[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
         np.testing.assert_array_equal(one.extra["last_use"], several.extra["last_use"])
-        for x, y in zip(floats(one.extra), floats(several.extra), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        for trees in ((one.params, several.params), (one.extra, several.extra)):
+            for x, y in zip(*map(floats, trees), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import tiny
 from jax.sharding import Mesh, PartitionSpec
 from PIL import Image
 
+from benchmarks import hlo, hlo_findings
 from dppmask_jax import optim, parallel, pretrain
 from dppmask_jax.methods import METHODS
 from dppmask_jax.methods.base import Plan
@@ -142,6 +143,7 @@ def test_micro_batches_of_shares_are_those_of_whole_states():
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_device_holds_its_share(devices):
+    """On one device that is everything, and nothing is changed by being shared."""
     state = init_state(built("mae"), jax.random.key(0))
     whole = parallel.replicate(state, mesh_of(jax.devices()[:devices]))
     placed = parallel.place(whole, "shard_map")
@@ -233,8 +235,15 @@ def test_the_gradient_is_exchanged_as_shares_and_the_old_state_donated():
     bytes_of_state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == pytest.approx(bytes_of_state / 4, rel=0.05)
-    text = compiled.as_text()
-    assert "reduce-scatter" in text and "all-gather" in text
+    module = hlo.parse(compiled.as_text())
+    exchanged = hlo_findings.collectives(module, list(hlo.executions(module, lambda loop: 1)))
+    sent = dict.fromkeys(("reduce-scatter", "all-gather", "all-reduce"), 0.0)
+    for each in exchanged:
+        sent[each.kind] += each.sent
+    one_way = 3 / 4 * sum(4 * x.size for x in jax.tree.leaves(shapes.params))
+    assert sent["reduce-scatter"] == pytest.approx(one_way, rel=0.05)
+    assert sent["all-gather"] == pytest.approx(one_way, rel=0.05)
+    assert sent["all-reduce"] < 0.05 * one_way
 
 
 def mesh_of_four(rows):
