@@ -1,11 +1,12 @@
-"""Every benchmark of speed, one after another, with the sizes that suit the device JAX finds.
+"""What a device is asked for: step, selection, attention, input, with the sizes that suit it.
 
-    python benchmarks/all.py OUT [--images FOLDER] [--tf_python INTERPRETER]
+    python benchmarks/all.py OUT [--images FOLDER] [--tf_python INTERPRETER] [--page docs/speed.md]
 
-Writes OUT/NAME.json and OUT/NAME.txt, what each benchmark printed, and OUT/hardware.json. On a GPU
-install `jax[cuda13]`, PyTorch with CUDA and transformers first. Stops at nothing: what failed is
-named at the end, with status 1. Takes some ten minutes on two CPU cores; run it on an idle machine.
---tiny tries all of it in some minutes, with sizes that say nothing about speed.
+Writes OUT/NAME.json and OUT/NAME.txt, what each benchmark printed, OUT/hardware.json and all of it
+as a table, OUT/table.md, which --page puts between the marks of a page. On a GPU install
+`jax[cuda13]`, PyTorch with CUDA and transformers first. Stops at nothing: what failed is named at
+the end, with status 1. Takes some ten minutes on two CPU cores; run it on an idle machine. --tiny
+tries all of it in some minutes, with sizes that say nothing about speed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hardware
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import all_table, hardware, marked
 
 HERE = Path(__file__).parent
+SCRIPT, TABLE = "benchmarks/all.py", "accelerator"  # of the marks in a page
 # {name: (script, arguments)}
 ON_CPU = {
     "selector": ("selector.py", []),
@@ -26,13 +30,16 @@ ON_CPU = {
     "train_step": ("train_step.py", []),
     "train_step_dpp": ("train_step.py", ["--mask=dpp", "--alone"]),
     "ibot_step": ("ibot_step.py", []),
+    "attention": ("attention.py", []),
 }
 ON_ACCELERATOR = {
     "selector": ("selector.py", ["--batch=1024"]),
     "selector_sizes": ("selector_sizes.py", ["--batch=32"]),
     "train_step": ("train_step.py", ["--batch=256", "--dtype=bfloat16"]),
+    "train_step_512": ("train_step.py", ["--batch=512", "--dtype=bfloat16"]),
     "train_step_dpp": ("train_step.py", ["--batch=256", "--dtype=bfloat16", "--mask=dpp"]),
     "ibot_step": ("ibot_step.py", ["--preset=dataset=imagenet1k", "--batch=32"]),
+    "attention": ("attention.py", ["--batch=256", "--dtype=bfloat16"]),
 }
 # What --tiny adds to each, the input's included.
 _STEP = ["--batch=2", "--repetitions=1", "--steps=1"]
@@ -40,8 +47,10 @@ TINY = {
     "selector": ["--batch=2", "--repetitions=1"],
     "selector_sizes": ["--batch=1", "--rounds=1"],
     "train_step": ["--size=Ti", *_STEP],
+    "train_step_512": ["--size=Ti", *_STEP],
     "train_step_dpp": ["--size=Ti", *_STEP],
     "ibot_step": ["--preset=dataset=shapes", "--batch=4", "--repetitions=1"],
+    "attention": ["--batch=2", "--repetitions=1"],
     "input": ["--repetitions=1", "--timed=32", "--views=one crop"],
 }
 
@@ -68,8 +77,11 @@ def main():
     parser.add_argument("out", type=Path, help="folder for the results; made if missing")
     parser.add_argument("--images", help="folder of JPEG files; default $DPPMASK_TEST_DATA/photos")
     parser.add_argument("--tf_python", help="interpreter with TensorFlow, for input.py")
+    parser.add_argument("--page", type=Path, help="page with the marks of `accelerator`")
     parser.add_argument("--tiny", action="store_true", help="try the command, with tiny sizes")
     args = parser.parse_args()
+    if args.page:
+        marked.check(args.page, SCRIPT, [TABLE])
     args.out.mkdir(parents=True, exist_ok=True)
     # In a process of its own: one that holds an accelerator would keep it from the benchmarks.
     found = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
@@ -90,6 +102,11 @@ def main():
         print((args.out / f"{name}.txt").read_text(), flush=True)
         if status:
             failed.append(f"{name} (status {status})")
+    table = all_table.table(all_table.read(args.out))
+    (args.out / "table.md").write_text(table + "\n")
+    print(f"\n{table}", flush=True)
+    if args.page:
+        marked.write(args.page, SCRIPT, {TABLE: table})
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import tpu  # noqa: E402
+from benchmarks import marked, tpu  # noqa: E402
 
 DOC, RESULTS = ROOT / "docs" / "speed.md", ROOT / "docs" / "speed_tpu.json"
 
@@ -114,7 +113,8 @@ def run(title: str, topology: str) -> dict[str, Any]:
         )
         if not path.exists():
             raise RuntimeError(f"{title} on {topology}: {done.stderr.strip()[-2000:]}")
-        return json.loads(path.read_text())["cases"][0] | {"title": title, "versions": tpu.versions()}
+        (found,) = json.loads(path.read_text())["cases"]
+        return found | {"title": title, "versions": tpu.versions()}
 
 
 def keep(found: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ def memory_table(cases: list[dict[str, Any]]) -> str:
                 f"{1e3 * each['images_per_chip'] / each['milliseconds']:.0f}",
             ]
         )
-    return markdown(heads, rows)
+    return marked.markdown(heads, rows)
 
 
 def parts_table(cases: list[dict[str, Any]]) -> str:
@@ -189,7 +189,7 @@ def parts_table(cases: list[dict[str, Any]]) -> str:
                 f"{left_out / 1e6:.2f}",
             ]
         )
-    return markdown(heads, rows)
+    return marked.markdown(heads, rows)
 
 
 def scaling_table(cases: list[dict[str, Any]]) -> str:
@@ -205,7 +205,7 @@ def scaling_table(cases: list[dict[str, Any]]) -> str:
         if each is None or "does_not_fit" in each:
             continue
         rows.append([part.name, label(each), *scaled(each, part)])
-    return markdown(heads, rows)
+    return marked.markdown(heads, rows)
 
 
 def scaled(each: dict[str, Any], part: Slice) -> list[str]:
@@ -242,26 +242,15 @@ def label(found: dict[str, Any]) -> str:
     return ", ".join([config, *(change.split(".")[-1] for change in changes)])
 
 
-def markdown(heads, rows) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def write_tables() -> None:
     """Writes the tables between their marks in docs/speed.md."""
     cases = kept()
-    text = DOC.read_text()
-    for name, table in (
-        ("memory", memory_table(cases)),
-        ("parts", parts_table(cases)),
-        ("scaling", scaling_table(cases)),
-    ):
-        marks = f"<!-- {name}: benchmarks/tpu_table.py -->", f"<!-- end of {name} -->"
-        pattern = re.compile(rf"({re.escape(marks[0])}\n).*?({re.escape(marks[1])})", re.DOTALL)
-        text, count = pattern.subn(lambda found, t=table: f"{found[1]}{t}\n{found[2]}", text)
-        if count != 1:
-            sys.exit(f"{DOC} has not the marks {' and '.join(marks)} once")
-    DOC.write_text(text)
+    tables = {
+        "memory": memory_table(cases),
+        "parts": parts_table(cases),
+        "scaling": scaling_table(cases),
+    }
+    marked.write(DOC, "benchmarks/tpu_table.py", tables)
 
 
 def main():
