@@ -90,6 +90,7 @@ $(VENV)/.dev: $(VENV)/.train
 
 # PyTorch without CUDA, gigabytes smaller; pip has to know where its CPU builds are. timm asks for
 # torchvision: the one of this PyTorch, or pip would take the newest and a PyTorch with CUDA for it.
+# --no-compile: of PyTorch's thousands of files the tests import few.
 $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check torch==2.13.0+cpu torchvision==0.28.0
 	$(call install,$(VENV),-e '.[peer]')

@@ -3,16 +3,18 @@
     python benchmarks/all.py OUT [--images FOLDER] [--tf_python INTERPRETER] [--page docs/speed.md]
 
 Writes OUT/NAME.json and OUT/NAME.txt, what each benchmark printed, OUT/hardware.json and all of it
-as a table, OUT/table.md, which --page puts between the marks of a page. On a GPU install
-`jax[cuda13]`, PyTorch with CUDA and transformers first. Stops at nothing: what failed is named at
-the end, with status 1. Takes some ten minutes on two CPU cores; run it on an idle machine. --tiny
-tries all of it in some minutes, with sizes that say nothing about speed.
+as a table, OUT/table.md, which --page puts between the marks of a page if all went well. On a GPU
+install `jax[cuda13]`, PyTorch with CUDA and transformers first; of several the first is used, as
+PyTorch uses one. Stops at nothing: what failed is named at the end, with status 1. Takes some ten
+minutes on two CPU cores; run it on an idle machine. --tiny tries all of it in some minutes, with
+sizes that say nothing about speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +25,13 @@ from benchmarks import all_table, hardware, marked
 
 HERE = Path(__file__).parent
 SCRIPT, TABLE = "benchmarks/all.py", "accelerator"  # of the marks in a page
+_DPP = ["--mask=dpp", "--alone"]  # PyTorch's masks are random
 # {name: (script, arguments)}
 ON_CPU = {
     "selector": ("selector.py", []),
     "selector_sizes": ("selector_sizes.py", []),
     "train_step": ("train_step.py", []),
-    "train_step_dpp": ("train_step.py", ["--mask=dpp", "--alone"]),
+    "train_step_dpp": ("train_step.py", _DPP),
     "ibot_step": ("ibot_step.py", []),
     "attention": ("attention.py", []),
 }
@@ -37,7 +40,7 @@ ON_ACCELERATOR = {
     "selector_sizes": ("selector_sizes.py", ["--batch=32"]),
     "train_step": ("train_step.py", ["--batch=256", "--dtype=bfloat16"]),
     "train_step_512": ("train_step.py", ["--batch=512", "--dtype=bfloat16"]),
-    "train_step_dpp": ("train_step.py", ["--batch=256", "--dtype=bfloat16", "--mask=dpp"]),
+    "train_step_dpp": ("train_step.py", ["--batch=256", "--dtype=bfloat16", *_DPP]),
     "ibot_step": ("ibot_step.py", ["--preset=dataset=imagenet1k", "--batch=32"]),
     "attention": ("attention.py", ["--batch=256", "--dtype=bfloat16"]),
 }
@@ -50,7 +53,7 @@ TINY = {
     "train_step_512": ["--size=Ti", *_STEP],
     "train_step_dpp": ["--size=Ti", *_STEP],
     "ibot_step": ["--preset=dataset=shapes", "--batch=4", "--repetitions=1"],
-    "attention": ["--batch=2", "--repetitions=1"],
+    "attention": ["--batch=2", "--repetitions=1", "--calls=1"],
     "input": ["--repetitions=1", "--timed=32", "--views=one crop"],
 }
 
@@ -77,17 +80,24 @@ def main():
     parser.add_argument("out", type=Path, help="folder for the results; made if missing")
     parser.add_argument("--images", help="folder of JPEG files; default $DPPMASK_TEST_DATA/photos")
     parser.add_argument("--tf_python", help="interpreter with TensorFlow, for input.py")
-    parser.add_argument("--page", type=Path, help="page with the marks of `accelerator`")
+    parser.add_argument("--page", type=Path, help="of an accelerator: page to put the table into")
     parser.add_argument("--tiny", action="store_true", help="try the command, with tiny sizes")
     args = parser.parse_args()
+    if args.page and args.tiny:
+        parser.error("--page is for figures, and --tiny makes none")
     if args.page:
         marked.check(args.page, SCRIPT, [TABLE])
     args.out.mkdir(parents=True, exist_ok=True)
     # In a process of its own: one that holds an accelerator would keep it from the benchmarks.
     found = "import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)"
-    words = subprocess.run([sys.executable, "-c", found], stdout=subprocess.PIPE, text=True)
+    environment = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
+    words = subprocess.run(
+        [sys.executable, "-c", found], stdout=subprocess.PIPE, text=True, env=environment
+    )
     words.check_returncode()
     backend, count, kind = words.stdout.strip().split(" ", 2)
+    if args.page and backend == "cpu":
+        parser.error("--page is for an accelerator's figures, and JAX finds a CPU")
     described = hardware.describe("jax", "jaxlib", "torch", "transformers", "numpy")
     described |= {"backend": backend, "devices": int(count), "device_kind": kind}
     (args.out / "hardware.json").write_text(json.dumps(described, indent=1) + "\n")
@@ -95,20 +105,21 @@ def main():
 
     failed = []
     for name, command in commands(backend, args.images, args.tf_python, args.tiny).items():
+        (args.out / f"{name}.json").unlink(missing_ok=True)  # of another run
         command = [*command, f"--json={args.out / name}.json"]
         print(f"\n{' '.join(command)}", flush=True)
         with open(args.out / f"{name}.txt", "w") as file:
-            status = subprocess.run(command, stdout=file).returncode
+            status = subprocess.run(command, stdout=file, env=environment).returncode
         print((args.out / f"{name}.txt").read_text(), flush=True)
         if status:
             failed.append(f"{name} (status {status})")
     table = all_table.table(all_table.read(args.out))
     (args.out / "table.md").write_text(table + "\n")
     print(f"\n{table}", flush=True)
-    if args.page:
-        marked.write(args.page, SCRIPT, {TABLE: table})
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+    if args.page:
+        marked.write(args.page, SCRIPT, {TABLE: table})
 
 
 if __name__ == "__main__":

@@ -7,34 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import marked
+from benchmarks import hardware, marked
 
 Row = tuple[str, str, str]
 SELECT = "select, tau 0.9"
 
 
 def read(out: Path) -> dict[str, Any]:
-    """{benchmark: its results} of a folder; one that failed has left none."""
+    """{benchmark: its results} of a folder, where one that failed has left none."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
 
 
 def table(found: dict[str, Any]) -> str:
     """The hardware in a sentence, then what was measured, as Markdown."""
     machine = found["hardware"]
-    versions = ", ".join(f"{name} {text}" for name, text in machine["versions"].items() if text)
-    title = (
-        f"{machine['devices']} x {machine['device_kind']}; {machine['cpu']}, {machine['cores']} "
-        f"cores, load average {machine['load_average']:.1f}; {versions}."
-    )
-    rows = [
-        *[row for name, one in found.items() if name.startswith("train_step") for row in step(one)],
-        *(ibot(found["ibot_step"]) if "ibot_step" in found else ()),
-        *selection(found),
-        *attention(found.get("attention", {"layers": {}})),
-        *loader(found.get("input", {"images_per_sec": {}})),
-    ]
+    title = f"{machine['devices']} x {machine['device_kind']}; {hardware.line(machine)}."
+    parts = (steps, ibot, selection, attention, loader)
     heads = ("measured", "median (range)", "against")
-    return f"{title}\n\n{marked.markdown(heads, rows)}"
+    return f"{title}\n\n{marked.markdown(heads, [row for part in parts for row in part(found)])}"
 
 
 def rate(images: float, ms: dict[str, float]) -> str:
@@ -45,6 +35,12 @@ def rate(images: float, ms: dict[str, float]) -> str:
         return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
     return f"{number('median')} ({number('max')} to {number('min')}) images/s"
+
+
+def steps(found: dict[str, Any]) -> Iterator[Row]:
+    for name, one in found.items():
+        if name.startswith("train_step"):
+            yield from step(one)
 
 
 def step(found: dict[str, Any]) -> Iterator[Row]:
@@ -65,6 +61,9 @@ def step(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def ibot(found: dict[str, Any]) -> Iterator[Row]:
+    if "ibot_step" not in found:
+        return
+    found = found["ibot_step"]
     (ms,) = (ms for name, ms in found["ms"].items() if name.startswith("whole step"))
     title = f"iBOT ({found['preset']}), batch {found['batch']}, {found['dtype']}"
     yield title, rate(found["batch"], ms), ""
@@ -89,11 +88,12 @@ def selection(found: dict[str, Any]) -> Iterator[Row]:
         yield (
             f"selection, {one['patches']:,} patches, tau {one['tau']:g}",
             f"{ms['median']:.3g} ({ms['min']:.3g} to {ms['max']:.3g}) ms an image",
-            f"{ms['median'] / sizes[0]['ms']['median']:.1f} times {sizes[0]['patches']} patches'",
+            f"{ms['median'] / sizes[0]['ms']['median']:.1f} times that of {sizes[0]['patches']}",
         )
 
 
 def attention(found: dict[str, Any]) -> Iterator[Row]:
+    found = found.get("attention", {"layers": {}})
     for layer, rivals in found["layers"].items():
         ours = rivals["ours"]["ms"]["median"]
         for name, values in rivals.items():
@@ -107,7 +107,7 @@ def attention(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def loader(found: dict[str, Any]) -> Iterator[Row]:
-    for views, contestants in found["images_per_sec"].items():
+    for views, contestants in found.get("input", {"images_per_sec": {}})["images_per_sec"].items():
         for one in contestants:
             cores = "1 core" if one["cores"] == 1 else f"{one['cores']} cores"
             speed = f"{one['median']:,.0f} ({one['min']:,.0f} to {one['max']:,.0f}) images/s"

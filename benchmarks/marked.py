@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def markdown(heads, rows) -> str:
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of strings, as Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -30,7 +31,8 @@ def write(page: Path, script: str, tables: dict[str, str]) -> None:
     text = page.read_text()
     for name, table in tables.items():
         first, last = _marks(script, name)
-        text = _between(script, name).sub(lambda _: f"{first}\n{table}\n{last}", text)  # noqa: B023
+        (old,) = _between(script, name).findall(text)
+        text = text.replace(old, f"{first}\n{table}\n{last}")
     page.write_text(text)
 
 

@@ -82,7 +82,10 @@ def our_step(config, images):
 
 
 def their_steps(config, images):
-    """{name: a function that takes one training step and returns the loss}; {} without PyTorch."""
+    """{name: a function that takes one training step and returns the loss}; {} without PyTorch.
+
+    Attention is PyTorch's fused one (`scaled_dot_product_attention`).
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # transformers imports torchvision where it is installed, though nothing here needs it; a wheel
     # for CUDA beside PyTorch for CPUs cannot be imported, and would leave PyTorch out.
@@ -111,6 +114,7 @@ def their_steps(config, images):
             decoder_intermediate_size=4 * model.decoder_width,
             mask_ratio=config.mask.ratio,
             norm_pix_loss=config.loss.norm_pix,
+            attn_implementation="sdpa",
         )
     ).to(device)
     module.train()

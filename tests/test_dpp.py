@@ -636,26 +636,30 @@ def test_each_platform_gets_its_form():
         assert ("tensor<10x24x3xf32>" in text) == batched, platform
 
 
-def test_of_many_patches_no_matrix_is_made_where_rows_suffice():
+def test_of_many_patches_no_matrix_is_made_where_rows_suffice(monkeypatch):
     keys, features = make_batch(34, batch=2, num_patches=300)
-    choose = jax.jit(jax.vmap(lambda k, x: dpp.select(k, x, 60, 0.9)))
+    stages = []
+
+    def loop(first, last, *args):
+        jax.debug.callback(lambda last: stages.append(int(last)), last)
+        return _loop(first, last, *args)
+
+    _loop = picks._loop
+    monkeypatch.setattr(picks, "_loop", loop)
+    choose = jax.jit(jax.vmap(lambda k, x, tau: dpp.select(k, x, 60, tau), (0, 0, None)))
+    texts = {
+        platform: choose.trace(keys, features, 0.9).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
     for platform in ("cuda", "tpu"):
-        text = choose.trace(keys, features).lower(lowering_platforms=(platform,)).as_text()
-        assert "x300xf32" in text and "300x300" not in text, platform
-    # On a CPU there is one in a branch alone, which is taken after so many picks.
-    text = choose.lower(keys, features).compile().as_text()
-    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
-    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", text, re.M)
-    always, left = set(), [entry]
-    while left:
-        name = left.pop()
-        if name not in always:
-            always.add(name)
-            called = r"(?:body|condition|calls|to_apply)=%?([\w.-]+)"
-            left += re.findall(called, computations[name])
-    whole = {name for name, body in computations.items() if "f32[300,300]" in body}
-    assert whole and not whole & always
-    assert int(np.max(choose(keys, features)[1])) <= picks._MAX_ROWS
+        assert "x300xf32" in texts[platform] and "300x300" not in texts[platform], platform
+    # On a CPU there is one, for the second stage alone, of the picks after the first 16.
+    assert len(re.findall(r"dot_general.*-> tensor<300x300xf32>", texts["cpu"])) == 1
+    for tau, expected in ((0.9, {picks._MAX_ROWS}), (0.0, {0, 60})):
+        jax.block_until_ready(choose(keys, features, tau))
+        jax.effects_barrier()
+        assert set(stages) == expected
+        stages.clear()
 
 
 @pytest.mark.slow  # one level of it is the test below

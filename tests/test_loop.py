@@ -97,7 +97,7 @@ def test_a_loss_is_traced_once_however_many_micro_batches_there_are():
         return turn.loss(*args)
 
     method = method._replace(turns=(turn._replace(loss=loss),))
-    step = make_step(method, accum_steps=2)
+    step = make_step(method, accum_steps=4)
     step(start(method), parallel.split_batch(toy_batch(0, 16)), KEY)
     assert len(traces) == 1
 

@@ -83,7 +83,7 @@ def leaves_of(state):
     return jax.tree_util.tree_leaves_with_path(parallel.to_host(state))
 
 
-# Colours of views take long to compile, and are the same for iBOT.
+# Colours of views take long to compile, and iBOT has them.
 AS_THEY_ARE = {
     "data__jitter_prob": 0.0,
     "data__grey_prob": 0.0,

@@ -110,25 +110,22 @@ def _gradients(turn: Turn, accum_steps: int, in_chunks: bool, batch, params, ext
 
     grad_fn = jax.value_and_grad(loss_of, has_aux=True)
 
-    # Traced once for its shapes and for the loop; inline, it is the same program as without `jit`.
-    @functools.partial(jax.jit, inline=True)
     def of_micro_batch(micro):
         (loss, (metrics, aux)), grads = grad_fn(_trained(turn, params), micro)
         return grads, (loss, metrics, aux)
 
     if parts == 1:
         return of_micro_batch(batch)
-    micros = jax.tree.map(lambda x: x.reshape((parts, -1, *x.shape[1:])), batch)
-    first = jax.tree.map(lambda x: x[0], micros)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_micro_batch, first)
-    )
 
     def add(total, micro):
-        return jax.tree.map(jnp.add, total, of_micro_batch(micro)), None
+        grads, rest = of_micro_batch(micro)
+        return jax.tree.map(jnp.add, total, grads), rest
 
-    total, _ = jax.lax.scan(add, zeros, micros)
-    return jax.tree.map(lambda x: x / parts, total)
+    micros = jax.tree.map(lambda x: x.reshape((parts, -1, *x.shape[1:])), batch)
+    zeros = jax.tree.map(jnp.zeros_like, _trained(turn, params))
+    total, rest = jax.lax.scan(add, zeros, micros)
+    mean = functools.partial(jnp.mean, axis=0)
+    return jax.tree.map(lambda x: x / parts, total), jax.tree.map(mean, rest)
 
 
 def _updated(turn: Turn, opt_state, params, grads, loss, step):
