@@ -15,7 +15,7 @@ carries no estimate is named. ms are cycles over the clock, without the exchange
 
 The settings that let several compilations run at a time, on a machine without a TPU, are made
 below: JAX_PLATFORMS=cpu, TPU_SKIP_MDS_QUERY=1, ALLOW_MULTIPLE_LIBTPU_LOAD=1 (libtpu refuses a
-second process by a lock file otherwise). A compilation takes 40 to 400 s of a core and 3 to 6 GB.
+second process by a lock file otherwise). A compilation takes up to 400 s of a core and 3 to 6 GB.
 """
 
 from __future__ import annotations
