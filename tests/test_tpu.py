@@ -175,14 +175,23 @@ def compiled(tmp_path, *flags, effort="-1"):
     return found
 
 
+def flags_of(recipe, mode, images):
+    """Of the documented step of a recipe on eight chips, with so many images each."""
+    config = f"--config=configs/{recipe}.py:dataset=imagenet1k,mask=dpp"
+    mode = f"--config.parallel.mode={mode}"
+    return config, mode, "--topology=v5e:2x4", f"--images_per_chip={images}"
+
+
 def check_step(tpu, found):
     assert tpu.problems(found) == []
     assert found["chips"] == 8
-    held = 8 if found["mode"] == "shard_map" else 1
-    state = 3 * found["parameter_bytes"] / held  # parameters and two moments
-    assert found["memory"]["arguments"] > state
+    # Parameters, two moments and a teacher of some: whole, or an eighth of that beside the images.
+    held = found["memory"]["arguments"]
     if found["mode"] == "shard_map":
-        assert found["memory"]["arguments"] < 1.05 * state + found["images_per_chip"] * 224**2 * 3
+        images = found["images_per_chip"] * found["input_bytes_per_image"]
+        assert held < 4.5 * found["parameter_bytes"] / 8 + 1.2 * images
+    else:
+        assert held > 3 * found["parameter_bytes"]
     assert found["memory"]["temporaries"] > 0
     assert 0 < found["cycles"] < found["cycles_at_worst"]
     for part in ("selection", "encoder", "optimiser"):
@@ -197,27 +206,30 @@ def check_step(tpu, found):
     [("pmap", "0"), ("shard_map", "-1"), pytest.param("shard_map", "0", marks=pytest.mark.slow)],
 )
 def test_the_mae_step_compiles_for_a_tpu(tpu, tmp_path, mode, effort):
-    config = "--config=configs/mae.py:dataset=imagenet1k,mask=dpp"
-    flags = (config, "--topology=v5e:2x4", "--images_per_chip=256")
-    found = compiled(tmp_path, *flags, f"--config.parallel.mode={mode}", effort=effort)
+    found = compiled(tmp_path, *flags_of("mae", mode, 256), effort=effort)
     check_step(tpu, found)
     assert found["parts"]["decoder"] > 0 and found["parts"]["heads"] == 0
 
 
+# In shares all effort is needed: with the least, what iBOT gathers travels in float32.
 @pytest.mark.tpu
-@pytest.mark.parametrize("effort", ["-1", pytest.param("0", marks=pytest.mark.slow)])
-def test_the_ibot_step_compiles_for_a_tpu(tpu, tmp_path, effort):
-    config = "--config=configs/ibot.py:dataset=imagenet1k,mask=dpp"
-    flags = (config, "--topology=v5e:2x4", "--images_per_chip=64")
-    found = compiled(tmp_path, *flags, effort=effort)
+@pytest.mark.parametrize(
+    ("mode", "effort"),
+    [
+        ("pmap", "-1"),
+        pytest.param("pmap", "0", marks=pytest.mark.slow),
+        pytest.param("shard_map", "0", marks=pytest.mark.slow),
+    ],
+)
+def test_the_ibot_step_compiles_for_a_tpu(tpu, tmp_path, mode, effort):
+    found = compiled(tmp_path, *flags_of("ibot", mode, 64), effort=effort)
     check_step(tpu, found)
     assert found["parts"]["heads"] > 0 and found["parts"]["decoder"] == 0
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("recipe", ["mae", "ibot"])
-def test_a_small_step_compiles_with_all_effort(tpu, tmp_path, recipe):
-    config = f"--config=configs/{recipe}.py:dataset=shapes,mask=dpp"
+def test_a_small_ibot_step_compiles_with_all_effort(tpu, tmp_path):
+    config = "--config=configs/ibot.py:dataset=shapes,mask=dpp"
     flags = (config, "--topology=v5e:2x4", "--images_per_chip=16")
     check_step(tpu, compiled(tmp_path, *flags, effort="0"))
 
