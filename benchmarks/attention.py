@@ -26,6 +26,7 @@ import hardware
 import jax
 import jax.numpy as jnp
 import numpy as np
+import spread
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -111,7 +112,7 @@ def measure(batch: int, dtype, repetitions: int, calls: int) -> dict[str, dict]:
                 times[rival].append(1e3 * (time.perf_counter() - start) / calls)
         found[name] = {
             rival: {
-                "ms": {"median": float(np.median(ms)), "min": min(ms), "max": max(ms)},
+                "ms": spread.of(ms),
                 "error": errors[rival],
             }
             for rival, ms in times.items()

@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import spread
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -212,10 +213,7 @@ def main():
         "jax": jax.__version__,
         "patches_of_a_view": num_patches,
         "chosen_patches": most,
-        "ms": {
-            name: {"median": float(np.median(t)), "min": min(t), "max": max(t)}
-            for name, t in times.items()
-        },
+        "ms": {name: spread.of(ms) for name, ms in times.items()},
         "gflop": {name: count / 1e9 for name, count in flops.items()},
     }
     print(f"configs/ibot.py:{args.preset}, {config.model.dtype}, batch {size}; ", end="")
@@ -223,9 +221,9 @@ def main():
     print(f"{result['device']}, {result['cores']} cores, jax {result['jax']}\n")
     print(f"{'':52}{'ms':>9}  {'(min - max)':21}{'GFLOP':>9}")
     for name, values in result["ms"].items():
-        spread = f"({values['min']:.1f} - {values['max']:.1f})"
+        limits = f"({values['min']:.1f} - {values['max']:.1f})"
         count = f"{result['gflop'][name]:9.2f}" if name in result["gflop"] else ""
-        print(f"{name:52}{values['median']:9.1f}  {spread:21}{count}".rstrip())
+        print(f"{name:52}{values['median']:9.1f}  {limits:21}{count}".rstrip())
     chosen, everything = (
         f"patch heads and loss, {which} patches, with gradient" for which in ("chosen", "all")
     )

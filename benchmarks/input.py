@@ -32,6 +32,7 @@ from pathlib import Path
 import hardware
 import input_readers
 import numpy as np
+import spread
 
 ROOT = Path(__file__).parent.parent
 BATCH, UNTIMED, SIZE = 32, 320, 224
@@ -214,13 +215,7 @@ def main():
             times = measure(table, named, VIEWS[views], images, args.repetitions)
         speed = {key: images / np.array(seconds) for key, seconds in times.items()}
         rates[views] = [
-            {
-                "name": name,
-                "cores": cores,
-                "median": float(np.median(values)),
-                "min": float(values.min()),
-                "max": float(values.max()),
-            }
+            {"name": name, "cores": cores, **spread.of(values)}
             for (name, cores), values in speed.items()
         ]
         ours = np.median(speed["ours, threads", 1])

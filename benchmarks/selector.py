@@ -28,6 +28,7 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 import hardware  # noqa: E402
 import reference_dpp as reference  # noqa: E402
+import spread  # noqa: E402
 
 from dppmask_jax import dpp, imagenet, patches  # noqa: E402
 
@@ -224,10 +225,8 @@ def report_times(times, batch: int) -> dict[str, dict[str, float]]:
     found = {}
     print(f"\n{'':32}{'ms an image':>12}  {'(min - max)':17}")
     for name, seconds in times.items():
-        ms = np.array(seconds) * 1e3 / batch
-        median, low, high = float(np.median(ms)), float(ms.min()), float(ms.max())
-        found[name] = {"median": median, "min": low, "max": high}
-        print(f"{name:32}{median:12.3f}  ({low:.3f} - {high:.3f})")
+        found[name] = spread.of(seconds, 1e3 / batch)
+        print("{:32}{median:12.3f}  ({min:.3f} - {max:.3f})".format(name, **found[name]))
     return found
 
 

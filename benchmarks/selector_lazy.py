@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import marked
 import numpy as np
 import selector
+import spread
 from jax import lax
 
 from dppmask_jax import dpp
@@ -136,10 +137,7 @@ def measure(folder, batch: int, rounds: int) -> list[dict]:
                     "picks": picks,
                     "passes_a_pick": float(np.mean(passes)) / picks,
                     "entries": float(np.mean(entries)) / (picks * num_patches),
-                    "ms": {
-                        name: {"median": float(np.median(ms)), "min": min(ms), "max": max(ms)}
-                        for name, ms in times.items()
-                    },
+                    "ms": {name: spread.of(ms) for name, ms in times.items()},
                 }
             )
     return found
@@ -158,7 +156,7 @@ def main():
     found = measure(args.images, args.batch, args.rounds)
     print(f"{found[0]['images']}; batch {args.batch}; {hardware.line(described)}")
     heads = ("patches", "tau", "greedy picks", "passes a pick", "entries", "ours", "lazy", "times")
-    spread = "{median:.3f} ({min:.3f} to {max:.3f})".format_map
+    told = "{median:.3f} ({min:.3f} to {max:.3f})".format_map
     rows = [
         (
             f"{one['patches']:,}",
@@ -166,8 +164,8 @@ def main():
             f"{one['picks']:.1f}",
             f"{one['passes_a_pick']:.0f}",
             f"{one['entries']:.0%}",
-            spread(one["ms"]["ours"]),
-            spread(one["ms"]["lazy"]),
+            told(one["ms"]["ours"]),
+            told(one["ms"]["lazy"]),
             f"{one['ms']['lazy']['median'] / one['ms']['ours']['median']:.0f}",
         )
         for one in found

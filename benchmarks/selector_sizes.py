@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import selector
+import spread
 
 from dppmask_jax import dpp
 
@@ -63,7 +64,7 @@ def measure(folder, batch: int, rounds: int) -> list[dict]:
             "patches": table[size][1],
             "picks": float(np.mean(picks[size, tau])),
             "temporaries": table[size][3],
-            "ms": {"median": float(np.median(ms)), "min": min(ms), "max": max(ms)},
+            "ms": spread.of(ms),
         }
         for (size, tau), ms in times.items()
     ]

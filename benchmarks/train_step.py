@@ -32,6 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import hardware
+import spread
 
 from configs import mae as preset
 from dppmask_jax import parallel
@@ -259,11 +260,7 @@ def main():
         "contestants": {
             name: {
                 "images_per_sec": args.batch / medians[name],
-                "ms": {
-                    "median": 1e3 * medians[name],
-                    "min": 1e3 * min(seconds),
-                    "max": 1e3 * max(seconds),
-                },
+                "ms": spread.of(seconds, 1e3),
             }
             for name, seconds in times.items()
         },

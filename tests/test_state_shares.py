@@ -124,9 +124,9 @@ def test_a_step_of_shares_is_that_of_whole_states(case, devices):
         assert found.keys() == right.keys()
         assert right["bad_steps"] == 0
         for metric, value in right.items():
-            np.testing.assert_allclose(
-                found[metric], value, rtol=error, atol=error / 10, err_msg=metric
-            )
+            # A cosine near 0 is as exact as one near 1.
+            least = error if metric.endswith("cosine") else error / 10
+            np.testing.assert_allclose(found[metric], value, rtol=error, atol=least, err_msg=metric)
     assert expected[-1]["bad_images"] == 1
     for (path, x), (_, y) in zip(leaves_of(state), leaves_of(whole), strict=True):
         np.testing.assert_allclose(x, y, rtol=10 * error, atol=error, err_msg=str(path))
