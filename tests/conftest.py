@@ -13,15 +13,16 @@ os.environ["NPROC"] = "16"
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), compiling.xla_flags(4, as_users=False)]
 ).strip()
-os.environ.setdefault("DPPMASK_CACHE", os.path.join(tempfile.gettempdir(), "dppmask_jax_tests"))
-# For what commands compile, as long as `_compiled` lives: workers of pytest-xdist inherit the name.
+# For what commands compile and draw, as long as `_compiled` lives: workers of pytest-xdist inherit
+# the name.
 if "DPPMASK_TESTS_COMPILED" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="dppmask_jax_compiled")
     os.environ["DPPMASK_TESTS_COMPILED"] = _compiled.name
+os.environ["DPPMASK_CACHE"] = os.path.join(os.environ["DPPMASK_TESTS_COMPILED"], "drawn")
 
 # Started first, in this order, so that no core is left alone with one of them at the end.
 LONGEST = [
-    "training", "faults_stops", "weights", "learning", "notebooks", "state_shares", "hybrid",
+    "tpu", "training", "faults_stops", "weights", "learning", "notebooks", "state_shares", "hybrid",
     "own_masks", "overlay", "ibot_method", "classifier_run", "elastic", "eval_tasks", "studies",
     "sweep", "zoo",
 ]  # fmt: skip

@@ -1,11 +1,11 @@
 """Faults done to runs of train.py, and what they leave behind."""
 
+import contextlib
 import json
 import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import time
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from dppmask_jax.methods.base import TrainState
 from dppmask_jax.runs import checkpoint, metrics
 
 TIMING = ("images_per_sec", "data_wait_frac")
-PATIENCE = 900  # seconds
+PATIENCE = 1800  # seconds
 
 
 def curve(workdir):
@@ -99,6 +99,15 @@ class Life:
     def send(self, number):
         self.process.send_signal(number)
 
+    @contextlib.contextmanager
+    def held(self):
+        """The process does nothing meanwhile."""
+        self.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.send(signal.SIGCONT)
+
     def end(self, timeout=PATIENCE):
         """The exit status, and the seconds until it came."""
         start = time.monotonic()
@@ -153,7 +162,7 @@ def kill_at_random(command, workdir, env, outputs, *, kills, seed, stride):
             life.wait_for_step(workdir, target)
             if kind == "save":
                 life.wait_until(lambda: is_saving(workdir), "a save", poll=0.001)
-            time.sleep(0.04 * delay)
+            time.sleep((0.01 if kind == "save" else 0.04) * delay)  # a save takes some 0.03 s
         if kind != "end":
             assert life.process.poll() is None, life.said()
             life.send(signal.SIGKILL)
@@ -173,9 +182,7 @@ def kill_at_random(command, workdir, env, outputs, *, kills, seed, stride):
 
 def two_processes(workdir, env, outputs, *flags, script="train.py", **changes):
     """Starts a run in two processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = tiny.free_port()
     outputs.mkdir(exist_ok=True)
     together = ["--num_processes=2", f"--coordinator=127.0.0.1:{port}", *flags]
 

@@ -24,7 +24,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(bucket_lock, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(bucket_lock, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(bucket_lock, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(bucket_lock, "DEAD_SECONDS", 1.5)
     yield opened(URL)
     fs.store.clear()
 

@@ -220,7 +220,11 @@ def test_losses_and_gradients_agree_over_devices():
             found = many(params, batch)
             np.testing.assert_allclose(found[0][0], loss, rtol=1e-5)
             for name, value in metrics.items():
-                np.testing.assert_allclose(found[0][1][name], value, rtol=1e-5, err_msg=name)
+                # A cosine near 0 is as exact as one near 1.
+                least = 1e-5 if name.endswith("cosine") else 0
+                np.testing.assert_allclose(
+                    found[0][1][name], value, rtol=1e-5, atol=least, err_msg=name
+                )
             for a, b in zip(*map(jax.tree.leaves, (gradient, found[1])), strict=True):
                 np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max() + 1e-8)
 

@@ -191,15 +191,16 @@ def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for_long(store):
 
 
 class OneConnection(MemoryFileSystem):
-    """A file system of one connection, which an upload keeps for a second."""
+    """A file system of one connection, which an upload keeps until `uploaded` is set."""
 
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
         self.free = threading.Lock()
+        self.uploaded = threading.Event()
 
     def put(self, *args, **more):
         with self.free:
-            time.sleep(1)
+            self.uploaded.wait(60)
 
     def pipe_file(self, *args, **more):
         with self.free:
@@ -219,6 +220,7 @@ def test_signs_of_life_go_on_during_a_long_upload(store):
             pass
         assert upload.is_alive()
         bucket_lock.check(own, lock)
+        own.fs.uploaded.set()
         upload.join()
 
 
@@ -313,7 +315,7 @@ def test_a_holder_that_answers_late_is_no_dead_one(store, monkeypatch):
     def looks_slowly(*args):
         found = look(*args)
         if len(slow) == 1:  # the second look, with what was read before
-            threading.Event().wait(0.6)
+            threading.Event().wait(1.8)
         slow.append(None)
         return found
 

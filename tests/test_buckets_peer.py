@@ -3,7 +3,6 @@ checkpoints in a server that speaks as Google's."""
 
 import shutil
 import signal
-import socket
 import subprocess
 
 import faults
@@ -16,7 +15,7 @@ import tiny
 from dppmask_jax import pretrain
 from dppmask_jax.errors import InputError
 from dppmask_jax.methods.base import TrainState
-from dppmask_jax.runs import bucket, bucket_copy, checkpoint
+from dppmask_jax.runs import bucket, bucket_copy, bucket_lock, checkpoint
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 URL = "s3://bucket/runs/mine"
@@ -69,6 +68,7 @@ def test_a_run_is_killed_and_goes_on_elsewhere(server, tmp_path, monkeypatch):
     life = faults.Life(lively, one | {"PYTHONPATH": str(tiny.ROOT)}, tmp_path / "second.txt")
     life.wait_until(lambda: "resuming at step" in life.said(), "a resume")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    monkeypatch.setattr(bucket_lock, "_POLL_SECONDS", 0.1)
     with pytest.raises(InputError, match=f"{URL} is in use by process"):
         pretrain.train(tiny.config("mae", **FIELDS), URL)
     status, _ = life.end()
@@ -129,9 +129,7 @@ def test_googles_file_system_takes_and_gives_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     pytest.importorskip("gcsfs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = tiny.free_port()
     served = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     served.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")

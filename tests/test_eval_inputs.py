@@ -3,7 +3,6 @@ several processes."""
 
 import json
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -246,9 +245,7 @@ def test_a_training_does_not_go_on_with_other_classes(finetuned, mae_run, square
 @pytest.mark.slow
 def test_every_task_on_two_processes_is_that_on_one(mae_run, squares, tmp_path):
     ibot_run = tiny.save_run(tmp_path / "ibot", method="ibot")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = tiny.free_port()
 
     def start(out, process, devices):
         arguments = map(str, (mae_run, ibot_run, squares, out, port, process))

@@ -2,7 +2,6 @@ import csv
 import functools
 import itertools
 import json
-import socket
 import statistics
 import sys
 from pathlib import Path
@@ -600,13 +599,11 @@ def test_the_command_evaluates_several_runs_and_on_several_processes(tmp_path):
         assert out["config"]["data"]["source"] == tiny.COMMON["data.source"]
         assert f"result  {run}/eval_knn.json" in done.stdout
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = tiny.free_port()
     flags += [f"--checkpoint={runs[0]}", f"--workdir={tmp_path}/two"]
     flags += ["--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
     processes = [tiny.start(command(*flags, f"--process_id={i}")) for i in range(2)]
-    outs = [process.communicate(timeout=240) for process in processes]
+    outs = [process.communicate(timeout=900) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outs
     together = json.loads((tmp_path / "two" / "eval_knn.json").read_text())
     assert together["metrics"] == alone[0]["metrics"] and together["data"] == alone[0]["data"]

@@ -492,7 +492,7 @@ def test_waiting_for_data_is_seen():
 
     def slow():
         for i in range(99):
-            time.sleep(0.05)
+            time.sleep(0.25)
             yield toy_batch(i)
 
     recorder = Recorder()

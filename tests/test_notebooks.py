@@ -85,7 +85,9 @@ def execute(name, folder):
         lines = "\n".join(f"{choice} = {value!r}" for choice, value in choices.items())
         cell = nbformat.v4.new_code_cell(lines)
         notebook.cells.insert(tagged(notebook, "parameters") + 1, cell)
-    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, timeout=900, startup_timeout=300, resources={"metadata": {"path": str(folder)}}
+    )
     client.execute(env=tiny.environment(1) | {"PYTHONPATH": str(tiny.ROOT)})
     outputs = {cell.id: cell.get("outputs", []) for cell in notebook.cells}
     printed = {name: "".join(each.get("text", "") for each in of) for name, of in outputs.items()}

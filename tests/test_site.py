@@ -151,7 +151,7 @@ def test_pages_in_a_browser(site, tmp_path):
             stdout=subprocess.DEVNULL, stderr=stderr,
         )  # fmt: skip
         try:
-            assert posted.wait(300), said.read_text()[-2000:]
+            assert posted.wait(900), said.read_text()[-2000:]
         finally:
             browser.terminate()
             browser.wait(20)

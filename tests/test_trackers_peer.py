@@ -36,7 +36,7 @@ def killed(tmp_path_factory):
     env.pop("MLFLOW_TRACKING_URI", None)
     command = tiny.command(workdir, **FIELDS)
     life = faults.Life(command, env, workdir.parent / "killed.txt")
-    life.wait_for_step(workdir, 33)
+    life.wait_for_step(workdir, 27)
     life.send(signal.SIGKILL)
     life.end()
     status, said = faults.run(command, env, workdir.parent / "resumed.txt")

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import time
 
 import jax
@@ -413,9 +412,7 @@ def test_profile_is_written(tmp_path):
 
 def two_processes(workdir, **changes):
     """Exit codes and (stdout, stderr) of a run on two processes with two devices each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = tiny.free_port()
     flags = ["--num_processes=2", f"--coordinator=127.0.0.1:{port}"]
     processes = [
         tiny.start(tiny.command(workdir, *flags, f"--process_id={i}", **changes), devices=2)

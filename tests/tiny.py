@@ -1,8 +1,11 @@
 """A run small enough for tests: 16 px shapes, 16 patches of 4 px, a four-block encoder."""
 
+import contextlib
 import functools
+import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +24,9 @@ from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.workdir import to_json
 
 ROOT = Path(__file__).parent.parent
+# Below those that the system gives to whoever asks for any, and other ones in each process.
+_FIRST_PORT = 20_000 + 200 * (os.getpid() % 60)
+_PORTS = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + 200))
 COMMON = {
     "data.source": "shapes:size=16,train=96,val=24",
     "image_size": (16, 16),
@@ -143,6 +149,14 @@ def environment(devices, *, as_users=False):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COMPILATION_CACHE_MAX_SIZE": "10000000000",  # JAX locks a cache that has a limit only
     }
+
+
+def free_port() -> int:
+    """A port that nobody listens at, and nobody is given before a command does."""
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def start(arguments, devices=1, **variables):
