@@ -169,8 +169,8 @@ def test_a_second_sigint_stops_at_once(tmp_path):
     workdir = tmp_path / "run"
     # A long measurement before the first step, which one SIGINT would wait for.
     changes = CHANGES | {
-        "data__source": "shapes:size=16,train=12000,val=24",
-        "evaluate__knn_images": 12000,
+        "data__source": "shapes:size=64,train=4000,val=1000",  # which the recipes draw
+        "evaluate__knn_images": 4000,
     }
     life = faults.Life(tiny.command(workdir, **changes), tiny.environment(1), tmp_path / "out.txt")
     life.wait_until(lambda: (workdir / "tensorboard").exists(), "the measurement")
