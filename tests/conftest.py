@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), compiling.xla_flags(4, as_users=False)]
 ).strip()
 # For what commands compile and draw, as long as `_compiled` lives: workers of pytest-xdist inherit
-# the name.
+# the name. A folder that stays could hold what an older program drew.
 if "DPPMASK_TESTS_COMPILED" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="dppmask_jax_compiled")
     os.environ["DPPMASK_TESTS_COMPILED"] = _compiled.name

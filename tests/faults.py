@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import forked
@@ -104,6 +105,10 @@ class Life:
         """The process does nothing meanwhile."""
         self.send(signal.SIGSTOP)
         try:
+            state = Path("/proc") / str(self.process.pid) / "stat"
+            self.wait_until(
+                lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "a halt"
+            )
             yield
         finally:
             self.send(signal.SIGCONT)
@@ -162,7 +167,7 @@ def kill_at_random(command, workdir, env, outputs, *, kills, seed, stride):
             life.wait_for_step(workdir, target)
             if kind == "save":
                 life.wait_until(lambda: is_saving(workdir), "a save", poll=0.001)
-            time.sleep((0.01 if kind == "save" else 0.04) * delay)  # a save takes some 0.03 s
+            time.sleep(0.04 * delay)
         if kind != "end":
             assert life.process.poll() is None, life.said()
             life.send(signal.SIGKILL)

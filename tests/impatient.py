@@ -1,5 +1,5 @@
 """train.py that notices the loss of a process after 20 seconds instead of a minute, and that of a
-run in a bucket as well, where it gives five signs of life a second instead of one in ten.
+run in a bucket as well, where it gives five signs of life a second instead of one in ten seconds.
 
 python tests/impatient.py FLAGS_OF_TRAIN
 """

@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-import time
 
 import jax
 import numpy as np
@@ -196,10 +195,11 @@ class OneConnection(MemoryFileSystem):
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
         self.free = threading.Lock()
-        self.uploaded = threading.Event()
+        self.begun, self.uploaded = threading.Event(), threading.Event()
 
     def put(self, *args, **more):
         with self.free:
+            self.begun.set()
             self.uploaded.wait(60)
 
     def pipe_file(self, *args, **more):
@@ -212,15 +212,17 @@ def test_signs_of_life_go_on_during_a_long_upload(store):
     with bucket_lock.held(own, ".lock", "a", lambda line: None) as lock:
         upload = threading.Thread(target=own.fs.put)
         upload.start()
-        time.sleep(0.1)
-        with (
-            pytest.raises(InputError, match="is in use by"),
-            bucket_lock.held(store, ".lock", "b", lambda line: None),
-        ):
-            pass
-        assert upload.is_alive()
-        bucket_lock.check(own, lock)
-        own.fs.uploaded.set()
+        own.fs.begun.wait(60)
+        try:
+            with (
+                pytest.raises(InputError, match="is in use by"),
+                bucket_lock.held(store, ".lock", "b", lambda line: None),
+            ):
+                pass
+            assert upload.is_alive()
+            bucket_lock.check(own, lock)
+        finally:
+            own.fs.uploaded.set()
         upload.join()
 
 
@@ -231,7 +233,7 @@ def test_one_of_many_that_start_at_once_holds_the_lock(store):
         try:
             with bucket_lock.held(store, ".lock", owner, lambda line: None):
                 held.append(owner)
-                done.wait(5)
+                done.wait(60)
         except InputError:
             refused.append(owner)
             if len(refused) == 4:
@@ -315,7 +317,7 @@ def test_a_holder_that_answers_late_is_no_dead_one(store, monkeypatch):
     def looks_slowly(*args):
         found = look(*args)
         if len(slow) == 1:  # the second look, with what was read before
-            threading.Event().wait(1.8)
+            threading.Event().wait(1.2 * bucket_lock.DEAD_SECONDS)
         slow.append(None)
         return found
 

@@ -87,8 +87,9 @@ def test_devices_make_no_difference():
     whole = measured(queries, keys)
     found = over_devices(queries.reshape(4, 3, 6), keys.reshape(4, 3, 6))
     for name, value in found.items():
+        least = 1e-6 if name.endswith("cosine") else 0
         np.testing.assert_allclose(
-            value, np.full(4, whole[name]), rtol=1e-5, atol=1e-6, err_msg=name
+            value, np.full(4, whole[name]), rtol=1e-5, atol=least, err_msg=name
         )
 
 

@@ -54,7 +54,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
         assert one.keys() == other.keys()
         for name in one.keys() - {"images_per_sec", "data_wait_frac"}:
-            np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(one[name], other[name], rtol=2e-4, err_msg=name)
 
 
 @pytest.fixture(scope="module")

